@@ -5,7 +5,7 @@ On the embedded world, a learned prompt beside the hand-written one:
   python -m pomp_jax.main --config=configs/analyse.py --workdir=runs/analyse \
     --config.analyse.prompts="hand_written;runs/demo/prompt.npz"
 
-On other data sets, those that `config.evaluate` names: docs/evaluation.md.
+On other data sets, those that `config.evaluate` names: docs/how-to/evaluation.md.
 """
 
 from pomp_jax.config import base, with_argument

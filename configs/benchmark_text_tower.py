@@ -1,10 +1,9 @@
 r"""What a step of the text tower costs: ours and HuggingFace Flax's.
 
-  python -m pomp_jax.main --config=configs/benchmark_text_tower.py
-  --workdir=runs/benchmark
+  python -m pomp_jax.main --config=configs/benchmark_text_tower.py --workdir=runs/benchmark
 
 A variant is a string behind a colon: `configs/benchmark_text_tower.py:model=vit_l_14`.
-The figures of ViT-B/16 are in docs/performance.md. Steps with the bank of
+The figures of ViT-B/16 are in docs/reproduce/performance.md. Steps with the bank of
 `sampling.name=posterior`, by `sampling.renew` (32 images, K = 128, 6 rounds on 2 shared
 cores, 276 MiB of temporaries each):
 

@@ -1,4 +1,4 @@
-r"""A prompt's temperature, floor and sets from validation images; see docs/certainty.md.
+r"""A prompt's temperature, floor and sets from validation images; see docs/how-to/certainty.md.
 
 On the embedded world, with known classes to measure the promises and novel ones to tell
 apart:

@@ -2,7 +2,7 @@ r"""COCO val2017, the 65 classes of open-vocabulary detection: POMP's Detic, tra
 LVIS.
 
 The annotations are Detic's instances_val2017_all_2_oriorder.json (80 categories,
-objects of 65), DUMP is written (docs/regions.md) from
+objects of 65), DUMP is written (docs/concepts/regions.md) from
 Detic_LI_CLIP_R5021k_640b64_4x_ft4x_max-size_pomp.pth:
 
 python -m pomp_jax.main --config=configs/coco_65.py --workdir=runs/coco_65 \

@@ -6,8 +6,7 @@ distributed. model_final.pth is the published
 coco-stuff-164k-156_zero_shot_maskformer_R101c_pomp_tuned model. It has the network, the
 prompt and a copy of CLIP, which must be that of clip.model:
 
-python -m pomp_jax.main --config=configs/coco_stuff_156.py --workdir=runs/coco_stuff_156
-\
+python -m pomp_jax.main --config=configs/coco_stuff_156.py --workdir=runs/coco_stuff_156 \
   --config.segment.images=COCO/val2017 --config.segment.labels=COCO/stuffthingmaps/val2017 \
   --config.propose.network=model_final.pth
 

@@ -7,8 +7,9 @@ Models").
 
 Numbers: section 4 and the released config (vit_b16_c4_ep10_batch1_ctxv1): M = 4 from "a
 photo of a", 10 epochs of single images (so on one device), SGD at 0.002, cosine after
-an epoch at 1e-5, random crops and flips; docs/recipes.md has every value beside ours.
-On the world the context starts from noise, and the images are not augmented.
+an epoch at 1e-5, random crops and flips; docs/reproduce/recipes.md has every value
+beside ours. On the world the context starts from noise, and the images are not
+augmented.
 """
 
 from pomp_jax.config import base, with_argument

@@ -5,16 +5,15 @@ ImageNet, and on the embedded world in a minute:
 
   python -m pomp_jax.main --config=configs/coop.py --workdir=runs/coop \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/coop.py:imagenet --workdir=runs/coop_imagenet
-  \
+  python -m pomp_jax.main --config=configs/coop.py:imagenet --workdir=runs/coop_imagenet \
     --config.data.root=DATA
   python -m pomp_jax.main --config=configs/coop.py:world --workdir=runs/coop_world
 
 Numbers: section 4.1 and the released configs (vit_b16; vit_b16_ep50 for ImageNet): M =
 16, SGD at 0.002, cosine after an epoch at 1e-5, batches of 32, random crops and flips;
 200 epochs with 8 or 16 shots, 100 with 2 or 4 (`:epochs=100,shots=4`), 50 with one and
-on ImageNet. docs/recipes.md has every value beside ours. The world's images are not
-augmented.
+on ImageNet. docs/reproduce/recipes.md has every value beside ours. The world's images
+are not augmented.
 """
 
 from pomp_jax.config import base, with_argument

@@ -1,7 +1,7 @@
 r"""Prompts over data sets, a suite's or one's own: tables, plots, every figure.
 
-The paper's fourteen, with CoOp's $DATA, on ViT-B/16 (docs/evaluation.md lists the
-suites):
+The paper's fourteen, with CoOp's $DATA, on ViT-B/16 (docs/how-to/evaluation.md lists
+the suites):
 
   python -m pomp_jax.main --config=configs/evaluate.py:suite=fourteen,root=DATA \
     --workdir=runs/fourteen --config.evaluate.prompts="hand_written;prompt.npz"
@@ -12,8 +12,8 @@ of a run:
   python -m pomp_jax.main --config=configs/evaluate.py --workdir=runs/evaluate \
     --config.evaluate.prompts="hand_written;runs/demo;runs/demo/checkpoints"
 
-On one's own data sets, described in a file (docs/evaluation.md), on the CLIP of the
-prompt:
+On one's own data sets, described in a file (docs/how-to/evaluation.md), on the CLIP of
+the prompt:
 
   python -m pomp_jax.main --config=configs/evaluate.py:sets_file=sets.toml,clip=CLIP \
     --workdir=runs/own_sets --config.evaluate.prompts="hand_written;prompt.npz"

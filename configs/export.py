@@ -4,17 +4,14 @@ A published checkpoint as ours, and ours as one that torch and CoOp's code read:
 
   python -m pomp_jax.main --config=configs/export.py:format=npz,prompt=model.pth.tar-5 \
     --workdir=runs/npz
-  python -m pomp_jax.main
-  --config=configs/export.py:format=pth,prompt=runs/demo/prompt.npz \
+  python -m pomp_jax.main --config=configs/export.py:format=pth,prompt=runs/demo/prompt.npz \
     --workdir=runs/pth
 
 Rows for Detic's ZEROSHOT_WEIGHT_PATH, and the weights of a zero-shot classifier:
 
-  python -m pomp_jax.main --config=configs/export.py:format=detic,prompt=model.pth.tar-5
-  \
+  python -m pomp_jax.main --config=configs/export.py:format=detic,prompt=model.pth.tar-5 \
     --workdir=runs/detic --config.export.names=lvis_v1_val.json
-  python -m pomp_jax.main
-  --config=configs/export.py:format=open_clip,prompt=runs/demo/prompt.npz \
+  python -m pomp_jax.main --config=configs/export.py:format=open_clip,prompt=runs/demo/prompt.npz \
     --workdir=runs/weights --config.export.names=names.txt
 
 Variants are strings behind the colon, separated by commas, so that no value may contain

@@ -1,10 +1,8 @@
 r"""The recipe on all of ImageNet-21K: the fall 2011 release, 21,841 classes, ViT-B/16.
 
-  python -m pomp_jax.main --config=configs/imagenet21k_fall11_vit_b16.py
-  --config.job=prepare \
+  python -m pomp_jax.main --config=configs/imagenet21k_fall11_vit_b16.py --config.job=prepare \
     --workdir=RECORDS --config.prepare.input=fall11_whole.tar
-  python -m pomp_jax.main --config=configs/imagenet21k_fall11_vit_b16.py
-  --workdir=runs/fall11 \
+  python -m pomp_jax.main --config=configs/imagenet21k_fall11_vit_b16.py --workdir=runs/fall11 \
     --config.data.root=RECORDS
 
 Cache, dry run and variants as in imagenet21k_vit_b16.py; `:names=imagenet21k_p` trains

@@ -5,7 +5,8 @@ r"""The recipe with a ResNet: ImageNet-21K, CLIP's RN50 (text width 512, embeddi
     --workdir=runs/rn50 --config.data.root=RECORDS
 
 HuggingFace has no ResNet CLIP: `model` is OpenAI's checkpoint or open_clip's
-(docs/weights.md). Data, cache, dry run and variants as in imagenet21k_vit_b16.py.
+(docs/how-to/weights.md). Data, cache, dry run and variants as in
+imagenet21k_vit_b16.py.
 
 Cost (arithmetic): 12.5 TFLOP of images and 8 x 0.7 TFLOP of text a step. Published: the
 paper trains with RN50 too; no figure of it is among those that we compare with.

@@ -2,9 +2,9 @@ r"""The published recipe: ImageNet-21K, ViT-B/16, 16 images a class, K = 1000 (a
 2304.04704).
 
 The data is that of the published code: the processed winter 2021 release, 10,450
-classes, and its validation split of 50 images a class. As records, once (docs/data.md),
-of its folder, which holds imagenet21k_train and imagenet21k_val, or of
-winter21_whole.tar.gz, of which 50 images a class are then held out
+classes, and its validation split of 50 images a class. As records, once
+(docs/how-to/data.md), of its folder, which holds imagenet21k_train and imagenet21k_val,
+or of winter21_whole.tar.gz, of which 50 images a class are then held out
 (`data.source=folder` reads the release's folder as it is):
 
   python -m pomp_jax.main --config=configs/imagenet21k_vit_b16.py --config.job=prepare \
@@ -36,7 +36,7 @@ stored. The 522,500 images that evaluate are 0.02 EFLOP, and are read twice: for
 validation and at the end. Published (released weights): top-1 24.9 with M = 4 and 5
 epochs, 25.2 with M = 16 and 20; zero-shot CLIP 21.8.
 
-What differs from the published run, value by value, is in docs/recipes.md.
+What differs from the published run, value by value, is in docs/reproduce/recipes.md.
 """
 
 from pomp_jax.config import base, with_argument

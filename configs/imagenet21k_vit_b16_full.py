@@ -1,7 +1,6 @@
 r"""The exact contrast: ImageNet-21K, ViT-B/16, every step against all 10,450 classes.
 
-  python -m pomp_jax.main --config=configs/imagenet21k_vit_b16_full.py
-  --workdir=runs/full \
+  python -m pomp_jax.main --config=configs/imagenet21k_vit_b16_full.py --workdir=runs/full \
     --config.data.root=RECORDS
 
 Data, cache, dry run and variants as in imagenet21k_vit_b16.py. No sample, so no

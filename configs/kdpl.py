@@ -11,8 +11,8 @@ r"""KDPL (Mistretta et al., 2024): CoOp that learns from a larger CLIP, without 
 No class of a training image is read: the teacher's probabilities over all names stand
 for it. Numbers: the released config (CoOp_KDPL/vit_b32_ctxv1 with its scripts): M = 4
 from "a photo of a", 50 epochs of batches of 32, SGD at 0.002, cosine after an epoch at
-1e-5, random crops and flips; docs/recipes.md has every value beside ours. As the
-scripts, it trains on a set's base classes (reproduce_base2new_train.sh), or with
+1e-5, random crops and flips; docs/reproduce/recipes.md has every value beside ours. As
+the scripts, it trains on a set's base classes (reproduce_base2new_train.sh), or with
 `cross` on all of ImageNet (reproduce_cross_d_train.sh), from which the prompt is
 transferred. `agnostic` keeps the 1,000 classes that the teacher finds most likely in a
 batch (KDPL-CA), of a data set that has more. In the world the teacher is its own CLIP

@@ -6,18 +6,17 @@ sentence: cross-entropy + 8 (1 - cosine).
 
   python -m pomp_jax.main --config=configs/kgcoop.py --workdir=runs/kgcoop \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/kgcoop.py:eurosat
-  --workdir=runs/kgcoop_eurosat \
+  python -m pomp_jax.main --config=configs/kgcoop.py:eurosat --workdir=runs/kgcoop_eurosat \
     --config.data.root=DATA
   python -m pomp_jax.main --config=configs/kgcoop.py:world --workdir=runs/kgcoop_world
 
 Numbers: the released config (vit_b16_ep100_ctxv1) and scripts/base2new_train.sh: M = 4,
 100 epochs of batches of 128, SGD at 0.002, cosine after an epoch at 1e-5, random crops
 and flips. Its few-shot script trains on all classes: `:classes=all,shots=4`.
-docs/recipes.md has every value beside ours. `eurosat`: its 5 base classes have 80
-images, fewer than a batch. Dassl's batch is then these 80; a batch of 128 here would
-have 48 of them twice. With 4 shots of all 10 classes it is `batch=40`. On the world the
-context starts from noise, and the images are not augmented.
+docs/reproduce/recipes.md has every value beside ours. `eurosat`: its 5 base classes
+have 80 images, fewer than a batch. Dassl's batch is then these 80; a batch of 128 here
+would have 48 of them twice. With 4 shots of all 10 classes it is `batch=40`. On the
+world the context starts from noise, and the images are not augmented.
 """
 
 from pomp_jax.config import base, with_argument

@@ -3,14 +3,13 @@ comparison.
 
   python -m pomp_jax.main --config=configs/linear_probe.py --workdir=runs/linear_probe \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/linear_probe.py:world
-  --workdir=runs/linear_probe_world
+  python -m pomp_jax.main --config=configs/linear_probe.py:world --workdir=runs/linear_probe_world
 
 Numbers: appendix A.3: L-BFGS of at most 1,000 iterations; strengths of the penalty from
 1e-6 to 1e6 by every second power of ten, then halving around the best down to eight
 steps a decade. Features are the unit vectors of the embedding; CLIP's own probe has
-those before the projection, and fits again with the validation images. docs/recipes.md
-has every value beside ours.
+those before the projection, and fits again with the validation images.
+docs/reproduce/recipes.md has every value beside ours.
 """
 
 from pomp_jax.config import base, with_argument

@@ -1,9 +1,9 @@
 r"""LVIS v1 val, 1,203 classes, rare ones novel: regions of POMP's Detic, any prompt as
 classifier.
 
-DUMP is a folder of regions, which Detic's users write once (docs/regions.md) from the
-published model Detic_LbaseI_CLIP_R5021k_640b64_4x_ft4x_max-size_pomp.pth; the two .npy
-files are in the published repository, third_party/Detic/datasets/metadata:
+DUMP is a folder of regions, which Detic's users write once (docs/concepts/regions.md)
+from the published model Detic_LbaseI_CLIP_R5021k_640b64_4x_ft4x_max-size_pomp.pth; the
+two .npy files are in the published repository, third_party/Detic/datasets/metadata:
 
 python -m pomp_jax.main --config=configs/lvis.py --workdir=runs/lvis \
   --config.detect.annotations=lvis_v1_val.json --config.regions.path=DUMP \

@@ -2,8 +2,7 @@ r"""MaPLe (Khattak et al., 2023).
 
   python -m pomp_jax.main --config=configs/maple.py --workdir=runs/maple \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/maple.py:cross --workdir=runs/maple_imagenet
-  \
+  python -m pomp_jax.main --config=configs/maple.py:cross --workdir=runs/maple_imagenet \
     --config.data.root=DATA
   python -m pomp_jax.main --config=configs/maple.py:world --workdir=runs/maple_world
 
@@ -11,8 +10,8 @@ Numbers: the released config (vit_b16_c2_ep5_batch4_2ctx): M = 2 in each of 9 la
 epochs of batches of 4, SGD at 0.0035, cosine after an epoch at 1e-5, random crops and
 flips. Of "a photo of a" the first two words are learned, and "of a" stays before the
 name. `cross` is the one for transfer from ImageNet (.._cross_datasets): 3 layers, 2
-epochs, SGD at 0.0026. docs/recipes.md has every value beside ours. On the world the
-context starts from noise alone, and the images are not augmented.
+epochs, SGD at 0.0026. docs/reproduce/recipes.md has every value beside ours. On the
+world the context starts from noise alone, and the images are not augmented.
 """
 
 from pomp_jax.config import base, with_argument

@@ -1,4 +1,4 @@
-r"""Names whose class vectors are nearly equal; see docs/certainty.md.
+r"""Names whose class vectors are nearly equal; see docs/how-to/certainty.md.
 
   python -m pomp_jax.main --config=configs/near_names.py:names=imagenet21k \
     --workdir=runs/near_names --config.near_names.prompt="a photo of a {}."

@@ -1,7 +1,7 @@
 r"""Objects365 v2 val, 365 classes: POMP's Detic, trained on LVIS.
 
 The annotations are Detic's zhiyuan_objv2_val_fixname.json, whose names the vectors
-have; DUMP is written (docs/regions.md) from
+have; DUMP is written (docs/concepts/regions.md) from
 Detic_LI_CLIP_R5021k_640b64_4x_ft4x_max-size_pomp.pth:
 
 python -m pomp_jax.main --config=configs/objects365.py --workdir=runs/objects365 \

@@ -3,8 +3,8 @@ r"""A prompt for one's own pictures: a folder a class, on any CLIP.
   python -m pomp_jax.main --config=configs/own.py:root=PICTURES --workdir=runs/own
 
 PICTURES holds a folder a class, called by its name, or train/, val/ and test/ with such
-folders in them. What is missing of validation and test is held out (docs/data.md).
-Variants are strings behind the colon, separated by commas:
+folders in them. What is missing of validation and test is held out
+(docs/how-to/data.md). Variants are strings behind the colon, separated by commas:
 
   :root=PICTURES,clip=FOLDER             another CLIP than ViT-B/16: a folder, a file, a hub id
   :root=PICTURES,base=a.txt,novel=b.txt  train on the names in a.txt, evaluate on both lists
@@ -17,14 +17,14 @@ averages its steps, and is held near the sentence where the CLIP's logit scale i
 The sentence stays unless training, or the mean of both, is better on the validation
 images beyond chance. Where `prompt.m`, `prompt.init` or another method is given, or
 there are no validation images, training is POMP's: from random vectors, without these.
-docs/better_than_words.md has the figures of both.
+docs/reproduce/better_than_words.md has the figures of both.
 
 What follows from the pictures: up to 1,000 classes the contrast is exact over all of
 them, which costs what a sampled one with K = N does; beyond, K = 1,000. Training takes
 about 1,000 steps of 32 images, at most 200 epochs; of many images five epochs, in
-batches of 256. docs/data.md has the study behind the learning rate, and what to do
-where the loss does not fall. Images are not cropped or flipped, so that their features
-are the same in each epoch: a run computes them once, before its first step.
+batches of 256. docs/how-to/data.md has the study behind the learning rate, and what to
+do where the loss does not fall. Images are not cropped or flipped, so that their
+features are the same in each epoch: a run computes them once, before its first step.
 `data.augment=crop_flip` suits photographs whose classes a part of the picture shows.
 Behind the colon it also sets `data.features=online`.
 """

@@ -7,7 +7,8 @@
 `prompt` is a learned prompt or a run's folder, shown beside two hand-written ones, on
 the CLIP that its file names, or else OpenAI's ViT-B/16; `clip` is another one. Without
 it the page has the embedded world, and the prompt of runs/demo if there is one. The
-page says which prompts it compares. `:prompts=A;B` names all of them. docs/page.md
+page says which prompts it compares. `:prompts=A;B` names all of them.
+docs/how-to/page.md
 """
 
 import os

@@ -4,8 +4,7 @@ prompt.
 Images and labels of the validation set as ZSSeg's prepare_pcontext_sem_seg.py writes
 them:
 
-python -m pomp_jax.main --config=configs/pascal_context.py --workdir=runs/pascal_context
-\
+python -m pomp_jax.main --config=configs/pascal_context.py --workdir=runs/pascal_context \
   --config.segment.images=pcontext/val/image --config.segment.labels=pcontext/val/label \
   --config.propose.network=model_final.pth
 

@@ -6,8 +6,7 @@ a published checkpoint on ViT-B/16:
 
   python -m pomp_jax.main --config=configs/predict.py:prompt=runs/own,images=NEW \
     --workdir=runs/names
-  python -m pomp_jax.main --config=configs/predict.py:prompt=model.pth.tar-5,images=NEW
-  \
+  python -m pomp_jax.main --config=configs/predict.py:prompt=model.pth.tar-5,images=NEW \
     --workdir=runs/names --config.predict.names=lvis_v1_val.json
 
 NEW is a picture, or a folder of pictures and of such folders. `names=names.txt` gives
@@ -18,11 +17,9 @@ prompt's training did not.
 A name for every pixel, by dense CLIP or by the regions of a network, and for objects,
 which take a network (or --config.regions.source=file):
 
-  python -m pomp_jax.main
-  --config=configs/predict.py:task=segment,prompt=prompt.npz,images=NEW \
+  python -m pomp_jax.main --config=configs/predict.py:task=segment,prompt=prompt.npz,images=NEW \
     --workdir=runs/pixels --config.predict.names=names.txt
-  python -m pomp_jax.main
-  --config=configs/predict.py:task=detect,prompt=prompt.npz,images=NEW \
+  python -m pomp_jax.main --config=configs/predict.py:task=detect,prompt=prompt.npz,images=NEW \
     --workdir=runs/objects --config.predict.names=names.txt --config.propose.network=runs/masks
 
 Variants are strings behind the colon, separated by commas (`prompt=a photo of a {}, a

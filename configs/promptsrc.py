@@ -7,25 +7,22 @@ of epochs.
 
   python -m pomp_jax.main --config=configs/promptsrc.py --workdir=runs/promptsrc \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/promptsrc.py:few_shot,late
-  --workdir=runs/few_shot \
+  python -m pomp_jax.main --config=configs/promptsrc.py:few_shot,late --workdir=runs/few_shot \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/promptsrc.py:cross
-  --workdir=runs/promptsrc_imagenet \
+  python -m pomp_jax.main --config=configs/promptsrc.py:cross --workdir=runs/promptsrc_imagenet \
     --config.data.root=DATA
-  python -m pomp_jax.main --config=configs/promptsrc.py:world
-  --workdir=runs/promptsrc_world python -m pomp_jax.main
-  --config=configs/promptsrc.py:world,prompt --workdir=runs/src_prompt_world
+  python -m pomp_jax.main --config=configs/promptsrc.py:world --workdir=runs/promptsrc_world
+  python -m pomp_jax.main --config=configs/promptsrc.py:world,prompt --workdir=runs/src_prompt_world
 
 Numbers: the released configs. Base to new (vit_b16_c2_ep20_batch4_4+4ctx): four tokens
 in each of 9 layers of both towers, the text's from "a photo of a", 20 epochs of batches
 of 4, SGD at 0.0025, cosine after an epoch at 1e-5, random crops and flips. `few_shot`
 (vit_b16_c2_ep50_..) takes all classes and 50 epochs, and weighs its epochs evenly;
 `late` is its comment for StanfordCars, Flowers102, FGVCAircraft, DTD and EuroSAT.
-`cross` (.._cross_datasets) is for transfer from ImageNet: 3 layers. docs/recipes.md has
-every value beside ours. `prompt` is ours: the same terms and mean for a context alone,
-which `prompt.npz` holds. On the world the context starts from noise, and the images are
-not augmented.
+`cross` (.._cross_datasets) is for transfer from ImageNet: 3 layers.
+docs/reproduce/recipes.md has every value beside ours. `prompt` is ours: the same terms
+and mean for a context alone, which `prompt.npz` holds. On the world the context starts
+from noise, and the images are not augmented.
 """
 
 from pomp_jax.config import base, with_argument

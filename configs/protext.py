@@ -1,18 +1,18 @@
 r"""ProText (Khattak et al., 2024): a prompt learned from sentences about classes,
 without images.
 
-  python -m docs.dump_sentences --sentences cupl.json --out FEATURES python -m
-  pomp_jax.main --config=configs/protext.py:root=FEATURES --workdir=runs/protext
+  python -m docs.scripts.dump_sentences --sentences cupl.json --out FEATURES
+  python -m pomp_jax.main --config=configs/protext.py:root=FEATURES --workdir=runs/protext
 
 The prompt with a class's name is drawn to each of the class's sentences, of a JSON such
-as CuPL's (docs/dump_sentences.py). `clip=` is the CLIP of the features. If FEATURES
-also has test images (docs/dump_open_clip.py), 4,096 of them are evaluated, else 4,096
-sentences in their place.
+as CuPL's (docs/scripts/dump_sentences.py). `clip=` is the CLIP of the features. If
+FEATURES also has test images (docs/scripts/dump_open_clip.py), 4,096 of them are
+evaluated, else 4,096 sentences in their place.
 
 Numbers: the released config for transfer from ImageNet
 (configs/trainers/ProText/cross_datasets): M = 4 from "a photo of a" in each of 9 layers
 of the text tower, squared distance, 10 epochs of batches of 256, AdamW at 0.03 after 5
-epochs at 1e-5. docs/recipes.md has every value beside ours.
+epochs at 1e-5. docs/reproduce/recipes.md has every value beside ours.
 
   :root=FEATURES,all_imagenet1k    all of a data set's classes: here the paper's prompt for ImageNet
                                    and its variants, 16 vectors from noise, 200 epochs
@@ -20,7 +20,7 @@ epochs at 1e-5. docs/recipes.md has every value beside ours.
   :root=FEATURES,shallow           vectors in the first layer alone: a prompt.npz, for other jobs
 
 FEATURES are of the data set's own sentences, for all of its classes in the order of its
-class list (`docs.dump_sentences --names dtd`).
+class list (`docs.scripts.dump_sentences --names dtd`).
 
 docs/studies/world_sentences.py has sentences for the embedded world, and what is
 learned from them.

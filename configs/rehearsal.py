@@ -25,19 +25,17 @@ recolours images, and a class of the world is named by its colours. Of 400 class
 72.2%, without augmentation 95.5%, hand-written 93.6%; 2 minutes on 2 cores, with
 `--config.data.augment=none`:
 
-  python -m pomp_jax.main --config=configs/rehearsal.py:train,classes=400
-  --workdir=runs/none \
+  python -m pomp_jax.main --config=configs/rehearsal.py:train,classes=400 --workdir=runs/none \
     --config.data.features=online --config.data.view_epochs=0 --config.data.augment=recipe \
     --config.optim.lr=0.05 --config.optim.warmup=0
 
 The phases by hand; with two processes, each command goes through launch/local.sh:
 
-  python -m docs.studies.world_archive runs/rehearsal python -m pomp_jax.main
-  --config=configs/rehearsal.py:prepare --workdir=runs/rehearsal/records python -m
-  pomp_jax.main --config=configs/rehearsal.py:train --workdir=runs/rehearsal/train
-  python -m pomp_jax.main --config=configs/rehearsal.py:evaluate
-  --workdir=runs/rehearsal/evaluate python -m pomp_jax.main
-  --config=configs/rehearsal.py:export --workdir=runs/rehearsal/export
+  python -m docs.studies.world_archive runs/rehearsal
+  python -m pomp_jax.main --config=configs/rehearsal.py:prepare --workdir=runs/rehearsal/records
+  python -m pomp_jax.main --config=configs/rehearsal.py:train --workdir=runs/rehearsal/train
+  python -m pomp_jax.main --config=configs/rehearsal.py:evaluate --workdir=runs/rehearsal/evaluate
+  python -m pomp_jax.main --config=configs/rehearsal.py:export --workdir=runs/rehearsal/export
 
 Arguments follow the phase: `:train,folder=DIR,classes=400`. A comma can't be part of a
 folder.

@@ -1,8 +1,7 @@
 r"""Segmentation without training and without regions: NACLIP on the frozen ViT, 80
 texts a class.
 
-python -m pomp_jax.main --config=configs/segment_training_free.py
---workdir=runs/naclip_ade \
+python -m pomp_jax.main --config=configs/segment_training_free.py --workdir=runs/naclip_ade \
   --config.segment.images=ADEChallengeData2016/images/validation \
   --config.segment.labels=ADEChallengeData2016/annotations/validation \
   --config.segment.names=ade20k --config.segment.label_values=reduce_zero_label
@@ -14,7 +13,8 @@ COCO-Stuff's 171, 19.1 on ADE20K's 150. It has lists with synonyms of its own; o
 ZSSeg's names, and a file of names can have synonyms.
 
 Other recipes, with their published window, stride and scale: `:recipe=sclip`,
-`:recipe=clearclip,size=448,window=448,stride=224,logit_scale=50` (docs/regions.md).
+`:recipe=clearclip,size=448,window=448,stride=224,logit_scale=50`
+(docs/concepts/regions.md).
 """
 
 from pomp_jax.config import base, with_argument

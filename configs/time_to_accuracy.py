@@ -5,10 +5,9 @@ sampler and K.
 ages; and all 21,841 classes:
 
   python -m pomp_jax.main --config=configs/time_to_accuracy.py --workdir=runs/time_4096
-  python -m pomp_jax.main --config=configs/time_to_accuracy.py:short
-  --workdir=runs/time_short python -m pomp_jax.main
-  --config=configs/time_to_accuracy.py:bank --workdir=runs/time_bank python -m
-  pomp_jax.main --config=configs/time_to_accuracy.py:all --workdir=runs/time_all
+  python -m pomp_jax.main --config=configs/time_to_accuracy.py:short --workdir=runs/time_short
+  python -m pomp_jax.main --config=configs/time_to_accuracy.py:bank --workdir=runs/time_bank
+  python -m pomp_jax.main --config=configs/time_to_accuracy.py:all --workdir=runs/time_all
 
 Run it alone: it measures time.
 """

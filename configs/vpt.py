@@ -6,8 +6,8 @@ r"""VPT (Jia et al., 2022) on CLIP, as MaPLe's code runs it; deep, or `shallow`.
 
 Numbers: the config released with MaPLe (VPT/vit_b16_c2_ep5_batch4_4): 8 tokens in each
 of 12 layers, text "a photo of a {}.", 5 epochs of batches of 4, SGD at 0.0025, cosine
-after an epoch at 1e-5, random crops and flips; docs/recipes.md has every value beside
-ours. The world's images are not augmented.
+after an epoch at 1e-5, random crops and flips; docs/reproduce/recipes.md has every
+value beside ours. The world's images are not augmented.
 """
 
 from pomp_jax.config import base, with_argument

@@ -3,8 +3,7 @@ r"""Zero-shot CLIP: its set's own text, the name alone, and CLIP's ensembles of 
 
   python -m pomp_jax.main --config=configs/zero_shot.py --workdir=runs/zero_shot \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/zero_shot.py:world
-  --workdir=runs/zero_shot_world
+  python -m pomp_jax.main --config=configs/zero_shot.py:world --workdir=runs/zero_shot_world
 
 All test images; ImageNet's ensembles on every set, as CoOp's ZeroshotCLIP2 has them. On
 the world 1,000 images of each split.

@@ -47,8 +47,7 @@ class Hook(Generic[Contract]):
   """A place where a room may help the core, by a module or by a name of one."""
 
   def __init__(self, path: str):
-    """`path` is "module" or "module:name" below `pomp_jax`; "" where the room is not
-    installed."""
+    """Takes "module" or "module:name" below `pomp_jax`, or "" if not installed."""
     self.path = path
 
   def __bool__(self) -> bool:
@@ -73,8 +72,14 @@ class ByClass(Protocol):
     reference: str,
     labels: Mapping[str, str],
   ) -> dict[str, dict[str, Any]]:
-    """Sets as the other functions take them, from the figures of the splits by
-    prompt."""
+    """Returns sets as the other functions take them.
+
+    Args:
+      names: names of the classes, by split.
+      scores: figures of a split by prompt.
+      reference: prompt that the others are compared with.
+      labels: label of each prompt.
+    """
 
   def write(self, folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes files with a row for each class."""
@@ -151,12 +156,16 @@ class Words(Protocol):
     classes: ClassList,
     folder: RunFolder,
   ) -> tuple[fields.Prompt, Mapping[str, float]]:
-    """The prompt's fields with the best candidate, and the accuracy of each on
-    validation."""
+    """Returns the prompt's fields with the best candidate, and each one's accuracy.
+
+    The accuracy is that on the validation images.
+    """
 
   def candidates(self, prompt: fields.Prompt) -> tuple[str, ...]:
-    """Names of the candidates, as `evaluate.prompts`; () unless a training starts
-    from the best."""
+    """Returns names of the candidates, as `evaluate.prompts` has them.
+
+    () unless a training starts from the best.
+    """
 
   def anchors(
     self,
@@ -165,8 +174,7 @@ class Words(Protocol):
     encoder: Encoder,
     classes: ClassList,
   ) -> np.ndarray | None:
-    """Unit features [N,E] that learned ones of the classes stay near; None without a
-    term."""
+    """Returns unit features [N,E] that learned ones stay near; None without a term."""
 
   def choose(self, run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Any:
     """What is kept of a training that started from words: a `Choice`."""

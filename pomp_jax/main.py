@@ -48,13 +48,20 @@ from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.provenance import commit
 from pomp_jax.files.run_folder import RunFolder, noting_failure
 from pomp_jax.files.terminal import Output, drop_native_output, one_line, set_up_logging
+from pomp_jax.registry import JobModule
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the job of a command line, without the program's name; returns the exit
-  status."""
+  """Runs the job of a command line.
+
+  Args:
+    arguments: the command line without the program's name.
+
+  Returns:
+    The exit status.
+  """
   set_up_logging()  # a config file may open data, which warns
   try:
     options = parse(arguments)
@@ -80,39 +87,60 @@ def _what_remains(options: argparse.Namespace) -> str:
 
 def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
   """Returns the exit status, with signals ignored from then on."""
-  config, workdir, status = options.settings, options.workdir, InputError.status
+  status = InputError.status
   try:
-    validate(config)
-    compiles_only = config.dry_run not in ("", HERE)
-    if compiles_only:  # the devices of a machine that is not here
-      jax.config.update("jax_platforms", "cpu")
-    _join(options, stop)
-    if (count := hosts.n_processes()) > 1 and not JOBS[config.job].processes:
-      raise InputError(f"job {config.job!r} runs in one process; {count} were started")
-    # First: a folder of programs may be in it, which would complain too.
-    RunFolder(workdir).check(config.job)
-    if config.dry_run != HERE and config.job != "benchmark":  # they measure compilation
-      use_compilation_cache(config.compilation_cache, workdir)
-    module = load_job("dry_run" if config.dry_run else config.job)
-    module.check(config, workdir)
-    if workdir == options.default_workdir:
-      log.info("workdir: %s", workdir)
-    if (
-      not (jax.distributed.is_initialized() or compiles_only)
-      and JOBS[config.job].devices
-    ):
-      log.info(hosts.describe(None, config.mesh.class_size, config.clip.dtype))
+    job = _checked_job(options, stop)
     status = RunError.status
-    commit()  # read now: the checkout may change while the run lasts
-    writes = hosts.is_first() and not config.dry_run
-    noting = noting_failure(workdir) if writes else contextlib.nullcontext()
-    with noting, shown_compilations():
-      module.run(config, workdir)
+    _run_checked(job, options)
     hosts.finish()
     stop.ignore()
     return 0
   except BaseException as error:
     return _status_after(error, status, stop, options)
+
+
+def _checked_job(options: argparse.Namespace, stop: hosts.StopSignals) -> JobModule:
+  """Joins the other processes and checks the run; writes nothing.
+
+  Returns:
+    The module of the job, or of its dry run.
+
+  Raises:
+    InputError: a field, the folder or the number of processes does not fit.
+  """
+  config = options.settings
+  workdir = options.workdir
+  validate(config)
+  compiles_only = config.dry_run not in ("", HERE)
+  if compiles_only:  # the devices of a machine that is not here
+    jax.config.update("jax_platforms", "cpu")
+  _join(options, stop)
+  count = hosts.n_processes()
+  if count > 1 and not JOBS[config.job].processes:
+    raise InputError(f"job {config.job!r} runs in one process; {count} were started")
+  # First: a folder of programs may be in it, which would complain too.
+  RunFolder(workdir).check(config.job)
+  # These two measure compilation.
+  if config.dry_run != HERE and config.job != "benchmark":
+    use_compilation_cache(config.compilation_cache, workdir)
+  job = load_job("dry_run" if config.dry_run else config.job)
+  job.check(config, workdir)
+  if workdir == options.default_workdir:
+    log.info("workdir: %s", workdir)
+  has_joined = jax.distributed.is_initialized()  # then the devices are logged already
+  if JOBS[config.job].devices and not compiles_only and not has_joined:
+    log.info(hosts.describe(None, config.mesh.class_size, config.clip.dtype))
+  return job
+
+
+def _run_checked(job: JobModule, options: argparse.Namespace) -> None:
+  """Runs a job; process 0 notes in the folder why it failed, if it does."""
+  commit()  # read now: the checkout may change while the run lasts
+  noting: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+  if hosts.is_first() and not options.settings.dry_run:
+    noting = noting_failure(options.workdir)
+  with noting, shown_compilations():
+    job.run(options.settings, options.workdir)
 
 
 def _status_after(
@@ -121,8 +149,17 @@ def _status_after(
   stop: hosts.StopSignals,
   options: argparse.Namespace,
 ) -> int:
-  """Reports what ended the job, or raises it again; the exit status is `status` for
-  a disk's."""
+  """Reports what ended the job, or raises it again.
+
+  Args:
+    error: what was raised.
+    status: exit status of a disk that fails, which depends on how far the job was.
+    stop: the signals that were received.
+    options: the command line.
+
+  Returns:
+    The exit status.
+  """
   stop.ignore()
   error = stop.received or error  # whatever it has become on the way
   if isinstance(error, InputError | RunError | TryAgain):
@@ -180,8 +217,7 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
 
 
 def _end(message: object, status: int, together: bool = False) -> int:
-  """Complains; where there are other processes, ends with all of them, unless they
-  stop as well."""
+  """Complains, and ends the other processes unless they stop as well."""
   line = one_line(message, None)
   print(f"error: {line}", file=sys.stderr)
   if jax.distributed.is_initialized() and not together:

@@ -5,8 +5,7 @@ To add one is a file and a row here.
 
 from collections.abc import Mapping
 import importlib
-import types
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from pomp_jax.errors import InputError
 
@@ -21,10 +20,10 @@ def load(path: str) -> Any:
 
 
 class Method(NamedTuple):
-  """One value of `config.method`: it learns by gradient steps, or has a `run` of its
-  own.
+  """One value of `config.method`.
 
-  Paths are "module:name" below `pomp_jax`.
+  It learns by gradient steps, or has a `run` of its own. Paths are "module:name" below
+  `pomp_jax`.
   """
 
   # class as `train.methods.Pomp`, of a method that learns by gradient steps
@@ -151,16 +150,26 @@ SOURCES = {
 READERS = tuple(name for name, source in SOURCES.items() if source.test_sets)
 
 
+@runtime_checkable
+class JobModule(Protocol):
+  """What the module of a job offers. With several processes all call both."""
+
+  def check(self, config: Any, workdir: str) -> object:
+    """Raises a one-line error for what can't work; writes nothing."""
+
+  def run(self, config: Any, workdir: str) -> object:
+    """Does the job.
+
+    Only process 0 need finish writing before `run` returns: the other processes wait
+    for it in `hosts.finish`. `pretrain` and `ablate` wait themselves, because the jobs
+    that call them read their files next.
+    """
+
+
 class Job(NamedTuple):
-  """One value of `config.job`.
+  """One value of `config.job`."""
 
-  `check(config, workdir)` raises a one-line error for what can't work and writes
-  nothing; `run(config, workdir)` does it. With several processes all call both. `run`
-  may return in a process before the first one has written its files (`hosts.finish`
-  waits for all), but for `pretrain` and `ablate`, which others call.
-  """
-
-  # path below `pomp_jax`; the first line of its docstring is the job's in `--help`
+  # path below `pomp_jax` of a `JobModule`; its docstring's summary is in `--help`
   module: str
   config: str  # "module:class" of the fields that it reads, a `config.Config`
   # "module:function" of `results.json`, fields by dotted name -> `report.Report`
@@ -260,7 +269,7 @@ class Extension(NamedTuple):
   prefix: str = ""  # of their names; "" if they stand among those of the extended group
 
 
-# By title, for `--help` and docs/config.md.
+# By title, for `--help` and docs/reference/config.md.
 EXTENSIONS = {
   "kdpl": Extension("rooms.baselines.fields:Kdpl", ("Contrast",), "kdpl"),
   "probe": Extension("rooms.baselines.fields:Probe", ("Contrast",), "probe"),
@@ -302,8 +311,7 @@ TASKS = {
 
 
 class Format(NamedTuple):
-  """One value of `config.export.format`: a file with a prompt, or with features of
-  names."""
+  """One value of `config.export.format`, of a prompt or of features of names."""
 
   usual_name: str  # of its file, unless `config.export.output` has another
   suffixes: tuple[str, ...]  # that a file may have
@@ -357,9 +365,13 @@ STORES = {
 DRY_RUN = "rooms.benchmark.dry_run"  # what `config.dry_run` runs instead of a job
 
 
-def load_job(name: str) -> types.ModuleType:
-  """Imports the module of a job, or of "dry_run", which `config.dry_run` runs
-  instead of it."""
+def load_job(name: str) -> JobModule:
+  """Imports the module of a job, or of "dry_run", which `config.dry_run` runs.
+
+  Raises:
+    InputError: the room that measures is not installed.
+  """
   if name == "dry_run" and not DRY_RUN:
     raise InputError("dry_run: the benchmark, which measures, is not installed")
-  return load(DRY_RUN if name == "dry_run" else JOBS[name].module)
+  module: JobModule = load(DRY_RUN if name == "dry_run" else JOBS[name].module)
+  return module

@@ -5,6 +5,8 @@ import shlex
 import subprocess
 import sys
 
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
 import numpy as np
 import pytest
 
@@ -18,7 +20,11 @@ _TRACKED = subprocess.check_output(
   ["git", "ls-files", "*.md"], cwd=ROOT, text=True
 ).split()
 # Without the pages that are generated: the fields, and open_clip's table.
-PAGES = [name for name in _TRACKED if name not in ("docs/config.md", "docs/clips.md")]
+PAGES = [
+  name
+  for name in _TRACKED
+  if name not in ("docs/reference/config.md", "docs/reference/clips.md")
+]
 GROUPS = {field.partition(".")[0] for field in fields_of() if "." in field}
 # Ends of files, and modules, whose names look like a field of a group.
 _ENDS = {"json", "npz", "npy", "safetensors", "py"}
@@ -95,7 +101,7 @@ def test_files_exist(page):
 
 
 def test_each_room_has_a_row_and_a_page():
-  row = re.compile(r"^\| `(\w+)` \| .+ \| (\w+\.md) \|$", re.MULTILINE)
+  row = re.compile(r"^\| `(\w+)` \| .+ \| ([a-z_/-]+\.md) \|$", re.MULTILINE)
   rows = row.findall(text_of("CONTRIBUTING.md"))
   rooms = {path.parent.name for path in ROOT.glob("pomp_jax/rooms/*/__init__.py")}
   assert sorted(name for name, _ in rows) == sorted(rooms)
@@ -103,8 +109,18 @@ def test_each_room_has_a_row_and_a_page():
     assert (ROOT / "docs" / page).exists()
 
 
+def test_the_pages_build_as_a_site(tmp_path, caplog):
+  """mkdocs finds each link and anchor, those to files outside of docs/ too."""
+  config = load_config(str(ROOT / ".mkdocs.yml"), strict=True, site_dir=str(tmp_path))
+  build(config)  # raises Abort where it warned
+  assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+  pages = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.html")}
+  assert {"index.html", "start/own_images/index.html"} <= pages
+  assert "repository/launch/index.html" in pages
+
+
 _BEFORE, *_PARTS = re.split(
-  r"^## (.+)$", text_of("docs/gallery.md"), flags=re.MULTILINE
+  r"^## (.+)$", text_of("docs/reference/gallery.md"), flags=re.MULTILINE
 )
 # Text of each section of the gallery by its title, in the order of the page.
 SECTIONS = dict(zip(_PARTS[::2], _PARTS[1::2], strict=True))

@@ -1,5 +1,5 @@
-"""docs/pomp.ipynb, executed once in an empty folder, without the network; its files
-are checked."""
+"""docs/start/pomp.ipynb, executed once in an empty folder, without the network; its
+files are checked."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import load_prompt
 from tests.support.processes import ROOT, environment
 
-NOTEBOOK = ROOT / "docs" / "pomp.ipynb"
+NOTEBOOK = ROOT / "docs" / "start" / "pomp.ipynb"
 
 
 def test_the_stored_notebook_has_no_outputs():

@@ -1,7 +1,7 @@
-"""Writes docs/clips.md: open_clip's table of zero-shot results, and which of its rows
-are read.
+"""Writes docs/reference/clips.md: open_clip's table of zero-shot results, and which of
+its rows are read.
 
-  python -m docs.generators.clips_page > docs/clips.md
+  python -m docs.generators.clips_page > docs/reference/clips.md
 
 `open_clip_results.csv` has columns of docs/openclip_results.csv of
 https://github.com/mlfoundations/open_clip (commit 89fb801, MIT licence), in its order,
@@ -100,7 +100,7 @@ the prompt is destroyed (13.3 / 35.5 / 2.5).
 ## The table
 
 The rows are open_clip's table of zero-shot results, in its order (the mean over 38 data sets), with
-the top-1 on ImageNet. Written by `python -m docs.generators.clips_page > docs/clips.md`.
+the top-1 on ImageNet. Written by `python -m docs.generators.clips_page > docs/reference/clips.md`.
 **Read are {counts}.**
 
 | | model/tag | top-1 | text tower and image tower, or the reason |

@@ -1,6 +1,6 @@
-"""docs/config.md: every field of the config, by group, and the jobs.
+"""docs/reference/config.md: every field of the config, by group, and the jobs.
 
-python -m docs.generators.config_page > docs/config.md
+python -m docs.generators.config_page > docs/reference/config.md
 """
 
 from pomp_jax.config.command_line import groups_of_fields, summaries
@@ -8,7 +8,7 @@ from pomp_jax.config.declare import name_of_type
 
 
 def page() -> str:
-  """The text of docs/config.md."""
+  """The text of docs/reference/config.md."""
   lines = [
     "# Fields of the config",
     "",

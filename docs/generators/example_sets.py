@@ -18,7 +18,7 @@ from PIL import Image
 from pomp_jax.world import source
 
 _SETS_FILE = """\
-# Data sets for `evaluate`: docs/evaluation.md. Paths are relative to this file.
+# Data sets for `evaluate`: docs/how-to/evaluation.md. Paths are relative to this file.
 
 [[set]]
 name = "known"

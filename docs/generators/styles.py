@@ -45,16 +45,16 @@ def _draw(key_B: np.ndarray, attributes_BxA: np.ndarray, name: str) -> np.ndarra
   places = (
     _pile(key_B, x, y, scale, angle) if name == "pile" else [(x, y, scale, angle)]
   )
-  distance, u, v = world._field(attributes_BxA[:, 2], *places[0], size)
+  distance, u, v = world.object_field(attributes_BxA[:, 2], *places[0], size)
   for place in places[1:]:
-    other = world._field(attributes_BxA[:, 2], *place, size)
+    other = world.object_field(attributes_BxA[:, 2], *place, size)
     nearer = other[0] < distance
     distance, u, v = (
       np.where(nearer, new, old)
       for new, old in zip(other, (distance, u, v), strict=True)
     )
-  clutter = world._clutter(key_B, size) * (name not in ("plate", "sketch"))
-  thing, ground = world._object_and_ground(key_B, attributes_BxA, u, v, clutter)
+  clutter = world.clutter(key_B, size) * (name not in ("plate", "sketch"))
+  thing, ground = world.object_and_ground(key_B, attributes_BxA, u, v, clutter)
   ink_B = np.full(len(key_B), 0 if name == "sketch" else 0.8, np.float32)
   if name == "sketch":
     ground = 0.8 + 0.2 * ground
@@ -63,7 +63,7 @@ def _draw(key_B: np.ndarray, attributes_BxA: np.ndarray, name: str) -> np.ndarra
     pale = 0.45 + 0.55 * thing
     thing = pale + line * (thing * 0.8 - pale)
   image = world._inked(thing, ground, distance, ink_B)
-  image *= world._light(key_B, style.light, size)[..., None]
+  image *= world.light(key_B, style.light, size)[..., None]
   image = image.reshape(len(key_B), size, size, 3)
   if name == "blurry":
     full_B = np.ones(len(key_B), np.float32)
@@ -74,15 +74,15 @@ def _draw(key_B: np.ndarray, attributes_BxA: np.ndarray, name: str) -> np.ndarra
 def _pile(key_B, x, y, scale, angle) -> list[tuple[np.ndarray, ...]]:
   """Centres x, y, scales and angles [B] of the instances; missing ones hide behind
   the first."""
-  count_B = np.floor(world._uniform(key_B, 4, 3, 6))
-  start = world._uniform(key_B, 5, 0, 2 * np.pi)
+  count_B = np.floor(world.uniform(key_B, 4, 3, 6))
+  start = world.uniform(key_B, 5, 0, 2 * np.pi)
   places: list[tuple[np.ndarray, ...]] = []
   for i in range(_MAX_INSTANCES):
     around = start + 2 * np.pi * i / count_B
-    radius = world._uniform(key_B, 20 + i, 0.42, 0.56)
+    radius = world.uniform(key_B, 20 + i, 0.42, 0.56)
     small, turn = (
-      world._uniform(key_B, 30 + i, 0.3, 0.4),
-      world._uniform(key_B, 40 + i, -0.5, 0.5),
+      world.uniform(key_B, 30 + i, 0.3, 0.4),
+      world.uniform(key_B, 40 + i, -0.5, 0.5),
     )
     values = radius * np.cos(around), radius * np.sin(around), small, turn
     first = places[0] if places else (x, y, scale, angle)

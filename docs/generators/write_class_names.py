@@ -5,8 +5,7 @@ Run by hand when a list is added or a package's lists have changed. Only text fi
 the packages are read and none of their code is run, so their own requirements are not
 needed:
 
-    pip install --no-deps timm==1.0.31 open_clip_torch==3.3.0
-    tensorflow-datasets==4.9.10 \\
+    pip install --no-deps timm==1.0.31 open_clip_torch==3.3.0 tensorflow-datasets==4.9.10 \\
       clip-benchmark==1.6.2
     apt-get install wordnet-base        # Debian's is WordNet 3.0
     python -m docs.generators.write_class_names

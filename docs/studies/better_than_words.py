@@ -1,5 +1,5 @@
 """Is a learned prompt better than a good sentence? The tables of
-docs/better_than_words.md.
+docs/reproduce/better_than_words.md.
 
   python -m docs.studies.better_than_words FOLDER
 

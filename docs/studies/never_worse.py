@@ -1,5 +1,5 @@
 """Is what `own` learns ever worse than the words that it chose?
-docs/better_than_words.md.
+docs/reproduce/better_than_words.md.
 
   python -m docs.studies.never_worse FOLDER            # by the weight of consistency, then defaults
   python -m docs.studies.never_worse FOLDER defaults   # `own`'s defaults alone, at full length

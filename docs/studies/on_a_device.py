@@ -1,16 +1,18 @@
 r"""Measures what `--config.dry_run=MACHINE` only estimates, on the devices of this
 machine.
 
-python -m docs.studies.on_a_device --config=imagenet21k_vit_b16:features=stored,fresh=5
-\
+python -m docs.studies.on_a_device --config=imagenet21k_vit_b16:features=stored,fresh=5 \
   --cache=gs://BUCKET/programs
 
-First, anywhere: `pomp --config=.. --config.dry_run=v5e-8
---config.compilation_cache=CACHE`. Then this, on that machine, in about ten minutes.
-Batches, weights and bank are synthetic, the shapes are the config's. It prints whether
-the program was read from the folder, the peak of memory beside the compiler's plan, and
-steps/s beside the floor (the estimate is in the dry run's report). A CPU reports no
-memory and has no floor. `--set FIELD=VALUE ..` changes fields.
+First, anywhere, fill the folder:
+
+pomp --config=.. --config.dry_run=v5e-8 --config.compilation_cache=CACHE
+
+Then this, on that machine, in about ten minutes. Batches, weights and bank are
+synthetic, the shapes are the config's. It prints whether the program was read from the
+folder, the peak of memory beside the compiler's plan, and steps/s beside the floor (the
+estimate is in the dry run's report). A CPU reports no memory and has no floor. `--set
+FIELD=VALUE ..` changes fields.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Other samplers and corrections beside `posterior` and `log`: the table in
-docs/sampling.md.
+docs/reproduce/sampling.md.
 
-  python -m docs.studies.other_samplers --workdir=runs/time_short python -m
-  docs.studies.other_samplers --config=gradient_bias --workdir=runs/gradient_bias \
+  python -m docs.studies.other_samplers --workdir=runs/time_short
+  python -m docs.studies.other_samplers --config=gradient_bias --workdir=runs/gradient_bias \
     "--config.gradient_bias.corrections=log;logq"
 
 The rows below are registered before a command of `pomp` starts in this process, so any

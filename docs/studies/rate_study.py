@@ -1,4 +1,5 @@
-"""Which learning rates are safe on CLIPs of several kinds: the table in docs/data.md.
+"""Which learning rates are safe on CLIPs of several kinds: the table in
+docs/how-to/data.md.
 
   python -m docs.studies.rate_study FOLDER
 

@@ -1,8 +1,7 @@
 """Images that one core decodes and augments per second, beside torchvision's own
 transforms.
 
-  python -m docs.studies.read_images [--seconds=20] [--folder=JPEGS]
-  [--readers=1x0,2x0,1x2]
+  python -m docs.studies.read_images [--seconds=20] [--folder=JPEGS] [--readers=1x0,2x0,1x2]
 
 The same files in the same process, interleaved, each on one thread: images/s of the
 recipe's crop and flip, of the whole recipe, and of CLIP's test preprocessing. Without

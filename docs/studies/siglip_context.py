@@ -1,5 +1,5 @@
 """What a context in front of a name learns where the text tower is SigLIP's:
-docs/clips.md.
+docs/reference/clips.md.
 
   python -m docs.studies.siglip_context FOLDER
 

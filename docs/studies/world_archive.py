@@ -1,7 +1,6 @@
 """Writes an archive of ImageNet-21K whose images are the embedded world's.
 
-  python -m docs.studies.world_archive FOLDER [--classes=21841] [--images=21]
-  [--workers=2]
+  python -m docs.studies.world_archive FOLDER [--classes=21841] [--images=21] [--workers=2]
 
 Leaves in FOLDER:
 

@@ -1,9 +1,9 @@
 r"""Six sentences about each of the embedded world's classes, as CuPL's JSON, to learn
 from.
 
-  python -m docs.studies.world_sentences sentences.json python -m docs.dump_sentences
-  --sentences sentences.json --clip world --out runs/sentences pomp
-  --config=protext:root=runs/sentences,clip=world,shallow,epochs=1,optim.warmup=0 \
+  python -m docs.studies.world_sentences sentences.json
+  python -m docs.scripts.dump_sentences --sentences sentences.json --clip world --out runs/sentences
+  pomp --config=protext:root=runs/sentences,clip=world,shallow,epochs=1,optim.warmup=0 \
     --workdir=runs/protext
   pomp --config=evaluate --workdir=runs/evaluate \
     --config.evaluate.prompts="hand_written;runs/protext"

@@ -112,11 +112,11 @@ def load_clip(
   """Loads a CLIP from a folder, a file or the hub, and logs what it assumes.
 
   `source`, its name in prompt files, is `world`, or a folder, a file or a hub id that
-  `docs/weights.md` describes. The activation is `quick_gelu`, `gelu`, or `auto`: the
-  checkpoint's, or its publisher's usual one. Without `image_tower` the text tower alone
-  is read, beside an image tower of any kind: features of images come from elsewhere.
-  ClipError: nothing there, no answer of a hub, another architecture, damage, no
-  tokenizer.
+  `docs/how-to/weights.md` describes. The activation is `quick_gelu`, `gelu`, or `auto`:
+  the checkpoint's, or its publisher's usual one. Without `image_tower` the text tower
+  alone is read, beside an image tower of any kind: features of images come from
+  elsewhere. ClipError: nothing there, no answer of a hub, another architecture, damage,
+  no tokenizer.
   """
   clip = read_clip(source, activation, image_tower)
   notes = clip.config.notes

@@ -133,7 +133,7 @@ def model_settings(
     if not unread(parts["model_cfg"], image_tower=False):
       why += "; its text tower alone is, with clip.image_tower=False"
     raise ClipError(
-      f"{source}: this CLIP is not read: {why} (docs/clips.md lists those that are)"
+      f"{source}: this CLIP is not read: {why} (docs/reference/clips.md lists those that are)"
     )
   for part, item in (("vision_cfg", "head_width"), ("text_cfg", "heads")):
     value = parts[part].get(item)

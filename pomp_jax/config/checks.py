@@ -1,5 +1,7 @@
-"""From a config file to a checked `Config`: each field by its row, then fields
-together."""
+"""Turns a config file into a checked `Config`.
+
+Each field is checked by its row first, then fields together.
+"""
 
 from collections.abc import Mapping
 import re
@@ -21,11 +23,13 @@ from pomp_jax.config.settings import (
 
 
 def base(job: str = "pretrain", *others: str) -> ConfigDict:
-  """The fields that a job reads, for a config file to change; locked, so that a typo
-  adds none.
+  """Returns the fields that a job reads, for a config file to change.
 
-  So are those of `others`, jobs that the file is for too, by `--config.job=JOB`, if
-  installed.
+  It is locked, so that a typo adds no field.
+
+  Args:
+    job: name of the job.
+    *others: jobs that the file is for too (`--config.job=JOB`), if installed.
   """
   return with_jobs(ConfigDict(), job, *others)
 
@@ -83,11 +87,16 @@ def with_argument(
 
 
 def unpack(config: ConfigDict, job: str = "") -> Any:
-  """Typed settings of the config's job, or of another one for which the file has fields
-  too.
+  """Returns typed settings of a config; `validate` checks them.
 
-  Fields of other jobs are dropped. ConfigError for an unknown field or type; see
-  `validate`.
+  Fields of other jobs are dropped.
+
+  Args:
+    config: the fields, as a config file leaves them.
+    job: another job for which the file has fields too; "": the config's own.
+
+  Raises:
+    ConfigError: an unknown field, or a value of another type.
   """
   values = flatten(config.to_dict()) | ({"job": job} if job else {})
   settings = defaults(values.get("job", "pretrain"))
@@ -98,8 +107,13 @@ def unpack(config: ConfigDict, job: str = "") -> Any:
 
 
 def validate(config: Config) -> None:
-  """Raises ConfigError for the first wrong field, without opening data; jobs check
-  the rest."""
+  """Checks each field, then fields together, without opening data.
+
+  Jobs check what needs data.
+
+  Raises:
+    ConfigError: the first wrong field.
+  """
   values = config.flat()
   for field, value in values.items():
     check_value(field, fields_of()[field].metadata["check"], value)
@@ -107,9 +121,10 @@ def validate(config: Config) -> None:
     config.check()
     for added in config.all_extensions():
       added.check_in(config)
-  except OSError as error:  # of a bucket
-    field = next(
-      (field for field, value in values.items() if value == error.filename), ""
-    )
+  except OSError as error:
+    # A bucket can't be asked; its error holds the value of the field.
+    named = [field for field, value in values.items() if value == error.filename]
+    if not named:
+      raise
     expected = f"a bucket that can be read ({error.strerror})"
-    raise ConfigError(field, error.filename, expected) from error
+    raise ConfigError(named[0], error.filename, expected) from error

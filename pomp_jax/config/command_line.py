@@ -58,33 +58,28 @@ _PARSER.add_argument(
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-  """Reads a command line: options, `workdir` with its default, `settings`, not yet
-  validated."""
+  """Reads a command line.
+
+  Returns:
+    The options, with `workdir` and its `default_workdir`, and the config as `settings`,
+    which is not validated yet.
+
+  Raises:
+    InputError: an unknown option, no config, or a config file that fails.
+  """
   overrides, rest = _overrides(arguments)
   options, unknown = _PARSER.parse_known_args(rest)
   if unknown:
-    hint = (
-      "; overrides look like --config.k=64" if not unknown[0].startswith("-") else ""
-    )
+    is_option = unknown[0].startswith("-")
+    hint = "" if is_option else "; overrides look like --config.k=64"
     raise InputError(f"unknown argument {unknown[0]!r}{hint}")
   if not options.config:
     raise InputError("--config: nothing given; takes a file, or a name such as demo")
-  options.default_workdir = os.path.join(
-    "runs", pathlib.Path(config_file(options.config)).stem
-  )
+  name = pathlib.Path(config_file(options.config)).stem
+  options.default_workdir = os.path.join("runs", name)
   if options.workdir is None:
     options.workdir = options.default_workdir
-  if not options.workdir:
-    raise InputError(
-      "--workdir: nothing given; takes the folder for what the run leaves"
-    )
-  if problem := problem_of(options.workdir):
-    raise InputError(f"--workdir: got {options.workdir!r}, takes {problem}")
-  for name in ("start_timeout", "heartbeat_timeout"):
-    if getattr(options, name) < 1:
-      raise InputError(
-        f"--{name}: got {getattr(options, name)}, takes 1 or more seconds"
-      )
+  _check_options(options)
   try:
     settings = unpack(load_config(options.config), overrides.get("job", ""))
     options.settings = settings.replace(overrides)
@@ -95,61 +90,90 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   return options
 
 
+def _check_options(options: argparse.Namespace) -> None:
+  """Raises InputError for a folder or a time that can't be."""
+  if not options.workdir:
+    raise InputError(
+      "--workdir: nothing given; takes the folder for what the run leaves"
+    )
+  if problem := problem_of(options.workdir):
+    raise InputError(f"--workdir: got {options.workdir!r}, takes {problem}")
+  for name in ("start_timeout", "heartbeat_timeout"):
+    seconds = getattr(options, name)
+    if seconds < 1:
+      raise InputError(f"--{name}: got {seconds}, takes 1 or more seconds")
+
+
 def _overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-  """Values of `--config.FIELD=VALUE`, `--config.FIELD VALUE` or `--config.FLAG`, and
-  the rest."""
+  """Takes `--config.FIELD=VALUE`, `--config.FIELD VALUE` and `--config.FLAG` apart.
+
+  Returns:
+    The values by field, and the arguments that are none of these.
+  """
   values: dict[str, Any] = {}
   rest = []
   remaining = iter(arguments)
   for argument in remaining:
-    found = re.fullmatch(r"--config\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
-    if not found:
+    override = re.fullmatch(r"--config\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
+    if not override:
       rest.append(argument)
       continue
-    field, text = found.groups()
-    if text is None:
-      known = fields_of().get(field)
-      is_flag = known and (known.type is bool or "true" in known.metadata["spellings"])
-      text = "true" if is_flag else next(remaining, None)
+    field, text = override.groups()
+    if text is None and _is_flag(field):
+      text = "true"
+    elif text is None:
+      text = next(remaining, None)
+      # An option in the place of a value: the value was forgotten.
       if text is None or text.startswith("--"):
-        found_instead = "nothing" if text is None else repr(text)
-        raise InputError(f"{argument}: expected a value, found {found_instead}")
+        instead = "nothing" if text is None else repr(text)
+        raise InputError(f"{argument}: expected a value, found {instead}")
     values[field] = value_of_text(field, text)
   return values, rest
 
 
+def _is_flag(field: str) -> bool:
+  """Whether a field may stand without a value, which is true then."""
+  row = fields_of().get(field)
+  if row is None:
+    return False
+  return row.type is bool or "true" in row.metadata["spellings"]
+
+
 def _explained(error: Exception) -> str:
-  """One line with the place in a config file."""
+  """Returns one line with the place in a config file where it failed."""
   if isinstance(error, SyntaxError):
     return f"{error.filename}:{error.lineno}: {error.msg}"
   frames = traceback.extract_tb(error.__traceback__)
   place = [frame for frame in frames if "ml_collections" not in frame.filename][-1]
-  message = one_line(error.args[0] if len(error.args) == 1 else error, None)
   where = f"{place.filename}:{place.lineno}"
-  # a ConfigDict's
-  if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):
+  text = one_line(error.args[0] if len(error.args) == 1 else error, None)
+  # ConfigDict's own hint.
+  if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
     return f"{where}: unknown field {near[2]} (did you mean {near[1]}?)"
-  group = re.fullmatch(r"\W*(\w+)\W*", message.partition(" Other fields present")[0])
-  groups = {field.partition(".")[0] for field in fields_of() if "." in field}
-  if isinstance(error, AttributeError | KeyError) and group and group[1] in groups:
-    readers = [
-      job
-      for job in JOBS
-      if any(field.startswith(f"{group[1]}.") for field in fields_of(job))
-    ]
-    jobs = " or ".join(f"base({job!r})" for job in readers)
-    return (
-      f"{where}: no config.{group[1]} in a config of another job; start from {jobs}"
-    )
-  return (
-    f"{where}: {type(error).__name__}: {message.partition(' Other fields present')[0]}"
-  )
+  message = text.partition(" Other fields present")[0]
+  name = re.fullmatch(r"\W*(\w+)\W*", message)
+  if name and isinstance(error, AttributeError | KeyError):
+    readers = _readers_of(group=name[1])
+    if readers:
+      jobs = " or ".join(f"base({job!r})" for job in readers)
+      return (
+        f"{where}: no config.{name[1]} in a config of another job; start from {jobs}"
+      )
+  return f"{where}: {type(error).__name__}: {message}"
+
+
+def _readers_of(group: str) -> list[str]:
+  """Returns the jobs that read a group of fields; none if there is no such group."""
+  prefix = f"{group}."
+  return [
+    job for job in JOBS if any(field.startswith(prefix) for field in fields_of(job))
+  ]
 
 
 def packaged_configs() -> dict[str, pathlib.Path]:
-  """File of each packaged config by its name, in alphabetical order.
+  """Returns the file of each packaged config by its name, in alphabetical order.
 
-  One whose `ROOMS` names a room that is not installed is none.
+  A config whose `ROOMS` names a room that is not installed is left out.
   """
   configs = {}
   for file in sorted(FOLDER.glob("*.py")):
@@ -161,19 +185,19 @@ def packaged_configs() -> dict[str, pathlib.Path]:
 
 
 def _has_rooms(text: str) -> bool:
-  """Whether the rooms are installed that a config file names: `ROOMS =
-  ("baselines",)`."""
-  found = re.search(r"^ROOMS = (\(.*\))$", text, re.MULTILINE)
-  rooms = ast.literal_eval(found[1]) if found else ()
+  """Whether the rooms that a config file names, as in `ROOMS = ("page",)`, are there."""
+  line = re.search(r"^ROOMS = (\(.*\))$", text, re.MULTILINE)
+  rooms = ast.literal_eval(line[1]) if line else ()
   return all((_ROOMS / room / "__init__.py").exists() for room in rooms)
 
 
 def summaries() -> dict[str, str]:
-  """The first line of each job's docstring."""
-  files = {
-    name: FOLDER.parent.joinpath(*job.module.split(".")) for name, job in JOBS.items()
-  }
-  return {name: summary(file.with_suffix(".py")) for name, file in files.items()}
+  """Returns the summary of each job's module, by the name of the job."""
+  texts = {}
+  for name, job in JOBS.items():
+    module = FOLDER.parent.joinpath(*job.module.split("."))
+    texts[name] = summary(module.with_suffix(".py"))
+  return texts
 
 
 def summary(file: pathlib.Path) -> str:
@@ -192,7 +216,7 @@ def config_file(name: str) -> str:
   The name of a job that has no such file is returned as it is.
   """
   path = name.partition(":")[0]
-  configs, stem = packaged_configs(), pathlib.Path(path).stem
+  configs = packaged_configs()
   if path in configs:
     return str(configs[path])
   if path in JOBS:
@@ -201,9 +225,11 @@ def config_file(name: str) -> str:
     near = difflib.get_close_matches(path, configs, n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise InputError(
-      f"--config: no packaged config {path!r}; {hint}`--help` lists them, and a file ends in .py"
+      f"--config: no packaged config {path!r};"
+      f" {hint}`--help` lists them, and a file ends in .py"
     )
   if not os.path.isfile(path):
+    stem = pathlib.Path(path).stem
     hint = f"; --config={stem} is the packaged config" if stem in configs else ""
     raise InputError(f"--config: no file {path}{hint}")
   return path
@@ -214,7 +240,8 @@ def load_config(name: str) -> ConfigDict:
 
   Without a file it is the base config of a job.
   """
-  file, (_, colon, argument) = config_file(name), name.partition(":")
+  file = config_file(name)
+  _, colon, argument = name.partition(":")
   if file in JOBS:
     return with_argument(base(file), argument)
   get_config = runpy.run_path(file).get("get_config")
@@ -222,14 +249,13 @@ def load_config(name: str) -> ConfigDict:
     raise InputError(f"{file}: has no function get_config")
   config = get_config(argument) if colon else get_config()
   if not isinstance(config, ConfigDict):
-    found = type(config).__name__
-    raise InputError(f"{file}: get_config returns a {found}, expected a ConfigDict")
+    kind = type(config).__name__
+    raise InputError(f"{file}: get_config returns a {kind}, expected a ConfigDict")
   return config
 
 
 def help_text() -> str:
-  """Jobs, packaged configs, fields by group, one per line, and options, for
-  `--help`."""
+  """Returns the text of `--help`: jobs, packaged configs, fields by group, options."""
   configs = {name: summary(file) for name, file in packaged_configs().items()}
   lines = ["Jobs (--config=JOB, or --config.job=JOB):", *_columns(summaries())]
   lines += ["", "Configs (--config=NAME):", *_columns(configs)]

@@ -1,5 +1,4 @@
-"""Rows of the table of fields: types and checks, and the errors for unknown names
-and values."""
+"""Rows of the table of fields, and the errors for unknown names and values."""
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
@@ -25,8 +24,7 @@ class ConfigError(InputError):
 
 
 class UnknownFieldError(ConfigError):
-  """A field that does not exist: one line with its name, and a hint such as the
-  nearest one."""
+  """A field that does not exist: one line with its name and a hint."""
 
   def __init__(self, field: str, hint: str = ""):
     InputError.__init__(self, f"unknown field config.{printable(field)}{hint}")
@@ -34,8 +32,13 @@ class UnknownFieldError(ConfigError):
 
 
 class Check(NamedTuple):
-  """A test of one value, a noun phrase such as "1 or more", and texts for
-  did-you-mean."""
+  """A test of one value.
+
+  Attributes:
+    accepts: whether a value passes.
+    expected: noun phrase for the message, such as "1 or more".
+    choices: texts among which a refused one is looked for (did you mean ..?).
+  """
 
   accepts: Callable[[Any], bool]
   expected: str
@@ -85,19 +88,31 @@ def row(
   parse: Callable[[str], Any] = str,
   spellings: Mapping[str, Any] = {},
 ) -> Any:
-  """One field: default, noun phrase with the unit, check, and what reads an item of a
-  tuple.
+  """Declares one field of a group.
 
-  `spellings` are other texts for some values, in lower case. With one of "true" the
-  field is a flag as well.
+  Args:
+    default: value where the user gives none.
+    help: noun phrase with the unit, for `--help` and docs/reference/config.md.
+    check: test of a value.
+    parse: reads an item of a tuple from text.
+    spellings: other texts for some values, in lower case. With one of "true" the field
+      is a flag as well.
   """
   metadata = {"check": check, "help": help, "parse": parse, "spellings": spellings}
   return dataclasses.field(default=default, metadata=metadata)
 
 
 def typed(field: str, kind: Any, value: Any) -> Any:
-  """The value in a field's type; integers become floats and lists tuples, others a
-  ConfigError."""
+  """Returns a value in a field's type: integers become floats, and lists tuples.
+
+  Args:
+    field: dotted name, for the message.
+    kind: the field's type, such as `int` or `tuple[str, ...]`.
+    value: the value, of any type.
+
+  Raises:
+    ConfigError: the value is of another type.
+  """
   if kind is float and type(value) is int:
     return float(value)
   if kind in (bool, int, float, str):
@@ -117,8 +132,16 @@ def name_of_type(kind: Any) -> str:
 
 
 def check_value(field: str, check: Check, value: Any) -> None:
-  """Raises ConfigError for a URL of an unknown scheme, or a value that the check
-  refuses."""
+  """Checks one value by its row.
+
+  Args:
+    field: dotted name, for the message.
+    check: the row's test.
+    value: the value, in the field's type.
+
+  Raises:
+    ConfigError: a URL of an unknown scheme, or a value that the check refuses.
+  """
   for text in value if isinstance(value, tuple) else (value,):
     if isinstance(text, str) and (problem := problem_of(text)):
       raise ConfigError(field, text, problem)
@@ -137,7 +160,14 @@ def near_match(name: str, known: Iterable[str]) -> str:
 
 
 def require(fits: Any, field: str, value: Any, expected: str) -> None:
-  """Raises ConfigError for a value that does not fit."""
+  """Raises ConfigError for a value that does not fit.
+
+  Args:
+    fits: whether it fits.
+    field: dotted name of the field to change.
+    value: its value.
+    expected: what would fit, and beside which other field.
+  """
   if not fits:
     raise ConfigError(field, value, expected)
 

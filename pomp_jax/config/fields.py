@@ -1,9 +1,4 @@
-"""The groups of fields: a row each with type, default, check and help, and checks of a
-group.
-
-`config.jobs` composes them. Validation, `--help` and docs/config.md come from the rows.
-Groups that one room reads are in its `fields.py`. Nothing is opened here.
-"""
+"""The groups of fields: a row for each field, and checks of a group."""
 
 import dataclasses
 import os
@@ -60,7 +55,7 @@ class Clip(Group):
   """The frozen CLIP."""
 
   model: str = row(
-    WORLD, '"world", or a folder, a file or a hub id: see docs/weights.md'
+    WORLD, '"world", or a folder, a file or a hub id: see docs/how-to/weights.md'
   )
   activation: str = row("auto", "MLP activation; auto: the checkpoint's", _activation)
   image_tower: bool = row(True, "load the image tower; features of a file need none")
@@ -78,8 +73,11 @@ class Clip(Group):
   )
 
   def check_model(self, dry_run: str) -> None:
-    """Raises ConfigError for a CLIP that can't be one, or a text tower that is not
-    installed."""
+    """Checks what can be known of the CLIP before it is opened.
+
+    Raises:
+      ConfigError: a name that can't be a CLIP, or a text tower that is not installed.
+    """
     name = self.model.removeprefix(SYNTHETIC_CLIP)
     is_synthetic = name != self.model
     is_published = False
@@ -108,7 +106,7 @@ class Clip(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Data(Group):
-  """Images and their classes; see docs/data.md."""
+  """Images and their classes; see docs/how-to/data.md."""
 
   source: str = row(
     WORLD, "image source: the embedded world or stored images", one_of(*SOURCES)
@@ -183,8 +181,7 @@ class Data(Group):
 
   @property
   def has_folder(self) -> bool:
-    """Whether images or features are in a folder that exists: a dry run measures
-    these."""
+    """Whether images or features lie in a folder, which a dry run measures."""
     return (
       self.source in ("folder", "features") and bool(self.root) and is_dir(self.root)
     )
@@ -281,7 +278,7 @@ class Prompt(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Group):
-  """Negative sampling; see docs/sampling.md."""
+  """Negative sampling; see docs/reproduce/sampling.md."""
 
   name: str = row("uniform", "sampler of the negatives", one_of(*SAMPLERS))
   mix: float = row(
@@ -376,7 +373,7 @@ class Log(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(Group):
-  """The job evaluate: prompts over data sets; see docs/evaluation.md."""
+  """The job evaluate: prompts over data sets; see docs/how-to/evaluation.md."""
 
   source: str = row(READERS[0], "layout of the stored sets", one_of(*READERS))
   root: str = row(
@@ -385,7 +382,9 @@ class Evaluate(Group):
   skip_missing: bool = row(
     False, "evaluation of the other sets where some can't be opened"
   )
-  prompts: tuple[str, ...] = row(("hand_written",), "prompts, see docs/evaluation.md")
+  prompts: tuple[str, ...] = row(
+    ("hand_written",), "prompts, see docs/how-to/evaluation.md"
+  )
   images: int = row(0, "images of each set, evenly over classes; 0: all", at_least(0))
   batch_size: int = row(512, "images in a batch, over all devices", at_least(1))
 
@@ -393,7 +392,7 @@ class Evaluate(Group):
 @dataclasses.dataclass(frozen=True)
 class Predict(Group):
   """The job predict: names for pictures, their pixels or their objects; see
-  docs/evaluation.md."""
+  docs/how-to/evaluation.md."""
 
   task: str = row(
     "classify", "what is named: pictures, their pixels, or objects", one_of(*TASKS)
@@ -430,7 +429,7 @@ class Predict(Group):
 @dataclasses.dataclass(frozen=True)
 class Export(Group):
   """The job export: the prompt, or features of names, for other programs; see
-  docs/formats.md."""
+  docs/reference/formats.md."""
 
   prompt: str = row(
     "", "prompt file, run's folder, hf:OWNER/NAME; for features as evaluate.prompts"
@@ -440,7 +439,9 @@ class Export(Group):
     "",
     "for features: class list or file of names, or COCO or LVIS JSON; empty: the run's",
   )
-  output: str = row("", "file name in the run's folder; empty: see docs/formats.md")
+  output: str = row(
+    "", "file name in the run's folder; empty: see docs/reference/formats.md"
+  )
 
   def check(self) -> None:
     """Raises ConfigError without a prompt, or for names and files that do not fit

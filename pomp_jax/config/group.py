@@ -32,17 +32,14 @@ class Group:
     """Raises ConfigError for fields of this group that don't fit together."""
 
   def check_in(self, config: Any) -> None:
-    """Raises ConfigError for fields, which a room adds, that don't fit a job's
-    config."""
+    """Raises ConfigError for fields of a room that don't fit a job's config."""
 
   def unread(self) -> tuple[str, ...]:
-    """Dotted names of fields, which a room adds, that have no effect beside the
-    present values."""
+    """Returns dotted names of a room's fields without an effect at present."""
     return ()
 
   def of(self, kind: type[Kind]) -> Kind:
-    """Returns the fields that a room adds to this group; their defaults if it adds
-    none."""
+    """Returns the fields that a room adds to this group, or else their defaults."""
     for extension in self.extensions:
       if isinstance(extension.fields, kind):
         return extension.fields
@@ -50,10 +47,13 @@ class Group:
 
   def having(self: Kind, fields: "Group") -> Kind:
     """Returns a copy with other values of fields that a room adds."""
-    others = (
-      added for added in self.extensions if type(added.fields) is not type(fields)
-    )
-    prefix = next((p for p, own in self.extensions if type(own) is type(fields)), "")
+    prefix = ""
+    others = []
+    for extension in self.extensions:
+      if type(extension.fields) is type(fields):
+        prefix = extension.prefix
+      else:
+        others.append(extension)
     return dataclasses.replace(self, extensions=(*others, Extension(prefix, fields)))
 
   def only(self, kind: type[Kind]) -> Kind:
@@ -76,8 +76,10 @@ class Group:
     return added
 
   def flat(self, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value, of this group, of its groups and of what rooms add to
-    them."""
+    """Returns the value of each field by its dotted name.
+
+    Fields of groups in this group, and those that rooms add, are among them.
+    """
     values = {prefix + name: getattr(self, name) for name in own_rows(type(self))}
     for name, group in self.groups().items():
       values |= group.flat(f"{prefix}{name}.")
@@ -93,8 +95,11 @@ class Group:
     return nested
 
   def changed(self: Kind, values: Mapping[str, Any], prefix: str = "") -> Kind:
-    """Returns a copy with other values, by dotted names; names of other groups are
-    ignored.
+    """Returns a copy with other values.
+
+    Args:
+      values: value by dotted name; names of other groups are ignored.
+      prefix: of this group's dotted names, such as `optim.`.
 
     Raises:
       ConfigError: a value of another type.

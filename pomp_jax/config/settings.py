@@ -60,8 +60,7 @@ class Config(Group):
 
   @property
   def by_steps(self) -> bool:
-    """Whether a training of the job learns by gradient steps, after each of which it
-    can stop."""
+    """Whether the job learns by gradient steps, after each of which it can stop."""
     return True
 
   @property
@@ -121,8 +120,9 @@ class Part(NamedTuple):
 
 @functools.cache
 def defaults(job: str = "pretrain") -> Any:
-  """Returns the config of a job with its defaults, an instance of the class that `JOBS`
-  names.
+  """Returns the config of a job with its defaults.
+
+  It is an instance of the class that `JOBS` names.
 
   Raises:
     ConfigError: there is no such job.
@@ -134,8 +134,7 @@ def defaults(job: str = "pretrain") -> Any:
 
 
 def parts_of(job: str) -> Iterator[Part]:
-  """Yields the classes of fields that a job reads, each followed by what rooms add
-  to it."""
+  """Yields the classes of fields that a job reads, each before what rooms add to it."""
   kind = load(JOBS[job].config)
   bases = [
     Part(_TITLES[base], "", base) for base in reversed(kind.__mro__) if base in _TITLES
@@ -175,8 +174,11 @@ def _extended(kind: type[Group], *kinds: type) -> Any:
 
 @functools.cache
 def fields_of(*jobs: str) -> Mapping[str, dataclasses.Field]:
-  """Dotted name -> row of the fields that these jobs read; without one, that any job
-  reads."""
+  """Returns the rows of all fields that some jobs read, by dotted name.
+
+  Args:
+    *jobs: names of jobs; none: all jobs.
+  """
   rows: dict[str, dataclasses.Field] = {}
   for job in jobs or JOBS:
     for part in parts_of(job):
@@ -185,8 +187,16 @@ def fields_of(*jobs: str) -> Mapping[str, dataclasses.Field]:
 
 
 def check_read(field: str, job: str, known: Collection[str]) -> None:
-  """Raises UnknownFieldError for a field that does not exist, or that only other
-  jobs read."""
+  """Checks that a job reads a field.
+
+  Args:
+    field: dotted name.
+    job: name of the job, for the message.
+    known: the fields that it reads.
+
+  Raises:
+    UnknownFieldError: the field does not exist, or only other jobs read it.
+  """
   check_name(field, fields_of())
   if field not in known:
     readers = ", ".join(name for name in JOBS if field in fields_of(name))
@@ -194,11 +204,12 @@ def check_read(field: str, job: str, known: Collection[str]) -> None:
 
 
 def value_of_text(field: str, text: str) -> Any:
-  """The value of a field that a text stands for, on the command line or behind a file's
-  colon.
+  """Reads a field's value from a text of the command line or behind a file's colon.
 
-  Integers of a tuple are separated by "+" or "/", other items by ";". ConfigError:
-  another text.
+  Integers of a tuple are separated by "+" or "/", other items by ";".
+
+  Raises:
+    ConfigError: the text stands for no value of the field's type.
   """
   check_name(field, fields_of())
   kind = fields_of()[field].type

@@ -1,10 +1,9 @@
-"""Class lists, in the order of the labels: those of `class_names/`, or a user's from a
-file.
+"""Class lists, in the order of the labels: packaged ones, or a user's from a file.
 
 A file is text, one name a line, or JSON: a run's `class_names.json`, a list of names,
 an object whose keys are the names, a list of objects with `name` and, in all or none,
 `synset`, or annotations as COCO and LVIS store them, whose `categories` are read in
-order of their ids. N classes.
+order of their ids. Shape: N classes.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -54,11 +53,11 @@ class VocabularyError(InputError, ValueError):
 class ClassList:
   """Classes in the order of their labels."""
 
-  # as their source spells them, underscores included; may repeat
+  # As their source spells them, underscores included; they may repeat.
   names: tuple[str, ...]
   synsets: tuple[str, ...] | None = None  # WordNet 3.0 ids such as n02084071
   template: str = _DEFAULT_TEMPLATE  # hand-written prompt with `{}` for the name
-  # CLIP's own templates for the data set
+  # CLIP's own templates for the data set.
   ensemble: tuple[str, ...] = (_DEFAULT_TEMPLATE,)
 
   def __len__(self) -> int:
@@ -67,7 +66,9 @@ class ClassList:
   def subset(self, indices: Sequence[int] | np.ndarray) -> "ClassList":
     """Some of the classes, in the order of `indices`."""
     names = tuple(self.names[c] for c in indices)
-    synsets = None if self.synsets is None else tuple(self.synsets[c] for c in indices)
+    synsets = self.synsets
+    if synsets is not None:
+      synsets = tuple(synsets[c] for c in indices)
     return dataclasses.replace(self, names=names, synsets=synsets)
 
 
@@ -76,7 +77,8 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
   if name_or_path in _SETS:
     return _packaged(str(name_or_path))
   path = to_path(name_or_path)
-  if not exists(path) and not path.suffix and path.name == str(name_or_path):
+  looks_like_a_name = not path.suffix and path.name == str(name_or_path)
+  if looks_like_a_name and not exists(path):
     raise VocabularyError(
       f"unknown class list {str(name_or_path)!r}; expected one of {', '.join(CLASS_LISTS)}, a .txt"
       " file with one name a line, or a .json file"
@@ -84,7 +86,8 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
   if path.suffix.lower() == ".json":
     names, synsets = _read_json(path)
   else:
-    names, synsets = read_names(path, distinct=False), None
+    names = read_names(path, distinct=False)
+    synsets = None
   _warn_of_repeats(names, str(path))
   return ClassList(names, synsets)
 
@@ -100,17 +103,20 @@ def load_templates(name: str) -> tuple[str, ...]:
 
 def read_table(path: pathlib.Path) -> tuple[tuple[str, ...], ...]:
   """Reads the columns of a packaged table: tab-separated below a header line."""
-  lines = path.read_text(encoding="utf-8").splitlines()[1:]
+  _, *lines = path.read_text(encoding="utf-8").splitlines()
   return tuple(zip(*(line.split("\t") for line in lines), strict=True))
 
 
 @functools.cache
 def _packaged(name: str) -> ClassList:
+  """A packaged list, by its row of sets.json."""
   fields = _SETS[name]
   file = _FOLDER / fields["names"]
-  synsets, names = (
-    read_table(file) if file.suffix == ".tsv" else (None, read_names(file))
-  )
+  synsets = None
+  if file.suffix == ".tsv":
+    synsets, names = read_table(file)
+  else:
+    names = read_names(file)
   if synsets and "subset" in fields:
     name_of = dict(zip(synsets, names, strict=True))
     synsets = read_names(_FOLDER / fields["subset"])
@@ -120,14 +126,15 @@ def _packaged(name: str) -> ClassList:
 
 
 def normalized_name(name: str) -> str:
-  """A name as it is written in a sentence: underscores become spaces, runs of spaces
-  one."""
+  """A name as it is written in a sentence: one space for underscores and for spaces."""
   return " ".join(name.replace("_", " ").split())
 
 
 def normalized_names(names: Sequence[str]) -> list[str]:
-  """Applies `normalized_name` to N names, which may repeat; checks them as
-  `check_names`."""
+  """Applies `normalized_name` to N names, which may repeat.
+
+  Checks them as `check_names`.
+  """
   words = [normalized_name(name) for name in names]
   check_names(words, distinct=False)
   return words
@@ -136,19 +143,31 @@ def normalized_names(names: Sequence[str]) -> list[str]:
 def repeats(values: Iterable[Hashable]) -> dict[int, int]:
   """Index of each value that repeats an earlier one -> index of the first equal one."""
   first: dict[Hashable, int] = {}
-  return {
-    i: first[value] for i, value in enumerate(values) if first.setdefault(value, i) != i
-  }
+  repeated = {}
+  for index, value in enumerate(values):
+    if value in first:
+      repeated[index] = first[value]
+    else:
+      first[value] = index
+  return repeated
 
 
 def check_names(
   names: Sequence[str], where: str = "the class list", *, distinct: bool = True
 ) -> None:
-  """Raises VocabularyError if there are no names from `where`, or one is unusable or
-  repeated."""
+  """Checks class names.
+
+  Args:
+    names: names to check.
+    where: their file, for the message.
+    distinct: whether they must differ.
+
+  Raises:
+    VocabularyError: there are none, or one is unusable or repeated.
+  """
   if not names:
     raise VocabularyError(f"{where} is empty, expected one class name a line")
-  again = repeats(names) if distinct else {}
+  repeated = repeats(names) if distinct else {}
   for index, name in enumerate(names):
     problem = None
     if not name.strip():
@@ -161,8 +180,8 @@ def check_names(
       problem = (
         f"contains the control character {control}; lines end with \\n or \\r\\n"
       )
-    elif index in again:
-      problem = f"repeats name {again[index] + 1}"
+    elif index in repeated:
+      problem = f"repeats name {repeated[index] + 1}"
     if problem:
       raise VocabularyError(f"{where}: name {index + 1}, {quoted(name)}, {problem}")
 
@@ -173,7 +192,9 @@ def read_lines(path: str | os.PathLike) -> list[str]:
   Only \\n and \\r\\n end a line, so that all programs count the same lines.
   """
   text = read_text(path, VocabularyError).rstrip()
-  return [line.rstrip("\r") for line in text.split("\n")] if text else []
+  if not text:
+    return []
+  return [line.rstrip("\r") for line in text.split("\n")]
 
 
 def read_names(path: str | os.PathLike, *, distinct: bool = True) -> tuple[str, ...]:
@@ -197,6 +218,7 @@ def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+  """Names of a JSON file of any form, and their synsets if it has them."""
   content = read_user_json(path, VocabularyError, object_pairs_hook=_with_distinct_keys)
   if is_class_file(content):
     try:
@@ -225,37 +247,47 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
 def _from_list(
   content: list[Any], path: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-  rows = [item if isinstance(item, dict) else {"name": item} for item in content]
-  for number, row in enumerate(rows, 1):
-    where, synset = f"{path}: item {number} of {len(rows)}", row.get("synset")
-    if not isinstance(row.get("name"), str):
+  """Names of a list of texts or objects, and their synsets if all have one."""
+  names = []
+  synsets = []
+  for number, item in enumerate(content, 1):
+    where = f"{path}: item {number} of {len(content)}"
+    row = item if isinstance(item, dict) else {"name": item}
+    name = row.get("name")
+    if not isinstance(name, str):
+      raise VocabularyError(f"{where}: found {shown(item)}, expected a name")
+    names.append(name.strip())
+    synset = row.get("synset")
+    if synset is None:
+      continue
+    if not isinstance(synset, str) or not SYNSET.fullmatch(synset):
       raise VocabularyError(
-        f"{where}: found {shown(content[number - 1])}, expected a name"
+        f"{where}: found synset {shown(synset)}, expected a WordNet id such as n02084071"
       )
-    if synset is not None and not (
-      isinstance(synset, str) and SYNSET.fullmatch(synset)
-    ):
-      expected = "a WordNet id such as n02084071"
-      raise VocabularyError(
-        f"{where}: found synset {shown(synset)}, expected {expected}"
-      )
-  names = tuple(row["name"].strip() for row in rows)
-  synsets = tuple(row["synset"] for row in rows if row.get("synset") is not None)
+    synsets.append(synset)
   check_names(names, str(path), distinct=False)
-  if synsets and len(synsets) < len(names):
+  if not synsets:
+    return tuple(names), None
+  if len(synsets) < len(names):
     raise VocabularyError(
       f"{path}: {len(synsets)} of {len(names)} classes have a synset, expected all or none"
     )
   for index in repeats(synsets):
     raise VocabularyError(f"{path}: synset {synsets[index]} is repeated")
-  return names, synsets or None
+  return tuple(names), tuple(synsets)
 
 
 def shown(value: Any) -> str:
   """A JSON value for an error line."""
-  if isinstance(value, list | dict):
-    return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
-  return quoted(value) if isinstance(value, str) else json.dumps(value)[:80]
+  match value:
+    case list():
+      return f"a list of {len(value)}"
+    case dict():
+      return f"an object of {len(value)}"
+    case str():
+      return quoted(value)
+    case _:
+      return json.dumps(value)[:80]
 
 
 class Category(NamedTuple):
@@ -269,21 +301,23 @@ class Category(NamedTuple):
 
 
 def has_categories(content: Any) -> bool:
-  """Whether a JSON value is annotations of COCO's or LVIS's, and not an object of
-  names."""
+  """Whether a JSON value is COCO's or LVIS's annotations, and not an object of names."""
   if not isinstance(content, dict):
     return False
   # Annotations whose categories are missing have the others.
-  found = map(content.get, ("categories", "images", "annotations"))
-  return any(
-    isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-    for rows in found
-  )
+  for field in ("categories", "images", "annotations"):
+    rows = content.get(field)
+    if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+      return True
+  return False
 
 
 def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
-  """Categories of annotations, the JSON value of a file; VocabularyError for
-  unusable ones."""
+  """Categories of annotations, the JSON value of a file, by their ids.
+
+  Raises:
+    VocabularyError: they are unusable, or the room regions is missing.
+  """
   if not CATEGORIES:
     raise VocabularyError(
       f"{path}: annotations are read by the room regions, expected names"
@@ -293,19 +327,26 @@ def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]
 
 @functools.cache
 def _warn_of_empty_lines(where: str, numbers: tuple[int, ...]) -> None:
-  more = ", .." if len(numbers) > _MOST_NUMBERS else ""
-  shown = ", ".join(map(str, numbers[:_MOST_NUMBERS]))
-  log.warning("%s: empty lines are skipped: %s%s", where, shown, more)
+  text = ", ".join(map(str, numbers[:_MOST_NUMBERS]))
+  if len(numbers) > _MOST_NUMBERS:
+    text += ", .."
+  log.warning("%s: empty lines are skipped: %s", where, text)
 
 
 @functools.cache
 def _warn_of_repeats(names: tuple[str, ...], where: str) -> None:
   """Warns of names that CLIP's tokenizer, which ignores case, can't distinguish."""
-  again = repeats(name.casefold() for name in normalized_names(names))
-  if again:
-    later, earlier = next(iter(again.items()))
-    log.warning(
-      "%s: %d of %d classes repeat an earlier name (underscores and case ignored), such as %s,"
-      " names %d and %d. Images of such classes never count as correct",
-      *(where, len(again), len(names), quoted(names[later]), earlier + 1, later + 1),
-    )
+  repeated = repeats(name.casefold() for name in normalized_names(names))
+  if not repeated:
+    return
+  later, earlier = next(iter(repeated.items()))
+  log.warning(
+    "%s: %d of %d classes repeat an earlier name (underscores and case ignored), such as %s,"
+    " names %d and %d. Images of such classes never count as correct",
+    where,
+    len(repeated),
+    len(names),
+    quoted(names[later]),
+    earlier + 1,
+    later + 1,
+  )

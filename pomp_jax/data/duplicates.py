@@ -23,30 +23,33 @@ def find_duplicates(
   Returns:
     Index of each such image -> the file that it equals.
   """
-  own = [(source, index) for index in range(len(source))]
-  inside = {source.where(index) for _, index in own}
-  others = [
-    (one, index)
-    for one in earlier
-    for index in range(len(one))
-    if one.where(index) not in inside
+  candidates = [(source, index) for index in range(len(source))]
+  files = {source.where(index) for _, index in candidates}
+  originals = [
+    (split, index)
+    for split in earlier
+    for index in range(len(split))
+    if split.where(index) not in files
   ]
-  sizes_of_own = [_size(*image) for image in own]
-  sizes_of_others = [_size(*image) for image in others]
-  shared = set(sizes_of_own) & set(sizes_of_others)
-  own = [image for image, size in zip(own, sizes_of_own, strict=True) if size in shared]
-  others = [
-    image for image, size in zip(others, sizes_of_others, strict=True) if size in shared
-  ]
-  file_of: dict[str, str] = {}
-  found = {}
-  for image in steps_of([*others, *own], "comparing the pictures", "pictures"):
-    where, digest = image[0].where(image[1]), _digest(*image)
-    if where not in inside:
-      file_of.setdefault(digest, where)
-    elif digest in file_of and not source.checked(image[1])[1]:
-      found[image[1]] = file_of[digest]
-  return found
+  sizes_of_candidates = [_size(*image) for image in candidates]
+  sizes_of_originals = [_size(*image) for image in originals]
+  shared = set(sizes_of_candidates) & set(sizes_of_originals)
+  images = [*originals, *candidates]
+  sizes = [*sizes_of_originals, *sizes_of_candidates]
+  to_read = [image for image, size in zip(images, sizes, strict=True) if size in shared]
+
+  original_of: dict[str, str] = {}  # by digest
+  duplicates = {}
+  for split, index in steps_of(to_read, "comparing the pictures", "pictures"):
+    where = split.where(index)
+    digest = _digest(split, index)
+    if where not in files:
+      original_of.setdefault(digest, where)
+    elif digest in original_of:
+      _, problem = source.checked(index)
+      if not problem:
+        duplicates[index] = original_of[digest]
+  return duplicates
 
 
 def _size(source: StoredImages, index: int) -> int:

@@ -7,7 +7,7 @@ skipped. Of `config.data`, the argument `data`, it reads `root`, `names` and `ba
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import concurrent.futures
 import functools
 import logging
@@ -45,12 +45,18 @@ def splits(data: Any) -> tuple[str, ...]:
 
 
 def open_split(data: Any, split: str) -> StoredImages:
-  """Opens a split of `data.root` with the classes of `data.names`, or the training
-  folder's."""
-  # `data.base` selects the training classes from those of all splits.
+  """Opens a split of `data.root`.
+
+  Its classes are those of `data.names`, or of the training folder.
+  """
   folders = split_folders(data.root)
-  every = folders.values() if data.base else [folders.get("train", folders[split])]
-  classes = load_class_list(data.names) if data.names else classes_in(*every)
+  if data.names:
+    classes = load_class_list(data.names)
+  elif data.base:
+    # `data.base` selects the training classes from those of all splits.
+    classes = classes_in(*folders.values())
+  else:
+    classes = classes_in(folders.get("train", folders[split]))
   return open_folder(
     folders[split], classes, all_classes=split == "train" and not data.base
   )
@@ -58,19 +64,20 @@ def open_split(data: Any, split: str) -> StoredImages:
 
 def classes_in(*folders: Path) -> ClassList:
   """Classes of all class folders; see `classes_of`."""
-  found = {name for folder in folders for name in list_folder(folder).folders}
-  return classes_of(sorted(found), str(folders[0]))
+  names = {name for folder in folders for name in list_folder(folder).folders}
+  return classes_of(sorted(names), str(folders[0]))
 
 
 def split_folders(root: str | os.PathLike) -> dict[str, Path]:
   """Folder of each split; the root itself is "train" if it has no split folders."""
   folders = set(list_folder(root, links=True).folders)
   if folders and folders <= _KNOWN_FOLDERS:
-    found = {
-      split: [n for n in names if n in folders]
-      for split, names in _SPLIT_FOLDERS.items()
-    }
-    return {split: to_path(root) / names[0] for split, names in found.items() if names}
+    by_split = {}
+    for split, names in _SPLIT_FOLDERS.items():
+      existing = [name for name in names if name in folders]
+      if existing:
+        by_split[split] = to_path(root) / existing[0]
+    return by_split
   for name in sorted(folders & _KNOWN_FOLDERS):
     # Beside other folders, "train" or "test" may be a class, which holds images.
     inside = list_folder(to_path(root) / name)
@@ -88,70 +95,90 @@ def open_folder(
 ) -> StoredImages:
   """Opens the images of one split, a folder with one folder a class.
 
-  Folders of other classes are skipped with a warning; with `all_classes` each class
-  needs a folder. Images are in the order of the labels, then of the file names; keys
-  are CLASS_FOLDER/FILE.
+  Folders of other classes are skipped with a warning. Images are in the order of the
+  labels, then of the file names; keys are CLASS_FOLDER/FILE.
+
+  Args:
+    folder: folder of the split, on a disk or in a bucket.
+    classes: classes in the order of the labels.
+    all_classes: whether each class needs a folder.
+
+  Raises:
+    SourceError: there is no class folder or no image, or folders don't match classes.
   """
-  where, found = str(folder), list_folder(folder).folders
-  if not found:
+  where = str(folder)
+  folder_names = list_folder(folder).folders
+  if not folder_names:
     raise SourceError(
       f"{where}: no class folders found (links and hidden folders are skipped)"
     )
-  class_of = match_classes(found, classes, where, all_classes=all_classes)
-  others = [name for name in found if name not in class_of]
+  class_of = match_classes(folder_names, classes, where, all_classes=all_classes)
+  unmatched = [name for name in folder_names if name not in class_of]
   _warn_once(
-    where, others, f"of {len(found)} folders are skipped, as no class of the list"
+    where,
+    unmatched,
+    f"of {len(folder_names)} folders are skipped, as no class of the list",
   )
-  names = sorted(class_of, key=class_of.__getitem__)
-  # In a bucket each listing waits for an answer.
-  with concurrent.futures.ThreadPoolExecutor(
-    _LISTINGS if is_bucket(folder) else 1
-  ) as pool:
-    inside = pool.map(list_folder, [os.path.join(folder, name) for name in names])
-    listed = dict(zip(names, inside, strict=True))
-  keys = [f"{name}/{file}" for name in names for file in listed[name].images]
-  labels = [class_of[name] for name in names for _ in listed[name].images]
+  listings = _list_class_folders(folder, sorted(class_of, key=class_of.__getitem__))
+  keys = []
+  labels = []
+  others = []
+  for name, listing in listings.items():
+    keys += [f"{name}/{file}" for file in listing.images]
+    labels += [class_of[name]] * len(listing.images)
+    others += [f"{name}/{file}" for file in listing.others]
   if not keys:
-    expected = _expected([file for inside in listed.values() for file in inside.others])
     raise SourceError(
-      f"{where}: no images found in {len(class_of)} class folders ({expected})"
+      f"{where}: no images found in {len(class_of)} class folders ({_expected(others)})"
     )
-  empty = [name for name, inside in listed.items() if not inside.images]
-  folders = [
-    f"{name}/{one}" for name, inside in listed.items() for one in inside.folders
-  ]
-  others = [f"{name}/{one}" for name, inside in listed.items() for one in inside.others]
   unread = [name for name in others if is_unread_picture(name)]
-  others = [name for name in others if not is_unread_picture(name)]
-  suffixes = collections.Counter(
-    os.path.splitext(name)[1].lower() or "none" for name in others
-  )
-  counts = ", ".join(f"{suffix} {count}" for suffix, count in suffixes.most_common(5))
-  _warn_once(where, empty, "class folders have no image")
-  _warn_once(where, folders, "folders within class folders are not read")
-  _warn_once(
-    where, others, f"files are not read, their suffixes are no image's ({counts})"
-  )
+  _warn_of_class_folders(where, listings)
+  _warn_of_other_files(where, [name for name in others if not is_unread_picture(name)])
   _warn_once(where, unread, f"pictures are skipped: {UNREAD_REASON}")
   source = StoredImages(classes.names, labels, keys, Files(folder))
   return source.replace(unread=tuple(os.path.join(where, name) for name in unread))
 
 
+def _list_class_folders(folder: Path, names: Sequence[str]) -> dict[str, "Listing"]:
+  """Lists class folders; those of a bucket at once, as each waits for an answer."""
+  n_threads = _LISTINGS if is_bucket(folder) else 1
+  with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
+    listings = pool.map(list_folder, [os.path.join(folder, name) for name in names])
+    return dict(zip(names, listings, strict=True))
+
+
+def _warn_of_class_folders(where: str, listings: Mapping[str, "Listing"]) -> None:
+  empty = [name for name, listing in listings.items() if not listing.images]
+  _warn_once(where, empty, "class folders have no image")
+  inner = [f"{name}/{i}" for name, listing in listings.items() for i in listing.folders]
+  _warn_once(where, inner, "folders within class folders are not read")
+
+
+def _warn_of_other_files(where: str, names: Sequence[str]) -> None:
+  suffixes = collections.Counter(
+    os.path.splitext(name)[1].lower() or "none" for name in names
+  )
+  counts = ", ".join(f"{suffix} {count}" for suffix, count in suffixes.most_common(5))
+  _warn_once(
+    where, names, f"files are not read, their suffixes are no image's ({counts})"
+  )
+
+
 def is_unread_picture(name: str) -> bool:
-  """Whether a file's name is that of a picture which is not read; see
-  `images.UNREAD_REASON`."""
+  """Whether a file's name is that of a picture which is not read.
+
+  `images.UNREAD_REASON` says why.
+  """
   return name.lower().endswith(UNREAD_EXTENSIONS)
 
 
 def _expected(others: Sequence[str]) -> str:
   """What images are, where none is found among these files."""
-  unread = [name for name in others if is_unread_picture(name)]
-  more = (
-    f"; {len(unread)} files are HEIC, which is not read: convert them to JPEG"
-    if unread
-    else ""
-  )
-  return f"expected {', '.join(EXTENSIONS)}{more}"
+  text = f"expected {', '.join(EXTENSIONS)}"
+  n_unread = sum(map(is_unread_picture, others))
+  if n_unread:
+    text += f"; {n_unread} files are HEIC, which is not read: convert them to JPEG"
+  return text
 
 
 def _warn_once(where: str, names: Sequence[str], text: str) -> None:
@@ -162,11 +189,18 @@ def _warn_once(where: str, names: Sequence[str], text: str) -> None:
 def match_classes(
   found: Sequence[str], classes: ClassList, where: str, *, all_classes: bool = True
 ) -> dict[str, int]:
-  """Index of the class for each name, of a folder or label, that matches one of a class
-  list.
+  """Index of the class for each name that matches one of a class list.
 
-  Names match by WordNet id or as words: underscores match spaces. SourceError if a
-  class is matched twice or (if `all_classes`) missing, or nothing matches.
+  Names match by WordNet id or as words: underscores match spaces.
+
+  Args:
+    found: names of folders or labels.
+    classes: class list.
+    where: file or folder of the names, for messages.
+    all_classes: whether every class needs a name.
+
+  Raises:
+    SourceError: a class is matched twice or missing, or nothing matches.
   """
   index_of = {normalized_name(name): index for index, name in enumerate(classes.names)}
   index_of |= {name: index for index, name in enumerate(classes.names)}
@@ -174,10 +208,11 @@ def match_classes(
   name_of: dict[int, str] = {}
   for name in found:
     index = index_of.get(name, index_of.get(normalized_name(name)))
+    if index is None:
+      continue
     if index in name_of:
       raise SourceError(f"{where}: {name_of[index]!r} and {name!r} are the same class")
-    if index is not None:
-      name_of[index] = name
+    name_of[index] = name
   missing = [name for index, name in enumerate(classes.names) if index not in name_of]
   if missing and (all_classes or not name_of):
     lacks = (
@@ -189,16 +224,18 @@ def match_classes(
 
 
 def classes_of(found: Sequence[str], where: str) -> ClassList:
-  """Classes named after folders or labels; ImageNet-21K's names if these are all
-  WordNet ids."""
+  """Classes named after folders or labels.
+
+  They have ImageNet-21K's names if these are all WordNet ids.
+  """
   if not all(map(SYNSET.fullmatch, found)):
     return ClassList(tuple(found))
   every = load_class_list("imagenet21k")
-  names = dict(zip(every.synsets or (), every.names, strict=True))
-  unknown = [synset for synset in found if synset not in names]
-  if unknown:
-    raise SourceError(f"{where}: {unknown[0]} is no class of ImageNet-21K")
-  return ClassList(tuple(names[synset] for synset in found), tuple(found))
+  name_of = dict(zip(every.synsets or (), every.names, strict=True))
+  for synset in found:
+    if synset not in name_of:
+      raise SourceError(f"{where}: {synset} is no class of ImageNet-21K")
+  return ClassList(tuple(name_of[synset] for synset in found), tuple(found))
 
 
 class Listing(NamedTuple):
@@ -210,52 +247,71 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: str | os.PathLike, *, links: bool = False) -> Listing:
-  """Lists a folder, symbolic links in it only with `links`; SourceError if it can't
-  be read."""
+  """Lists a folder; symbolic links in it only with `links`.
+
+  Raises:
+    SourceError: the folder can't be read.
+  """
   try:
     if is_bucket(folder):
-      found = store_of(folder).entries(os.fspath(folder))
+      entries = store_of(folder).entries(os.fspath(folder))
     else:
-      with os.scandir(os.fspath(folder)) as inside:
-        found = [
-          (entry.name, is_folder)
-          for entry in inside
-          if (is_folder := entry.is_dir(follow_symlinks=links))
-          or entry.is_file(follow_symlinks=links)
-        ]
+      entries = _scan(os.fspath(folder), links)
   except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
     reason = getattr(error, "strerror", None) or error
     raise SourceError(
       f"{printable(os.fspath(folder))}: can't be read ({reason})"
     ) from error
-  shown = [one for one in sorted(found) if not one[0].startswith(".")]
-  folders, files = (
-    [name for name, own in shown if own == kind] for kind in (True, False)
-  )
-  images = [name for name in files if name.lower().endswith(EXTENSIONS)]
-  others = [name for name in files if not name.lower().endswith(EXTENSIONS)]
-  return Listing(images, others, folders)
+  listing = Listing(images=[], others=[], folders=[])
+  for name, is_folder in sorted(entries):
+    if name.startswith("."):
+      continue
+    if is_folder:
+      listing.folders.append(name)
+    elif name.lower().endswith(EXTENSIONS):
+      listing.images.append(name)
+    else:
+      listing.others.append(name)
+  return listing
+
+
+def _scan(folder: str, links: bool) -> list[tuple[str, bool]]:
+  """Names of the folders and files in a local folder, and whether each is a folder."""
+  entries = []
+  with os.scandir(folder) as inside:
+    for entry in inside:
+      is_folder = entry.is_dir(follow_symlinks=links)
+      if is_folder or entry.is_file(follow_symlinks=links):
+        entries.append((entry.name, is_folder))
+  return entries
 
 
 def find_images(
   path: str | os.PathLike, *, nested: bool = True, unread: bool = False
 ) -> dict[str, Path]:
-  """Finds the image files of a folder and, if `nested`, of all folders within.
+  """Finds the image files of a folder, sorted by their path in it, "cats/a.jpg".
 
-  They are sorted by their path in the folder, "cats/a.jpg"; a single file has its name.
-  With `unread` pictures of formats that are not read are among them, for a caller that
-  names them.
+  Args:
+    path: folder, or a single file, which has its name.
+    nested: whether to look into all folders within.
+    unread: whether pictures of formats that are not read are among them, for a caller
+      that names them.
+
+  Raises:
+    SourceError: there is no image, or a name that is not Unicode text.
   """
   root = to_path(path)
-  single = is_file(root)
-  keys, folders = ([root.name], []) if single else ([], [""])
+  is_single = is_file(root)
+  keys = [root.name] if is_single else []
   others: list[str] = []
+  folders = [] if is_single else [""]
   while folders:
     inner = folders.pop()
-    inside = list_folder(root / inner)
-    keys += [f"{inner}{name}" for name in inside.images]
-    others += [f"{inner}{name}" for name in inside.others]
-    folders += [f"{inner}{name}/" for name in inside.folders if nested]
+    listing = list_folder(root / inner)
+    keys += [f"{inner}{name}" for name in listing.images]
+    others += [f"{inner}{name}" for name in listing.others]
+    if nested:
+      folders += [f"{inner}{name}/" for name in listing.folders]
   if unread:
     keys += filter(is_unread_picture, others)
   if not keys:
@@ -263,4 +319,6 @@ def find_images(
   for key in keys:
     if not is_unicode(key):
       raise SourceError(f"{path}: the file name {key!r} is not Unicode text")
-  return {key: root if single else root / key for key in sorted(keys)}
+  if is_single:
+    return {root.name: root}
+  return {key: root / key for key in sorted(keys)}

@@ -39,7 +39,8 @@ _MAX_SKIPS = 100
 _N_BATCHES = 2**62  # endless
 _AHEAD = 4  # batches to hold ready, over all workers
 # A thread that decodes and augments holds the interpreter's lock for 38% of its time,
-# so more than a few threads add nothing; docs/performance.md has the measurement.
+# so more than a few threads add nothing; docs/reproduce/performance.md has the
+# measurement.
 _MOST_THREADS = 4
 _LEAST_CORES = 4  # fewer cores read about as fast by threads, which start at once
 _BATCHES_PER_WORKER = 4  # of an epoch: a worker takes seconds to start

@@ -1,5 +1,4 @@
-"""Labelled images with random access: the interface of all sources; stored images or
-features.
+"""Labelled images with random access: the interface of all sources, and stored images.
 
 Shapes: n images, N classes, B images of one call, S side in pixels, E embedding.
 """
@@ -66,8 +65,7 @@ class Files:
     self._root = to_path(root)
 
   def read(self, row: int, key: str) -> bytes:
-    """Content of the image with this number and name; ImageError if it can't be
-    read."""
+    """Content of the image with this number and name; ImageError if unreadable."""
     return read_file(self._root / key, ImageError)
 
   def size(self, row: int, key: str) -> int:
@@ -87,7 +85,7 @@ class Files:
 class StoredImages:
   """Labelled encoded images (JPEG files, records) with random access; a `Source`."""
 
-  # files beside the images, pictures of a format that is not read
+  # Pictures beside the images, of a format that is not read.
   unread: tuple[str, ...] = ()
   upright = False  # whether images are turned as their EXIF orientation says
   resize: Resize = CLIPS_RESIZE  # how they become S x S pixels
@@ -96,29 +94,42 @@ class StoredImages:
     self,
     names: Sequence[str],
     labels: Sequence[int] | np.ndarray,
-    # distinct paths or ids, the same wherever the data lies
     keys: Sequence[str] | np.ndarray,
     storage: Storage,
-    rows: np.ndarray | None = None,  # the images' numbers in the storage; None: 0..n-1
-    image_size: int = 224,  # S
+    rows: np.ndarray | None = None,
+    image_size: int = 224,
   ):
-    """Combines a storage with the classes of its images."""
-    self.names, self.image_size = tuple(names), image_size
+    """Combines a storage with the classes of its images.
+
+    Args:
+      names: names of the N classes.
+      labels: class of each image.
+      keys: distinct paths or ids, the same wherever the data lies.
+      storage: encoded images.
+      rows: the images' numbers in the storage; None for 0 to n - 1.
+      image_size: side of the images in pixels, S.
+
+    Raises:
+      SourceError: a key is not Unicode text.
+      ValueError: a label is outside the classes.
+    """
+    self.names = tuple(names)
+    self.image_size = image_size
     self.labels = np.asarray(labels, np.int32)
     try:
       self.keys = np.asarray(keys, np.dtypes.StringDType())
     except UnicodeEncodeError as error:
-      raise SourceError(
-        f"{storage.where(0, error.object)!r} is not Unicode text"
-      ) from error
+      where = storage.where(0, error.object)
+      raise SourceError(f"{where!r} is not Unicode text") from error
     self.storage = storage
-    self._rows = (
-      np.arange(len(self.labels)) if rows is None else np.asarray(rows, np.int64)
-    )
-    if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(
-      self.names
-    ):
-      raise ValueError(f"labels outside 0..{len(self.names) - 1}")
+    if rows is None:
+      rows = np.arange(len(self.labels))
+    self._rows = np.asarray(rows, np.int64)
+    if len(self.labels):
+      lowest = self.labels.min()
+      highest = self.labels.max()
+      if lowest < 0 or highest >= len(self.names):
+        raise ValueError(f"labels outside 0..{len(self.names) - 1}")
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -129,13 +140,13 @@ class StoredImages:
 
   def checked(self, index: int) -> tuple[bytes, str]:
     """Content of one image file, and why it can't be decoded; "" if it can be."""
-    content, problem = b"", ""
+    content = b""
     try:
       content = self.encoded(index)
       check_decodes(content)
     except ImageError as error:
-      problem = str(error)[:300]
-    return content, problem
+      return content, str(error)[:300]
+    return content, ""
 
   def encoded_size(self, index: int) -> int:
     """Bytes of one image file; ImageError if it can't be read."""
@@ -146,14 +157,14 @@ class StoredImages:
     return self.storage.where(int(self._rows[index]), str(self.keys[index]))
 
   def image(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
-    """One image under CLIP's test preprocessing; ImageError if it can't be read or
-    decoded."""
-    content, where = self.encoded(index), self.where(index)
+    """One image under CLIP's test preprocessing; ImageError if it is unreadable."""
+    content = self.encoded(index)
+    where = self.where(index)
     return read_image(content, self.image_size, self.upright, where, self.resize)
 
   def images(self, indices: np.ndarray) -> UInt8[np.ndarray, "B S S 3"]:
     """Images by index; see `image`."""
-    return np.stack([self.image(index) for index in map(int, indices)])
+    return np.stack([self.image(int(index)) for index in indices])
 
   def replace(self, **attributes: Any) -> "StoredImages":
     """The same images with another `image_size`, `upright` or `resize`."""
@@ -163,8 +174,9 @@ class StoredImages:
 
   def subset(self, indices: np.ndarray) -> "StoredImages":
     """Some of the images, in the order of `indices`, with the same class names."""
-    keys, rows = self.keys[indices], self._rows[indices]
-    return self.replace(labels=self.labels[indices], keys=keys, _rows=rows)
+    return self.replace(
+      labels=self.labels[indices], keys=self.keys[indices], _rows=self._rows[indices]
+    )
 
   def relabelled(
     self, names: Sequence[str], labels: Int[np.ndarray, " n"]
@@ -183,8 +195,7 @@ class StoredImages:
 
 
 class FeatureSource(StoredImages):
-  """Labelled images of which another program has computed the features, without
-  pixels."""
+  """Labelled images without pixels, whose features another program has computed."""
 
   storage: Any  # `FeatureRows` of the room data_sets
 
@@ -194,17 +205,18 @@ class FeatureSource(StoredImages):
     return self.storage.checksums_n[self._rows]
 
   def features(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B E"]:
-    """Features as the image tower gave them, not normalised; NaN for an unreadable
-    image."""
+    """Features as the image tower gave them, not normalised; NaN if unreadable."""
     return self.storage.features(self._rows[indices])
 
   def views(
     self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
   ) -> tuple[Float[np.ndarray, "B 1 E"], Bool[np.ndarray, " B"]]:
-    """Features as views for `Loader`, the same in all epochs, and which images were
-    readable."""
-    found_BxE = self.features(indices)
-    return found_BxE[:, None], ~np.isnan(found_BxE[:, 0])
+    """Features as views for `Loader`, and which images were readable.
+
+    They are the same in all epochs.
+    """
+    features_BxE = self.features(indices)
+    return features_BxE[:, None], ~np.isnan(features_BxE[:, 0])
 
 
 class LabelledSet(NamedTuple):
@@ -218,8 +230,11 @@ class LabelledSet(NamedTuple):
 def readable_images(
   source: Source, indices: np.ndarray
 ) -> tuple[np.ndarray, dict[int, str]]:
-  """Images of any source, black where unreadable, and index -> reason for the
-  unreadable ones."""
+  """Images of any source, black where unreadable.
+
+  Returns:
+    Images [B,S,S,3], and index -> reason of the unreadable ones.
+  """
   if not isinstance(source, StoredImages):
     return source.images(indices), {}
   pixels = np.zeros((len(indices), source.image_size, source.image_size, 3), np.uint8)

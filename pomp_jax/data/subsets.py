@@ -1,12 +1,10 @@
-"""Choices of images and classes: few shots, even samples, held-out images, base and new
-halves.
+"""Choices of images and classes: few shots, even samples, held-out images, halves.
 
 A choice depends only on the seed and the images' keys, so every host makes the same
-one.
+one. Shapes: n images, m of them that are chosen, N classes.
 """
 
 from collections.abc import Sequence
-import functools
 import hashlib
 
 from jaxtyping import Int
@@ -24,11 +22,20 @@ def few_shot(
   shots: int,
   seed: int = 0,
 ) -> Int[np.ndarray, " m"]:
-  """Chooses `shots` images a class, or all of a class with fewer; ascending indices.
+  """Chooses `shots` images a class, or all of a class with fewer.
 
-  The first images of each class are taken, ranked by a hash of seed and (distinct) key.
-  So the subset of k shots lies within that of k+1, and an image added to a class
-  replaces at most one.
+  The first images of each class are taken, ranked by a hash of seed and key. So the
+  subset of k shots lies within that of k+1, and an image added to a class replaces at
+  most one.
+
+  Args:
+    labels: class of each image.
+    keys: distinct name of each image.
+    shots: images of each class.
+    seed: random seed of the ranking.
+
+  Returns:
+    Indices, ascending.
   """
   order, rank = ranked(labels, keys, seed)
   return np.sort(order[rank < shots])
@@ -37,11 +44,18 @@ def few_shot(
 def even_sample(
   labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, count: int
 ) -> Int[np.ndarray, " m"]:
-  """Chooses `count` images, or all of fewer, evenly over the classes; ascending
-  indices.
+  """Chooses `count` images, or all of fewer, evenly over the classes.
 
   Every class gives one image before any gives a second. A hash decides which classes
   give the last.
+
+  Args:
+    labels: class of each image.
+    keys: distinct name of each image.
+    count: number of images.
+
+  Returns:
+    Indices, ascending.
   """
   if count >= len(labels):
     return np.arange(len(labels))
@@ -58,56 +72,79 @@ def held_out(
 ) -> tuple[Int[np.ndarray, " m"], list[Int[np.ndarray, " k"]]]:
   """Divides each class's images into held-out shares and the rest, for training.
 
-  Images are ranked by a hash of the key, and the first share (0 to 1) takes the first
-  of them. A share is rounded to whole images, and one image of each class is left for
-  training. Returns ascending indices of the rest, and of each share's images.
+  Images are ranked by a hash of the key, and the first share takes the first of them. A
+  share is rounded to whole images, and one image of each class is left for training.
+
+  Args:
+    labels: class of each image.
+    keys: distinct name of each image.
+    shares: shares of each class's images, 0 to 1.
+
+  Returns:
+    Ascending indices of the rest, and of each share's images.
   """
   order, rank = ranked(labels, keys, _HELD_OUT_SEED)
   ordered = np.asarray(labels)[order]
   size_N = np.bincount(ordered) if len(ordered) else np.zeros(0, int)
-  first_N, parts = np.zeros_like(size_N), []
+  most_N = np.maximum(size_N - 1, 0)
+  first_N = np.zeros_like(size_N)
+  parts = []
   for share in shares:
     count_N = np.floor(size_N * share + 0.5).astype(int)
-    last_N = np.minimum(first_N + count_N, np.maximum(size_N - 1, 0))
-    parts.append(np.sort(order[(rank >= first_N[ordered]) & (rank < last_N[ordered])]))
-    first_N = last_N
-  return np.sort(order[rank >= first_N[ordered]]), parts
+    end_N = np.minimum(first_N + count_N, most_N)
+    is_in_share = (rank >= first_N[ordered]) & (rank < end_N[ordered])
+    parts.append(np.sort(order[is_in_share]))
+    first_N = end_N
+  rest = np.sort(order[rank >= first_N[ordered]])
+  return rest, parts
 
 
 def spread_evenly(count: int, total: int) -> Int[np.ndarray, " m"]:
-  """Indices of `count` of `total` items, evenly spaced; of all if `count` is 0 or
-  larger."""
+  """Indices of `count` of `total` items, evenly spaced; all if `count` is 0 or larger."""
   count = min(count or total, total)
   return np.arange(count) * total // max(count, 1)
 
 
 def half_of_classes(n_classes: int, half: str) -> Int[np.ndarray, " m"]:
-  """Labels of one of HALVES in CoOp's base-to-new protocol: the first ceil(n/2) are
-  base."""
+  """Labels of one of HALVES in CoOp's base-to-new protocol.
+
+  The first ceil(n/2) classes are base.
+  """
   middle = -(-n_classes // 2)
-  first, last = {
-    "all": (0, n_classes),
-    "base": (0, middle),
-    "new": (middle, n_classes),
-  }[half]
-  return np.arange(first, last)
+  match half:
+    case "all":
+      return np.arange(n_classes)
+    case "base":
+      return np.arange(middle)
+    case "new":
+      return np.arange(middle, n_classes)
+  raise KeyError(half)
 
 
 def ranked(
   labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Indices ordered by (class, hash of seed and key), and the rank of each within
-  its class."""
+  """Orders images by (class, hash), and ranks each within its class.
+
+  Args:
+    labels: class of each image.
+    keys: distinct name of each image.
+    seed: random seed of the hashes.
+
+  Returns:
+    Indices in that order, and the ranks of the images in that order, from 0.
+  """
   order = np.lexsort((_hashes(keys, seed), labels))
   ordered = np.asarray(labels)[order]
-  return order, np.arange(len(order)) - np.searchsorted(ordered, ordered)
+  first_of_class = np.searchsorted(ordered, ordered)
+  return order, np.arange(len(order)) - first_of_class
 
 
 def _hashes(keys: Sequence[str] | np.ndarray, seed: int) -> np.ndarray:
-  """Hashes uint64 [n] of seed and key."""
-  hashing = functools.partial(
-    hashlib.blake2b, digest_size=8, salt=seed.to_bytes(8, "little")
-  )
-  return np.frombuffer(
-    b"".join(hashing(str(key).encode()).digest() for key in keys), "<u8"
-  )
+  """Hashes of seed and key: uint64 [n]."""
+  salt = seed.to_bytes(8, "little")
+  digests = [
+    hashlib.blake2b(str(key).encode(), digest_size=8, salt=salt).digest()
+    for key in keys
+  ]
+  return np.frombuffer(b"".join(digests), "<u8")

@@ -1,13 +1,12 @@
-"""Views of training images: the published augmentations, decoded or read as stored
-features.
+"""Views of training images: the published augmentations, decoded or stored as features.
 
 A view is drawn (`draw_view`: numbers, a function of seed, image, epoch and view only)
 and then made (`make_view`), so worker processes, restarts and stored features see the
 same pixels. Shapes: B images, V views an image, S side of a view in pixels, E
-embedding.
+embedding, T tries of a crop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import math
@@ -31,7 +30,7 @@ _CROP_TRIES = 10
 N_OPERATIONS = 2
 PROBABILITY = 0.6  # of applying each drawn operation
 
-# Philox key word of this stream; other streams of a seed have other words
+# Philox key word of this stream; other streams of a seed have other words.
 _STREAM = 0x706F6D70
 _N_UNIFORMS = 4 * _CROP_TRIES + 1 + 3 * N_OPERATIONS
 
@@ -43,8 +42,7 @@ class Augmentation:
   kind: str = "none"  # one of AUGMENTS
   n_views: int = 1  # V; 1 under `none`, where all views are equal
   seed: int = 0  # random seed of all augmentations, 0 to 2^64 - 1
-  # epochs after which the same views repeat, to be stored; 0: never
-  view_epochs: int = 0
+  view_epochs: int = 0  # epochs after which views repeat, to be stored; 0 for never
   crop_area: float = CROP_AREA  # least area of a random crop, as a share of the image's
 
   @property
@@ -63,10 +61,16 @@ def stored_views(
   indices: Int[np.ndarray, " B"],
   epochs: Int[np.ndarray, " B"],
 ) -> tuple[Float[np.ndarray, "B V E"], Bool[np.ndarray, " B"]]:
-  """Stored features of the images' views in their epochs, and which images were
-  readable."""
-  found = features.read(indices, augmentation.versions(epochs))
-  return found, ~np.isnan(found[:, 0, 0])
+  """Stored features of the images' views, and which images were readable.
+
+  Args:
+    features: stored features of all versions.
+    augmentation: augmentation that they were made with.
+    indices: numbers of the images.
+    epochs: epoch of each image.
+  """
+  features_BxVxE = features.read(indices, augmentation.versions(epochs))
+  return features_BxVxE, ~np.isnan(features_BxVxE[:, 0, 0])
 
 
 def views(
@@ -76,92 +80,119 @@ def views(
   augmentation: Augmentation,
   size: int,
 ) -> tuple[UInt8[np.ndarray, "B V S S 3"], Bool[np.ndarray, " B"]]:
-  """Makes the views of images in epochs, black for unreadable images; also which were
-  readable.
+  """Makes the views of images, black for unreadable ones, and says which were readable.
 
   Under `none` these are the source's images, of its own size. Else stored images are
-  decoded here, and another source's `images` are augmented as given.
+  decoded here, and another source's `images` are augmented as they are.
+
+  Args:
+    source: images.
+    indices: numbers of the images.
+    epochs: epoch of each image.
+    augmentation: how views differ.
+    size: side of a view in pixels, S.
   """
   if augmentation.kind == "none":
     images, unreadable = readable_images(source, indices)
     return images[:, None], ~np.isin(indices, list(unreadable))
-  stored = source if isinstance(source, StoredImages) else None
-  ready = source.images(indices) if stored is None else np.zeros(0)
   result = np.zeros((len(indices), augmentation.n_views, size, size, 3), np.uint8)
   readable = np.zeros(len(indices), bool)
-  for row, (index, epoch) in enumerate(
-    zip(indices.tolist(), epochs.tolist(), strict=True)
-  ):
+  stored = source if isinstance(source, StoredImages) else None
+  # Images of another source need no decoding.
+  pixels = source.images(indices) if stored is None else np.zeros(0)
+  pairs = zip(indices.tolist(), epochs.tolist(), strict=True)
+  for row, (index, epoch) in enumerate(pairs):
     with contextlib.suppress(ImageError):
       if stored is not None:
-        where, upright = stored.where(index), stored.upright
+        where = stored.where(index)
         image = open_image(stored.encoded(index), where)
+        upright = stored.upright
       else:
-        where, upright, image = f"image {index}", False, Image.fromarray(ready[row])
-      whole, numbers = sides(image, upright), range(augmentation.n_views)
-      drawn = [draw_view(*whole, augmentation, index, epoch, view) for view in numbers]
-      # A JPEG is decoded smaller as long as no crop has to be enlarged for it.
-      smallest = min(min(view.crop[2:]) for view in drawn)
-      shrink = max(s for s in (1, 2, 4, 8) if s == 1 or smallest >= s * size)
-      decoded, shrink = load_rgb(image, where, shrink, upright)
-      result[row] = [
-        np.asarray(make_view(decoded, view, size, shrink)) for view in drawn
+        where = f"image {index}"
+        image = Image.fromarray(pixels[row])
+        upright = False
+      width, height = sides(image, upright)
+      drawn = [
+        draw_view(width, height, augmentation, index=index, epoch=epoch, view=view)
+        for view in range(augmentation.n_views)
       ]
+      decoded, shrink = load_rgb(image, where, _largest_shrink(drawn, size), upright)
+      for number, view in enumerate(drawn):
+        result[row, number] = np.asarray(make_view(decoded, view, size, shrink))
       readable[row] = True
   return result, readable
+
+
+def _largest_shrink(drawn: Sequence["View"], size: int) -> int:
+  """Factor by which a JPEG can be decoded smaller without enlarging a crop to S x S."""
+  smallest = min(min(view.crop[2:]) for view in drawn)
+  return max((s for s in (2, 4, 8) if smallest >= s * size), default=1)
 
 
 class View(NamedTuple):
   """One view of an image, drawn but not made."""
 
-  # left, top, width and height in pixels of the whole image
+  # Left, top, width and height in pixels of the whole image.
   crop: tuple[int, int, int, int]
   flip: bool  # whether left and right are exchanged
-  # names in OPERATIONS with magnitudes, in order
+  # Names in OPERATIONS with magnitudes, in order.
   operations: tuple[tuple[str, float], ...]
 
 
 def draw_view(
   width: int, height: int, augmentation: Augmentation, index: int, epoch: int, view: int
 ) -> View:
-  """Draws one view of an image of width x height pixels under `crop_flip` or `recipe`.
+  """Draws one view of an image under `crop_flip` or `recipe`.
 
   It depends on the arguments alone; of the augmentation not on its number of views.
+
+  Args:
+    width: width of the image in pixels.
+    height: height of the image in pixels.
+    augmentation: kind, seed and limits.
+    index: number of the image.
+    epoch: number of the pass over the images.
+    view: number of the view, below V.
   """
-  epoch = epoch % augmentation.view_epochs if augmentation.view_epochs else epoch
+  if augmentation.view_epochs:
+    epoch %= augmentation.view_epochs
   # The generator's raw output, which NumPy guarantees never to change, unlike its
   # distributions. The lowest word of the counter counts the draws.
   bits = np.random.Philox(
     key=[augmentation.seed, _STREAM], counter=[0, view, epoch, index]
   )
   uniforms = (bits.random_raw(_N_UNIFORMS) >> 11) * 2.0**-53
-  of_crops, (flip, *rest) = np.split(uniforms, [4 * _CROP_TRIES])
+  of_crops, (of_flip, *of_operations) = np.split(uniforms, [4 * _CROP_TRIES])
   operations = []
   if augmentation.kind == "recipe":
-    for which, chance, magnitude in np.reshape(rest, (-1, 3)).tolist():
-      if chance < PROBABILITY:
-        name = _NAMES[int(which * len(_NAMES))]
+    for of_name, of_chance, of_magnitude in np.reshape(of_operations, (-1, 3)).tolist():
+      if of_chance < PROBABILITY:
+        name = _NAMES[int(of_name * len(_NAMES))]
         _, low, high = OPERATIONS[name]
-        operations.append((name, low + (high - low) * magnitude))
+        operations.append((name, low + (high - low) * of_magnitude))
   crop = _crop(width, height, of_crops.reshape(-1, 4), augmentation.crop_area)
-  return View(crop, bool(flip < 0.5), tuple(operations))
+  return View(crop, bool(of_flip < 0.5), tuple(operations))
 
 
 def make_view(
   image: Image.Image, view: View, size: int, shrink: int = 1
 ) -> Image.Image:
-  """Crops a view out of an RGB image, resizes it to S x S (bicubic) and applies its
-  operations.
+  """Crops a view out of an image, resizes it (bicubic) and applies its operations.
 
-  `shrink` is the factor by which the image was decoded smaller than the one `view` was
-  drawn for.
+  Args:
+    image: RGB image.
+    view: drawn view.
+    size: side of the view in pixels, S.
+    shrink: factor by which the image was decoded smaller than the one that `view` was
+      drawn for.
   """
   left, top, width, height = (edge / shrink for edge in view.crop)
   result = resized_crop(image, (left, top, left + width, top + height), size)
   if view.flip:
     result = result.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   for name, magnitude in view.operations:
-    result = OPERATIONS[name][0](result, magnitude)
+    operation, _, _ = OPERATIONS[name]
+    result = operation(result, magnitude)
   return result
 
 
@@ -172,25 +203,36 @@ def _crop(
 
   The area is uniform, the ratio of the sides log-uniform. A crop that does not fit is
   redrawn; after ten tries, the largest central crop with a ratio in range is taken.
+  Returns left, top, width and height.
   """
-  low, high = math.log(RATIO[0]), math.log(RATIO[1])
+  narrowest, widest = RATIO
   for of_area, of_ratio, of_left, of_top in uniforms_Tx4.tolist():
     area = width * height * (least_area + (1 - least_area) * of_area)
+    low = math.log(narrowest)
+    high = math.log(widest)
     ratio = math.exp(low + (high - low) * of_ratio)
-    w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-    if 0 < w <= width and 0 < h <= height:
-      return int(of_left * (width - w + 1)), int(of_top * (height - h + 1)), w, h
-  w, h = width, height
-  if width / height < RATIO[0]:
-    h = round(width / RATIO[0])
-  elif width / height > RATIO[1]:
-    w = round(height * RATIO[1])
-  return (width - w) // 2, (height - h) // 2, w, h
+    crop_width = round(math.sqrt(area * ratio))
+    crop_height = round(math.sqrt(area / ratio))
+    if 0 < crop_width <= width and 0 < crop_height <= height:
+      left = int(of_left * (width - crop_width + 1))
+      top = int(of_top * (height - crop_height + 1))
+      return left, top, crop_width, crop_height
+  crop_width = width
+  crop_height = height
+  if width / height < narrowest:
+    crop_height = round(width / narrowest)
+  elif width / height > widest:
+    crop_width = round(height * widest)
+  left = (width - crop_width) // 2
+  top = (height - crop_height) // 2
+  return left, top, crop_width, crop_height
 
 
 def _affine(image: Image.Image, *matrix: float | int) -> Image.Image:
-  """Output (x, y) is the nearest pixel at (a x + b y + c, d x + e y + f), or black
-  outside."""
+  """Moves pixels by a matrix a, b, c, d, e, f.
+
+  Output (x, y) is the nearest pixel at (a x + b y + c, d x + e y + f), or black outside.
+  """
   return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 

@@ -1,5 +1,4 @@
-"""WordNet's is-a relations above ImageNet's classes: an acyclic graph with the root
-`entity`.
+"""WordNet's is-a relations above ImageNet's classes: an acyclic graph below `entity`.
 
 A synset may have several parents: a dog is a canine and a domestic animal.
 Shapes: n nodes, in the order of their ids, N classes.
@@ -20,9 +19,15 @@ class Tree:
   def __init__(
     self, ids: Sequence[str], names: Sequence[str], parents: Sequence[Sequence[str]]
   ):
-    """Builds the graph from n sorted WordNet ids, first lemmas, and ids of each
-    node's parents."""
-    self.ids, self.names = tuple(ids), tuple(names)
+    """Builds the graph from n nodes.
+
+    Args:
+      ids: WordNet ids, sorted.
+      names: first lemma of each.
+      parents: WordNet ids of each node's parents; the root has none.
+    """
+    self.ids = tuple(ids)
+    self.names = tuple(names)
     self._node_of = {synset: node for node, synset in enumerate(self.ids)}
     self.parents = tuple(self.nodes(row) for row in parents)
     self.root = next(node for node, above in enumerate(self.parents) if not len(above))
@@ -44,25 +49,30 @@ class Tree:
     """Ancestors of each node, itself included: int32, ascending."""
 
     @functools.cache
-    def of(node: int) -> frozenset[int]:
-      return frozenset((node,)).union(*map(of, self.parents[node].tolist()))
+    def ancestors_of(node: int) -> frozenset[int]:
+      parents = self.parents[node].tolist()
+      return frozenset((node,)).union(*map(ancestors_of, parents))
 
-    return tuple(np.array(sorted(of(node)), np.int32) for node in range(len(self)))
+    nodes = range(len(self))
+    return tuple(np.array(sorted(ancestors_of(node)), np.int32) for node in nodes)
 
   @functools.cached_property
   def depth(self) -> Int32[np.ndarray, " n"]:
     """Edges on the shortest path to the root."""
 
     @functools.cache
-    def of(node: int) -> int:
-      return min((of(parent) + 1 for parent in self.parents[node].tolist()), default=0)
+    def depth_of(node: int) -> int:
+      parents = self.parents[node].tolist()
+      return min((depth_of(parent) + 1 for parent in parents), default=0)
 
-    return np.array([of(node) for node in range(len(self))], np.int32)
+    return np.array([depth_of(node) for node in range(len(self))], np.int32)
 
 
 @functools.cache
 def load_tree() -> Tree:
-  """Loads the packaged tree: 23,547 synsets, of which 21,842 are classes of
-  ImageNet-21K or -1K."""
+  """Loads the packaged tree of 23,547 synsets.
+
+  21,842 of them are classes of ImageNet-21K or -1K.
+  """
   ids, names, parents = read_table(SYNSETS.with_name("wordnet_hypernyms.tsv"))
   return Tree(ids, names, [row.split() for row in parents])

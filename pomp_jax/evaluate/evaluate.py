@@ -1,9 +1,9 @@
 """Prompts over data sets, a suite's or a user's own: accuracy, calibration, nearness of
 errors.
 
-docs/evaluation.md lists the files that it leaves. A restart evaluates the sets that are
-missing or whose prompts, images or CLIP have changed. Processes work on each set
-together; the first writes.
+docs/how-to/evaluation.md lists the files that it leaves. A restart evaluates the sets
+that are missing or whose prompts, images or CLIP have changed. Processes work on each
+set together; the first writes.
 """
 
 from collections.abc import Mapping, Sequence

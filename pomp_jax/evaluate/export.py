@@ -1,8 +1,9 @@
 """A prompt for other programs: as a file of theirs, or as features of given names.
 
-docs/formats.md describes the formats. Leaves the file and `results.json` in the run's
-folder, with `class_names.json` where the classes are known. With `config.export.hub`
-the folder also gets the model card, `README.md`, and both are uploaded.
+docs/reference/formats.md describes the formats. Leaves the file and `results.json` in
+the run's folder, with `class_names.json` where the classes are known. With
+`config.export.hub` the folder also gets the model card, `README.md`, and both are
+uploaded.
 """
 
 from typing import Any

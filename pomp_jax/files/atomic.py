@@ -57,9 +57,12 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_file(path: str | os.PathLike, content: bytes | str) -> str:
-  """Writes a file atomically, see `replacing`, text in UTF-8; returns the content's
-  `checksum`."""
-  content = content.encode() if isinstance(content, str) else content
+  """Writes a file atomically, see `replacing`; returns the content's `checksum`.
+
+  Text is written in UTF-8.
+  """
+  if isinstance(content, str):
+    content = content.encode()
   with replacing(path) as file:
     file.write(content)
   return checksum(content)
@@ -87,8 +90,10 @@ def why_unwritable(folder: str | os.PathLike) -> str | None:
 
 
 def disk_failure(error: BaseException) -> str | None:
-  """Describes a disk failure in one line; None if neither the error nor a cause of
-  it is one."""
+  """Describes a failure of a disk or bucket in one line.
+
+  None if neither the error nor a cause of it is one.
+  """
   seen: set[int] = set()
   link: BaseException | None = error
   while link is not None and id(link) not in seen:
@@ -98,7 +103,7 @@ def disk_failure(error: BaseException) -> str | None:
     if isinstance(link, OSError) and link.errno in _DISK_ERRORS:
       where = f"{link.filename}: " if link.filename else ""
       return f"{where}the disk fails ({link.strerror})"
-    if found := _DISK_MESSAGES.search(str(link)):
-      return f"the disk fails ({found[0]})"
+    if match := _DISK_MESSAGES.search(str(link)):
+      return f"the disk fails ({match[0]})"
     link = link.__cause__ or link.__context__
   return None

@@ -32,32 +32,40 @@ absl_logging.get_absl_logger().addFilter(
 
 
 def _unraisable(
-  found: Any, following: Callable[[Any], object] = sys.unraisablehook
+  unraisable: Any, following: Callable[[Any], object] = sys.unraisablehook
 ) -> None:
   # TensorStore has such an error for each array whose write fails, which `Checkpoints`
   # says.
-  if str(found.exc_value) != "Event loop is closed":
-    # that of `hosts.StopSignals`, which is set before a job is imported
-    following(found)
+  if str(unraisable.exc_value) != "Event loop is closed":
+    # The hook of `hosts.StopSignals`, which is set before a job is imported.
+    following(unraisable)
 
 
 sys.unraisablehook = _unraisable
 
 
 def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
-  """Writes a checkpoint of a pytree of NumPy arrays, and JSON."""
+  """Writes a checkpoint.
+
+  Args:
+    path: folder of the checkpoint, on a disk or in a bucket.
+    state: pytree of NumPy arrays.
+    meta: JSON object.
+  """
   items = ocp.args.Composite(
     state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
   )
   with _local(path) as local:
     _checkpointer().save(local, items)
-    if is_bucket(path):
-      files = [
-        file for file in local.rglob("*") if file.is_file() and file.name != _COMMITTED
-      ]
-      targets = [str(path / file.relative_to(local)) for file in files]
-      store_of(path).put([str(file) for file in files], targets)
-      (path / _COMMITTED).write_text("")
+    if not is_bucket(path):
+      return
+    files = [
+      file for file in local.rglob("*") if file.is_file() and file.name != _COMMITTED
+    ]
+    targets = [str(path / file.relative_to(local)) for file in files]
+    store_of(path).put([str(file) for file in files], targets)
+    # The marker comes last: without it the checkpoint is incomplete.
+    (path / _COMMITTED).write_text("")
 
 
 def restore(path: Path) -> Any:
@@ -71,22 +79,20 @@ def restore(path: Path) -> Any:
 
 def steps(folder: Path) -> list[int]:
   """Steps of all complete checkpoints in a folder, ascending."""
-  found = [path for path in _entries(folder) if path.name.isdecimal()]
+  checkpoints = [path for path in _entries(folder) if path.name.isdecimal()]
   if is_bucket(folder):
-    found = [path for path in found if (path / _COMMITTED).exists()]
-  return sorted(int(path.name) for path in found)
+    checkpoints = [path for path in checkpoints if (path / _COMMITTED).exists()]
+  return sorted(int(path.name) for path in checkpoints)
 
 
 def remove_incomplete(folder: Path) -> None:
   """Removes what a killed or failed save or removal has left."""
-  complete = set(map(str, steps(folder)))
+  complete = {str(step) for step in steps(folder)}
   for path in _entries(folder):
-    unfinished = path.name.isdecimal() and path.name not in complete
-    if (
-      unfinished
-      or path.name.startswith(_DISCARDED)
-      or ocp.utils.TMP_DIR_SUFFIX in path.name
-    ):
+    is_unfinished = path.name.isdecimal() and path.name not in complete
+    is_discarded = path.name.startswith(_DISCARDED)
+    is_temporary = ocp.utils.TMP_DIR_SUFFIX in path.name
+    if is_unfinished or is_discarded or is_temporary:
       remove_folder(path)
 
 
@@ -111,8 +117,7 @@ def move(checkpoint: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _local(path: Path) -> Iterator[pathlib.Path]:
-  """The folder itself, absolute as Orbax wants it; for one in a bucket a temporary
-  one."""
+  """The folder itself, absolute as Orbax wants it; a temporary one for a bucket."""
   if not is_bucket(path):
     yield pathlib.Path(path).absolute()
     return
@@ -132,9 +137,11 @@ def _checkpointer() -> ocp.Checkpointer:
   folder."""
   alone = ocp.options.MultiprocessingOptions()
   if jax.process_count() > 1:
-    me = jax.process_index()
+    process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
-      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"pomp_jax{me}"
+      primary_host=process,
+      active_processes={process},
+      barrier_sync_key_prefix=f"pomp_jax{process}",
     )
   handler = ocp.CompositeCheckpointHandler(
     state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),

@@ -61,11 +61,20 @@ class Checkpoints(contextlib.AbstractContextManager):
   """
 
   def __init__(self, folder: str | os.PathLike, keep: int = 3, *, retry: bool = False):
-    """Opens the folder, and creates it when it is missing; CheckpointError if that
-    fails."""
+    """Opens the folder, and creates it if it is missing.
+
+    Args:
+      folder: folder of the checkpoints, on a disk or in a bucket.
+      keep: number of newest checkpoints that stay.
+      retry: whether a failed save is only a warning.
+
+    Raises:
+      CheckpointError: the folder can't be created or written to.
+    """
     self.folder: Path = to_path(folder)
-    self._keep, self._retry = keep, retry
-    # by step, of checkpoints that were read or written
+    self._keep = keep
+    self._retry = retry
+    # Metrics of the checkpoints that were read or written, by step.
     self._metrics: dict[int, float | None] = {}
     self.failure: CheckpointError | None = None
     self._owner = (
@@ -89,48 +98,31 @@ class Checkpoints(contextlib.AbstractContextManager):
     meta: dict[str, Any],
     metric: SupportsFloat | None = None,
   ) -> bool:
-    """Saves a checkpoint, and removes those that are no longer kept; whether it was
-    written.
+    """Saves a checkpoint, and removes those that are no longer kept.
 
-    It is not written if this step or a newer one is stored already. The state has
-    arrays and numbers, the same on all processes, and keys as `jax.random.key_data`. A
-    higher metric is better (NaN: none). CheckpointError if a save fails without
-    `retry`, or a later start has the folder.
+    Args:
+      step: steps done; a step that is stored already, or older, is not written.
+      state: arrays and numbers, the same on all processes, and keys as
+        `jax.random.key_data`.
+      meta: JSON object that describes the state.
+      metric: value of the checkpoint, higher is better; None or NaN for none.
+
+    Returns:
+      Whether it was written.
+
+    Raises:
+      CheckpointError: the save fails without `retry`, or a later start has the folder.
     """
     if not hosts.is_first():
       return False
-    # where this can't be read, the save itself will fail
-    with contextlib.suppress(OSError):
-      owner = (self.folder / _OWNER).read_bytes().decode(errors="replace")
-      if owner != self._owner:
-        raise CheckpointError(
-          f"{self.folder}: a later start of this run ({owner.rpartition(',')[0]}) has taken it"
-          " over; this one ends, and saves nothing more"
-        )
+    self._check_owner()
     try:
       if step <= max(self.steps(), default=-1):
         return False
-      stored = float(metric) if metric is not None and math.isfinite(metric) else None
-      arrays = jax.tree.map(np.asarray, state)
-      facts = {"leaves": _describe(arrays), "checksums": _checksums(arrays)}
-      facts = with_checksum(facts | {"meta": meta, "metric": stored})
-      checkpoint_folders.save(self.folder / str(step), arrays, facts)
-      self._metrics[step] = stored
-      best = self._best_first()[:1]
-      for old in self.steps()[: -self._keep]:
-        if old not in best:
-          with contextlib.suppress(OSError):  # left to the next save
-            checkpoint_folders.discard(self.folder / str(old))
+      self._write(step, state, meta, metric)
+      self._discard_old()
     except Exception as error:
-      others: list[int] = []
-      with contextlib.suppress(OSError):
-        others = [other for other in self.steps() if other != step]
-        checkpoint_folders.remove_incomplete(self.folder)
-      last = (
-        f"the last good one is of step {max(others)}" if others else "there is no other"
-      )
-      what = f"could not save the checkpoint of step {step} ({_as_line(error)}); {last}"
-      failure = CheckpointError(f"{self.folder}: {what}")
+      failure = self._describe_failure(step, error)
       if not self._retry:
         raise failure from error
       log.warning("%s; the next save tries again", failure)
@@ -139,54 +131,99 @@ class Checkpoints(contextlib.AbstractContextManager):
     self.failure = None
     return True
 
+  def _check_owner(self) -> None:
+    """Raises CheckpointError if a later start of this run has opened the folder."""
+    # Where this can't be read, the save itself will fail.
+    with contextlib.suppress(OSError):
+      owner = (self.folder / _OWNER).read_bytes().decode(errors="replace")
+      if owner != self._owner:
+        raise CheckpointError(
+          f"{self.folder}: a later start of this run ({owner.rpartition(',')[0]}) has taken it"
+          " over; this one ends, and saves nothing more"
+        )
+
+  def _write(
+    self, step: int, state: PyTree, meta: dict[str, Any], metric: SupportsFloat | None
+  ) -> None:
+    """Writes a checkpoint, with checksums of its arrays and of its JSON."""
+    value = None
+    if metric is not None and math.isfinite(metric):
+      value = float(metric)
+    arrays = jax.tree.map(np.asarray, state)
+    facts = {
+      "leaves": _describe(arrays),
+      "checksums": _checksums(arrays),
+      "meta": meta,
+      "metric": value,
+    }
+    checkpoint_folders.save(self.folder / str(step), arrays, with_checksum(facts))
+    self._metrics[step] = value
+
+  def _discard_old(self) -> None:
+    """Removes all checkpoints but the newest ones and the best one."""
+    best = self._best_first()[:1]
+    for old in self.steps()[: -self._keep]:
+      if old not in best:
+        with contextlib.suppress(OSError):  # left to the next save
+          checkpoint_folders.discard(self.folder / str(old))
+
+  def _describe_failure(self, step: int, error: Exception) -> CheckpointError:
+    """Removes what a failed save has left, and says which checkpoint is the last good."""
+    last = "there is no other"
+    with contextlib.suppress(OSError):
+      earlier = [stored for stored in self.steps() if stored != step]
+      if earlier:
+        last = f"the last good one is of step {max(earlier)}"
+      checkpoint_folders.remove_incomplete(self.folder)
+    what = f"could not save the checkpoint of step {step} ({_as_line(error)})"
+    return CheckpointError(f"{self.folder}: {what}; {last}")
+
   def steps(self) -> list[int]:
     """Steps of all checkpoints, ascending."""
     return checkpoint_folders.steps(self.folder)
 
   def restore(self, abstract_state: PyTree, *, best: bool = False) -> Restored | None:
-    """Restores the newest intact checkpoint, or the one with the highest metric; None
-    without one.
+    """Restores the newest intact checkpoint, or the one with the highest metric.
 
-    Damaged ones are set aside, with a warning. `abstract_state` has the structure of
-    the state. A `jax.ShapeDtypeStruct` or a `jax.Array` gives a JAX array with its
-    sharding (the first local device without one), anything else a NumPy array.
-    CheckpointError if all checkpoints are damaged, or a field has another shape or
-    dtype.
+    Damaged ones are set aside, with a warning.
+
+    Args:
+      abstract_state: structure of the state. A `jax.ShapeDtypeStruct` or a `jax.Array`
+        gives a JAX array with its sharding (the first local device without one),
+        anything else a NumPy array.
+      best: whether to restore the one with the highest metric.
+
+    Returns:
+      The checkpoint; None if there is none.
+
+    Raises:
+      CheckpointError: all checkpoints are damaged, or a field has another shape or
+        dtype.
     """
-    expected = dict(_leaves(jax.tree.map(_as_target, abstract_state)))
-    found = None
+    targets = dict(_leaves(jax.tree.map(_as_target, abstract_state)))
+    checkpoint = None
     if hosts.is_first():
-      found = self._first_intact(self._best_first() if best else self.steps()[::-1])
-    stored = dict(_leaves(found.state)) if found else {}
-    if found:
-      holds, expects = _describe(stored), _describe(expected)
-      for field in sorted(holds.keys() | expects.keys()):
-        before, now = holds.get(field, "nothing"), expects.get(field, "nothing")
-        if before != now:
-          what = f"{field} holds {before}, but this run expects {now}"
-          raise CheckpointError(f"{self.folder / str(found.step)}: {what}")
-    head = hosts.from_first(
-      found and [found.step, found.meta, found.metric], "the checkpoint"
-    )
+      steps = self._best_first() if best else self.steps()[::-1]
+      checkpoint = self._first_intact(steps)
+    stored = {}
+    head = None
+    if checkpoint:
+      stored = dict(_leaves(checkpoint.state))
+      _check_fields(self.folder / str(checkpoint.step), stored, targets)
+      head = [checkpoint.step, checkpoint.meta, checkpoint.metric]
+    head = hosts.from_first(head, "the checkpoint")
     if head is None:
       return None
+    # On the other processes zeros, in whose place the arrays of the first one come.
     blank = {
-      name: np.zeros(target.shape, target.dtype) for name, target in expected.items()
+      name: np.zeros(target.shape, target.dtype) for name, target in targets.items()
     }
-    arrays = [(stored or blank)[name] for name in expected]
-    if jax.process_count() > 1:
-      # As bytes: a sum with the zeros of the other processes would lose -0.0.
-      contents = [np.frombuffer(array.tobytes(), np.uint8) for array in arrays]
-      contents = multihost_utils.broadcast_one_to_all(contents)
-      arrays = [
-        np.frombuffer(np.asarray(content).tobytes(), array.dtype).reshape(array.shape)
-        for array, content in zip(arrays, contents, strict=True)
-      ]
+    arrays = _from_first([(stored or blank)[name] for name in targets])
     leaves = [
       jax.make_array_from_callback(target.shape, target.sharding, array.__getitem__)
       if isinstance(target, jax.ShapeDtypeStruct)
       else array
-      for array, target in zip(arrays, expected.values(), strict=True)
+      for array, target in zip(arrays, targets.values(), strict=True)
     ]
     step, meta, metric = head
     state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
@@ -197,8 +234,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       raise self.failure
 
   def _best_first(self) -> list[int]:
-    """Steps by falling metric, of equal ones the later first; damaged ones are set
-    aside."""
+    """Steps by falling metric, of equal ones the later first; sets damaged ones aside."""
     steps = self.steps()
     for step in steps:
       if step not in self._metrics:
@@ -210,19 +246,18 @@ class Checkpoints(contextlib.AbstractContextManager):
     return sorted(measured, key=lambda step: (self._metrics[step], step), reverse=True)
 
   def _first_intact(self, steps: list[int]) -> Restored | None:
-    """The first checkpoint that can be read, its state by name; sets those before it
-    aside."""
+    """The first checkpoint that can be read; sets those before it aside."""
     damaged: dict[int, DamagedFileError] = {}
     for step in steps:
       try:
-        found = _twice(_read, self.folder / str(step))
+        checkpoint = _twice(_read, self.folder / str(step))
       except DamagedFileError as error:
         damaged[step] = error
         continue
-      for other, damage in damaged.items():
-        self._set_aside(other, damage)
+      for damaged_step, damage in damaged.items():
+        self._set_aside(damaged_step, damage)
         log.warning("going back to the checkpoint of step %d", step)
-      return found
+      return checkpoint
     if damaged:
       raise CheckpointError(
         f"{self.folder}: all checkpoints are damaged ({', '.join(map(str, damaged))}); remove this"
@@ -238,9 +273,36 @@ class Checkpoints(contextlib.AbstractContextManager):
     try:
       checkpoint_folders.move(self.folder / str(step), target)
     except OSError as error:
-      found = f"damaged, and can't be renamed ({error.strerror})"
-      raise CheckpointError(f"{self.folder / str(step)}: {found}") from error
+      raise CheckpointError(
+        f"{self.folder / str(step)}: damaged, and can't be renamed ({error.strerror})"
+      ) from error
     log.warning("moved to %s", target)
+
+
+def _check_fields(path: Path, stored: PyTree, targets: PyTree) -> None:
+  """Raises CheckpointError for the first field whose shape or dtype is not expected."""
+  holds = _describe(stored)
+  expects = _describe(targets)
+  for field in sorted(holds.keys() | expects.keys()):
+    before = holds.get(field, "nothing")
+    now = expects.get(field, "nothing")
+    if before != now:
+      raise CheckpointError(
+        f"{path}: {field} holds {before}, but this run expects {now}"
+      )
+
+
+def _from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
+  """The arrays of process 0, bit for bit, on all processes."""
+  if jax.process_count() == 1:
+    return arrays
+  # As bytes: a sum with the zeros of the other processes would lose -0.0.
+  contents = [np.frombuffer(array.tobytes(), np.uint8) for array in arrays]
+  contents = multihost_utils.broadcast_one_to_all(contents)
+  return [
+    np.frombuffer(np.asarray(content).tobytes(), array.dtype).reshape(array.shape)
+    for array, content in zip(arrays, contents, strict=True)
+  ]
 
 
 def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
@@ -279,9 +341,9 @@ def _read(path: Path) -> Restored:
     state = jax.tree.map(np.asarray, checkpoint_folders.restore(path))
   except Exception as error:  # a damaged file fails in any layer
     raise DamagedFileError(f"{path}: can't be read ({_as_line(error)})") from error
-  found = _checksums(state)
+  checksums = _checksums(state)
   for name, checksum in facts["checksums"].items():
-    if found.get(name) != checksum:
+    if checksums.get(name) != checksum:
       raise DamagedFileError(f"{path}: {name} is not what was saved")
   return Restored(int(path.name), state, facts["meta"], facts["metric"])
 
@@ -290,22 +352,19 @@ def _read_facts(path: Path) -> dict[str, Any]:
   """Reads the JSON of a checkpoint."""
   file = path / "meta" / "metadata"
   facts = parse_json(read_file(file, DamagedFileError), file)
-  if not isinstance(facts, dict) or facts.keys() != {
-    "leaves",
-    "checksums",
-    "meta",
-    "metric",
-  }:
+  fields = {"leaves", "checksums", "meta", "metric"}
+  if not isinstance(facts, dict) or facts.keys() != fields:
     raise DamagedFileError(f"{file}: not the fields leaves, checksums, meta and metric")
   return facts
 
 
 def _as_target(leaf: Any) -> Any:
+  """A shape with dtype and sharding for a JAX array to restore; else a NumPy array."""
   if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
     return np.asarray(leaf)
-  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(
-    hosts.devices(local=True)[0]
-  )
+  sharding = leaf.sharding
+  if sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(hosts.devices(local=True)[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

@@ -1,5 +1,4 @@
-"""JAX's compiled programs: their cache, in a folder that outlives the run, and what the
-log says.
+"""JAX's compiled programs: their cache, which outlives the run, and what the log says.
 
 JAX's key covers program, devices, flags and compiler; it only warns of entries that are
 unreadable.
@@ -34,14 +33,13 @@ _SHOWN_SECONDS = 2.0  # programs that take less are not worth a line
 
 
 def use_compilation_cache(folder: str, workdir: str) -> None:
-  """Switches the cache on or off; all processes call it together, before anything is
-  compiled.
+  """Switches the cache on or off, before anything is compiled.
 
-  Several processes use it only if all see the same folder: one that has to compile
-  would keep the others waiting, and on GPUs the processes tune a program together. The
-  folder `auto` is `JAX_COMPILATION_CACHE_DIR` if that is set, else `programs` in a
-  run's folder in a bucket, else `pomp_jax` in the user's cache folder. An empty one is
-  for no cache.
+  All processes call it together. Several processes use it only if all see the same
+  folder: one that has to compile would keep the others waiting, and on GPUs the
+  processes tune a program together. The folder `auto` is `JAX_COMPILATION_CACHE_DIR` if
+  that is set, else `programs` in a run's folder in a bucket, else `pomp_jax` in the
+  user's cache folder. An empty one switches the cache off.
   """
   if folder == AUTO and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     return
@@ -64,14 +62,18 @@ def use_compilation_cache(folder: str, workdir: str) -> None:
 
 
 def _default_folder(workdir: str) -> Path:
-  """Folder of this user and this kind of processor, whose instructions the programs
-  contain."""
+  """Folder of this user and this kind of processor.
+
+  Programs contain the processor's instructions, so another kind needs its own.
+  """
   if is_bucket(workdir):
     return join(workdir, "programs")
   cpu = f"{platform.machine()} {platform.processor()}"
   with contextlib.suppress(OSError):
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    cpu += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+      if line.startswith(("flags", "Features")):
+        cpu += line
+        break
   return cache_folder() / f"programs-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}"
 
 
@@ -80,29 +82,32 @@ def _problem(path: Path) -> str | None:
   problem = why_unwritable(path)
   if hosts.n_processes() == 1:
     return problem
+  # Process 0 writes a file of a random name, and everybody looks for it.
   name = f"{uuid.uuid4().hex}.mark"
   if hosts.is_first() and not problem:
     with contextlib.suppress(OSError):
       path.mkdir(parents=True, exist_ok=True)
       (path / name).write_text("")
   mark = path / hosts.from_first(name, "the folder of compiled programs")
-  found = hosts.gather(is_file(mark), "who sees the folder of programs")
+  sightings = hosts.gather(is_file(mark), "who sees the folder of programs")
   if hosts.is_first():
     with contextlib.suppress(OSError):
       mark.unlink()
-  return (
-    None if all(one for _, one in found) else f"not all processes see the same {path}"
-  )
+  if all(is_seen for _, is_seen in sightings):
+    return None
+  return f"not all processes see the same {path}"
 
 
 def _remove_oldest(folder: pathlib.Path) -> None:
+  """Keeps the newest programs, up to the largest size of the cache."""
   # Another run may remove the same files.
   with contextlib.suppress(OSError):
-    found = sorted(
-      (p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*-cache")
-    )
+    programs = []
+    for path in folder.glob("*-cache"):
+      status = path.stat()
+      programs.append((status.st_mtime, status.st_size, path))
     total = 0
-    for _, size, path in reversed(found):
+    for _, size, path in sorted(programs, reverse=True):
       total += size
       if total > _MAX_BYTES:
         path.unlink()
@@ -110,18 +115,17 @@ def _remove_oldest(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def shown_compilations() -> Iterator[None]:
-  """Logs each program whose compilation takes two seconds or more, and shows it
-  meanwhile."""
-  shown: dict[int, Progress] = {}  # by thread
+  """Shows and logs each program whose compilation takes two seconds or more."""
+  by_thread: dict[int, Progress] = {}
 
   def begin(event: str, value: float, **facts: Any) -> None:
     if event == _COMPILATION:
       description = f"compiling {_program(facts)}"
-      shown[threading.get_ident()] = waiting(description, after=_SHOWN_SECONDS)
+      by_thread[threading.get_ident()] = waiting(description, after=_SHOWN_SECONDS)
 
   def end(event: str, duration_secs: float, **facts: Any) -> None:
     if event == _COMPILATION:
-      if progress := shown.pop(threading.get_ident(), None):
+      if progress := by_thread.pop(threading.get_ident(), None):
         progress.close()
       if duration_secs >= _SHOWN_SECONDS:
         log.info("compiled %s in %.1f s", _program(facts), duration_secs)
@@ -136,12 +140,7 @@ def shown_compilations() -> Iterator[None]:
 
 
 def _program(facts: Mapping[str, Any]) -> str:
-  """A function's name in words: "train step" of "jit(train_step)" and
-  "jit_train_step"."""
-  name = (
-    facts.get("fun_name", "")
-    .removeprefix("jit_")
-    .removeprefix("jit(")
-    .removesuffix(")")
-  )
-  return " ".join(name.replace("<lambda>", "").split("_")).strip() or "a program"
+  """A function's name in words: "train step" for "jit(train_step)" or "jit_train_step"."""
+  name = facts.get("fun_name", "").removeprefix("jit_")
+  name = name.removeprefix("jit(").removesuffix(")").replace("<lambda>", "")
+  return " ".join(name.split("_")).strip() or "a program"

@@ -1,5 +1,4 @@
-"""Features of images in a folder, on a disk or in a bucket, for concurrent writers and
-readers.
+"""Stored features of images, on a disk or in a bucket, for concurrent writers and readers.
 
 The folder is a zarr array (version 3), float32 [n,R,E+1]: R versions of each of n
 images. TensorStore writes each block of images as one file, atomically, with a CRC-32C
@@ -33,8 +32,7 @@ _BLOCK = 1024  # images
 _COMPLETE = "complete"
 _DESCRIPTION = "zarr.json"
 _PLACES = 2**24  # integers up to here are float32 numbers
-# bytes of chunks, and of the files' indexes, that stay in memory
-_IN_MEMORY = 256 * 2**20
+_IN_MEMORY = 256 * 2**20  # bytes of chunks and of the files' indexes that are cached
 
 
 class FeatureStoreError(InputError, ValueError):
@@ -48,27 +46,35 @@ class DamagedFeaturesError(FeatureStoreError):
 
 
 class Features:
-  """The array of one set of images, in blocks of `block_size`; the last may have
-  fewer."""
+  """The array of one set of images, in blocks of `block_size`; the last may be smaller."""
 
   def __init__(
     self,
-    folder: str | os.PathLike,  # of these features, and nothing else
-    shape: tuple[int, int, int],  # n, R, E
-    made_from: Mapping[str, Any],  # everything that the features depend on, as JSON
+    folder: str | os.PathLike,
+    shape: tuple[int, int, int],
+    made_from: Mapping[str, Any],
     *,
-    # images and versions read together: a chunk, one checksum
     together: tuple[int, int] = (1, 1),
   ):
-    """Touches nothing."""
+    """Names the folder; nothing is read or written yet.
+
+    Args:
+      folder: folder of these features and nothing else.
+      shape: n images, R versions of each, E numbers.
+      made_from: everything that the features depend on, as JSON.
+      together: images and versions of a chunk, which are read together and share a
+        checksum.
+    """
+    n_images, _, width = shape
     self.folder: Path = to_path(folder)
-    self.shape, self.made_from = shape, dict(made_from)
+    self.shape = shape
+    self.made_from = dict(made_from)
     n_together = min(together[0], _BLOCK)
     # Blocks of whole chunks; one block of few images is no larger than it has to be.
-    n_chunks = min(_BLOCK // n_together, -(-shape[0] // n_together))
+    n_chunks = min(_BLOCK // n_together, -(-n_images // n_together))
     self.block_size = n_together * n_chunks
-    self._chunk = n_together, together[1]
-    key = fingerprint([to_json(self._metadata(shape[2] + 1))])
+    self._chunk = (n_together, together[1])
+    key = fingerprint([to_json(self._metadata(width + 1))])
     self._pieces = Pieces(self.folder, key)
     self._first_place = int(key[:6], 16)  # another one for another array
     self._array: tensorstore.TensorStore | None = None
@@ -84,9 +90,8 @@ class Features:
 
   def rows(self, block: int) -> slice:
     """Images of a block."""
-    return slice(
-      block * self.block_size, min((block + 1) * self.block_size, self.shape[0])
-    )
+    start = block * self.block_size
+    return slice(start, min(start + self.block_size, self.shape[0]))
 
   def size(self, block: int) -> int:
     """Number of images of a block."""
@@ -94,8 +99,11 @@ class Features:
     return rows.stop - rows.start
 
   def create(self) -> None:
-    """Writes `zarr.json`, also in place of a damaged one; RunFolderWriteError if it
-    can't."""
+    """Writes `zarr.json`, also in place of a damaged one.
+
+    Raises:
+      RunFolderWriteError: it can't be written.
+    """
     path = self.folder / _DESCRIPTION
     with self._writing():
       if not is_bucket(self.folder):
@@ -116,22 +124,27 @@ class Features:
     """Blocks that have a file, by one listing."""
     with self._reading():
       names = [path.name for path in self.folder.glob("c.*")]
-    found = (re.fullmatch(r"c\.(\d+)\.0\.0", name) for name in names)
-    return sorted(int(match[1]) for match in found if match)
+    matches = (re.fullmatch(r"c\.(\d+)\.0\.0", name) for name in names)
+    return sorted(int(match[1]) for match in matches if match)
 
   def to_compute(self) -> list[int]:
-    """Blocks that are missing or damaged (with a warning); reads all, unless
-    `complete` has."""
-    there = self.stored()
-    if len(there) == self.n_blocks and self._pieces.load(_COMPLETE):
+    """Blocks that are missing or, with a warning, damaged.
+
+    All blocks are read, unless `complete` has read them before.
+    """
+    stored = self.stored()
+    if len(stored) == self.n_blocks and self._pieces.load(_COMPLETE):
       return []
-    shown = steps_of(there, "reading stored features", "blocks")
-    intact = {block for block in shown if self.find(block) is not None}
+    blocks = steps_of(stored, "reading stored features", "blocks")
+    intact = {block for block in blocks if self.find(block) is not None}
     return [block for block in range(self.n_blocks) if block not in intact]
 
   def complete(self) -> list[int]:
-    """Indices of the unreadable images; DamagedFeaturesError if a block is missing
-    or damaged."""
+    """Indices of the unreadable images of an array that has all its blocks.
+
+    Raises:
+      DamagedFeaturesError: a block is missing or damaged.
+    """
     known = self._pieces.load(_COMPLETE)
     if known is None:
       parts = [
@@ -152,25 +165,26 @@ class Features:
   def read(
     self, indices: Int[np.ndarray, " B"], versions: Int[np.ndarray, "B V"]
   ) -> Float[np.ndarray, "B V E"]:
-    """Reads images in some of their versions.
+    """Reads images, each in some of its versions.
 
-    DamagedFeaturesError if a block is missing or damaged: the next start then reads all
-    of them.
+    Raises:
+      DamagedFeaturesError: a block is missing or damaged; the next start then reads
+        them all.
     """
     return self._read((indices[:, None], versions), indices)
 
   def write(self, block: int, features: Float[np.ndarray, "b R E"]) -> None:
     """Writes a block; RunFolderWriteError if that fails."""
     rows = self.rows(block)
-    places_bxR = np.broadcast_to(self._places(np.r_[rows])[:, None], features.shape[:2])
+    place_b = self._places(np.r_[rows])
+    place_bxRx1 = np.broadcast_to(place_b[:, None, None], (*features.shape[:2], 1))
+    placed = np.concatenate([features, place_bxRx1], axis=-1, dtype=np.float32)
     with self._writing():
       if self.size(block) < self.block_size:
-        # It would be read before it is written: its file has room for more images.
+        # TensorStore reads a partly written block first, because its file has room for
+        # more images. A missing file spares that read.
         files: Any = self._opened().kvstore
         del files[_file_of(block)]
-      placed = np.concatenate(
-        [features, places_bxR[..., None]], axis=-1, dtype=np.float32
-      )
       self._opened()[rows].write(placed).result()
 
   def _places(self, indices: Int[np.ndarray, " B"]) -> Float32[np.ndarray, " B"]:
@@ -194,10 +208,9 @@ class Features:
     return np.ascontiguousarray(placed_BxVxE[..., :-1])
 
   def _add_places(self) -> bool:
-    """Writes stored blocks of version 1 of the format with places; False if it is not
-    of that.
+    """Adds places to the stored blocks of version 1; False if the array is no such one.
 
-    Does the rest after an interruption: a block with places can't be read as one
+    After an interruption it does the rest: a block with places can't be read as one
     without.
     """
     try:
@@ -246,10 +259,14 @@ class Features:
       {"name": "bytes", "configuration": {"endian": "little"}},
       {"name": "crc32c"},
     ]
-    # Google's store can be asked for the first bytes of an object in the same way as
-    # for others.
-    shards = {"codecs": checked, "index_codecs": checked, "index_location": "start"}
-    shards |= {"chunk_shape": (*self._chunk, width)}
+    chunks = {
+      "codecs": checked,
+      "index_codecs": checked,
+      # Google's store can be asked for the first bytes of an object in the same way as
+      # for others.
+      "index_location": "start",
+      "chunk_shape": (*self._chunk, width),
+    }
     block = {"chunk_shape": (self.block_size, n_versions, width)}
     return {
       "shape": (n_images, n_versions, width),
@@ -257,26 +274,29 @@ class Features:
       "fill_value": 0.0,
       "chunk_grid": {"name": "regular", "configuration": block},
       "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-      "codecs": [{"name": "sharding_indexed", "configuration": shards}],
+      "codecs": [{"name": "sharding_indexed", "configuration": chunks}],
       "attributes": {"made_from": self.made_from},
     }
 
   def _open(
     self, *, create: bool = False, assume: bool = False, width: int | None = None
   ) -> tensorstore.TensorStore:
-    """Opens the array: as `zarr.json` has it, which may be created, or as it is assumed
-    to be.
+    """Opens the array.
 
-    `width` is that of a row, by default with the place.
+    Args:
+      create: whether to write `zarr.json` if it is missing.
+      assume: whether to take its content as known, without reading it.
+      width: numbers in a row; those with the place by default.
     """
     folder = os.fspath(self.folder)
-    local = {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
+    if is_bucket(folder):
+      files = store_of(folder).key_value_store(folder)
+    else:
+      files = {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
     return tensorstore.open(
       {
         "driver": "zarr3",
-        "kvstore": store_of(folder).key_value_store(folder)
-        if is_bucket(folder)
-        else local,
+        "kvstore": files,
         "metadata": self._metadata(self.shape[2] + 1 if width is None else width),
         # A missing block is an error, and not zeros.
         "fill_missing_data_reads": False,

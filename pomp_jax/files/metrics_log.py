@@ -1,5 +1,4 @@
-"""Training metrics over the steps: `metrics.jsonl` for programs, TensorBoard events
-for people."""
+"""Training metrics over the steps: `metrics.jsonl` for programs, TensorBoard for people."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -22,8 +21,8 @@ from pomp_jax.files.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-# Between two uploads to a bucket, and after one that failed.
-_UPLOAD_SECONDS, _PAUSE_SECONDS = 10.0, 60.0
+_UPLOAD_SECONDS = 10.0  # between two uploads to a bucket
+_PAUSE_SECONDS = 60.0  # after an upload that failed
 
 
 class Tracker(contextlib.AbstractContextManager):
@@ -41,8 +40,7 @@ class Tracker(contextlib.AbstractContextManager):
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
-  """Writes scalars, one JSON object per logged step, as TensorBoard events, and to the
-  tracker.
+  """Writes scalars as JSON lines, as TensorBoard events, and to the tracker.
 
   Both are flushed at each step, so that a killed process loses nothing. (tensorboardX's
   `SummaryWriter` writes in a thread that its `flush` does not wait for.) Scalars that
@@ -54,13 +52,22 @@ class MetricsWriter(contextlib.AbstractContextManager):
   def __init__(
     self, folder: str | os.PathLike, first_step: int = 0, tracker: Tracker | None = None
   ):
-    """Creates the folder, and drops what an earlier start has written from
-    `first_step` on."""
-    self._target, self._warned = RunFolder(folder), False
+    """Creates the folder, and drops what an earlier start has written after it.
+
+    Args:
+      folder: folder of the run, on a disk or in a bucket.
+      first_step: step of the first scalars; those of it and later ones are dropped.
+      tracker: experiment tracker that gets the scalars too.
+    """
+    self._target = RunFolder(folder)
+    self._folder = self._target
+    self._temporary = None
+    if is_bucket(folder):
+      self._temporary = tempfile.TemporaryDirectory()
+      self._folder = RunFolder(self._temporary.name)
     self._tracker = tracker or Tracker()
-    self._temporary = tempfile.TemporaryDirectory() if is_bucket(folder) else None
-    self._folder = RunFolder(self._temporary.name) if self._temporary else self._target
     self._events: EventsWriter | None = None
+    self._warned = False
     self._next_upload = 0.0
     with self._drop_on_error(first_step):
       self._folder.path.mkdir(parents=True, exist_ok=True)
@@ -72,14 +79,14 @@ class MetricsWriter(contextlib.AbstractContextManager):
       self._write_event(first_step, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, **scalars: SupportsFloat) -> None:
-    """Writes the scalars of one step; NaN and infinities become null in
-    `metrics.jsonl`."""
+    """Writes the scalars of a step; NaN and infinities become null in `metrics.jsonl`."""
     values = {name: float(value) for name, value in scalars.items()}
     stamp = {"step": step, "time": round(time.time(), 3)}
     with self._drop_on_error(step):
       with open(self._folder.metrics, "ab") as file:
-        # After a failed write the last line may be incomplete.
-        file.write(b"\n" * self._warned + _line(stamp | values))
+        if self._warned:
+          file.write(b"\n")  # after a failed write the last line may be incomplete
+        file.write(_line(stamp | values))
       summary = Summary(
         value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
       )
@@ -89,10 +96,11 @@ class MetricsWriter(contextlib.AbstractContextManager):
       self.upload()
 
   def upload(self) -> None:
-    """Sends both files to the bucket, if the folder is in one; a failure is one
-    warning."""
-    # warned: the older lines may be missing
-    if self._temporary is None or self._warned:
+    """Sends both files to the bucket, if the folder is in one; only warns if it can't."""
+    if self._temporary is None:
+      return
+    # After a failed write the local file lacks lines that the bucket may have.
+    if self._warned:
       return
     self._next_upload = time.monotonic() + _UPLOAD_SECONDS
     try:
@@ -113,10 +121,12 @@ class MetricsWriter(contextlib.AbstractContextManager):
       self._temporary = None
 
   def _close_events(self) -> None:
-    events, self._events = self._events, None
-    if events is not None:
-      with contextlib.suppress(OSError):  # it tries to write again what failed
-        events.close()
+    if self._events is None:
+      return
+    events = self._events
+    self._events = None
+    with contextlib.suppress(OSError):  # it tries to write again what failed
+      events.close()
 
   def _write_event(self, step: int, **content: Any) -> None:
     if self._events is None:
@@ -136,13 +146,16 @@ class MetricsWriter(contextlib.AbstractContextManager):
       if not self._warned:
         log.warning(
           "%s: metrics can't be written and are dropped from step %d on (%s)",
-          *(self._target.path, step, error.strerror),
+          self._target.path,
+          step,
+          error.strerror,
         )
       self._warned = True
       self._close_events()
 
 
-def _line(record: dict[str, Any]) -> bytes:
+def _line(record: Mapping[str, Any]) -> bytes:
+  """A line of `metrics.jsonl`."""
   finite = {
     name: value if math.isfinite(value) else None for name, value in record.items()
   }

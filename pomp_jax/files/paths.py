@@ -1,5 +1,4 @@
-"""Paths that users give, and their files: local ones, or URLs in buckets, `gs://`,
-`s3://`.
+"""Paths that users give, local ones or URLs in buckets (`gs://`, `s3://`), and files.
 
 A URL is an `etils.epath.Path`, with the methods of a `pathlib.Path`. A bucket's objects
 are written whole and replaced, never renamed, locked or appended to; a folder exists
@@ -39,18 +38,21 @@ ACCEPTED = " or ".join(
 _FOLDERS = re.compile(
   r"(^|[=:;,*'\"\s(])(?:\w+:/)?(?:~\w*)?/(?:[^=:;,'\"\s()]*/)?(?=[^\s/])"
 )
-_STAMPS = 16  # files that are looked at at once: a bucket's answer takes time
+_STAMPS = (
+  16  # files whose stamps are read at once, because a bucket's answer takes time
+)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 for _scheme, _store in STORES.items():
-  for _protocol in ("gs", "gcs") if _scheme == "gs" else (_scheme,):
+  # fsspec knows Google's store by both names.
+  _protocols = ("gs", "gcs") if _scheme == "gs" else (_scheme,)
+  for _protocol in _protocols:
     # By name, so that a client is imported with the first URL.
     fsspec.register_implementation(_protocol, f"pomp_jax.{_store}", clobber=True)
 
 
 class PathError(InputError, ValueError):
-  """A path that can't be used: an unknown scheme, or a library that is missing or
-  old."""
+  """A path that can't be used: an unknown scheme, or a missing or old library."""
 
 
 def scheme_of(path: str | os.PathLike) -> str | None:
@@ -65,8 +67,10 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def problem_of(path: str | os.PathLike) -> str | None:
-  """Accepted paths, or the library that is missing or old, if a path can't be used;
-  else None."""
+  """What to use instead of a path that can't be used; None if it can.
+
+  The text says which paths are accepted, or which library is missing or too old.
+  """
   if "\0" in os.fspath(path):
     return "a path without the character NUL"
   scheme = scheme_of(path)
@@ -84,12 +88,13 @@ def to_path(path: str | os.PathLike) -> Path:
     return path
   if problem := problem_of(path):
     raise PathError(f"{os.fspath(path)}: expected {problem}")
-  return pathlib.Path(path) if scheme_of(path) is None else epath.Path(os.fspath(path))
+  if scheme_of(path) is None:
+    return pathlib.Path(path)
+  return epath.Path(os.fspath(path))
 
 
 def join(folder: str | os.PathLike, *names: str | os.PathLike) -> Path:
-  """Path of a name in a folder; a name that is absolute or a URL replaces the
-  folder."""
+  """Path of a name in a folder; an absolute name or a URL replaces the folder."""
   for name in names:
     folder = name if scheme_of(name) else to_path(folder) / os.fspath(to_path(name))
   return to_path(folder)
@@ -97,22 +102,30 @@ def join(folder: str | os.PathLike, *names: str | os.PathLike) -> Path:
 
 def exists(path: str | os.PathLike) -> bool:
   """Whether there is a file or a folder; OSError for a bucket that can't be read."""
-  return os.path.exists(path) if not is_bucket(path) else _is_folder(path) is not None
+  if is_bucket(path):
+    return _is_folder(path) is not None
+  return os.path.exists(path)
 
 
 def is_dir(path: str | os.PathLike) -> bool:
   """Whether there is a folder; errors as `exists`'s."""
-  return os.path.isdir(path) if not is_bucket(path) else _is_folder(path) is True
+  if is_bucket(path):
+    return _is_folder(path) is True
+  return os.path.isdir(path)
 
 
 def is_file(path: str | os.PathLike) -> bool:
   """Whether there is a file; errors as `exists`'s."""
-  return os.path.isfile(path) if not is_bucket(path) else _is_folder(path) is False
+  if is_bucket(path):
+    return _is_folder(path) is False
+  return os.path.isfile(path)
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-  """Content of a file; of an object in one request, where epath makes two. Errors:
-  OSError."""
+  """Content of a file; OSError if it can't be read.
+
+  An object is read in one request, where epath makes two.
+  """
   if is_bucket(path):
     return store_of(path).cat_file(os.fspath(path))
   return local_copy(path).read_bytes()
@@ -127,8 +140,10 @@ def read_file(path: str | os.PathLike, error: type[Exception]) -> bytes:
 
 
 def read_text(path: str | os.PathLike, error: type[Exception]) -> str:
-  """Reads UTF-8 text, with or without a byte order mark; raises `error` if it can't
-  be read."""
+  """Reads UTF-8 text, with or without a byte order mark.
+
+  Raises `error` if the file can't be read, or is not UTF-8.
+  """
   try:
     return read_file(path, error).decode("utf-8-sig")
   except UnicodeDecodeError as cause:
@@ -138,8 +153,13 @@ def read_text(path: str | os.PathLike, error: type[Exception]) -> str:
 def read_user_json(
   path: str | os.PathLike, error: type[Exception], **options: Any
 ) -> Any:
-  """Reads JSON, with options of `json.loads`; raises `error` if it can't be read or
-  is not JSON."""
+  """Reads JSON that a user wrote.
+
+  Args:
+    path: file or object.
+    error: type of the error to raise if it can't be read or is not JSON.
+    **options: options of `json.loads`.
+  """
   content = read_file(path, error)
   try:
     return json.loads(content, **options)
@@ -160,15 +180,17 @@ def store_of(path: str | os.PathLike) -> Any:
 
 
 def file_stamps(paths: Iterable[str | os.PathLike]) -> str:
-  """Sizes and modification times, or versions in a bucket: a cache key of files that
-  may change."""
+  """Cache key of files that may change.
+
+  It holds their sizes and modification times, or their versions in a bucket.
+  """
 
   def stamp(path: str | os.PathLike) -> str:
     try:
       if is_bucket(path):
         return f"{path} {store_of(path).version_of(os.fspath(path))}"
-      found = os.stat(path)
-      return f"{path} {found.st_size} {found.st_mtime_ns}"
+      status = os.stat(path)
+      return f"{path} {status.st_size} {status.st_mtime_ns}"
     except OSError:
       return f"{path} missing"
 
@@ -177,8 +199,7 @@ def file_stamps(paths: Iterable[str | os.PathLike]) -> str:
 
 
 def remove_folder(path: str | os.PathLike) -> None:
-  """Removes a folder and all that it holds; what can't be removed of a local one
-  stays."""
+  """Removes a folder and all that it holds; leaves what can't be removed of a local one."""
   if is_bucket(path):
     epath.Path(path).rmtree(missing_ok=True)
   else:
@@ -188,23 +209,31 @@ def remove_folder(path: str | os.PathLike) -> None:
 def local_copy(path: str | os.PathLike) -> pathlib.Path:
   """Returns a local file with an object's content, or a local path as it is.
 
-  OSError if the object can't be read, or the copy not written; for a device, a pipe or
-  a socket, which a reader would wait for, or read without end.
+  Raises:
+    OSError: the object can't be read, the copy can't be written, or the path is a
+      device, a pipe or a socket, on which a reader would wait, or read without end.
   """
   if is_bucket(path):
     return store_of(path).local_copy(os.fspath(path))
-  if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):
+  is_special = (
+    os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+  )
+  if is_special:
     raise OSError(errno.EINVAL, "a device or a pipe", os.fspath(path))
   return pathlib.Path(path)
 
 
 def without_folders(value: Any) -> Any:
   """The value, in whose strings absolute paths and URLs are cut to their last name."""
-  if isinstance(value, Mapping):
-    return {key: without_folders(item) for key, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [without_folders(item) for item in value]
-  return _FOLDERS.sub(r"\1", value) if isinstance(value, str) else value
+  match value:
+    case Mapping():
+      return {key: without_folders(item) for key, item in value.items()}
+    case list() | tuple():
+      return [without_folders(item) for item in value]
+    case str():
+      return _FOLDERS.sub(r"\1", value)
+    case _:
+      return value
 
 
 def cache_folder() -> pathlib.Path:

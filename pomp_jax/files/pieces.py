@@ -1,5 +1,4 @@
-"""The store of finished pieces: what a job has done, so that its restart does only the
-rest.
+"""The store of finished pieces: what a job has done, so that a restart does the rest.
 
 A piece is `NAME.json` (facts), or `NAME.npz` (arrays, and the facts as the JSON text
 `facts`). It holds its name, the key of what it was computed from, and a checksum, and
@@ -35,21 +34,22 @@ from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
 
-_FACTS, _ARRAY = "facts", "array"
+_FACTS = "facts"  # member of an archive that holds the facts
+_ARRAY = "array"  # the one array of a piece of `ArrayCache`
 _NAME = "piece"  # member of the stored facts that holds the piece's name
 
 
 def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
-  """Cache key: SHA-256 of texts and arrays with their dtypes, shapes and order, in
-  hexadecimal."""
+  """Cache key: SHA-256 of texts and arrays with their dtypes, shapes and order, in hex."""
   digest = hashlib.sha256()
   for part in parts:
-    content: Any = (
-      part.encode() if isinstance(part, str) else np.ascontiguousarray(part)
-    )
+    content: Any
     if isinstance(part, str):
+      content = part.encode()
       head = f"text {len(content)}\n"
     else:
+      content = np.ascontiguousarray(part)
+      # The shape of the part: a contiguous copy of a scalar has one axis.
       head = f"{content.dtype.str} {np.shape(part)}\n"
     digest.update(head.encode())
     digest.update(content)
@@ -67,8 +67,12 @@ class Pieces:
   """Finished pieces of work in a folder, which the first `save` creates."""
 
   def __init__(self, folder: str | os.PathLike, keys: str | Mapping[str, str]):
-    """Touches nothing; `keys`: the `fingerprint` of all pieces, or of each by its
-    name."""
+    """Names the folder; nothing is read or written yet.
+
+    Args:
+      folder: folder of these pieces.
+      keys: `fingerprint` of what all pieces are computed from, or of each by its name.
+    """
     self.folder: Path = to_path(folder)
     self._keys = keys
 
@@ -77,16 +81,19 @@ class Pieces:
     names: Iterable[str],
     fits: Callable[[dict[str, Any]], bool] = lambda facts: True,
   ) -> list[str]:
-    """Names of the pieces to compute, as the first process sees them; all call it
-    together.
+    """Names of the pieces to compute, as the first process sees them.
 
-    A stored piece also counts as missing if `fits` is false of its facts.
+    All processes call it together. A stored piece also counts as missing if `fits` is
+    false of its facts.
     """
-    found = None
+    missing = None
     if hosts.is_first():
-      pieces = ((name, self.load(name)) for name in names)  # one at a time in memory
-      found = [name for name, piece in pieces if piece is None or not fits(piece.facts)]
-    return hosts.from_first(found, f"what {self.folder} lacks")
+      missing = []
+      for name in names:
+        piece = self.load(name)  # one at a time in memory
+        if piece is None or not fits(piece.facts):
+          missing.append(name)
+    return hosts.from_first(missing, f"what {self.folder} lacks")
 
   def load(self, name: str) -> Piece | None:
     """Reads a piece, on this process; None if it has to be computed."""
@@ -117,8 +124,13 @@ class Pieces:
   ) -> Piece:
     """Writes a piece, on one process, and returns it as `load` would.
 
-    It is an `.npz` file if arrays are given, even none. RunFolderWriteError if it can't
-    be written.
+    Args:
+      name: name of the piece, and of its file without the suffix.
+      facts: members of its JSON object.
+      arrays: its arrays by name. An empty dict makes an `.npz` file too, None a `.json`.
+
+    Raises:
+      RunFolderWriteError: the piece can't be written.
     """
     path = self.path(name, "json" if arrays is None else "npz")
     plain = json.loads(run_folder.to_json({"key": self._key(name), **facts}))
@@ -128,13 +140,9 @@ class Pieces:
       if arrays is None:
         run_folder.write_json(path, named)
         return Piece(plain, {})
-      stored = run_folder.to_json(
-        run_folder.with_checksum({**named, "arrays": _checksums(arrays)})
-      )
-      contents: dict[str, Any] = {
-        _FACTS: np.frombuffer(stored.encode(), np.uint8),
-        **arrays,
-      }
+      checked = run_folder.with_checksum({**named, "arrays": _checksums(arrays)})
+      encoded = run_folder.to_json(checked).encode()
+      contents: dict[str, Any] = {_FACTS: np.frombuffer(encoded, np.uint8), **arrays}
       with replacing(path) as file:
         np.savez(file, **contents)
     return Piece(plain, dict(arrays))
@@ -152,33 +160,46 @@ class Pieces:
 
 
 class ArrayCache:
-  """The arrays last used, in memory, and all of them as pieces of a folder, if there
-  is one."""
+  """The arrays last used, in memory, and all of them as pieces of an optional folder."""
 
   def __init__(self, folder: str | os.PathLike | None = None, in_memory: int = 4):
-    self._folder, self._in_memory = folder, in_memory
+    self._folder = folder
+    self._in_memory = in_memory
     self._held: OrderedDict[str, np.ndarray] = OrderedDict()
 
   def find(self, key: str) -> np.ndarray | None:
     """Returns the array of a `fingerprint`, read-only; None if it is not cached."""
-    if key not in self._held:
-      piece = Pieces(self._folder, key).load(key) if self._folder else None
-      return None if piece is None else self._hold(key, piece.arrays[_ARRAY])
-    self._held.move_to_end(key)
-    return self._held[key]
+    if key in self._held:
+      self._held.move_to_end(key)
+      return self._held[key]
+    if not self._folder:
+      return None
+    piece = Pieces(self._folder, key).load(key)
+    if piece is None:
+      return None
+    return self._hold(key, piece.arrays[_ARRAY])
 
   def keep(self, key: str, array: np.ndarray, *, write: bool = True) -> np.ndarray:
-    """Caches an array, read-only; also in the folder if `write` (on one process), as
-    `save`."""
+    """Caches an array, and returns it read-only.
+
+    Args:
+      key: `fingerprint` of what the array is computed from.
+      array: array of any shape.
+      write: whether to write it to the folder too; true on one process alone.
+
+    Raises:
+      RunFolderWriteError: the array can't be written.
+    """
     if self._folder and write:
       Pieces(self._folder, key).save(key, {}, {_ARRAY: array})
     return self._hold(key, array)
 
   def get(self, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Returns the array of a `fingerprint`, read-only: cached, or computed and
-    cached."""
-    found = self.find(key)
-    return self.keep(key, compute()) if found is None else found
+    """Returns the array of a `fingerprint`, read-only: cached, or computed and cached."""
+    cached = self.find(key)
+    if cached is None:
+      return self.keep(key, compute())
+    return cached
 
   def _hold(self, key: str, array: np.ndarray) -> np.ndarray:
     array = array.view()
@@ -190,26 +211,28 @@ class ArrayCache:
 
 
 def _read(path: Path, name: str) -> Piece | None:
-  """Reads a piece of a name; None of an archive without facts, a cell's prompt for
-  example."""
+  """Reads the piece of a name.
+
+  None of an archive without facts, which is no piece: a cell's prompt for example.
+  """
+  is_archive = path.suffix != ".json"
   arrays: dict[str, np.ndarray] = {}
-  if path.suffix == ".json":
-    content = read_file(path, run_folder.RunFolderError)
-  else:
+  if is_archive:
     try:
       with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
         if _FACTS not in archive.files:
           return None
-        arrays = {name: archive[name] for name in archive.files}
+        arrays = {member: archive[member] for member in archive.files}
       content = arrays.pop(_FACTS).tobytes()
-    except (
-      Exception
-    ) as error:  # a damaged archive fails in more ways than NumPy documents
+    except Exception as error:
+      # A damaged archive fails in more ways than NumPy documents.
       raise run_folder.DamagedFileError(f"{path}: can't be read ({error})") from error
+  else:
+    content = read_file(path, run_folder.RunFolderError)
   facts = run_folder.parse_json(content, path)
   if not isinstance(facts, dict) or b'"checksum": ' not in content:
     raise run_folder.DamagedFileError(f"{path}: not a JSON object with its checksum")
-  if path.suffix != ".json" and facts.pop("arrays") != _checksums(arrays):
+  if is_archive and facts.pop("arrays") != _checksums(arrays):
     raise run_folder.DamagedFileError(f"{path}: changed after it was written")
   stored_name = facts.pop(_NAME, name)
   if stored_name != name:
@@ -221,9 +244,9 @@ def _read(path: Path, name: str) -> Piece | None:
 
 def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
   """CRC-32 of each array with its dtype and shape."""
-  found = {}
+  checksums = {}
   for name, array in arrays.items():
     array = np.asarray(array)
     head = zlib.crc32(f"{array.dtype.str} {array.shape}".encode())
-    found[name] = f"{zlib.crc32(array.tobytes(), head):08x}"
-  return found
+    checksums[name] = f"{zlib.crc32(array.tobytes(), head):08x}"
+  return checksums

@@ -1,8 +1,8 @@
 """Files of learned prompts: `.npz`, and other formats of `registry.FORMATS`.
 
 `hf:OWNER/NAME` stands for a file on the hub, a folder for the prompt of a run or of a
-Dassl trainer; docs/formats.md describes them. The reader of a format returns the fields
-that a file has, unchecked. Nothing is ever unpickled or run.
+Dassl trainer; docs/reference/formats.md describes them. The reader of a format returns
+the fields that a file has, unchecked. Nothing is ever unpickled or run.
 
 Shapes: M context vectors, D width of the CLIP's text tower, N or C classes, E
 embedding.
@@ -35,15 +35,16 @@ from pomp_jax.registry import FORMATS, SOURCES, load
 log = logging.getLogger(__name__)
 _log_once = functools.cache(log.info)
 
-HUB_PREFIX, DEFAULT_FILE = "hf:", "prompt.npz"
+HUB_PREFIX = "hf:"
+DEFAULT_FILE = "prompt.npz"
 POSITIONS = ("end", "middle", "front")
 
 # CLIP of the prompts that POMP's and CoOp's authors publish, whose files name none.
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
 
 FORMAT_VERSION = 1
-# Of a file with `sentences`, so that a reader of version 1 does not take it for its
-# context alone.
+# Version of a file with `sentences`, so that a reader of version 1 does not take it for
+# its context alone.
 SENTENCES_VERSION = 2
 VERSIONS = (FORMAT_VERSION, SENTENCES_VERSION)
 # Type of each field beside `format_version`, whatever the format.
@@ -52,7 +53,7 @@ FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
 # Fields that a file may lack.
 OPTIONAL = {"sentences": str, "calibration": str}
 
-# What a prompt lacks that is no run's, nor in its folder.
+# What is wrong with a prompt that is neither a run's nor in a run's folder.
 NO_NAMES = "has no class_names.json beside it, as in a run's folder: give a file or a list of names"
 
 # Text of a class, with `{}` for the name. With more words the context's place would be
@@ -63,17 +64,28 @@ UNKNOWN_CLIP = "unknown"
 OF_OTHERS: dict[str, Any] = {
   "format_version": FORMAT_VERSION,
   "clip_model": UNKNOWN_CLIP,
+  "position": "end",
+  "template": TEMPLATE,
+  "config": "{}",
 }
-OF_OTHERS |= {"position": "end", "template": TEMPLATE, "config": "{}"}
 
 
 class PromptFileError(InputError, ValueError):
-  """A prompt file that can't be used: one line with the file, the field, and what is
-  accepted."""
+  """A prompt file that can't be used.
+
+  Its one line names the file, the field, and what is accepted.
+  """
 
 
 def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
-  """Raises the PromptFileError of a field."""
+  """Raises the PromptFileError of a field.
+
+  Args:
+    path: prompt file.
+    field: name of the field, or "the file".
+    found: words for its value; what can't be printed is replaced.
+    accepted: words for the values that are accepted.
+  """
   raise PromptFileError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")
 
 
@@ -98,17 +110,17 @@ class Prompt:
   parts, normalised. Features under several sentences are averaged and normalised first.
   """
 
-  # float32, [M, D] shared by all classes, or [N, M, D] with one context per class; [0,
-  # D] of sentences alone
+  # float32: [M, D] shared by all classes, [N, M, D] with one context per class, or
+  # [0, D] beside sentences that have all of the weight.
   context: np.ndarray
   clip_model: str  # name or folder of the CLIP that the context was trained with
   # The class name comes last (the context before it), in the middle of the context, or
   # in front.
   position: str = "end"
-  # of the run, as JSON
+  # Config of the run, as JSON.
   config: dict[str, Any] = dataclasses.field(default_factory=dict)
   sentences: Sentences | None = None
-  # of its probabilities, for one CLIP and one list of classes
+  # Of its probabilities, for one CLIP and one list of classes.
   calibration: Calibration | None = None
 
   @property
@@ -122,26 +134,30 @@ class Prompt:
     if not isinstance(data, dict):
       return None
     source = SOURCES.get(str(data.get("source")))
-    if (
-      source is None
-      or not source.stored
-      or source.generated
-      or "upright" in source.unread
-    ):
+    if source is None or not source.stored:
+      return None
+    if source.generated or "upright" in source.unread:
       return None
     upright = data.get("upright")
     return upright if isinstance(upright, bool) else None
 
 
 class ClassFeatures(NamedTuple):
-  """Class features that stand in for a prompt: unit rows in the order of the class
-  list."""
+  """Class features in place of a prompt: unit rows in the order of the class list."""
 
   features: Float[np.ndarray, "C E"]
 
   def check_fits(self, n_classes: int, width: int, where: str) -> None:
-    """Raises PromptFileError, which names `where`, for another shape than
-    [n_classes, width]."""
+    """Checks the shape of the features.
+
+    Args:
+      n_classes: number of classes, C.
+      width: width of the CLIP's embedding, E.
+      where: name of the features in the message.
+
+    Raises:
+      PromptFileError: another shape than [n_classes, width].
+    """
     if self.features.shape != (n_classes, width):
       accepted = f"{[n_classes, width]}, one row for each of the {n_classes} classes"
       refuse(where, "the array's shape", str(list(self.features.shape)), accepted)
@@ -154,11 +170,20 @@ def check_fits(
   n_classes: int | None = None,
   path: str | os.PathLike = "the prompt",
 ) -> None:
-  """Checks that a prompt can be used with a CLIP and N classes; warns if it is another
-  CLIP's.
+  """Checks that a prompt can be used with a CLIP and N classes.
 
-  PromptFileError for another width than the text tower's, or class-specific for other N
-  classes.
+  Warns if the prompt was trained with another CLIP of the same width.
+
+  Args:
+    prompt: prompt to check.
+    width: width of the CLIP's text tower, D.
+    clip_model: name of the CLIP, if it is known.
+    n_classes: number of classes, N, if it is known.
+    path: name of the prompt in the messages.
+
+  Raises:
+    PromptFileError: another width than the text tower's, or a class-specific context for
+      other than N classes.
   """
   shape = list(prompt.context.shape)
   if shape[-1] != width:
@@ -167,76 +192,90 @@ def check_fits(
       f" text tower of {clip_model or 'the CLIP in use'!r} has width {width}; set"
       " config.clip.model to the prompt's CLIP"
     )
-  if len(shape) == 3 and n_classes is not None and shape[0] != n_classes:
+  is_class_specific = len(shape) == 3
+  if is_class_specific and n_classes is not None and shape[0] != n_classes:
     raise PromptFileError(
       f"{path}: context {shape} is class-specific, one for each of its {shape[0]} classes, but the"
       f" class list has {n_classes}"
     )
-  trained, used = architecture(prompt.clip_model), architecture(clip_model or "")
-  # ViT-B/16 and ViT-B/32 have the same text width
+  # The width alone does not tell: ViT-B/16 and ViT-B/32 have the same one.
+  trained = architecture(prompt.clip_model)
+  used = architecture(clip_model or "")
   if trained and used and trained != used:
     log.warning(
       "%s was trained with %s, but config.clip.model is %s, another CLIP with a text tower of the"
       " same width",
-      *(path, prompt.clip_model, clip_model),
+      path,
+      prompt.clip_model,
+      clip_model,
     )
 
 
 def architecture(clip_model: str) -> str | None:
   """Architecture that a CLIP's name tells, such as vit-b-16 or rn50x4, or None."""
   name = clip_model.lower()
-  if vit := re.search(
-    r"vit[-_/]?([blhg])[a-z]*[-_/]?(?:patch)?[-_/]?(\d\d)(?!\d)", name
-  ):
+  vit = re.search(r"vit[-_/]?([blhg])[a-z]*[-_/]?(?:patch)?[-_/]?(\d\d)(?!\d)", name)
+  if vit:
     return f"vit-{vit[1]}-{vit[2]}"
   resnet = re.search(r"(?:rn|resnet)[-_]?(\d+(?:x\d+)?)", name)
-  return f"rn{resnet[1]}" if resnet else None
+  if resnet:
+    return f"rn{resnet[1]}"
+  return None
 
 
-def _has_shape_of_a_context(context: object) -> bool:
+def _is_context(context: object) -> bool:
   """Whether it is float32 [M,D] or [N,M,D] with no axis empty."""
   if not isinstance(context, np.ndarray) or context.dtype != np.float32:
     return False
   return context.ndim in (2, 3) and context.size > 0
 
 
-def _stands_aside(prompt: Prompt) -> bool:
-  """Whether the context is float32 [0,D], beside sentences that have all of the
-  weight."""
-  context = prompt.context
+def _is_empty_beside_sentences(prompt: Prompt) -> bool:
+  """Whether the context is float32 [0,D], beside sentences that have all of the weight."""
   if prompt.sentences is None or prompt.sentences.weight != 1:
     return False
-  is_array = isinstance(context, np.ndarray) and context.dtype == np.float32
-  return is_array and context.ndim == 2 and len(context) == 0 and context.shape[1] > 0
+  context = prompt.context
+  if not isinstance(context, np.ndarray) or context.dtype != np.float32:
+    return False
+  return context.ndim == 2 and context.shape[0] == 0 and context.shape[1] > 0
 
 
 def validate(path: str | os.PathLike, prompt: Prompt) -> None:
-  """Raises PromptFileError for the first field of a prompt, written or read, that
-  breaks a rule."""
-  context = prompt.context
-  if not _has_shape_of_a_context(context) and not _stands_aside(prompt):
-    kind = getattr(context, "dtype", type(context).__name__)
-    accepted = "a NumPy array, float32 [M, D] or [N, M, D], no axis empty"
-    refuse(path, "context", f"{kind} {list(getattr(context, 'shape', ()))}", accepted)
-  if not np.isfinite(context).all():
-    bad = int(context.size - np.isfinite(context).sum())
-    refuse(
-      path, "context", f"not finite in {bad} of {context.size} values", "finite values"
-    )
+  """Checks every field of a prompt that is written or was read.
+
+  Raises:
+    PromptFileError: the first field that breaks a rule.
+  """
+  _validate_context(path, prompt)
   if not prompt.clip_model:
     refuse(path, "clip_model", "empty", "the name or the folder of a CLIP")
   if prompt.position not in POSITIONS:
     refuse(path, "position", repr(prompt.position), ", ".join(POSITIONS))
   if prompt.sentences is not None:
-    templates, weight = prompt.sentences
-    if not templates or any(text.count("{}") != 1 for text in templates):
-      refuse(
-        path, "sentences", repr(templates)[:200], "one or more texts, each with one {}"
-      )
-    if not 0 < weight <= 1:
-      refuse(
-        path, "sentences", f"of the weight {weight}", "a weight above 0, at most 1"
-      )
+    _validate_sentences(path, prompt.sentences)
+
+
+def _validate_context(path: str | os.PathLike, prompt: Prompt) -> None:
+  context = prompt.context
+  if not _is_context(context) and not _is_empty_beside_sentences(prompt):
+    kind = getattr(context, "dtype", type(context).__name__)
+    shape = list(getattr(context, "shape", ()))
+    accepted = "a NumPy array, float32 [M, D] or [N, M, D], no axis empty"
+    refuse(path, "context", f"{kind} {shape}", accepted)
+  n_bad = np.count_nonzero(~np.isfinite(context))
+  if n_bad:
+    found = f"not finite in {n_bad} of {context.size} values"
+    refuse(path, "context", found, "finite values")
+
+
+def _validate_sentences(path: str | os.PathLike, sentences: Sentences) -> None:
+  templates, weight = sentences
+  if not templates or any(text.count("{}") != 1 for text in templates):
+    accepted = "one or more texts, each with one {}"
+    refuse(path, "sentences", repr(templates)[:200], accepted)
+  if not 0 < weight <= 1:
+    accepted = "a weight above 0, at most 1"
+    refuse(path, "sentences", f"of the weight {weight}", accepted)
 
 
 def is_hub(name: str | os.PathLike) -> bool:
@@ -245,47 +284,49 @@ def is_hub(name: str | os.PathLike) -> bool:
 
 
 def is_prompt_file(name: str | os.PathLike) -> bool:
-  """Whether `load_prompt` finds a file: of that name, of a run's folder, or perhaps
-  on the hub."""
+  """Whether a name is that of a prompt file, of a run's folder, or perhaps on the hub."""
   return is_hub(name) or is_file(prompt_path(name))
 
 
 def format_of_name(path: str | os.PathLike) -> str | None:
   """Returns the format of a file name: npz, safetensors, pth, or None."""
-  names = (
-    name
-    for name, row in FORMATS.items()
-    if row.names and re.search(f"({row.names})$", str(path))
-  )
-  return next(names, "npz" if is_hub(path) else None)
+  for name, row in FORMATS.items():
+    if row.names and re.search(f"({row.names})$", str(path)):
+      return name
+  return "npz" if is_hub(path) else None
 
 
 def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
-  """Writes a prompt file atomically, in the format of its name; errors as
-  `encode`'s."""
+  """Writes a prompt file atomically, in the format of its name.
+
+  Errors are those of `encode`.
+  """
   write_file(path, encode(path, prompt))
 
 
 def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
   """Content of a prompt file, in the format of its name.
 
-  PromptFileError if the format does not take a field's value, such as a NaN, or for
-  another suffix.
+  Raises:
+    PromptFileError: the suffix is unknown, or the format does not take a field's value,
+      such as a NaN.
   """
   kind = format_of_name(path)
   if kind is None or is_hub(path):
-    written = ", ".join(
-      suffix for row in FORMATS.values() if row.encode for suffix in row.suffixes
-    )
-    accepted = f"{written}; for hf:OWNER/NAME `push_prompt`"
+    suffixes = [s for row in FORMATS.values() if row.encode for s in row.suffixes]
+    accepted = f"{', '.join(suffixes)}; for hf:OWNER/NAME `push_prompt`"
     refuse(path, "the file's name", "of no known kind", accepted)
   validate(path, prompt)
   try:
     config = json.dumps(prompt.config, allow_nan=False)
   except (TypeError, ValueError) as error:
     refuse(path, "config", f"not JSON ({error})", "plain JSON values without NaN")
-  text = {"clip_model": prompt.clip_model, "position": prompt.position}
-  text |= {"template": TEMPLATE, "config": config}
+  text = {
+    "clip_model": prompt.clip_model,
+    "position": prompt.position,
+    "template": TEMPLATE,
+    "config": config,
+  }
   if prompt.sentences is not None:
     if kind != "npz":
       found = "sentences, or a mixture with them"
@@ -303,95 +344,97 @@ def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
 
 
 def load_prompt(path: str | os.PathLike) -> Prompt:
-  """Reads a prompt file; nothing in it is ever executed, and unknown fields are
-  ignored.
+  """Reads a prompt file.
 
-  The content decides the format, or the name where the content is damaged. A file of
-  other code holds the context alone: its position is assumed to be `end` (the published
-  default; `dataclasses.replace` sets another), and its CLIP is "unknown".
-  PromptFileError if the file can't be used, HubError if it can't be downloaded.
+  Nothing in it is ever executed, and unknown fields are ignored. The content decides
+  the format, or the name where the content is damaged. A file of other code holds the
+  context alone: its position is assumed to be `end` (the published default;
+  `dataclasses.replace` sets another), and its CLIP is "unknown".
+
+  Raises:
+    PromptFileError: the file can't be used.
+    HubError: the file can't be downloaded.
   """
   if is_hub(path):
     if not HUB_PROMPT:
-      refuse(
-        path,
-        "the name",
-        "one on a hub",
-        "a file or folder, without the room interchange",
-      )
+      accepted = "a file or folder, without the room interchange"
+      refuse(path, "the name", "one on a hub", accepted)
     return HUB_PROMPT.open()(path)
-  if (found := prompt_path(path)) != path:
-    _log_once("%s: its prompt is %s", str(path), str(found))
-  path = found
-  form = format_of_content(path) or format_of_name(path) or "npz"
-  if (row := FORMATS.get(form)) is None:
-    refuse(
-      path, "the file", f"of the format {form}", ".npz, without the room interchange"
-    )
-  fields = load(row.read)(path)
+  file = prompt_path(path)
+  if file != path:
+    _log_once("%s: its prompt is %s", str(path), str(file))
+  kind = format_of_content(file) or format_of_name(file) or "npz"
+  if kind not in FORMATS:
+    accepted = ".npz, without the room interchange"
+    refuse(file, "the file", f"of the format {kind}", accepted)
+  fields = load(FORMATS[kind].read)(file)
+  _check_types(file, fields)
+  prompt = Prompt(
+    context=fields["context"],
+    clip_model=fields["clip_model"],
+    position=fields["position"],
+    config=_config(file, fields["config"]),
+    sentences=_sentences(file, fields.get("sentences"), fields["format_version"]),
+    calibration=_calibration(file, fields.get("calibration")),
+  )
+  validate(file, prompt)
+  return prompt
+
+
+def _check_types(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:
+  """Raises PromptFileError for a missing field, one of another type, or a template."""
   version = fields.get("format_version")
   if type(version) is not int or version not in VERSIONS:
-    told = "missing" if version is None else repr(version)
-    refuse(
-      path,
-      "format_version",
-      told,
-      f"{' or '.join(map(str, VERSIONS))}, the known versions",
-    )
-  for field, own in FIELDS.items():
+    found = "missing" if version is None else repr(version)
+    accepted = f"{' or '.join(map(str, VERSIONS))}, the known versions"
+    refuse(path, "format_version", found, accepted)
+  for field, kind in FIELDS.items():
     if field not in fields:
       names = ", ".join(sorted(map(str, fields))) or "nothing"
-      refuse(
-        path, field, f"missing (there are: {names})", f"a {own.__name__} of that name"
-      )
-    if type(fields[field]) is not own:
-      refuse(path, field, f"a {type(fields[field]).__name__}", f"a {own.__name__}")
+      accepted = f"a {kind.__name__} of that name"
+      refuse(path, field, f"missing (there are: {names})", accepted)
+    if type(fields[field]) is not kind:
+      found = f"a {type(fields[field]).__name__}"
+      refuse(path, field, found, f"a {kind.__name__}")
+  if fields["template"] != TEMPLATE:
+    accepted = f"{TEMPLATE!r}, as all contexts are trained"
+    refuse(path, "template", repr(fields["template"]), accepted)
+
+
+def _config(path: str | os.PathLike, text: str) -> dict[str, Any]:
+  """The config of a file's field."""
   try:
-    config = json.loads(fields["config"])
+    config = json.loads(text)
   except (ValueError, RecursionError) as error:
     refuse(path, "config", f"not JSON ({error})", "a JSON object")
   if not isinstance(config, dict):
     refuse(path, "config", f"a {type(config).__name__}", "a JSON object")
-  if fields["template"] != TEMPLATE:
-    refuse(
-      path,
-      "template",
-      repr(fields["template"]),
-      f"{TEMPLATE!r}, as all contexts are trained",
-    )
-  prompt = Prompt(
-    fields["context"],
-    fields["clip_model"],
-    fields["position"],
-    config,
-    _sentences(path, fields.get("sentences"), version),
-    _calibration(path, fields.get("calibration")),
-  )
-  validate(path, prompt)
-  return prompt
+  return config
 
 
 def _sentences(path: str | os.PathLike, text: Any, version: int) -> Sentences | None:
   """The sentences of a file's field; None for a file without them."""
-  if text is None and version != SENTENCES_VERSION:
-    return None
   if text is None:
-    refuse(
-      path, "sentences", "missing", f"a str of that name in version {SENTENCES_VERSION}"
-    )
-  accepted = (
-    'a JSON object {"templates": [texts], "weight": number}, in version 2 alone'
-  )
+    if version != SENTENCES_VERSION:
+      return None
+    accepted = f"a str of that name in version {SENTENCES_VERSION}"
+    refuse(path, "sentences", "missing", accepted)
   try:
     stored = json.loads(text)
-    templates, weight = stored["templates"], stored["weight"]
-    fits = version == SENTENCES_VERSION and all(
-      isinstance(one, str) for one in templates
+    templates = stored["templates"]
+    weight = stored["weight"]
+    fits = (
+      version == SENTENCES_VERSION
+      and all(isinstance(template, str) for template in templates)
+      and type(weight) in (int, float)
+      and math.isfinite(weight)
     )
-    fits = fits and type(weight) in (int, float) and math.isfinite(weight)
   except (TypeError, ValueError, KeyError, RecursionError):
     fits = False
   if not fits:
+    accepted = (
+      'a JSON object {"templates": [texts], "weight": number}, in version 2 alone'
+    )
     refuse(path, "sentences", printable(repr(text))[:200], accepted)
   return Sentences(tuple(templates), float(weight))
 
@@ -407,8 +450,7 @@ def _calibration(path: str | os.PathLike, text: Any) -> Calibration | None:
 
 
 def format_of_content(path: str | os.PathLike) -> str | None:
-  """Format that a file begins like: npz, safetensors or pth; None if it is none of
-  them."""
+  """Format that a file begins like: npz, safetensors, pth, or None."""
   try:
     with open(local_copy(path), "rb") as file:
       head = file.read(32)
@@ -431,28 +473,28 @@ def recorded_clip(path: str) -> str | None:
 
 def recorded_upright(path: str) -> bool | None:
   """`Prompt.upright` of a prompt's file, in a mixture the first that is known."""
-  found = (load_prompt(name).upright for name in _files_in(path))
-  return next((upright for upright in found if upright is not None), None)
+  for name in _files_in(path):
+    upright = load_prompt(name).upright
+    if upright is not None:
+      return upright
+  return None
 
 
 def recorded_classes(path: str) -> str:
-  """File of the class names of the run that has learned a prompt, or all parts of a
-  mixture.
+  """File of the class names of the run that has learned a prompt.
 
-  Empty if it is not beside the prompt: for other prompts, and for a copy of a run's
-  file elsewhere.
+  Of a mixture, if all its parts have the same. Empty if it is not beside the prompt:
+  for other prompts, and for a copy of a run's file elsewhere.
   """
-  # A run of a method without a prompt has classes too.
-  names = (
-    [path] if is_dir(path) else [name for name in _files_in(path) if not is_hub(name)]
-  )
+  names = [name for name in _files_in(path) if not is_hub(name)]
+  if is_dir(path):
+    names = [path]  # a run of a method without a prompt has classes too
   files = {str(classes_path(name) or "") for name in names}
   return files.pop() if len(files) == 1 else ""
 
 
 def _files_in(path: str) -> Iterator[str]:
-  """Prompt files that a name of `evaluate.prompts` stands for: itself, or parts of a
-  mixture."""
+  """Prompt files of a name of `evaluate.prompts`: itself, or the parts of a mixture."""
   parts = [part.partition("*")[2].strip() for part in path.split(" + ")]
   for name in filter(None, [path, *parts]):
     if is_prompt_file(name) and not name.endswith((".npy", ".json")):
@@ -460,24 +502,25 @@ def _files_in(path: str) -> Iterator[str]:
 
 
 def encode_npz(context: np.ndarray, text: Mapping[str, str]) -> bytes:
-  """The arrays `context`, `format_version` and the text fields."""
+  """Content of an npz: the arrays `context` and `format_version`, and the text fields."""
   version = SENTENCES_VERSION if "sentences" in text else FORMAT_VERSION
-  arrays: dict[str, Any] = {"context": np.ascontiguousarray(context)}
-  arrays["format_version"] = np.int64(version)
+  arrays: dict[str, Any] = {
+    "context": np.ascontiguousarray(context),
+    "format_version": np.int64(version),
+  }
+  for field, value in text.items():
+    arrays[field] = np.array(value)
   file = io.BytesIO()
-  np.savez(
-    file,
-    allow_pickle=False,
-    **arrays,
-    **{k: np.array(value) for k, value in text.items()},
-  )
+  np.savez(file, allow_pickle=False, **arrays)
   return file.getvalue()
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, Any]:
   """Reads the arrays of an npz file that are fields; 0-d arrays as plain values."""
   fields: dict[str, Any] = {}
-  field, problem = "the file", "not a whole npz"
+  # Where reading is, for the message if it fails.
+  field = "the file"
+  problem = "not a whole npz"
   try:
     with zipfile.ZipFile(local_copy(path)) as archive:
       problem = "damaged, or not plain numbers"
@@ -490,9 +533,8 @@ def read_npz(path: str | os.PathLike) -> dict[str, Any]:
           fields[field] = array if array.ndim else array.item()
   except FileNotFoundError:
     refuse(path, field, "missing", "an npz")
-  except (
-    Exception
-  ) as error:  # a bad byte fails in more ways than zipfile, zlib and NumPy document
+  except Exception as error:
+    # A bad byte fails in more ways than zipfile, zlib and NumPy document.
     refuse(path, field, f"{problem} ({error})", "an undamaged npz")
   return fields
 

@@ -31,8 +31,10 @@ _GIT_SECONDS = 10.0
 
 
 def provenance() -> dict[str, Any]:
-  """Describes this process and its devices, for results; a missing library's version
-  is None."""
+  """Describes this process and its devices, for results.
+
+  The version of a missing library is None.
+  """
   devices = hosts.devices()
   versions: dict[str, str | None] = {
     "python": platform.python_version(),
@@ -71,8 +73,7 @@ def command(argv: list[str]) -> str:
 
 @functools.cache
 def commit() -> str | None:
-  """Commit of the repository that tracks this package, with `+` behind it if files
-  differ from it.
+  """Commit of the repository that tracks this package, with `+` if files differ from it.
 
   Of an installed package the one that pip installed it from, if that was a repository.
   None without either: then `versions` has the release. Cached, because the checkout of
@@ -83,10 +84,11 @@ def commit() -> str | None:
   names = _git("rev-parse", "HEAD", "HEAD:./__init__.py")
   if names is None or names.returncode:
     return _installed_commit()
-  differs = _git("diff", "--no-ext-diff", "--quiet", "HEAD", "--", ".")
-  return names.stdout.split()[0] + (
-    "+" if differs is None or differs.returncode else ""
-  )
+  head = names.stdout.split()[0]
+  difference = _git("diff", "--no-ext-diff", "--quiet", "HEAD", "--", ".")
+  if difference is None or difference.returncode:
+    return f"{head}+"
+  return head
 
 
 def _installed_commit() -> str | None:

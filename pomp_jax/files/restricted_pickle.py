@@ -11,8 +11,7 @@ class PickleError(ValueError):
 
 
 class PickledObject:
-  """Object of a class that is not imported, or result of a function that is not
-  called."""
+  """Stands for an object of a class that is not imported, or for the result of a call."""
 
   def __init__(self, name: str):
     self.name = name
@@ -38,8 +37,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
   @classmethod
   def read(cls, data: bytes) -> Any:
-    """Reads a pickle; PickleError if it is damaged, or has a name that is not
-    accepted."""
+    """Reads a pickle; PickleError if it is damaged or has an unaccepted name."""
     try:
       return cls(io.BytesIO(data)).load()
     except PickleError:
@@ -48,14 +46,12 @@ class RestrictedUnpickler(pickle._Unpickler):
       raise PickleError(f"damaged bytes ({type(error).__name__}: {error})") from error
 
   def find_class(self, module: str, attribute: str) -> type:
-    """Returns a class in place of the named one or the named function; a call is
-    `construct`."""
+    """Returns a substitute for a class or a function; calling it is `construct`."""
     name = f"{module}.{attribute}"
     if not self.names.fullmatch(name):
       raise PickleError(f"the name {name}")
-    return type(
-      name, (), {"__new__": lambda _, *arguments: self.construct(name, arguments)}
-    )
+    members = {"__new__": lambda _, *arguments: self.construct(name, arguments)}
+    return type(name, (), members)
 
   def construct(self, name: str, arguments: tuple) -> Any:
     """Returns the substitute for a call of `name`."""

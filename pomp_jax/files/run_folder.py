@@ -22,9 +22,12 @@ from pomp_jax.hooks import DASSL_PROMPT
 
 log = logging.getLogger(__name__)
 
-_CHECKSUM, _PROVENANCE = "checksum", "provenance"
-# of class_names.json
-_VERSION, CLASS_NAMES, CLASSES_VERSION = "format_version", "names", 1
+_CHECKSUM = "checksum"
+_PROVENANCE = "provenance"
+# Members of class_names.json, and the version that is written.
+_VERSION = "format_version"
+CLASS_NAMES = "names"
+CLASSES_VERSION = 1
 ERROR = "error.txt"  # in a run's folder: why its last start failed, one line
 
 
@@ -43,21 +46,22 @@ class RunFolderWriteError(RunFolderError):
 
 
 class RunFolder:
-  """Paths in one run's folder, `path` (`--workdir`); docs/formats.md describes the
-  files."""
+  """Paths in one run's folder, `path` (`--workdir`).
+
+  docs/reference/formats.md describes the files.
+  """
 
   def __init__(self, workdir: str | os.PathLike):
     self.path: Path = to_path(workdir)
     self.config = self.path / "config.json"
     self.checkpoints = self.path / "checkpoints"
     self.prompt = self.path / "prompt.npz"
-    # Of the checkpoint that is not selected, by the value that would select it;
-    # `trained` where prompt.npz holds words, or a mixture with them.
+    # Prompts of the checkpoints that are not selected, by the value that would select
+    # them; `trained` where prompt.npz holds words, or a mixture with them.
     names = ("last", "best", "trained")
     self.other_prompts = {name: self.path / f"prompt_{name}.npz" for name in names}
     self.class_names = self.path / "class_names.json"  # names of the training's classes
-    # accuracy of `prompt.candidates` by name
-    self.candidates = self.path / "candidates.json"
+    self.candidates = self.path / "candidates.json"  # accuracy of `prompt.candidates`
     self.results = self.path / "results.json"
     self.metrics = self.path / "metrics.jsonl"
     self.plots = self.path / "plots"
@@ -67,24 +71,32 @@ class RunFolder:
   def check(self, job: str | None = None) -> None:
     """Checks, on the first process, that `create` can succeed; writes nothing.
 
-    RunFolderError if the path can't be a folder that is written to, or holds another
-    job's run.
+    Raises:
+      RunFolderError: the path can't be a folder that is written to, or it holds the run
+        of another job.
     """
     if not hosts.is_first():
       return
     if problem := why_unwritable(self.path):
       raise RunFolderError(f"workdir {self.path}: {problem}")
-    for file in (self.config, self.results) if job else ():
-      stored = read_json(file) if exists(file) else {"job": job}
-      found = stored.get("job") if isinstance(stored, dict) else None
-      if found != job:
+    if job is None:
+      return
+    for file in (self.config, self.results):
+      if not exists(file):
+        continue
+      stored = read_json(file)
+      stored_job = stored.get("job") if isinstance(stored, dict) else None
+      if stored_job != job:
         raise RunFolderError(
-          f"workdir {self.path}: {file.name} is of job={found!r}; job={job!r} needs another workdir"
+          f"workdir {self.path}: {file.name} is of job={stored_job!r};"
+          f" job={job!r} needs another workdir"
         )
 
   def create(self, config: Mapping[str, Any] | None = None) -> None:
-    """Creates the folder unless it exists, and its config.json; as `check` and
-    `writing`."""
+    """Creates the folder unless it exists, and writes its config.json.
+
+    Errors are those of `check` and `writing`.
+    """
     self.check()
     with writing(f"workdir {self.path}"):
       self.path.mkdir(parents=True, exist_ok=True)
@@ -93,9 +105,9 @@ class RunFolder:
 
   def write_results(self, results: dict[str, Any]) -> None:
     """Writes `results.json`, with the results' provenance; errors as `write_json`'s."""
-    write_json(
-      self.results, results if _PROVENANCE in results else with_provenance(results)
-    )
+    if _PROVENANCE not in results:
+      results = with_provenance(results)
+    write_json(self.results, results)
 
   def read_results(self) -> dict[str, Any] | None:
     """Reads `results.json` without its provenance; None if there is no such file.
@@ -110,61 +122,64 @@ class RunFolder:
     return {key: value for key, value in stored.items() if key != _PROVENANCE}
 
   def write_classes(self, names: Sequence[str]) -> None:
-    """Writes `class_names.json`, a class list with a checksum; errors as
-    `write_json`'s."""
+    """Writes `class_names.json`, with a checksum; errors as `write_json`'s."""
     write_json(self.class_names, {_VERSION: CLASSES_VERSION, CLASS_NAMES: tuple(names)})
 
   def finished(self, **facts: Any) -> dict[str, Any] | None:
-    """Results of a finished run, as process 0 sees them; None if the job still has work
-    to do.
+    """Results of a finished run, or None if the job still has work to do.
 
     A job writes `results.json` last, so a folder with results is a finished run, if
-    they hold the facts, such as `key=`. All processes call this together.
-    RunFolderError if it can't be read.
+    they hold the facts, such as `key=`. Process 0 reads them, and all processes call
+    this together.
+
+    Raises:
+      RunFolderError: the results can't be read.
     """
-    stored = (self.read_results() if hosts.is_first() else None) or {}
-    same = bool(stored) and all(
-      stored.get(name) == value for name, value in facts.items()
-    )
-    results = hosts.from_first(stored if same else None, "the run's results")
+    results = None
+    if hosts.is_first():
+      stored = self.read_results() or {}
+      if stored and all(stored.get(name) == value for name, value in facts.items()):
+        results = stored
+    results = hosts.from_first(results, "the run's results")
     if results is not None:
       log.info("%s: this run has finished; nothing to do", self.path)
     return results
 
   def scalars(self) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps, ascending, and values of every logged scalar, over all starts of the
-    run."""
+    """Steps, ascending, and values of every logged scalar, over all starts of the run."""
     points: dict[str, dict[int, float]] = {}
     for record in self.records():
       step = record.pop("step")
       record.pop("time", None)
       for name, value in record.items():
         points.setdefault(name, {})[step] = value
-    return {
-      name: (sorted(of), [of[step] for step in sorted(of)])
-      for name, of in points.items()
-    }
+    series = {}
+    for name, value_of in points.items():
+      steps = sorted(value_of)
+      series[name] = (steps, [value_of[step] for step in steps])
+    return series
 
   def productive_share(self) -> float | None:
-    """Share of the wall clock that the run's steps took, from its first window to its
-    last.
+    """Share of the wall clock that the run's steps took, from its first window on.
 
-    The rest is validation, saving, starts, and steps that were done again after a lost
+    The rest is validation, saving, starts, and steps that were repeated after a lost
     process. None if `metrics.jsonl` has fewer than two windows with times.
     """
-    windows = [one for one in self.records() if {"time", "step_seconds"} <= one.keys()]
-    wall = windows[-1]["time"] - windows[0]["time"] if windows else 0.0
-    if wall <= 0:
+    windows = [
+      record for record in self.records() if {"time", "step_seconds"} <= record.keys()
+    ]
+    if len(windows) < 2:
       return None
-    productive = sum(
-      (window["step"] - before["step"]) * window["step_seconds"]
-      for before, window in itertools.pairwise(windows)
-    )
-    return min(1.0, productive / wall)
+    wall_seconds = windows[-1]["time"] - windows[0]["time"]
+    if wall_seconds <= 0:
+      return None
+    step_seconds = 0.0
+    for before, window in itertools.pairwise(windows):
+      step_seconds += (window["step"] - before["step"]) * window["step_seconds"]
+    return min(1.0, step_seconds / wall_seconds)
 
   def records(self) -> Iterator[dict[str, Any]]:
-    """Yields the lines of `metrics.jsonl`; null becomes NaN, and damaged lines are
-    skipped."""
+    """Yields the lines of `metrics.jsonl`, without damaged ones; null becomes NaN."""
     try:
       lines = self.metrics.read_bytes().splitlines()
     except FileNotFoundError:
@@ -174,7 +189,8 @@ class RunFolder:
         record = json.loads(line)
         step = record.pop("step")
         values = {
-          k: math.nan if value is None else float(value) for k, value in record.items()
+          name: math.nan if value is None else float(value)
+          for name, value in record.items()
         }
       except (
         ValueError,
@@ -190,75 +206,87 @@ class RunFolder:
 
 
 def with_provenance(results: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what `results.json` will hold: plain JSON values, and where they come
-  from."""
+  """Returns the content of `results.json`: plain JSON values, and their provenance."""
   return json.loads(to_json({**results, _PROVENANCE: provenance()}))
 
 
 def prompt_path(path: str | os.PathLike) -> str | os.PathLike:
-  """Path of a prompt file; a folder stands for its prompt: a run's, or that of a
-  Dassl trainer."""
+  """Path of a prompt file; a run's folder stands for its prompt, as a Dassl trainer's."""
   if not is_dir(path):
     return path
-  own = RunFolder(path).prompt
-  if exists(own) or not DASSL_PROMPT:
-    return own
-  return DASSL_PROMPT.open()(to_path(path)) or own
+  prompt = RunFolder(path).prompt
+  if exists(prompt) or not DASSL_PROMPT:
+    return prompt
+  return DASSL_PROMPT.open()(to_path(path)) or prompt
 
 
 def classes_path(prompt: str | os.PathLike) -> Path | None:
-  """The class names that a run has left beside a prompt of its own, a file or its
-  folder."""
+  """The class names that a run has left beside its prompt; None of other prompts.
+
+  `prompt` is the file or the run's folder.
+  """
   file = to_path(prompt_path(prompt))
   folder = RunFolder(file.parent)
-  is_own = file in (folder.prompt, *folder.other_prompts.values())
-  return folder.class_names if is_own and exists(folder.class_names) else None
+  if file not in (folder.prompt, *folder.other_prompts.values()):
+    return None
+  return folder.class_names if exists(folder.class_names) else None
 
 
 def is_class_file(content: Any) -> bool:
-  """Whether a JSON value is that of `class_names.json`, of any version, or with one
-  damaged key."""
+  """Whether a JSON value is a `class_names.json` of any version.
+
+  One key may be damaged.
+  """
+  if not isinstance(content, dict) or len(content) > 3:
+    return False
   known = {_VERSION, CLASS_NAMES, _CHECKSUM}
-  return (
-    isinstance(content, dict) and len(content) <= 3 and len(known & content.keys()) >= 2
-  )
+  return len(known & content.keys()) >= 2
 
 
 def names_in(content: Mapping[str, Any], path: str | os.PathLike) -> tuple[str, ...]:
-  """Class names of a `class_names.json`; DamagedFileError for another content than
-  was written."""
+  """Class names of a `class_names.json`; DamagedFileError if its content has changed."""
   fields = without_checksum(dict(content), path)
-  names, version = fields.get(CLASS_NAMES), fields.get(_VERSION)
+  names = fields.get(CLASS_NAMES)
+  version = fields.get(_VERSION)
   are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
   if version != CLASSES_VERSION or not are_names:
-    found = printable(repr(version))
-    expected = f"{CLASSES_VERSION}, and a list of {CLASS_NAMES}"
-    raise DamagedFileError(f"{path}: {_VERSION} is {found}, expected {expected}")
+    raise DamagedFileError(
+      f"{path}: {_VERSION} is {printable(repr(version))},"
+      f" expected {CLASSES_VERSION}, and a list of {CLASS_NAMES}"
+    )
   return tuple(names)
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Turns an OSError, of a full disk for example, into a RunFolderWriteError that
-  names `path`."""
+  """Turns an OSError, of a full disk for example, into a RunFolderWriteError.
+
+  The error's message names `path`.
+  """
   try:
     yield
   except OSError as error:
     # NumPy's error for an array that is cut short has no errno.
-    raise RunFolderWriteError(
-      f"{path}: can't be written ({error.strerror or error})"
-    ) from error
+    reason = error.strerror or error
+    raise RunFolderWriteError(f"{path}: can't be written ({reason})") from error
 
 
 def write_json(path: str | os.PathLike, value: Any, *, checksum: bool = True) -> None:
-  """Writes `to_json` of a value atomically; an object with its checksum, unless others
-  read it.
+  """Writes `to_json` of a value atomically.
 
-  RunFolderWriteError if the file can't be written.
+  Args:
+    path: file or object to write.
+    value: value that `to_json` takes.
+    checksum: whether an object gets its checksum; false for files that others read.
+
+  Raises:
+    RunFolderWriteError: the file can't be written.
   """
   text = to_json(value)
-  if checksum and isinstance(plain := json.loads(text), dict):
-    text = to_json(with_checksum(plain))
+  if checksum:
+    plain = json.loads(text)
+    if isinstance(plain, dict):
+      text = to_json(with_checksum(plain))
   with writing(path):
     write_file(path, text)
 
@@ -306,28 +334,28 @@ def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
   The checksum is a CRC-32, whatever the order of the keys and the spaces in the file.
   """
   rest = {key: item for key, item in value.items() if key != _CHECKSUM}
-  return {
-    **rest,
-    _CHECKSUM: f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}",
-  }
+  content = json.dumps(rest, sort_keys=True).encode()
+  return {**rest, _CHECKSUM: f"{zlib.crc32(content):08x}"}
 
 
 def without_checksum(value: Any, path: str | os.PathLike) -> Any:
-  """Returns the JSON value of a file without its checksum, which others' files do not
-  have.
+  """Returns the JSON value of a file without its checksum, if it has one.
 
-  DamagedFileError if the checksum is that of another content.
+  Files that others wrote have none.
+
+  Raises:
+    DamagedFileError: the checksum is that of another content.
   """
   if not isinstance(value, dict) or not value:
     return value
   # A damaged key still has the checksum as its value, in the last member.
   name = _CHECKSUM if _CHECKSUM in value else next(reversed(value))
   rest = {key: item for key, item in value.items() if key != name}
-  if value[name] == with_checksum(rest)[_CHECKSUM]:
-    if name == _CHECKSUM:
-      return rest
-  elif name != _CHECKSUM:
-    return value
+  fits = value[name] == with_checksum(rest)[_CHECKSUM]
+  if name == _CHECKSUM and fits:
+    return rest
+  if name != _CHECKSUM and not fits:
+    return value  # a file without a checksum
   raise DamagedFileError(
     f"{path}: changed after it was written: {name!r} is that of another content; without that"
     " line the file is taken as it is"
@@ -336,10 +364,10 @@ def without_checksum(value: Any, path: str | os.PathLike) -> Any:
 
 @contextlib.contextmanager
 def noting_failure(workdir: str | os.PathLike) -> Iterator[None]:
-  """Leaves in a run's folder, if there is one, why the run failed; the next start
-  removes it.
+  """Leaves in a run's folder, if there is one, why the run failed.
 
-  A start that finishes, is asked to stop, or has bad input has not failed.
+  A start that finishes, is asked to stop, or has bad input has not failed. The next
+  start removes the note.
   """
   path = to_path(workdir) / ERROR
   with contextlib.suppress(OSError):
@@ -347,11 +375,12 @@ def noting_failure(workdir: str | os.PathLike) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    named = isinstance(error, InputError | RunError | TryAgain)
-    reason = (
-      str(error) if named else disk_failure(error) or f"{type(error).__name__}: {error}"
-    )
+    if isinstance(error, InputError | RunError | TryAgain):
+      reason = str(error)
+    else:
+      reason = disk_failure(error) or f"{type(error).__name__}: {error}"
+    is_bad_input = getattr(error, "status", None) == InputError.status
     with contextlib.suppress(OSError):
-      if getattr(error, "status", None) != InputError.status and is_dir(path.parent):
+      if not is_bad_input and is_dir(path.parent):
         write_file(path, one_line(reason))
     raise

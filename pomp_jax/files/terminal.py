@@ -4,7 +4,7 @@ A terminal gets tqdm's bars, a log a line every ten seconds, later every minute,
 process 0 alone.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import logging
 import math
@@ -24,18 +24,17 @@ from pomp_jax import hosts
 _Item = TypeVar("_Item")
 
 # Seconds between two lines of a log. They grow to six times as many in the first ten
-# minutes.
+# minutes. A bar of brief work appears after a fifth of them.
 _LINE_SECONDS = 10.0
 
 _open: list["Progress"] = []  # the innermost last
 _lock = threading.RLock()
-# by default it makes one for several processes, a file of the system
+# By default tqdm makes a lock for several processes, which is a file of the system.
 tqdm.set_lock(_lock)
 
 
 def printable(text: str, limit: int | None = 300) -> str:
-  """Cuts text to `limit` characters and replaces those that can't be printed on one
-  line by "?"."""
+  """Cuts text to `limit` characters, and replaces those that no line can show by "?"."""
   return "".join(letter if letter.isprintable() else "?" for letter in text[:limit])
 
 
@@ -45,20 +44,19 @@ def one_line(message: object, limit: int | None = 300) -> str:
 
 
 def quoted(text: str) -> str:
-  """Quotes text with its escapes; of more than 80 characters the first ones and the
-  number."""
-  return repr(text) if len(text) <= 80 else f"{text[:80]!r}... ({len(text)} characters)"
+  """Quotes text with its escapes; a long one is cut, and its length added."""
+  if len(text) <= 80:
+    return repr(text)
+  return f"{text[:80]!r}... ({len(text)} characters)"
 
 
 def control_character(text: str) -> str | None:
-  """Finds the first character that ends a line or controls a terminal, such as
-  U+001B."""
-  # control characters, separators of lines and of paragraphs
-  separators = ("Cc", "Zl", "Zp")
-  found = next(
-    (letter for letter in text if unicodedata.category(letter) in separators), None
-  )
-  return None if found is None else f"U+{ord(found):04X}"
+  """The first character that ends a line or controls a terminal, such as "U+001B"."""
+  for letter in text:
+    # Control characters, separators of lines and of paragraphs.
+    if unicodedata.category(letter) in ("Cc", "Zl", "Zp"):
+      return f"U+{ord(letter):04X}"
+  return None
 
 
 def is_unicode(text: str) -> bool:
@@ -67,19 +65,22 @@ def is_unicode(text: str) -> bool:
 
 
 def log_line(message: str) -> str:
-  """Formats a message for a log: the local time, and further lines indented; all
-  `printable`."""
-  lines = [printable(line, None) for line in message.split("\n")]
-  return "\n".join(
-    [f"{time.strftime('%H:%M:%S')}  {lines[0]}", *(" " * 10 + x for x in lines[1:])]
-  )
+  """Formats a message for a log: the local time, and further lines indented.
+
+  Each line is `printable`.
+  """
+  first, *more = [printable(line, None) for line in message.split("\n")]
+  lines = [f"{time.strftime('%H:%M:%S')}  {first}"]
+  lines += [" " * 10 + line for line in more]
+  return "\n".join(lines)
 
 
 def set_up_logging() -> None:
   """Prints our messages as `log_line`s, and of the libraries only warnings."""
   absl_logging.set_verbosity(absl_logging.WARNING)
   ours = logging.getLogger("pomp_jax")
-  ours.handlers, ours.propagate = [_Handler(sys.stdout)], False
+  ours.handlers = [_Handler(sys.stdout)]
+  ours.propagate = False
   ours.setLevel(logging.INFO)
 
 
@@ -95,8 +96,10 @@ class _Handler(logging.StreamHandler):
 
 
 class Output:
-  """A stream that drops what it can't write: a full disk under a log must not end a
-  run."""
+  """A stream that drops what it can't write.
+
+  A full disk under a log must not end a run.
+  """
 
   def __init__(self, stream: TextIO):
     self._stream = stream
@@ -109,8 +112,7 @@ class Output:
     self._try("flush")
 
   def move(self) -> None:
-    """Writes to a copy of the stream's file descriptor from now on, and closes the
-    original."""
+    """Writes to a copy of the file descriptor from now on; the original drops all."""
     self.flush()
     original = self._stream.fileno()
     copy = open(  # noqa: SIM115 (open until the process ends)
@@ -139,8 +141,7 @@ class Output:
 
 
 def drop_native_output() -> None:
-  """Drops what libraries that are not Python write to the standard output; ours
-  stays."""
+  """Drops what libraries in other languages print; what Python prints stays."""
   if isinstance(sys.stdout, Output):
     sys.stdout.move()
 
@@ -155,11 +156,15 @@ class _Lines:
 
   def write(self, text: str) -> None:
     """Prints or drops a drawing; tqdm surrounds it with control characters."""
-    text, now = text.replace("\x1b[A", "").strip(), time.time()
-    if now >= self.due and text not in ("", self.last):
-      print(log_line(text), file=sys.stderr, flush=True)
-      self.last = text
-      self.due = now + _LINE_SECONDS * min(6, max(1, (now - self._opened) / 100))
+    text = text.replace("\x1b[A", "").strip()
+    now = time.time()
+    if now < self.due or text in ("", self.last):
+      return
+    print(log_line(text), file=sys.stderr, flush=True)
+    self.last = text
+    # Longer pauses as the work goes on: full length after 100 s, six times after 600 s.
+    factor = min(6, max(1, (now - self._opened) / 100))
+    self.due = now + _LINE_SECONDS * factor
 
 
 class Progress(contextlib.AbstractContextManager):
@@ -167,19 +172,31 @@ class Progress(contextlib.AbstractContextManager):
 
   def __init__(
     self,
-    total: int | None,  # of the whole run, if known
-    initial: int = 0,  # steps done before this start, which don't count for the speed
+    total: int | None,
+    initial: int = 0,
     description: str = "",
-    unit: str = "steps",  # empty: nothing can be counted
-    brief: bool = False,  # show nothing of work that ends before its first line is due
-    # seconds until the first line, if it comes earlier than by default
+    unit: str = "steps",
+    brief: bool = False,
     after: float = math.inf,
-    # what comes before the first report compiles: no part of the speed
     warmup: bool = True,
   ):
-    """Starts the clock."""
-    self._description, self._brief, self._reported = description, brief, False
-    self._unit, self._warmup = unit, warmup
+    """Starts the clock.
+
+    Args:
+      total: steps of the whole run, if known.
+      initial: steps done before this start, which don't count for the speed.
+      description: words in front of the count.
+      unit: plural of what is counted; empty if nothing can be counted.
+      brief: whether to show nothing of work that ends before its first line is due.
+      after: seconds until the first line of a log, if earlier than by default.
+      warmup: whether what comes before the first report compiles, and so is no part of
+        the speed.
+    """
+    self._description = description
+    self._brief = brief
+    self._unit = unit
+    self._warmup = warmup
+    self._reported = False
     self._lines = None if sys.stderr.isatty() else _Lines(after)
     in_log = self._lines is not None
     self._bar = tqdm(
@@ -205,36 +222,47 @@ class Progress(contextlib.AbstractContextManager):
     if bar.disable:
       return
     texts = {
-      k: v if isinstance(v, str) else f"{float(v):.4g}" for k, v in metrics.items()
+      name: value if isinstance(value, str) else f"{float(value):.4g}"
+      for name, value in metrics.items()
     }
     with _lock:
       if self._lines is None:
         bar.set_postfix(texts, refresh=False)
       else:
-        count = "" if bar.total is None else f"{step}/{bar.total}"
-        shown = [
-          f"{self._description} {count}",
-          *(f"{k} {text}" for k, text in texts.items()),
-        ]
-        bar.set_description_str("  ".join(shown), refresh=False)
-        elapsed = bar.format_dict["elapsed"]
-        if (self._reported or not self._warmup) and elapsed:  # else there is no speed
-          bar.bar_format = self._line(is_slow=step - bar.initial < elapsed)
+        self._set_line(step, texts)
       if not self._reported:
         if self._warmup:
           bar.unpause()
         self._reported = True
       bar.update(step - bar.n)
 
+  def _set_line(self, step: int, texts: Mapping[str, str]) -> None:
+    """Sets the next line of a log: description, count, metrics, speed."""
+    bar = self._bar
+    count = "" if bar.total is None else f"{step}/{bar.total}"
+    words = [f"{self._description} {count}"]
+    words += [f"{name} {text}" for name, text in texts.items()]
+    bar.set_description_str("  ".join(words), refresh=False)
+    # There is no speed before the second report, or before any time has passed.
+    is_measured = self._reported or not self._warmup
+    elapsed = bar.format_dict["elapsed"]
+    if is_measured and elapsed:
+      bar.bar_format = self._line(is_slow=step - bar.initial < elapsed)
+
   def _line(self, is_slow: bool) -> str:
-    """Format of a line of a log; slow work has seconds for each, not a small
-    fraction of one."""
-    word, *more = self._unit.split()
-    one = " ".join([word.removesuffix("es" if word.endswith("ches") else "s"), *more])
-    speed = (
-      f"{{rate_inv:.3g}} s/{one}" if is_slow else f"{{rate_noinv:.3g}} {self._unit}/s"
-    )
-    return f"{{desc}}  {speed}" + ("  eta {remaining}" if self._bar.total else "")
+    """Format of a line of a log.
+
+    Slow work has seconds for each step, not a small fraction of one.
+    """
+    if is_slow:
+      word, *more = self._unit.split()
+      singular = word.removesuffix("es" if word.endswith("ches") else "s")
+      speed = f"{{rate_inv:.3g}} s/{' '.join([singular, *more])}"
+    else:
+      speed = f"{{rate_noinv:.3g}} {self._unit}/s"
+    if self._bar.total:
+      return f"{{desc}}  {speed}  eta {{remaining}}"
+    return f"{{desc}}  {speed}"
 
   def tick(self) -> None:
     """Redraws the bar, or prints a line if one is due."""
@@ -245,20 +273,17 @@ class Progress(contextlib.AbstractContextManager):
   def close(self) -> None:
     """Ends the bar; a log has a last line, unless the work was brief."""
     with _lock:
-      lines, bar = self._lines, self._bar
+      lines = self._lines
+      bar = self._bar
       if self not in _open:
         return
       _open.remove(self)
-      if (
-        lines
-        and self._reported
-        and bar.n == bar.total
-        and (lines.last or not self._brief)
-      ):
+      is_complete = self._reported and bar.n == bar.total
+      if lines and is_complete and (lines.last or not self._brief):
         lines.due = 0.0
         bar.refresh()
-      # Else tqdm clears only what its `update` has drawn, not a tick or what follows a
-      # log line.
+      # Otherwise tqdm clears only what its `update` has drawn, not a tick or what
+      # follows a log line.
       bar.delay = 0
       bar.close()
 
@@ -269,7 +294,14 @@ class Progress(contextlib.AbstractContextManager):
 def steps_of(
   items: Iterable[_Item], description: str, unit: str, total: int | None = None
 ) -> Iterator[_Item]:
-  """Yields the items and shows how many are done, of `total` if they have no length."""
+  """Yields the items, and shows how many are done.
+
+  Args:
+    items: items to work on.
+    description: words in front of the count.
+    unit: plural of what is counted.
+    total: number of the items, if they have no length.
+  """
   if total is None and isinstance(items, Sequence):
     total = len(items)
   with Progress(total, description=description, unit=unit, brief=True) as progress:
@@ -279,9 +311,11 @@ def steps_of(
 
 
 def waiting(description: str, after: float = math.inf) -> Progress:
-  """Shows work that can't be counted, while its context lasts longer than a few
-  seconds."""
-  return Progress(None, 0, description, unit="", brief=True, after=after)
+  """Shows work that can't be counted, if it takes longer than a few seconds.
+
+  The work lasts as long as the context of what is returned.
+  """
+  return Progress(None, description=description, unit="", brief=True, after=after)
 
 
 def _start_thread() -> None:

@@ -9,6 +9,7 @@ Shapes: N classes, R rows of a device (N rounded up to a multiple of the devices
 data indices, B images of a group, C classes, E embedding.
 """
 
+from collections.abc import Callable
 import math
 from typing import Any
 
@@ -42,14 +43,16 @@ class Bank(struct.PyTreeNode):
     """Features of some classes, which may differ between data indices."""
     if not self.sharded:
       return self.rows[ids_C].astype(jnp.float32)
+    # Each device looks up what it holds of the classes of all data indices, and adds
+    # zeros for the rest. The sum then goes back to the data index that asked.
     ids_DC = jax.lax.all_gather(ids_C, DATA, tiled=True)
     local_DC = ids_DC - self._first_row()
-    mine_DC = (local_DC >= 0) & (local_DC < len(self.rows))
-    found_DCxE = jnp.where(
-      mine_DC[:, None], self.rows[jnp.where(mine_DC, local_DC, 0)], 0
-    )
-    found_DCxE = jax.lax.psum(found_DCxE.astype(jnp.float32), CLASS)
-    return jax.lax.psum_scatter(found_DCxE, DATA, tiled=True)
+    is_here_DC = (local_DC >= 0) & (local_DC < len(self.rows))
+    is_here_DCx1 = is_here_DC[:, None]
+    rows_DCxE = self.rows[jnp.where(is_here_DC, local_DC, 0)]
+    features_DCxE = jnp.where(is_here_DCx1, rows_DCxE, 0)
+    features_DCxE = jax.lax.psum(features_DCxE.astype(jnp.float32), CLASS)
+    return jax.lax.psum_scatter(features_DCxE, DATA, tiled=True)
 
   def mean_softmax(
     self,
@@ -59,18 +62,23 @@ class Bank(struct.PyTreeNode):
     *,
     own_class: bool,
   ) -> Float[Array, " N"]:
-    """Mean over the images of softmax_c(a_i . g_c / T), 0 for an image's own, but of a
-    teacher.
+    """Mean over the images of softmax_c(a_i . g_c / T).
 
-    The anchors a_i are unit features; a negative T is for the classes far from them.
-    With `own_class` an image's own class takes part in its denominator: an image that
-    is certain of its class then proposes next to nothing, and the sum is below 1.
+    It is zero for an image's own class, unless `keeps_own`.
+
+    Args:
+      anchors_BxE: unit features a_i, one for each image.
+      labels_B: class of each image.
+      temperature: T, a cosine; negative for the classes far from the anchors.
+      own_class: whether an image's own class takes part in its denominator. An image
+        that is certain of its class then proposes next to nothing, and the sum over
+        the classes is below 1.
     """
     shares_BxR = self._shares(anchors_BxE, labels_B, temperature, own_class)
-    q_DxR = jnp.mean(shares_BxR.reshape(-1, len(labels_B), len(self.rows)), axis=1)
+    n_images = len(labels_B)
+    q_DxR = jnp.mean(shares_BxR.reshape(-1, n_images, len(self.rows)), axis=1)
     if self.sharded:
-      # To each data index the shares of its own images: from data index d the rows of
-      # d.
+      # Each data index gets the shares of its own images, over the rows of all devices.
       q_DxR = jax.lax.all_to_all(q_DxR, DATA, split_axis=0, concat_axis=0, tiled=True)
       q_DxR = jax.lax.all_gather(q_DxR, CLASS, axis=1)
     return q_DxR.reshape(-1)[: self.n_classes]
@@ -82,64 +90,90 @@ class Bank(struct.PyTreeNode):
     temperature: float,
     own_class: bool,
   ) -> jax.Array:
-    """Softmax of each image over the rows of all devices, 0 for its own class, but of a
-    teacher.
+    """Softmax of each image over the rows of all devices, see `mean_softmax`.
 
-    [B,R], of the device's rows and the images of all data indices.
+    Returns:
+      [B,R], of the device's rows and the images of all data indices.
     """
     if self.sharded:
       # Every device scores the images of all data indices against its own rows.
       anchors_BxE = jax.lax.all_gather(anchors_BxE, DATA, tiled=True)
       labels_B = jax.lax.all_gather(labels_B, DATA, tiled=True)
     ids_R = self._first_row() + jnp.arange(len(self.rows))
-    logits_BxR = (
-      jnp.matmul(
-        anchors_BxE.astype(self.rows.dtype),
-        self.rows.T,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-      )
-      / temperature
+    cosine_BxR = jnp.matmul(
+      anchors_BxE.astype(self.rows.dtype),
+      self.rows.T,
+      precision=jax.lax.Precision.HIGHEST,
+      preferred_element_type=jnp.float32,
     )
-    own_BxR = labels_B[:, None] == ids_R
-    is_class_R = ids_R < self.n_classes
-    counted_BxR = is_class_R if own_class else is_class_R & ~own_BxR
+    logits_BxR = cosine_BxR / temperature
+    is_own_BxR = labels_B[:, None] == ids_R
+    # The last device's rows beyond N are padding.
+    counted_BxR = ids_R < self.n_classes
+    if not own_class:
+      counted_BxR = counted_BxR & ~is_own_BxR
     logits_BxR = jnp.where(counted_BxR, logits_BxR, -jnp.inf)
-    reduced = lambda how, values_B: (
-      how(values_B, (DATA, CLASS)) if self.sharded else values_B
-    )
-    highest_B = reduced(jax.lax.pmax, jnp.max(logits_BxR, axis=1))
+    highest_B = self._over_devices(jax.lax.pmax, jnp.max(logits_BxR, axis=1))
     terms_BxR = jnp.exp(logits_BxR - highest_B[:, None])
-    totals_B = reduced(jax.lax.psum, jnp.sum(terms_BxR, axis=1))
+    totals_B = self._over_devices(jax.lax.psum, jnp.sum(terms_BxR, axis=1))
     shares_BxR = terms_BxR / totals_B[:, None]
-    return shares_BxR if self.keeps_own else jnp.where(own_BxR, 0.0, shares_BxR)
+    if self.keeps_own:
+      return shares_BxR
+    return jnp.where(is_own_BxR, 0.0, shares_BxR)
+
+  def _over_devices(self, reduction: Callable, values_B: jax.Array) -> jax.Array:
+    """Reduces the values of all devices; those of the one device stay as they are."""
+    if not self.sharded:
+      return values_B
+    return reduction(values_B, (DATA, CLASS))
 
   def _first_row(self) -> jax.Array | int:
-    return _first_row(len(self.rows)) if self.sharded else 0
+    if not self.sharded:
+      return 0
+    return _first_row(len(self.rows))
 
 
 def _first_row(n_rows: int) -> jax.Array:
   """The first class of this device's rows."""
-  index = jax.lax.axis_index(DATA) * jax.lax.axis_size(CLASS) + jax.lax.axis_index(
-    CLASS
-  )
+  row_of_mesh = jax.lax.axis_index(DATA) * jax.lax.axis_size(CLASS)
+  index = row_of_mesh + jax.lax.axis_index(CLASS)
   return index * n_rows
 
 
 def place_rows(features_NxE: np.ndarray, mesh: Mesh, dtype: str) -> jax.Array:
-  """Shards the features of all classes over the mesh; rows beyond N are zero."""
-  n_rows = -(-len(features_NxE) // mesh.size) * mesh.size
-  rows = np.zeros((n_rows, features_NxE.shape[1]), jnp.dtype(dtype))
-  rows[: len(features_NxE)] = features_NxE
+  """Shards the features of all classes over the mesh.
+
+  Args:
+    features_NxE: unit features, equal on all hosts.
+    mesh: devices that share the rows.
+    dtype: one of DTYPES, the type in which they are stored.
+
+  Returns:
+    The rows, as many as divide by the devices; those beyond N are zero.
+  """
+  n_classes, width = features_NxE.shape
+  n_rows = -(-n_classes // mesh.size) * mesh.size
+  rows = np.zeros((n_rows, width), jnp.dtype(dtype))
+  rows[:n_classes] = features_NxE
   return jax.make_array_from_callback(
     rows.shape, bank_sharding(mesh), lambda index: rows[index]
   )
 
 
 def bank_sharding(mesh: Mesh) -> NamedSharding:
-  """Sharding of the rows, in the normal form that a compiled step gives its result."""
+  """Sharding of the rows, in the normal form that a compiled step gives its result.
+
+  Another spelling of the same sharding would compile the step a second time.
+  """
   axes = tuple(axis for axis in (DATA, CLASS) if mesh.shape[axis] > 1)
-  return NamedSharding(mesh, P(axes if len(axes) > 1 else axes[0]) if axes else P())
+  match axes:
+    case ():
+      spec = P()
+    case (axis,):
+      spec = P(axis)
+    case _:
+      spec = P(axes)
+  return NamedSharding(mesh, spec)
 
 
 def write_rows(
@@ -148,26 +182,37 @@ def write_rows(
   ids_X: Int32[Array, " X"],
   features_XxE: Float[Array, "X E"],
 ) -> Float[Array, "rows E"]:
-  """Writes features, of any length, into a sharded bank; to be called under `jit`.
+  """Writes features of classes into a sharded bank; to be called under `jit`.
 
-  `rows` that the caller's `jit` donates are written in place. An id beyond the rows
-  writes nothing. Of equal ids the first counts, so that the result does not depend on
-  the order of the writes.
+  `rows` that the caller's `jit` donates are written in place. Of equal ids the first
+  counts, so that the result does not depend on the order of the writes.
+
+  Args:
+    rows: result of `place_rows`.
+    mesh: devices that share the rows.
+    ids_X: classes, equal on all devices; an id beyond the rows writes nothing.
+    features_XxE: their features, of any length.
   """
 
-  def write(rows_RxE: Array, ids_X: Array, features_XxE: Array) -> Array:
+  def write_local(rows_RxE: Array, ids_X: Array, features_XxE: Array) -> Array:
+    """Writes the classes that this device holds."""
     n_rows = len(rows_RxE)
+    n_ids = len(ids_X)
+    # Row n_rows stands for "none of this device's": `mode="drop"` ignores it.
     local_X = ids_X - _first_row(n_rows)
     local_X = jnp.where((local_X >= 0) & (local_X < n_rows), local_X, n_rows)
-    place_X = jnp.arange(len(ids_X))
-    first_R = jnp.full(n_rows + 1, len(ids_X)).at[local_X].min(place_X)
+    # Only the first place of a row among the ids writes it.
+    place_X = jnp.arange(n_ids)
+    first_R = jnp.full(n_rows + 1, n_ids).at[local_X].min(place_X)
     target_X = jnp.where(first_R[local_X] == place_X, local_X, n_rows)
-    unit_XxE = features_XxE / jnp.linalg.norm(features_XxE, axis=-1, keepdims=True)
+    norm_Xx1 = jnp.linalg.norm(features_XxE, axis=-1, keepdims=True)
+    unit_XxE = features_XxE / norm_Xx1
     return rows_RxE.at[target_X].set(unit_XxE.astype(rows_RxE.dtype), mode="drop")
 
-  return jax.shard_map(
-    write, mesh=mesh, in_specs=(SHARDED, P(), P()), out_specs=SHARDED
-  )(rows, ids_X, features_XxE)
+  write = jax.shard_map(
+    write_local, mesh=mesh, in_specs=(SHARDED, P(), P()), out_specs=SHARDED
+  )
+  return write(rows, ids_X, features_XxE)
 
 
 def renewal_token_budget(
@@ -177,12 +222,24 @@ def renewal_token_budget(
   rows: int,
   capacity: int | None = None,
 ) -> int:
-  """Own tokens of the longest part of a renewal, see `renewed_classes` and
-  `Encoder.capacity`."""
-  taken_N = taken_of(np.asarray(lengths_N, np.int32) + np.int32(n_own), capacity)
-  turn = -(-taken_N.size // (n_parts * rows))
-  ids = (np.arange(turn)[:, None] + turn * np.arange(n_parts * rows)) % taken_N.size
-  return math.ceil(taken_N[ids].reshape(turn, n_parts, rows).sum(-1).max())
+  """Own tokens of the longest part of a renewal, see `renewed_classes`.
+
+  Args:
+    lengths_N: own tokens of each class's name.
+    n_own: context vectors in each class's own suffix, `PromptContext.n_own`.
+    n_parts: parts of a step: its devices times its micro-steps.
+    rows: classes of a part.
+    capacity: own tokens of a block, `Encoder.capacity`; None without blocks.
+  """
+  own_N = np.asarray(lengths_N, np.int32) + np.int32(n_own)
+  taken_N = taken_of(own_N, capacity)
+  n_classes = taken_N.size
+  turn = -(-n_classes // (n_parts * rows))
+  # The classes of each step of a turn, as `renewed_classes` has them.
+  first = np.arange(turn)[:, None]
+  ids = (first + turn * np.arange(n_parts * rows)) % n_classes
+  taken = taken_N[ids].reshape(turn, n_parts, rows)
+  return math.ceil(taken.sum(axis=-1).max())
 
 
 def renewed_classes(
@@ -192,16 +249,21 @@ def renewed_classes(
   rows: int,
   n_classes: int,
 ) -> Int32[Array, " rows"]:
-  """The classes that one part of a step renews; any ceil(N / (n_parts rows)) steps
-  renew all N.
+  """The classes that one part of a step renews.
 
-  Step t renews the classes t, t + T, t + 2T, .., with T = ceil(N / (n_parts rows)), of
-  which each part, a device and micro-step, computes `rows`. Neighbours in a list have
-  names of similar lengths and need a larger token budget: 912 tokens beside 582 for 128
-  of ImageNet-21K's classes.
+  Step t renews the classes t, t + T, t + 2T, .., with T = ceil(N / (n_parts rows)), so
+  any T steps renew all N. Neighbours in a list have names of similar lengths and need
+  a larger token budget: 912 tokens beside 582 for 128 of ImageNet-21K's classes.
+
+  Args:
+    step: number of the step t, from 0 on.
+    part: number of the part, a device and micro-step, from 0 on.
+    n_parts: number of parts of a step.
+    rows: classes that each part computes.
+    n_classes: N.
   """
-  # The remainder first, so that no number exceeds N + n_parts * rows.
   turn = -(-n_classes // (n_parts * rows))
-  return (
-    step % turn + turn * (part * rows + jnp.arange(rows, dtype=jnp.int32))
-  ) % n_classes
+  # The remainder first, so that no number exceeds N + n_parts * rows.
+  first = step % turn
+  row_of_step = part * rows + jnp.arange(rows, dtype=jnp.int32)
+  return (first + turn * row_of_step) % n_classes

@@ -52,22 +52,23 @@ class PromptContext(nn.Module):
   init_value: Any = None
 
   def setup(self) -> None:
-    classes = () if self.n_classes is None else (self.n_classes,)
-    self.context = self.param(
-      "context", self._initialise, (*classes, self.n_vectors, self.width)
-    )
+    shape: tuple[int, ...] = (self.n_vectors, self.width)
+    if self.n_classes is not None:
+      shape = (self.n_classes, *shape)
+    self.context = self.param("context", self._initialise, shape)
 
   @property
   def n_before(self) -> int:
     """Number of vectors before the name."""
-    return {"end": self.n_vectors, "middle": self.n_vectors // 2, "front": 0}[
-      self.position
-    ]
+    by_position = {"end": self.n_vectors, "middle": self.n_vectors // 2, "front": 0}
+    return by_position[self.position]
 
   @property
   def n_own(self) -> int:
     """Number of vectors in each class's own suffix, which the classes do not share."""
-    return self.n_vectors - self.n_before if self.n_classes is None else self.n_vectors
+    if self.n_classes is not None:
+      return self.n_vectors
+    return self.n_vectors - self.n_before
 
   def _initialise(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     if self.init_value is None:
@@ -85,21 +86,30 @@ class PromptContext(nn.Module):
     lengths_C: Int32[Array, " C"],
     class_ids_C: Int32[Array, " C"] | None = None,
   ) -> Sequences:
-    """Lays out the context and the embeddings of the classes' own tokens, see
-    `ClassTokens`.
+    """Lays out the context and the embeddings of the classes' own tokens.
 
-    Returns the shared prefix (SOS, and the context where it precedes the name), and
-    each class's suffix. Only class-specific contexts need `class_ids_C`.
+    Args:
+      sos_SxD: embedding of the start token; none, [0,D], for a tokenizer without one.
+      tokens_CxLxD: embeddings of `ClassTokens.ids`.
+      name_lengths_C: tokens of each name, see `ClassTokens`.
+      lengths_C: own tokens of each class, see `ClassTokens`.
+      class_ids_C: rows of a class-specific context; not read for a shared one.
+
+    Returns:
+      The prefix that all classes share (SOS, and the shared context before the name),
+      and each class's suffix.
     """
     n_before = self.n_before
+    n_after = self.n_vectors - n_before
     if self.n_classes is None:
       prefix_PxD = jnp.concatenate([sos_SxD, self.context[:n_before]])
+      n_classes = tokens_CxLxD.shape[0]
       inside_CxIxD = jnp.broadcast_to(
-        self.context[n_before:],
-        (tokens_CxLxD.shape[0], self.n_vectors - n_before, self.width),
+        self.context[n_before:], (n_classes, n_after, self.width)
       )
       suffix_CxLxD = insert_after_name(tokens_CxLxD, inside_CxIxD, name_lengths_C)
       return Sequences(prefix_PxD, suffix_CxLxD, lengths_C + self.n_own)
+    # The classes share SOS alone: the whole context is in each suffix.
     context_CxMxD = self.context[class_ids_C]
     rest_CxLxD = insert_after_name(
       tokens_CxLxD, context_CxMxD[:, n_before:], name_lengths_C
@@ -113,14 +123,21 @@ def insert_after_name(
   vectors_CxIxD: Float[Array, "C I D"],
   name_lengths_C: Int32[Array, " C"],
 ) -> Float[Array, "C L+I D"]:
-  """Inserts vectors after each class's name, for all classes at once."""
-  n_tokens, n_inside = tokens_CxLxD.shape[1], vectors_CxIxD.shape[1]
+  """Inserts vectors after each class's name, for all classes at once.
+
+  Args:
+    tokens_CxLxD: embeddings of each class's own tokens.
+    vectors_CxIxD: vectors to insert, the same number for each class.
+    name_lengths_C: tokens of each name, in front of which nothing moves.
+  """
+  n_tokens = tokens_CxLxD.shape[1]
+  n_inside = vectors_CxIxD.shape[1]
   if n_inside == 0:
     return tokens_CxLxD
   position_1xT = jnp.arange(n_tokens + n_inside)[None]
   start_Cx1 = name_lengths_C[:, None]
-  # Indices into [own tokens, vectors]: the name, then the vectors, then the rest of the
-  # tokens.
+  # Each position reads from [own tokens, vectors]: the name, then the vectors, then the
+  # rest of the tokens.
   after_CxT = position_1xT - start_Cx1
   source_CxT = jnp.where(
     after_CxT < n_inside, n_tokens + after_CxT, position_1xT - n_inside

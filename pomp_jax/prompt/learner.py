@@ -1,7 +1,6 @@
-"""What is learned: parameters, the features of images and classes under them, and the
-contrast.
+"""A method as a step asks it: parameters, features of images and classes, the contrast.
 
-A step (`prompt.step`) asks a learner, and knows nothing else of the method. POMP's is
+`prompt.step` knows a `Learner` and nothing else of the method. POMP's is
 `ContextLearner`: a context beside the class names, and image features of the frozen
 CLIP. Shapes: G images of a step, B of a draw, S negatives, R classes that a device
 computes, M context vectors, D width, E embedding.
@@ -83,11 +82,10 @@ class Learner(abc.ABC):
   `shard_map`.
   """
 
-  # Result of `clip.vision.image_tower`; None when batches bring features, and for a
-  # learner that sees the pixels itself, unless a term of its loss reads the frozen
-  # features too.
+  # Result of `clip.vision.image_tower`. None when batches bring features, and for a
+  # learner that sees the pixels itself unless a term of its loss reads frozen features.
   image_tower: ImageTower | None = None
-  # by the name in the log
+  # terms of the loss beside the contrast, by their names in the log
   terms: Mapping[str, Term] = dataclasses.field(default_factory=dict)
 
   # Whether image features depend on the parameters, so that images must be pixels.
@@ -100,20 +98,21 @@ class Learner(abc.ABC):
   def observe(
     self, frozen: Frozen, images: jax.Array
   ) -> tuple[jax.Array, jax.Array | None]:
-    """What no gradient moves, of all images of a step, outside of what is
-    differentiated.
+    """Computes what no gradient moves, of all images of a step.
+
+    It runs outside of what is differentiated, so that it leaves no residuals.
 
     Args:
-      frozen: with the image tower's parameters.
+      frozen: arrays with the image tower's parameters.
       images: uint8 [G,H,W,3], or float32 features [G,E].
 
     Returns:
       The images as `see` takes them, and features of the frozen tower beside them, or
       None.
     """
-    return images if self.image_tower is None else self.image_tower(
-      frozen.image, images
-    ), None
+    if self.image_tower is None:
+      return images, None
+    return self.image_tower(frozen.image, images), None
 
   def see(
     self,
@@ -123,16 +122,29 @@ class Learner(abc.ABC):
     labels_B: Int32[Array, " B"],
     frozen_BxE: Float[Array, "B E"] | None,
   ) -> Seen:
-    """What is contrasted of a draw's images, from both results of `observe` and the
-    labels."""
+    """Computes what is contrasted of a draw's images.
+
+    Args:
+      params: parameters of the learner.
+      frozen: arrays that no gradient moves.
+      images_B: the draw's part of `observe`'s first result.
+      labels_B: class of each image.
+      frozen_BxE: the draw's part of `observe`'s second result.
+    """
     del params, frozen
     return Seen(images_B, labels_B, for_sampler=images_B, frozen=frozen_BxE)
 
   def draw(
     self, key: jax.Array, settings: ContrastSettings, frozen: Frozen, seen: Seen
   ) -> Negatives:
-    """Classes that the images of a draw are contrasted with, by the sampler of the
-    settings."""
+    """Draws the classes that the images of a draw are contrasted with.
+
+    Args:
+      key: key of the draw.
+      settings: settings with K, N and the sampler.
+      frozen: arrays with those of the sampler.
+      seen: result of `see`.
+    """
     return draw_negatives(
       key,
       settings.sampling,
@@ -151,7 +163,14 @@ class Learner(abc.ABC):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """Features of some classes; only some learners read the images'. No collectives."""
+    """Computes features of some classes; has no collectives.
+
+    Args:
+      params: parameters of the learner.
+      frozen: arrays with the tokens of all classes.
+      class_ids_R: classes of this device.
+      image_features_BxE: `Seen.features`, which only some learners read.
+    """
 
   def contrast(
     self,
@@ -161,7 +180,15 @@ class Learner(abc.ABC):
     classes: ClassFeatures,
     negatives: Negatives,
   ) -> Contrast:
-    """Loss and accuracy of a draw's images, without the terms."""
+    """Loss and accuracy of a draw's images, without the terms.
+
+    Args:
+      settings: numbers of the loss.
+      frozen: arrays that no gradient moves.
+      seen: result of `see`.
+      classes: features of the images' classes and of the negatives.
+      negatives: result of `draw`, completed by the step.
+    """
     del frozen
     return local_contrast(
       settings, seen.features, classes.own, classes.negatives, seen.labels, negatives
@@ -192,7 +219,10 @@ class ContextLearner(Learner):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """See `Learner`; the same for all images."""
+    """Computes features of some classes, the same for all images.
+
+    Args: see `Learner`.
+    """
     del image_features_BxE
     sequences = class_sequences(self.module, params, frozen, class_ids_R)
     features_RxE = self.text_tower(frozen.text, *sequences)
@@ -208,7 +238,14 @@ class ContextLearner(Learner):
 def class_sequences(
   module: PromptContext, params: Any, frozen: Frozen, class_ids_C: Int32[Array, " C"]
 ) -> Sequences:
-  """Lays out some classes under a prompt as inputs of a text tower."""
+  """Lays out some classes under a prompt as inputs of a text tower.
+
+  Args:
+    module: context and its layout.
+    params: {"context": [M,D] or [N,M,D]}.
+    frozen: arrays with the own tokens of all classes.
+    class_ids_C: the classes.
+  """
   tokens_C = jax.tree.map(lambda rows: rows[class_ids_C], frozen.tokens)
   return sequences_of_tokens(module, params, frozen, tokens_C, class_ids_C)
 

@@ -31,11 +31,11 @@ CORRECTIONS = {
   "log10": Correction(1.0 / math.log(10.0)),  # as published
   "none": Correction(0.0),
 }
-# `softmax`: cross-entropy of the image's class. `sigmoid`: a sum of binary losses (Zhai
-# et al.,
-# 2023); with the importance weights of `log`, value and gradient are unbiased at any K. `l1` and
-# `l2`: how far the own class is from the image, or the text in its place (Khattak et
-# al., 2024).
+# `softmax`: cross-entropy of the image's class.
+# `sigmoid`: a sum of binary losses (Zhai et al., 2023); with the importance weights of
+#   `log`, value and gradient are unbiased at any K.
+# `l1` and `l2`: distance between the own class and the image, or the text in its place
+#   (Khattak et al., 2024).
 LOSSES = ("softmax", "sigmoid", "l1", "l2")
 _DISTANCES = {"l1": jnp.abs, "l2": jnp.square}
 
@@ -51,7 +51,7 @@ class ContrastSettings:
   sampling: SamplingSettings = SamplingSettings()  # the sampler of negatives
   ancestors_weight: float = 0.0  # weight of the loss over kinds of classes; 0 for none
   loss: str = "softmax"  # one of LOSSES
-  logit_bias: float = 0.0  # added to the logits of `sigmoid`
+  logit_bias: float = 0.0  # b, added to the logits of `sigmoid`
 
 
 class Contrast(NamedTuple):
@@ -74,11 +74,13 @@ def margin(
   """The correction that is added to every negative logit after a plain uniform draw.
 
   `log`: ln((N-1) / n_i), which makes the sampled denominator an unbiased estimate of
-  the full one. `log10`: log10((N-1) / n_i), as in the published code. `none`: 0. A
-  traced number is the scale of a correction.
+  the full one. `log10`: log10((N-1) / n_i), as in the published code. `none`: 0.
 
-  n_i are the negatives of each image that were not rejected (`n_kept_B`); without one,
-  0.
+  Args:
+    n_kept_B: n_i, the negatives of each image that were not rejected. Without one the
+      correction is 0.
+    n_classes: N.
+    correction: one of CORRECTIONS, or its scale as a traced number.
   """
   kept_B = jnp.maximum(n_kept_B, 1).astype(jnp.float32)
   log_weight_B = jnp.log((n_classes - 1) / kept_B)
@@ -86,7 +88,9 @@ def margin(
 
 
 def _factor(correction: str | jax.Array) -> float | jax.Array:
-  return CORRECTIONS[correction].scale if isinstance(correction, str) else correction
+  if isinstance(correction, str):
+    return CORRECTIONS[correction].scale
+  return correction
 
 
 def local_contrast(
@@ -99,17 +103,27 @@ def local_contrast(
 ) -> Contrast:
   """Loss of each image's class against the negatives that are not its class.
 
-  softmax: loss_i = -log( exp(s_i+) / (exp(s_i+) + sum_{c != y_i} exp(s_ic + m_i)) ), s = scale cos.
-  An image with no negative left contributes zero loss and zero gradient.
-  sigmoid: loss_i = log(1 + exp(-s_i+ - b)) + sum_{c != y_i} exp(m_i) log(1 + exp(s_ic + b)).
-  l1, l2: loss_i = mean over E of |f - g|, or (f - g)^2, of unit features, without negatives.
+  With s = scale cos, m_i the margin and b the bias:
 
-  Features are of any length: f(x) of the images, g(t_y) of each image's own class, and
-  g(t_c) of the negatives, [S,B,E] where it depends on the image. `negatives` is the
-  result of `samplers.complete_negatives`. Those that are not available are no negatives
-  of any image, and n_i counts the rest. K and the sampler of `settings` are not read.
+    softmax: loss_i = -log( exp(s_i+) / (exp(s_i+) + sum_{c != y_i} exp(s_ic + m_i)) ).
+    sigmoid: loss_i = log(1 + exp(-s_i+ - b))
+                      + sum_{c != y_i} exp(m_i) log(1 + exp(s_ic + b)).
+    l1, l2: loss_i = mean over E of |f - g|, or (f - g)^2, of unit features, without
+      negatives.
+
+  An image with no negative left contributes zero softmax loss and zero gradient.
+
+  Args:
+    settings: numbers of the loss; K and the sampler are not read.
+    image_features_BxE: f(x) of the images, of any length.
+    positive_features_BxE: g(t_y) of each image's own class, of any length.
+    negative_features_SxE: g(t_c) of the negatives, of any length; [S,B,E] where it
+      depends on the image.
+    labels_B: class y_i of each image.
+    negatives: result of `samplers.complete_negatives`. Those that are not available are
+      no negatives of any image, and n_i counts the rest.
   """
-  correction, scale = settings.correction, settings.logit_scale
+  scale = settings.logit_scale
   image_BxE = normalize(image_features_BxE.astype(jnp.float32))
   positive_BxE = normalize(positive_features_BxE.astype(jnp.float32))
   negative_SxE = normalize(negative_features_SxE.astype(jnp.float32))
@@ -127,31 +141,57 @@ def local_contrast(
   # Relative to the positive before the exponentials: exact for an image without
   # negatives, and logits of 100 do not cancel where the loss is small.
   gap_BxS = corrected_BxS - positive_B[:, None]
-  if settings.loss == "sigmoid":
-    negative_loss_BxS = jax.nn.softplus(negative_BxS + settings.logit_bias)
-    weight_BxS = jnp.exp(jnp.where(kept_BxS, margin_BxS, -jnp.inf))
-    loss_B = jax.nn.softplus(-positive_B - settings.logit_bias)
-    loss_B += jnp.sum(weight_BxS * negative_loss_BxS, axis=-1)
-    return Contrast(jnp.mean(loss_B), _accuracy(positive_B, negative_BxS, kept_BxS))
-  if settings.loss in _DISTANCES:
-    loss = jnp.mean(_DISTANCES[settings.loss](image_BxE - positive_BxE))
-    return Contrast(loss, _accuracy(positive_B, negative_BxS, kept_BxS))
-  own_loss = CORRECTIONS[correction].loss if isinstance(correction, str) else None
-  if own_loss is None:
+  match settings.loss:
+    case "sigmoid":
+      negative_loss_BxS = jax.nn.softplus(negative_BxS + settings.logit_bias)
+      weight_BxS = jnp.exp(jnp.where(kept_BxS, margin_BxS, -jnp.inf))
+      loss_B = jax.nn.softplus(-positive_B - settings.logit_bias)
+      loss_B += jnp.sum(weight_BxS * negative_loss_BxS, axis=-1)
+      loss = jnp.mean(loss_B)
+    case "l1" | "l2":
+      loss = jnp.mean(_DISTANCES[settings.loss](image_BxE - positive_BxE))
+    case _:
+      loss = jnp.mean(_softmax_losses(settings, gap_BxS, margin_BxS, negatives))
+  return Contrast(loss, _accuracy(positive_B, negative_BxS, kept_BxS))
+
+
+def _softmax_losses(
+  settings: ContrastSettings,
+  gap_BxS: jax.Array,
+  margin_BxS: jax.Array,
+  negatives: Negatives,
+) -> jax.Array:
+  """Cross-entropy of each image's class, and of its kinds if they have a weight.
+
+  The gaps are the corrected logits of the negatives less that of the image's class.
+  """
+  loss_of_row = None
+  if isinstance(settings.correction, str):
+    loss_of_row = CORRECTIONS[settings.correction].loss
+  if loss_of_row is None:
     loss_B = log_one_plus_sum(gap_BxS)
   else:
-    loss_B = own_loss(gap_BxS, _own_log_weights(negatives, margin_BxS))
+    loss_B = loss_of_row(gap_BxS, _own_log_weights(negatives, margin_BxS))
   if settings.ancestors_weight:
     ancestors_B = _ancestor_losses(gap_BxS, negatives.own_kinds, negatives.kinds)
     loss_B += settings.ancestors_weight * ancestors_B
-  return Contrast(jnp.mean(loss_B), _accuracy(positive_B, negative_BxS, kept_BxS))
+  return loss_B
 
 
 def kept_with_margin(
   settings: ContrastSettings, labels_B: Int32[Array, " B"], negatives: Negatives
 ) -> tuple[jax.Array, jax.Array]:
-  """Negatives of each image [B,S], and what is added to their logits: [B,S], [1,S]
-  or [B,1]."""
+  """Finds the negatives of each image, and the margins of their logits.
+
+  Args:
+    settings: settings with N and the correction.
+    labels_B: class of each image.
+    negatives: result of `samplers.complete_negatives`.
+
+  Returns:
+    Whether a class is a negative of each image [B,S], and what is added to its logit,
+    [B,S], [1,S] or [B,1].
+  """
   kept_BxS = negatives.ids[None, :] != labels_B[:, None]
   if negatives.available is not None:
     kept_BxS &= negatives.available
@@ -160,17 +200,23 @@ def kept_with_margin(
   log_weights = negatives.log_weights
   if log_weights is None:
     n_kept_B = jnp.sum(kept_BxS, axis=-1, dtype=jnp.int32)
-    return kept_BxS, margin(n_kept_B, settings.n_classes, settings.correction)[:, None]
+    margin_B = margin(n_kept_B, settings.n_classes, settings.correction)
+    return kept_BxS, margin_B[:, None]
+  factor = _factor(settings.correction)
   if log_weights.ndim == 1:
-    return kept_BxS, _factor(settings.correction) * log_weights[None, :]
-  return kept_BxS & (log_weights > -jnp.inf), _factor(settings.correction) * log_weights
+    return kept_BxS, factor * log_weights[None, :]
+  # Each image has a draw of its own; the classes of other draws weigh nothing.
+  return kept_BxS & (log_weights > -jnp.inf), factor * log_weights
 
 
 def _own_log_weights(negatives: Negatives, margin_BxS: jax.Array) -> jax.Array:
-  if negatives.log_weights is None:  # uniform: that of all classes
+  """Log importance weights of the images' own classes, [B], or a zero for all."""
+  if negatives.log_weights is None:
+    # After the uniform draw all classes have the same weight.
     return margin_BxS[:, 0]
-  own_B = negatives.own_log_weights
-  return jnp.zeros(()) if own_B is None else own_B
+  if negatives.own_log_weights is None:
+    return jnp.zeros(())
+  return negatives.own_log_weights
 
 
 def _accuracy(
@@ -193,12 +239,14 @@ def _ancestor_losses(
   A kind's logit is the log-sum-exp of the corrected logits of the classes below it, so
   its probability is the sum of theirs. A level without the image's class counts as 0.
   """
+  # -log of the image's class is whole, and that of its class within its kind is below:
+  # the difference is -log of the kind.
   whole_B = log_one_plus_sum(gap_BxS)
   n_levels = own_kinds_BxH.shape[1]
   total_B = jnp.zeros_like(whole_B)
   for level in range(n_levels):
-    own_B = own_kinds_BxH[:, level]
-    below_BxS = own_B[:, None] == kinds_SxH[None, :, level]
+    own_kind_B = own_kinds_BxH[:, level]
+    below_BxS = own_kind_B[:, None] == kinds_SxH[None, :, level]
     below_B = log_one_plus_sum(jnp.where(below_BxS, gap_BxS, -jnp.inf))
-    total_B += jnp.where(own_B >= 0, whole_B - below_B, 0.0)
+    total_B += jnp.where(own_kind_B >= 0, whole_B - below_B, 0.0)
   return total_B / n_levels

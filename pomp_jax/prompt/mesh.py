@@ -1,5 +1,4 @@
-"""The mesh of devices: `data` splits the images, `class` splits the classes of one
-draw."""
+"""The mesh of devices: `data` splits the images, `class` the classes of one draw."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,18 +12,25 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.errors import InputError
 
-DATA, CLASS = "data", "class"
+# Names of the axes.
+DATA = "data"
+CLASS = "class"
 # Function (parameters of the tower, images [G,H,W,3]) -> features [G,E].
 ImageTower = Callable[[Any, jax.Array], jax.Array]
 
 
 def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
-  """Builds a mesh [data, class] of these devices, or all; `class_size` split one draw's
-  classes.
+  """Builds a mesh [data, class].
 
   Devices of a slice stay together: the data axis goes over the slices, and sums within
-  each come first. InputError: the devices, or those of a slice, do not divide by
-  `class_size`.
+  each come first.
+
+  Args:
+    class_size: devices that split the classes of one draw.
+    devices: devices of the mesh; None for all.
+
+  Raises:
+    InputError: the devices, or those of a slice, do not divide by `class_size`.
   """
   if devices is None:
     # The devices of a process are together, so that its images are on neighbouring
@@ -40,29 +46,25 @@ def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
   if any(slice_of(first) != slice_of(last) for first, last in rows[:, [0, -1]]):
     # Every step would gather the features of all classes through the data-centre
     # network.
-    of_slice = np.unique([slice_of(device) for device in devices], return_counts=True)[
-      1
-    ].min()
-    expected = f"a divisor of the {of_slice} devices of a slice"
+    slices = [slice_of(device) for device in devices]
+    _, sizes = np.unique(slices, return_counts=True)
+    expected = f"a divisor of the {sizes.min()} devices of a slice"
     raise InputError(f"config.mesh.class_size: got {class_size}, expected {expected}")
   return Mesh(rows, (DATA, CLASS))
 
 
 def slice_of(device: Any) -> int:
-  """The slice that a device belongs to; slices are joined by the data-centre
-  network."""
+  """The slice of a device; slices are joined by the data-centre network."""
   return getattr(device, "slice_index", None) or 0
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Copies a tree, equal on all hosts, to every device of the mesh; shapes stay
-  shapes."""
+  """Copies a tree, equal on all hosts, to every device; shapes stay shapes."""
   return _placed(tree, NamedSharding(mesh, P()))
 
 
 def split_rows(tree: Any, mesh: Mesh) -> Any:
-  """Splits the first axis of a tree's arrays, equal on all hosts, over the devices
-  of the mesh."""
+  """Splits the first axis of arrays, equal on all hosts, over the devices."""
   return _placed(tree, NamedSharding(mesh, P((DATA, CLASS))))
 
 
@@ -81,28 +83,39 @@ def over_all_devices(mesh: Mesh, image_tower: ImageTower) -> ImageTower:
 
   Its images are sharded over `data`, and it is not compiled.
   """
-  split = jax.shard_map(
-    lambda params, images: image_tower(params, _own_share(images)),
+
+  def features_of_share(params: Any, images: jax.Array) -> jax.Array:
+    return image_tower(params, _own_share(images))
+
+  features_of_shares = jax.shard_map(
+    features_of_share,
     mesh=mesh,
     in_specs=(P(), P(DATA)),
     out_specs=P((DATA, CLASS)),
   )
 
   def features(params: Any, images: jax.Array) -> jax.Array:
-    shares = split(params, images)
-    shares = shares.reshape(mesh.shape[DATA], -1, shares.shape[-1])
-    whole = shares[:, : images.shape[0] // mesh.shape[DATA]]
-    return whole.reshape(images.shape[0], -1)
+    n_data = mesh.shape[DATA]
+    n_images = images.shape[0]
+    shares = features_of_shares(params, images)
+    # The shares of a data index are its images, padded to a multiple of the class axis.
+    padded = shares.reshape(n_data, -1, shares.shape[-1])
+    without_padding = padded[:, : n_images // n_data]
+    return without_padding.reshape(n_images, -1)
 
   return features
 
 
 def _own_share(images: jax.Array) -> jax.Array:
-  """This device's share of a data index's images along the class axis, padded to
-  equal sizes."""
+  """This device's share of a data index's images along the class axis.
+
+  The shares are of equal size: the last images are followed by zeros.
+  """
   class_size = jax.lax.axis_size(CLASS)
-  rows = -(-images.shape[0] // class_size)
-  padding = [(0, rows * class_size - images.shape[0])] + [(0, 0)] * (images.ndim - 1)
+  n_images = images.shape[0]
+  rows = -(-n_images // class_size)
+  no_padding = [(0, 0)] * (images.ndim - 1)
+  padding = [(0, rows * class_size - n_images), *no_padding]
   start = jax.lax.axis_index(CLASS) * rows
   return jax.lax.dynamic_slice_in_dim(jnp.pad(images, padding), start, rows)
 
@@ -110,7 +123,9 @@ def _own_share(images: jax.Array) -> jax.Array:
 def split_over_class(
   function: Callable[[jax.Array], jax.Array], images_B: jax.Array
 ) -> jax.Array:
-  """Applies a function of images, inside the step, to this device's share, and
-  gathers all."""
+  """Applies a function to this device's share of the images, and gathers all results.
+
+  To be called inside the step's `shard_map`.
+  """
   shares = jax.lax.all_gather(function(_own_share(images_B)), CLASS, tiled=True)
   return shares[: len(images_B)]

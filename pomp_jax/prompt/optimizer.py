@@ -1,5 +1,4 @@
-"""The optimizers of the recipes, SGD with momentum and AdamW, and their learning
-rates."""
+"""The optimizers of the recipes, SGD with momentum and AdamW, and their rates."""
 
 import math
 from typing import Any
@@ -27,15 +26,23 @@ def learning_rate(
 ) -> optax.Schedule:
   """Cosine decay from `base` after a constant warmup.
 
-  With t the time in epochs, w the warmup and T the epochs of the run (any fraction),
-  the rate after the warmup is base * (1 + cos(pi * progress)) / 2.
+  With t the time in epochs, w the warmup and T the epochs of the run, the rate after
+  the warmup is base * (1 + cos(pi * progress)) / 2.
 
   - `epoch` is the published schedule: t counts whole epochs and progress is (t - w) /
     T. This is torch's CosineAnnealingLR with T_max = T, which Dassl's
     ConstantWarmupScheduler starts after the warmup. The last epoch's rate is not 0: at
     T = 5 and w = 1 the rates are warmup_rate, base, .905 base, .655 base and .345 base.
   - `step` is ours: t moves at every step and progress is (t - w) / (T - w), so the rate
-  reaches 0 at the end of the run. w may be a fraction.
+    reaches 0 at the end of the run.
+
+  Args:
+    schedule: one of SCHEDULES.
+    base: rate after the warmup.
+    epochs: T, any fraction.
+    steps_per_epoch: steps of an epoch.
+    warmup: w, in epochs; a fraction only for `step`.
+    warmup_rate: constant rate of the warmup.
   """
 
   def rate(step: Any) -> Array:
@@ -57,16 +64,22 @@ def sgd(
 ) -> optax.GradientTransformation:
   """SGD as in torch.optim.SGD: decay is added to the gradient, before the momentum.
 
-  Before that, the gradient is scaled down where its norm over all parameters exceeds
-  `clip_norm`, as by torch.nn.utils.clip_grad_norm_; 0: any norm.
+  Args:
+    rate: learning rate by step.
+    momentum: share of the last update that is kept.
+    weight_decay: factor of the parameters that is added to the gradient.
+    clip_norm: norm over all parameters to which a longer gradient is scaled down before
+      all else, as by torch.nn.utils.clip_grad_norm_; 0 for any norm.
   """
-  return optax.chain(
-    # No entry in the state where nothing is clipped: checkpoints of before have none.
-    *([optax.clip_by_global_norm(clip_norm)] if clip_norm else []),
+  parts = [
     optax.add_decayed_weights(weight_decay),
     optax.trace(momentum),
     optax.scale_by_learning_rate(rate),
-  )
+  ]
+  # No entry in the state where nothing is clipped: older checkpoints have none.
+  if clip_norm:
+    parts.insert(0, optax.clip_by_global_norm(clip_norm))
+  return optax.chain(*parts)
 
 
 def adamw(
@@ -77,16 +90,25 @@ def adamw(
   decay: Number,
   clip_norm: float,
 ) -> optax.GradientTransformation:
-  """AdamW as in torch.optim.AdamW, of a gradient that is clipped as by `sgd`."""
+  """AdamW as in torch.optim.AdamW.
+
+  Args:
+    rate: learning rate by step.
+    beta1: decay of the mean of the gradients.
+    beta2: decay of the mean of their squares.
+    epsilon: number added to the root of that mean.
+    decay: factor of the parameters that is subtracted at a rate of 1.
+    clip_norm: norm to which a longer gradient is scaled down, as by `sgd`.
+  """
   decoupled = optax.adamw(rate, beta1, beta2, epsilon, weight_decay=decay)
-  return (
-    optax.chain(optax.clip_by_global_norm(clip_norm), decoupled)
-    if clip_norm
-    else decoupled
-  )
+  if not clip_norm:
+    return decoupled
+  return optax.chain(optax.clip_by_global_norm(clip_norm), decoupled)
 
 
 def result_of(params: Any, opt_state: Any) -> Any:
-  """The parameters that a training results in: their average, if the optimizer keeps
-  one."""
+  """The parameters that a training results in.
+
+  These are their average, if the optimizer keeps one.
+  """
   return optax.tree.get(opt_state, "average", params)

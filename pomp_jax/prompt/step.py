@@ -1,10 +1,10 @@
-"""One training step over a mesh: draw, features, loss, mean gradient of all devices,
-update.
+"""One training step over a mesh: draw, features, loss, mean gradient, update.
 
 Mesh axes: `data` (images; each index draws its own negatives) and `class` (splits the
 text tower's rows, whose small features are gathered). One program for one device or a
-pod. Shapes: B images of a draw, S sampled negatives, C = B + S classes of a step, L own
-tokens of a class, D width, E embedding.
+pod. Read from `make_train_step` down: each function calls the one below it. Shapes: B
+images of a draw, S sampled negatives, C = B + S classes of a step, L own tokens of a
+class, D width, E embedding.
 """
 
 from collections.abc import Callable
@@ -50,25 +50,33 @@ class TrainState(struct.PyTreeNode):
 def create_state(
   learner: Any, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
-  """Builds the state before the first step, a function of the seed; reads
-  `learner.init` alone."""
+  """Builds the state before the first step, a function of the seed.
+
+  Args:
+    learner: object with the `init` of `Learner`; nothing else is read.
+    optimizer: optax's transformation of the gradient.
+    seed: seed of the initial parameters and of all draws.
+  """
   seed_key = jax.random.key(seed)
   # The draws fold in the step, 0, 1, ..; the initial parameters have a stream of their
   # own.
   init_key = jax.random.fold_in(seed_key, 2**32 - 1)
   params = learner.init(init_key)
   return TrainState(
-    jnp.zeros((), jnp.int32),
-    params,
-    optimizer.init(params),
-    jax.random.key_data(seed_key),
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    seed_key=jax.random.key_data(seed_key),
   )
 
 
 def repeated(
   program: jax.stages.Compiled, state: TrainState, *others: Any
 ) -> Callable[[], None]:
-  """Calls that each take the next step with a compiled one, which donates the state."""
+  """Returns a function that takes the next step at each call, and waits for it.
+
+  `program` is a compiled step, which donates the state.
+  """
 
   def step() -> None:
     nonlocal state
@@ -94,29 +102,35 @@ def step_token_budget(
   class_size: int = 1,
   capacity: int | None = None,
 ) -> int:
-  """Own tokens that one device's rows of a step may take; see
-  `clip.packed.token_budget`.
+  """Own tokens that one device's rows of a step may take.
 
   At K = N every class is in every draw, and the budget holds them all. Otherwise it
-  holds a uniform draw of classes. Draws of the other samplers have about the same mean
-  length; where names are longer, the last few classes of a draw are dropped, and the
-  weights of the others grow.
+  holds a uniform draw of classes, see `clip.packed.token_budget`. Draws of the other
+  samplers have about the same mean length; where names are longer, the last few classes
+  of a draw are dropped, and the weights of the others grow.
 
-  `lengths_N` are own tokens of the names; vectors that classes do not share are added
-  to them. A draw of `group_size` images is split over `class_size` devices. `capacity`
-  is `Encoder.capacity`.
+  Args:
+    module: context, whose vectors that classes do not share are added to their tokens.
+    lengths_N: own tokens of the names.
+    settings: settings with K, N and the sampler.
+    group_size: images of a draw.
+    class_size: devices that split the classes of a draw.
+    capacity: own tokens of a block, `Encoder.capacity`; None without blocks.
   """
-  lengths_N = np.asarray(lengths_N, np.int32) + np.int32(module.n_own)
-  size = draws.n_negatives(settings.k, settings.n_classes)
-  n_given = -(-group_size // class_size)
-  if size == settings.n_classes:
-    taken_N = taken_of(lengths_N, capacity)
+  own_N = np.asarray(lengths_N, np.int32) + np.int32(module.n_own)
+  n_negatives = draws.n_negatives(settings.k, settings.n_classes)
+  n_positives = -(-group_size // class_size)
+  if n_negatives == settings.n_classes:
+    taken_N = taken_of(own_N, capacity)
+    # The classes are dealt out in turn, see `_dealt`; any of them may be a positive.
     shares = [taken_N[first::class_size].sum() for first in range(class_size)]
-    return math.ceil(max(shares) + n_given * taken_N.max())
+    return math.ceil(max(shares) + n_positives * taken_N.max())
   if samplers.SAMPLERS[settings.sampling.name].for_each_image:
-    lengths_N, size = np.tile(lengths_N, group_size), size * group_size
-  n_drawn = -(-size // class_size)
-  return token_budget(lengths_N, n_drawn, n_given, capacity)
+    # Every image draws from a list of its own.
+    own_N = np.tile(own_N, group_size)
+    n_negatives *= group_size
+  n_drawn = -(-n_negatives // class_size)
+  return token_budget(own_N, n_drawn, n_positives, capacity)
 
 
 class StepParts(NamedTuple):
@@ -146,12 +160,11 @@ _Computed = tuple[jax.Array, jax.Array] | None
 
 
 def make_train_step(parts: StepParts) -> jax.stages.Wrapped:
-  """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`; the state is
-  donated.
+  """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`.
 
-  The global batch is split into groups, `accumulate` for each data index, and every
-  group draws its own negatives. Eight devices and one device with `accumulate=8`
-  compute the same.
+  The state is donated. The global batch is split into groups, `accumulate` for each
+  data index, and every group draws its own negatives. Eight devices and one device with
+  `accumulate=8` compute the same.
 
   Negatives beyond the learner's token budget are dropped for that step; the margin uses
   the number kept. A bank in the state gets the features of the draw, and those of
@@ -162,19 +175,28 @@ def make_train_step(parts: StepParts) -> jax.stages.Wrapped:
   `consistency` (if any: its share of the loss), `grad_norm`, and `param_norm` (of all
   learned parameters, before the update).
   """
-  if parts.learner.image_tower is not None:
-    tower = over_all_devices(parts.mesh, parts.learner.image_tower)
-    parts = parts._replace(
-      learner=dataclasses.replace(parts.learner, image_tower=tower)
-    )
+  learner = parts.learner
+  if learner.image_tower is not None:
+    tower = over_all_devices(parts.mesh, learner.image_tower)
+    learner = dataclasses.replace(learner, image_tower=tower)
+    parts = parts._replace(learner=learner)
   return jax.jit(functools.partial(train_step, parts), donate_argnums=0)
 
 
 def train_step(
   parts: StepParts, state: TrainState, frozen: Frozen, batch: Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Draws, contrasts and updates, see `make_train_step`; the log shows this name as
-  compiled."""
+  """Draws, contrasts and updates; the log shows this name as compiled.
+
+  Args:
+    parts: mesh, learner, optimizer and numbers.
+    state: state before the step.
+    frozen: arrays that no gradient moves.
+    batch: images and labels, see `make_train_step`.
+
+  Returns:
+    The state after the step, and the metrics.
+  """
   contrast, gradient, computed = _mean_gradient(parts, state, frozen, batch)
   updates, opt_state = parts.optimizer.update(gradient, state.opt_state, state.params)
   metrics = {
@@ -185,20 +207,33 @@ def train_step(
     "param_norm": optax.tree.norm(state.params),
   }
   params = optax.apply_updates(state.params, updates)
-  bank = None if computed is None else _updated_bank(parts, state.bank, computed)
-  return TrainState(state.step + 1, params, opt_state, state.seed_key, bank), metrics
+  bank = None
+  if computed is not None:
+    bank = _updated_bank(parts, state.bank, computed)
+  next_state = TrainState(
+    step=state.step + 1,
+    params=params,
+    opt_state=opt_state,
+    seed_key=state.seed_key,
+    bank=bank,
+  )
+  return next_state, metrics
 
 
 def _mean_gradient(
   parts: StepParts, state: TrainState, frozen: Frozen, batch: Batch
 ) -> tuple[Contrast, Any, _Computed]:
-  """Means over all groups, which a scan takes one after the other."""
+  """Means of contrast and gradient over all groups, and what each group computed.
+
+  A scan takes the groups of a data index one after the other.
+  """
   # Outside of what is differentiated, so the image tower leaves no residuals.
-  images, fixed = parts.learner.observe(frozen, batch["image"])
-  rows = jax.tree.map(
-    functools.partial(_in_groups, parts), (images, batch["label"], fixed)
+  images, frozen_features = parts.learner.observe(frozen, batch["image"])
+  in_groups = functools.partial(_in_groups, parts)
+  images, labels, frozen_features = jax.tree.map(
+    in_groups, (images, batch["label"], frozen_features)
   )
-  groups = *rows, jnp.arange(parts.accumulate)
+  groups = (images, labels, frozen_features, jnp.arange(parts.accumulate))
   no_terms = {name: jnp.zeros(()) for name in parts.learner.terms}
   no_contrast = Contrast(jnp.zeros(()), jnp.zeros(()), no_terms)
   no_gradient = jax.tree.map(jnp.zeros_like, state.params)
@@ -226,8 +261,15 @@ def _add_gradient(
   parts: StepParts, state: TrainState, frozen: Frozen, total: Any, rows: tuple[Any, ...]
 ) -> tuple[Any, _Computed]:
   """Adds contrast and gradient of one group of each data index."""
-  images, labels, fixed, micro = rows
-  group = _Group(images, labels, state.step, state.seed_key, micro, fixed)
+  images, labels, frozen_features, micro = rows
+  group = _Group(
+    images=images,
+    labels=labels,
+    step=state.step,
+    seed_key=state.seed_key,
+    micro=micro,
+    frozen=frozen_features,
+  )
   loss = jax.value_and_grad(functools.partial(_mean_loss, parts), has_aux=True)
   (_, (contrast, computed)), gradient = loss(state.params, frozen, state.bank, group)
   return jax.tree.map(jnp.add, total, (contrast, gradient)), computed
@@ -237,26 +279,33 @@ def _mean_loss(
   parts: StepParts, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
 ) -> tuple[jax.Array, tuple[Contrast, _Computed]]:
   """Mean loss over the data axis, each index with its own draw."""
-  contrast, computed = jax.shard_map(
+  group_specs = _Group(
+    images=P(DATA),
+    labels=P(DATA),
+    step=P(),
+    seed_key=P(),
+    micro=P(),
+    frozen=P(DATA),
+  )
+  device_contrast = jax.shard_map(
     functools.partial(_device_contrast, parts),
     mesh=parts.mesh,
-    in_specs=(
-      P(),
-      P(),
-      banks.SHARDED,
-      _Group(P(DATA), P(DATA), P(), P(), P(), P(DATA)),
-    ),
+    in_specs=(P(), P(), banks.SHARDED, group_specs),
     out_specs=(P(), banks.SHARDED),
-  )(params, frozen, bank, group)
+  )
+  contrast, computed = device_contrast(params, frozen, bank, group)
   return contrast.loss, (contrast, computed)
 
 
 def _device_contrast(
   parts: StepParts, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
 ) -> tuple[Contrast, _Computed]:
-  """The mean contrast, and the features that this device computed, inside the
-  `shard_map`."""
-  settings, learner = parts.settings, parts.learner
+  """The mean contrast, and the features that this device computed.
+
+  Runs inside the `shard_map`.
+  """
+  settings = parts.settings
+  learner = parts.learner
   # Equal on all devices, but used with rows that differ: a custom VJP (those of
   # `clip.packed`) must see both as varying.
   frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
@@ -264,45 +313,60 @@ def _device_contrast(
     rows = banks.Bank(bank, settings.n_classes, sharded=True)
     frozen = frozen._replace(sampling=frozen.sampling._replace(bank=rows))
   seen = learner.see(params, frozen, group.images, group.labels, group.frozen)
+  # Number of the group among all of the batch, from which its draw is derived.
   number = jax.lax.axis_index(DATA) * parts.accumulate + group.micro
   key = draws.draw_key(jax.random.wrap_key_data(group.seed_key), group.step, number)
   drawn = learner.draw(key, settings, frozen, seen)
-  mine_R = _dealt(jnp.concatenate([seen.labels, drawn.ids]))
-  classes = learner.text_features(params, frozen, mine_R, seen.features)
+  ids_R = _dealt(jnp.concatenate([seen.labels, drawn.ids]))
+  classes = learner.text_features(params, frozen, ids_R, seen.features)
   contrast = _contrast(parts, frozen, seen, drawn, classes)
   computed = None
   if bank is not None:
-    found = [(mine_R, classes)]
+    features_of_ids = [(ids_R, classes)]
     if parts.renewal is not None:
-      part = number * jax.lax.axis_size(CLASS) + jax.lax.axis_index(CLASS)
-      n_parts, (other, n_rows) = parts.mesh.size * parts.accumulate, parts.renewal
-      ids_R = banks.renewed_classes(
-        group.step, part, n_parts, n_rows, settings.n_classes
-      )
-      fixed = jax.lax.stop_gradient(params)
-      found.append((ids_R, other.text_features(fixed, frozen, ids_R, seen.features)))
-    computed = _known_rows(found, beyond=settings.n_classes + parts.mesh.size)
+      renewed = _renewed(parts, parts.renewal, params, frozen, group.step, number, seen)
+      features_of_ids.append(renewed)
+    no_row = settings.n_classes + parts.mesh.size
+    computed = _available_rows(features_of_ids, no_row)
   return jax.lax.pmean(contrast, (DATA, CLASS)), computed
 
 
+def _renewed(
+  parts: StepParts,
+  renewal: Renewal,
+  params: Any,
+  frozen: Frozen,
+  step: jax.Array,
+  number: jax.Array,
+  seen: Seen,
+) -> tuple[jax.Array, TextFeatures]:
+  """The classes of this device's turn [X], and their features, without gradient."""
+  part = number * jax.lax.axis_size(CLASS) + jax.lax.axis_index(CLASS)
+  n_parts = parts.mesh.size * parts.accumulate
+  n_classes = parts.settings.n_classes
+  ids_X = banks.renewed_classes(step, part, n_parts, renewal.rows, n_classes)
+  fixed = jax.lax.stop_gradient(params)
+  return ids_X, renewal.learner.text_features(fixed, frozen, ids_X, seen.features)
+
+
 def _dealt(ids_C: Int32[Array, " C"]) -> Int32[Array, " R"]:
-  """This device's classes of a draw, dealt out in turn: each gets its share of the
-  positives."""
+  """This device's classes of a draw.
+
+  They are dealt out in turn, so that each device gets its share of the positives.
+  """
   class_size = jax.lax.axis_size(CLASS)
   rows = -(-ids_C.size // class_size)
-  dealt_RxZ = jnp.pad(ids_C, (0, rows * class_size - ids_C.size)).reshape(
-    rows, class_size
-  )
+  padded_C = jnp.pad(ids_C, (0, rows * class_size - ids_C.size))
+  dealt_RxZ = padded_C.reshape(rows, class_size)
   return jax.lax.dynamic_index_in_dim(
     dealt_RxZ, jax.lax.axis_index(CLASS), axis=1, keepdims=False
   )
 
 
-def _gathered(mine: jax.Array, n_classes: int) -> jax.Array:
-  """Rows of all classes of a draw, in its order, from those that `_dealt` gave each
-  device."""
-  dealt = jax.lax.all_gather(mine, CLASS, axis=1)
-  return dealt.reshape(-1, *mine.shape[1:])[:n_classes]
+def _gathered(rows_R: jax.Array, n_classes: int) -> jax.Array:
+  """Rows of all classes of a draw in its order, from those that `_dealt` gave out."""
+  dealt = jax.lax.all_gather(rows_R, CLASS, axis=1)
+  return dealt.reshape(-1, *rows_R.shape[1:])[:n_classes]
 
 
 def _contrast(
@@ -310,42 +374,50 @@ def _contrast(
   frozen: Frozen,
   seen: Seen,
   drawn: samplers.Negatives,
-  mine: TextFeatures,
+  text: TextFeatures,
 ) -> Contrast:
-  """The contrast of a group's images with its draw, gathered over the class axis."""
-  settings, learner = parts.settings, parts.learner
+  """The contrast of a group's images with its draw, gathered over the class axis.
+
+  `text` holds the features of the classes that this device was dealt.
+  """
+  settings = parts.settings
+  learner = parts.learner
   n_images = seen.labels.size
   n_classes = n_images + drawn.ids.size
-  features_CxE = _gathered(mine.features, n_classes)
+  features_CxE = _gathered(text.features, n_classes)
   own_BxE = features_CxE[:n_images]
   if features_CxE.ndim == 3:
     # [C,B,E], one for each image: the diagonal pairs each image with its own class.
     own_BxE = jnp.diagonal(own_BxE).T
   available_S = None
-  if mine.available is not None:
-    available_S = _gathered(mine.available, n_classes)[n_images:]
+  if text.available is not None:
+    available_S = _gathered(text.available, n_classes)[n_images:]
   negatives = samplers.complete_negatives(
     settings.sampling, frozen.sampling, drawn, seen.labels, available_S
   )
-  classes = ClassFeatures(own_BxE, features_CxE[n_classes - negatives.ids.size :])
+  # All classes where the images' own are negatives too; otherwise the drawn ones.
+  negatives_SxE = features_CxE[n_classes - negatives.ids.size :]
+  classes = ClassFeatures(own_BxE, negatives_SxE)
   contrast = learner.contrast(settings, frozen, seen, classes, negatives)
   terms = {
     name: term.share(settings, frozen, seen, classes, negatives)
     for name, term in learner.terms.items()
   }
-  return Contrast(sum(terms.values(), contrast.loss), contrast.accuracy, terms)
+  loss = sum(terms.values(), contrast.loss)
+  return Contrast(loss, contrast.accuracy, terms)
 
 
-def _known_rows(
-  found: list[tuple[jax.Array, TextFeatures]], beyond: int
+def _available_rows(
+  features_of_ids: list[tuple[jax.Array, TextFeatures]], no_row: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Joins classes to ids [X] and features [X,E]; dropped rows get the id `beyond`."""
-  ids, features = [], []
-  for ids_R, rows in found:
-    ids.append(
-      ids_R if rows.available is None else jnp.where(rows.available, ids_R, beyond)
-    )
-    features.append(jax.lax.stop_gradient(rows.features))
+  """Joins classes to ids [X] and features [X,E]; dropped rows get the id `no_row`."""
+  ids = []
+  features = []
+  for ids_R, text in features_of_ids:
+    if text.available is not None:
+      ids_R = jnp.where(text.available, ids_R, no_row)
+    ids.append(ids_R)
+    features.append(jax.lax.stop_gradient(text.features))
   return jnp.concatenate(ids), jnp.concatenate(features)
 
 
@@ -357,5 +429,6 @@ def _updated_bank(parts: StepParts, rows: jax.Array, computed: _Computed) -> jax
     leaf = leaf.reshape(parts.accumulate, parts.mesh.shape[DATA], -1, *leaf.shape[2:])
     return jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[3:])
 
-  rows = banks.write_rows(rows, parts.mesh, *jax.tree.map(in_order, computed))
+  ids_X, features_XxE = jax.tree.map(in_order, computed)
+  rows = banks.write_rows(rows, parts.mesh, ids_X, features_XxE)
   return jax.lax.with_sharding_constraint(rows, banks.bank_sharding(parts.mesh))

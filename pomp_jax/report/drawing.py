@@ -1,5 +1,4 @@
-"""Shared elements of all plots: colours, panels, axes, error bars, labels, atomic PNG
-files.
+"""Elements that all plots share: colours, panels, axes, error bars, labels, PNG files.
 
 Figures are built without pyplot: there is no shared state, and no display is needed.
 """
@@ -28,20 +27,30 @@ from pomp_jax.files.paths import to_path
 from pomp_jax.report.labels import shorten
 
 # Okabe and Ito's palette for colour-blind readers, without its lightest colour.
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+RED = "#D55E00"
 COLOURS = (BLUE, ORANGE, GREEN, RED, "#56B4E9", "#CC79A7", "#000000")
 GREY = "#999999"
 MARKERS = "os^vDPX"
 COLUMNS = 4  # panels in a row
 DPI = 150
-# Font sizes in points: of the figure's title, a panel's, and all other text.
-TITLE, HEADING, TEXT = 11, 10, 8
+# Font sizes in points.
+TITLE = 11  # of the figure
+HEADING = 10  # of a panel
+TEXT = 8  # everything else
 _LENGTH = 34  # of a name, in characters
 _LEGEND_COLUMN = 2.6  # inches of a name in a legend
-# Ticks on a logarithmic axis: the most, and the multiples of a power of ten, up to some
-# decades.
-_MOST = 8
-_MULTIPLES = {1.2: (1, 2, 3, 4, 6, 8), 2.4: (1, 2, 4), 3.6: (1, 3), math.inf: (1,)}
+_MOST_TICKS = 8  # on a logarithmic axis
+# Ticks of a logarithmic axis of at most so many decades, as multiples of a power of
+# ten.
+_MULTIPLES = {
+  1.2: (1, 2, 3, 4, 6, 8),
+  2.4: (1, 2, 4),
+  3.6: (1, 3),
+  math.inf: (1,),
+}
 
 
 def style(number: int) -> dict[str, Any]:
@@ -55,8 +64,15 @@ def style(number: int) -> dict[str, Any]:
 def panels(
   n: int, width: float, height: float, title: str = "", columns: int = COLUMNS
 ) -> tuple[Figure, list[Axes]]:
-  """Creates a figure with n axes in rows of equal length, at most `columns`; sizes
-  in inches."""
+  """Creates a figure with n axes in rows of equal length.
+
+  Args:
+    n: number of panels.
+    width: width of a panel in inches.
+    height: height of a panel in inches.
+    title: title of the figure.
+    columns: most panels in a row.
+  """
   figure, stacks = stacked_panels(n, width, (height,), title, columns)
   return figure, [axes for [axes] in stacks]
 
@@ -68,9 +84,20 @@ def stacked_panels(
   title: str = "",
   columns: int = COLUMNS,
 ) -> tuple[Figure, list[list[Axes]]]:
-  """Creates a figure as `panels`, whose n panels are axes of these heights below one
-  another."""
+  """Creates a figure as `panels` does, whose panels are several axes each.
+
+  Args:
+    n: number of panels.
+    width: width of a panel in inches.
+    heights: heights of a panel's axes in inches, from above.
+    title: title of the figure.
+    columns: most panels in a row.
+
+  Returns:
+    The figure, and the axes of each panel from above.
+  """
   rows = -(-n // columns)
+  # As many panels in each row, rather than a last row of one.
   columns = -(-n // rows)
   size = (1.6 + width * columns, 0.6 + sum(heights) * rows)
   figure = Figure(figsize=size, layout="constrained")
@@ -96,8 +123,12 @@ def label_panel(
 ) -> None:
   """Sets title, axis labels and grid of a panel, and removes its upper and right frame.
 
-  A title with a user's words is as `name` returns it. `grid` is the axis "x", "y" or
-  "both".
+  Args:
+    axes: axes of the panel.
+    title: heading; a user's words in it are escaped as `name` does.
+    x: label of the horizontal axis.
+    y: label of the vertical axis.
+    grid: axis whose ticks have grid lines.
   """
   axes.set_title(title, fontsize=HEADING)
   axes.set_xlabel(x, fontsize=TEXT)
@@ -110,30 +141,45 @@ def label_panel(
 
 
 def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None:
-  """Makes an axis logarithmic, with plain numbers at its ticks: few `values`, or round
-  ones.
+  """Makes an axis logarithmic, with plain numbers at its ticks.
 
-  Round numbers fit the range when it is called, so after all is drawn.
+  Call it after all is drawn: round numbers are chosen to fit the range.
+
+  Args:
+    axes: axes of the panel.
+    which: "x" or "y".
+    values: ticks, if they are few; round numbers otherwise.
   """
   axes.set(**{f"{which}scale": "log"})
   axis = axes.xaxis if which == "x" else axes.yaxis
-  few = 0 < len(set(values)) <= _MOST
+  distinct = sorted(set(values))
   decades = np.ptp(np.log10(axis.get_view_interval()))
-  multiples = next(found for most, found in _MULTIPLES.items() if decades <= most)
-  round_numbers = (
-    LogLocator(subs=multiples, numticks=_MOST) if decades > 0.5 else MaxNLocator(5)
-  )
-  axis.set_major_locator(FixedLocator(sorted(set(values))) if few else round_numbers)
-  # Six digits without an exponent: 0.002, 40, 21,841.
-  plain = lambda value, _: f"{float(f'{value:.6g}'):,.12f}".rstrip("0").rstrip(".")
-  axis.set_major_formatter(FuncFormatter(plain))
+  if 0 < len(distinct) <= _MOST_TICKS:
+    axis.set_major_locator(FixedLocator(distinct))
+  elif decades > 0.5:
+    multiples = next(m for most, m in _MULTIPLES.items() if decades <= most)
+    axis.set_major_locator(LogLocator(subs=multiples, numticks=_MOST_TICKS))
+  else:
+    axis.set_major_locator(MaxNLocator(5))
+  axis.set_major_formatter(FuncFormatter(_plain_number))
   axis.set_minor_locator(NullLocator())
 
 
-def end_at(axes: Axes, which: str, lowest: float, highest: float) -> None:
-  """Ends a linear axis where its values do, such as at 0 and 100%; after all is drawn.
+def _plain_number(value: float, _position: int | None = None) -> str:
+  """Formats six digits without an exponent: 0.002, 40, 21,841."""
+  return f"{float(f'{value:.6g}'):,.12f}".rstrip("0").rstrip(".")
 
-  Marks on the end are drawn whole.
+
+def end_at(axes: Axes, which: str, lowest: float, highest: float) -> None:
+  """Ends a linear axis where its values do, such as at 0 and 100%.
+
+  Call it after all is drawn. Marks on the end are drawn whole.
+
+  Args:
+    axes: axes of the panel.
+    which: "x" or "y".
+    lowest: smallest possible value.
+    highest: largest possible value.
   """
   low, high = getattr(axes, f"get_{which}lim")()
   axes.set(**{f"{which}lim": (max(low, lowest), min(high, highest))})
@@ -144,18 +190,36 @@ def end_at(axes: Axes, which: str, lowest: float, highest: float) -> None:
 def error_bars(
   axes: Axes, x: Any, y: Any, number: int, **options: Any
 ) -> ErrorbarContainer:
-  """Draws the series of a number with error bars; `options` are those of
-  `Axes.errorbar`."""
+  """Draws a series with error bars.
+
+  Args:
+    axes: axes of the panel.
+    x: horizontal positions [V].
+    y: values [V].
+    number: number of the series, which decides on its colour and marker.
+    **options: arguments of `Axes.errorbar`, such as `yerr`.
+  """
   base = {"markersize": 5, "linewidth": 1.4, "capsize": 3, **style(number)}
   return axes.errorbar(x, y, **base | options)
 
 
 def legend_below(figure: Figure, lines: list, labels: Sequence[str]) -> None:
-  """Adds one legend for all panels below them."""
+  """Adds one legend for all panels below them.
+
+  Args:
+    figure: figure with all its panels.
+    lines: artists that stand for the series.
+    labels: names of the series.
+  """
   fitting = max(1, int(figure.get_figwidth() // _LEGEND_COLUMN))
-  options: dict[str, Any] = {"ncols": min(len(labels), fitting, 3), "fontsize": TEXT}
-  options["frameon"] = False
-  figure.legend(lines, names(labels, 44), loc="outside lower center", **options)
+  figure.legend(
+    lines,
+    names(labels, 44),
+    loc="outside lower center",
+    ncols=min(len(labels), fitting, 3),
+    fontsize=TEXT,
+    frameon=False,
+  )
 
 
 def name(text: str, length: int = _LENGTH) -> str:
@@ -164,18 +228,17 @@ def name(text: str, length: int = _LENGTH) -> str:
 
 
 def names(texts: Sequence[str], length: int = _LENGTH) -> list[str]:
-  """Names for a plot, cut to a length; if different ones would become equal, all are
-  numbered."""
+  """Names for a plot, cut to a length; numbered if different ones would become equal."""
   distinct = list(dict.fromkeys(texts))
   short = [shorten(text, length) for text in distinct]
   if len(set(short)) < len(distinct):
-    width = len(str(len(distinct)))
-    rest = max(length - width - 1, 3)
+    digits = len(str(len(distinct)))
+    rest = max(length - digits - 1, 3)
     short = [
-      f"{i:0{width}} {shorten(text, rest)}" for i, text in enumerate(distinct, 1)
+      f"{i:0{digits}} {shorten(text, rest)}" for i, text in enumerate(distinct, 1)
     ]
-  found = dict(zip(distinct, map(escape, short), strict=True))
-  return [found[text] for text in texts]
+  name_of = dict(zip(distinct, map(escape, short), strict=True))
+  return [name_of[text] for text in texts]
 
 
 def escape(text: str) -> str:

@@ -22,8 +22,8 @@ _TITLES = {
   "harmonic": "Harmonic mean of base and the other classes (%)",
 }
 # Parts of a set's classes that a prompt was not trained on: CoOp's half, or a user's
-# list.
-_OTHERS = ("new", "novel")
+# list. A set has at most one of them.
+_UNSEEN = ("new", "novel")
 # Figures of one prompt on one set: heading, path in the results, factor.
 _DETAILS = (
   ("images", ("images",), 1),
@@ -64,15 +64,17 @@ class Group(NamedTuple):
   title: str
   sets: tuple[str, ...] = ()  # all sets of the group; a "mean" is over all of them
   mean: bool = True  # whether to average over the sets
-  # readers whose images are those of the published figures
+  # Readers whose images are those of the published figures.
   readers: tuple[str, ...] = ()
 
 
 def group_of(name: str) -> Group:
-  """The table of a group of sets: a user's own, the world's, or one of the room of
-  named sets."""
-  own = {OWN: Group("own sets"), WORLD: Group("embedded world", mean=False)}
-  return own.get(name) or Group(*SUITES.open().GROUPS[name])
+  """The group of sets of a name: a user's own, the world, or one of the named suites."""
+  if name == OWN:
+    return Group("own sets")
+  if name == WORLD:
+    return Group("embedded world", mean=False)
+  return Group(*SUITES.open().GROUPS[name])
 
 
 class SetFigures(NamedTuple):
@@ -82,7 +84,7 @@ class SetFigures(NamedTuple):
   column: str  # heading of the set's column
   part: str  # part of its classes, "base", "new" or "novel"; "all"
   prompts: Mapping[str, Mapping[str, Any]]  # prompt -> figures of `metrics.Tally`
-  split: str = "test"  # of its images
+  split: str = "test"  # split of its images
 
   @property
   def kind(self) -> str:
@@ -94,7 +96,7 @@ class SetFigures(NamedTuple):
 AccuracyTables = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 
-def accuracy_by_group(found: Sequence[SetFigures]) -> AccuracyTables:
+def accuracy_by_group(sets: Sequence[SetFigures]) -> AccuracyTables:
   """Sorts top-1 by group and kind of accuracy, and adds means; fractions.
 
   Kinds: `top1`; for sets evaluated in parts `base`, `new` or `novel`, and their
@@ -102,125 +104,149 @@ def accuracy_by_group(found: Sequence[SetFigures]) -> AccuracyTables:
   mean accuracies, as in CoCoOp. The mean is called "mean" if it is over all sets of the
   group, else e.g. "mean of 3".
   """
-  tables = figure_by_group(found, "top1")
+  tables = figure_by_group(sets, "top1")
   for group, kinds in tables.items():
-    base, others = (
-      kinds.get("base", {}),
-      next((kinds[p] for p in _OTHERS if p in kinds), {}),
-    )
-    harmonic = {
-      name: _harmonic(group, base[name], others[name]) for name in base if others
-    }
+    base = kinds.get("base", {})
+    unseen = kinds.get(_unseen_part(kinds), {})
+    harmonic = {}
+    if unseen:
+      for label in base:
+        harmonic[label] = _harmonic(group, base[label], unseen[label])
     for rows in kinds.values():
-      rows |= {label: row | _mean(group, row) for label, row in rows.items()}
+      for label, row in rows.items():
+        rows[label] = row | _mean(group, row)
     if harmonic and all(harmonic.values()):  # some set has both parts
       kinds["harmonic"] = harmonic
   return tables
 
 
+def _unseen_part(kinds: Iterable[str]) -> str:
+  """The part of the classes that prompts were not trained on; "" without one."""
+  return next((part for part in _UNSEEN if part in kinds), "")
+
+
+class Comparisons(NamedTuple):
+  """What supports the accuracies of `accuracy_by_group`, in tables of the same keys."""
+
+  intervals: AccuracyTables  # both ends of the 95% interval
+  differences: AccuracyTables  # `top1` and `interval`, to the first prompt
+
+
 def comparisons_by_group(
-  found: Sequence[SetFigures], accuracy: AccuracyTables
-) -> tuple[AccuracyTables, AccuracyTables]:
+  sets: Sequence[SetFigures], accuracy: AccuracyTables
+) -> Comparisons:
   """95% intervals of all values of `accuracy_by_group`, and differences to the first
   prompt.
 
-  Those of single sets are of the sets' figures, Wilson's and Agresti and Min's; those
-  of means by `bootstrap`. A difference has `top1` and `interval`; the first prompt has
-  none.
+  Those of a single set are the set's own figures, Wilson's and Agresti and Min's; those
+  of a mean are by `bootstrap`. The first prompt has no differences.
   """
   intervals: AccuracyTables = {}
   differences: AccuracyTables = {}
   for group, kinds in accuracy.items():
-    intervals[group], differences[group] = {}, {}
-    others = next((part for part in _OTHERS if part in kinds), "")
+    intervals[group] = {}
+    differences[group] = {}
     for kind, rows in kinds.items():
-      parts = ("base", others) if kind == "harmonic" else (kind,)
-      intervals[group][kind], differences[group][kind] = {}, {}
+      parts = ("base", _unseen_part(kinds)) if kind == "harmonic" else (kind,)
+      intervals[group][kind] = {}
+      differences[group][kind] = {}
       for label, row in rows.items():
-        compared = {
-          column: _compared(
-            [_figures_behind(found, group, part, label, column) for part in parts]
-          )
-          for column in row
-        }
-        intervals[group][kind][label] = {
-          c: one["interval"] for c, one in compared.items()
-        }
-        differences[group][kind][label] = {
-          c: one["difference"] for c, one in compared.items() if "difference" in one
-        }
-  return intervals, differences
+        intervals[group][kind][label] = {}
+        differences[group][kind][label] = {}
+        for column in row:
+          figures = [
+            _figures_behind(sets, group, kind=part, label=label, column=column)
+            for part in parts
+          ]
+          compared = _compared(figures)
+          intervals[group][kind][label][column] = compared["interval"]
+          if "difference" in compared:
+            differences[group][kind][label][column] = compared["difference"]
+  return Comparisons(intervals, differences)
 
 
 def _figures_behind(
-  found: Sequence[SetFigures], group: str, kind: str, label: str, column: str
+  sets: Sequence[SetFigures], group: str, *, kind: str, label: str, column: str
 ) -> list[Mapping[str, Any]]:
-  """Figures of a prompt on the set of a column; on all sets of its table where it is
-  a mean."""
-  sets = {
-    one.column: one.prompts[label]
-    for one in found
-    if (one.group, one.kind) == (group, kind) and label in one.prompts
+  """Figures of a prompt on the set of a column; on all sets of its table for a mean."""
+  by_column = {
+    one_set.column: one_set.prompts[label]
+    for one_set in sets
+    if (one_set.group, one_set.kind) == (group, kind) and label in one_set.prompts
   }
-  return [sets[column]] if column in sets else list(sets.values())
+  if column in by_column:
+    return [by_column[column]]
+  return list(by_column.values())
 
 
 def _compared(parts: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-  """Interval and difference of a single set's figures; else as `bootstrap`."""
+  """`interval` and perhaps `difference`: a single set's figures, or of `bootstrap`."""
   if len(parts) > 1 or len(parts[0]) > 1:
     return bootstrap(parts)
-  figures = parts[0][0]
-  difference = {"difference": figures["difference"]} if "difference" in figures else {}
-  return {"interval": figures["top1_interval"], **difference}
+  [figures] = parts[0]
+  compared = {"interval": figures["top1_interval"]}
+  if "difference" in figures:
+    compared["difference"] = figures["difference"]
+  return compared
 
 
-def figure_by_group(found: Sequence[SetFigures], figure: str) -> AccuracyTables:
+def figure_by_group(sets: Sequence[SetFigures], figure: str) -> AccuracyTables:
   """Sorts one figure by group and kind; sets without it are skipped."""
   tables: AccuracyTables = {}
-  for one in found:
-    rows = tables.setdefault(one.group, {}).setdefault(one.kind, {})
-    for label, figures in one.prompts.items():
+  for one_set in sets:
+    rows = tables.setdefault(one_set.group, {}).setdefault(one_set.kind, {})
+    for label, figures in one_set.prompts.items():
       if figure in figures:
-        rows.setdefault(label, {})[one.column] = figures[figure]
+        rows.setdefault(label, {})[one_set.column] = figures[figure]
   return tables
 
 
 def counts_by_group(
-  found: Sequence[SetFigures], figure: str
+  sets: Sequence[SetFigures], figure: str
 ) -> dict[str, dict[str, Any]]:
-  """Counts the "images" or "classes" behind each accuracy; those of both parts of a
-  harmonic."""
+  """Counts the images or classes behind each accuracy.
+
+  `figure` is "images" or "classes". A harmonic mean counts those of both parts.
+  """
   tables = {}
-  for group, kinds in figure_by_group(found, figure).items():
+  for group, kinds in figure_by_group(sets, figure).items():
+    # Every prompt has the same images and classes.
     counts = {kind: next(iter(rows.values())) for kind, rows in kinds.items()}
-    others = next((counts[part] for part in _OTHERS if part in counts), {})
-    both = {c: n + others[c] for c, n in counts.get("base", {}).items() if c in others}
-    tables[group] = counts | ({"harmonic": both} if both else {})
+    base = counts.get("base", {})
+    unseen = counts.get(_unseen_part(counts), {})
+    both = {
+      column: base[column] + unseen[column] for column in base if column in unseen
+    }
+    if both:
+      counts["harmonic"] = both
+    tables[group] = counts
   return tables
 
 
 def _harmonic(
-  group: str, base: Mapping[str, float], other: Mapping[str, float]
+  group: str, base: Mapping[str, float], unseen: Mapping[str, float]
 ) -> dict[str, float]:
+  """Harmonic means of a prompt's accuracies on both parts of each set, and of the means."""
   # float: the mean of 0 and another number is the int 0.
   row = {
-    c: float(harmonic_mean((value, other[c])))
-    for c, value in base.items()
-    if c in other
+    column: float(harmonic_mean((base[column], unseen[column])))
+    for column in base
+    if column in unseen
   }
-  if base.keys() == other.keys():  # else the means are over different sets
-    new = _mean(group, other)
-    means = _mean(group, base).items()
-    row |= {name: float(harmonic_mean((value, new[name]))) for name, value in means}
+  if base.keys() == unseen.keys():  # else the means are over different sets
+    base_means = _mean(group, base)
+    unseen_means = _mean(group, unseen)
+    for name, base_mean in base_means.items():
+      row[name] = float(harmonic_mean((base_mean, unseen_means[name])))
   return row
 
 
 def _mean(group: str, row: Mapping[str, float]) -> dict[str, float]:
-  """Returns the mean over a row's sets by its name; nothing for one set or a group
-  without mean."""
+  """The mean over a row's sets by its name; empty for one set or a group without mean."""
   if not group_of(group).mean or len(row) < 2:
     return {}
-  name = "mean" if row.keys() == set(group_of(group).sets) else f"mean of {len(row)}"
+  is_whole = row.keys() == set(group_of(group).sets)
+  name = "mean" if is_whole else f"mean of {len(row)}"
   return {name: float(np.mean(list(row.values())))}
 
 
@@ -232,102 +258,126 @@ def title_of(group: str, kind: str) -> str:
 def evaluation_report(
   results: Mapping[str, Any], _: Mapping[str, Any]
 ) -> report.Report:
-  """Report of an evaluation: a table and a plot for each group of sets, and every
-  figure."""
-  labels, sets = report.short_labels(results["prompts"]), results["sets"]
-  summaries = {name: of["by_class"] for name, of in sets.items() if of.get("by_class")}
+  """Report of an evaluation: tables and plots of each group of sets, and every figure."""
+  labels = report.short_labels(results["prompts"])
+  sets = results["sets"]
   sections = [
     report.prompts_section(results["prompts"], labels),
     *_missing(results),
-    *(
-      _accuracy(results, group, kind, labels)
-      for group, kinds in results["accuracy"].items()
-      for kind in kinds
-    ),
-    report.Section("Calibration", picture="calibration.png"),
-    *(BY_CLASS.open().sections(summaries, labels) if BY_CLASS else ()),
-    _details(sets, labels),
   ]
-  images = sum(next(iter(of["prompts"].values()))["images"] for of in sets.values())
-  unreadable = sum(of["unreadable"] for of in sets.values())
+  for group, kinds in results["accuracy"].items():
+    sections += [_accuracy(results, group, kind, labels) for kind in kinds]
+  sections.append(report.Section("Calibration", picture="calibration.png"))
+  if BY_CLASS:
+    summaries = {
+      name: of_set["by_class"]
+      for name, of_set in sets.items()
+      if of_set.get("by_class")
+    }
+    sections += BY_CLASS.open().sections(summaries, labels)
+  sections.append(_details(sets, labels))
+  title = f"Evaluation on {counted(len(sets), 'data set')}"
+  return report.Report(title, _summary(results), sections)
+
+
+def _summary(results: Mapping[str, Any]) -> str:
+  """Sentences on the prompts and images of an evaluation, and what happened to them."""
+  sets = results["sets"]
+  prompts = counted(len(results["prompts"]), "prompt")
   data = counted(len(sets), "data set")
-  text = f"{counted(len(labels), 'prompt')} on {data}, {counted(images, 'image')} in all, CLIP"
-  text += f" {results['clip_model']}."
-  if unreadable:
-    text += f" {counted(unreadable, 'image')} could not be read and were skipped."
+  # Every prompt has seen the same images.
+  n_images = sum(next(iter(s["prompts"].values()))["images"] for s in sets.values())
+  images = counted(n_images, "image")
+  sentences = [f"{prompts} on {data}, {images} in all, CLIP {results['clip_model']}."]
+  n_unreadable = sum(of_set["unreadable"] for of_set in sets.values())
+  if n_unreadable:
+    unreadable = counted(n_unreadable, "image")
+    sentences.append(f"{unreadable} could not be read and were skipped.")
   if turned := results.get("turned_otherwise"):
-    did = "were turned" if turned["upright"] else "were not turned"
-    other = "did not turn its pictures" if turned["upright"] else "turned its pictures"
-    text += (
-      f" Images {did} as their EXIF orientation says, but the training of"
-      f" {', '.join(turned['prompts'])} {other}: data.upright={not turned['upright']} does as it."
+    trainings = f"the training of {', '.join(turned['prompts'])}"
+    if turned["upright"]:
+      here = "were turned"
+      there = "did not turn its pictures"
+    else:
+      here = "were not turned"
+      there = "turned its pictures"
+    sentences.append(
+      f"Images {here} as their EXIF orientation says, but {trainings} {there}:"
+      f" data.upright={not turned['upright']} does as it."
     )
-  return report.Report(f"Evaluation on {data}", text, sections)
+  return " ".join(sentences)
 
 
 def _missing(results: Mapping[str, Any]) -> list[report.Section]:
-  """Names the sets that are missing, and counts the classes that have no image in a
-  set."""
+  """Names the missing sets, and counts the classes without an image in a set.
+
+  No section if nothing is missing.
+  """
   missing = results["missing"]
-  lines = [f"{len(missing)} sets are missing: {', '.join(missing)}"] if missing else []
-  lines += [
-    f"{name}: {of['missing_classes']} of the {of['listed_classes']} classes in its list have no"
-    " image"
-    for name, of in results["sets"].items()
-    if of.get("missing_classes")
-  ]
-  table = report.Table(("set", "reason"), list(missing.items())) if missing else None
+  table = None
+  notes = []
+  if missing:
+    table = report.Table(("set", "reason"), list(missing.items()))
+    notes.append(f"{len(missing)} sets are missing: {', '.join(missing)}")
+  for name, of_set in results["sets"].items():
+    if of_set.get("missing_classes"):
+      notes.append(
+        f"{name}: {of_set['missing_classes']} of the {of_set['listed_classes']} classes"
+        " in its list have no image"
+      )
+  if not notes:
+    return []
   title = "Missing sets and classes"
-  return [report.Section(title, table=table, notes=lines, brief=True)] * bool(lines)
+  return [report.Section(title, table=table, notes=notes, brief=True)]
 
 
 def _accuracy(
   results: Mapping[str, Any], group: str, kind: str, labels: Mapping[str, str]
 ) -> report.Section:
-  """Accuracies of a group of sets, ours first, then published ones, and the numbers
-  of images."""
+  """Accuracies of a group of sets, ours first, then published ones, and image counts."""
   accuracy = results["accuracy"][group][kind]
-  columns = list(next(iter(accuracy.values())))
-  methods = results["published"].get(group, {}).get(kind, {})
-  sources = list(dict.fromkeys(method["source"] for method in methods.values()))
-  intervals, differences = (
-    results.get(name, {}).get(group, {}).get(kind, {})
-    for name in ("intervals", "differences")
-  )
+  published = results["published"].get(group, {}).get(kind, {})
+  intervals = results.get("intervals", {}).get(group, {}).get(kind, {})
+  differences = results.get("differences", {}).get(group, {}).get(kind, {})
   splits = results["splits"].get(group, {})
-  ours = [
-    [
-      labels[label],
-      *(report.percent(row[c], intervals.get(label, {}).get(c)) for c in columns),
-    ]
-    for label, row in accuracy.items()
-  ]
-  bold = [
-    (row, 1 + columns.index(column))
-    for row, label in enumerate(accuracy)
-    for column, one in differences.get(label, {}).items()
-    if one["interval"][0] > 0
-  ]
-  theirs = []
-  for name, one in methods.items():
-    figures = [report.cell(one["figures"].get(column)) for column in columns]
-    theirs.append([f"{name} [{1 + sources.index(one['source'])}]", *figures])
   counts = results["images"][group][kind]
+  columns = list(next(iter(accuracy.values())))
+
+  rows: list[list[str]] = []
+  bold: list[tuple[int, int]] = []
+  for label, row in accuracy.items():
+    for number, column in enumerate(columns, 1):
+      difference = differences.get(label, {}).get(column)
+      if difference and difference["interval"][0] > 0:
+        bold.append((len(rows), number))
+    ends = intervals.get(label, {})
+    rows.append(
+      [labels[label], *(report.percent(row[c], ends.get(c)) for c in columns)]
+    )
+  marks = [""] * len(rows)
+  sources = list(dict.fromkeys(method["source"] for method in published.values()))
+  for name, method in published.items():
+    figures = [report.cell(method["figures"].get(column)) for column in columns]
+    rows.append([f"{name} [{1 + sources.index(method['source'])}]", *figures])
+    marks.append("published")
+  rows.append(["images", *(report.cell(counts.get(column)) for column in columns)])
+  marks.append("images")
+
   has_means = kind == "harmonic" or not set(columns) <= set(splits)
-  text = [report.INTERVAL_OF_MEANS if has_means else report.INTERVAL]
-  text += [_BOLD] if len(ours) > 1 else []
-  text += remarks(splits[column] for column in columns if column in splits)
-  text += ["Published figures are with ViT-B/16."] if theirs else []
-  table = report.Table(
-    ("prompt", *(_marked(column, splits.get(column, "test")) for column in columns)),
-    [*ours, *theirs, ["images", *(report.cell(counts.get(c)) for c in columns)]],
-    [*[""] * len(ours), *["published"] * len(theirs), "images"],
-    bold,
-  )
-  notes = [f"[{i}] {source}" for i, source in enumerate(sources, 1)]
-  picture = f"accuracy_{group}_{kind}.png"
+  sentences = [report.INTERVAL_OF_MEANS if has_means else report.INTERVAL]
+  if len(accuracy) > 1:
+    sentences.append(_BOLD)
+  sentences += remarks(splits[column] for column in columns if column in splits)
+  if published:
+    sentences.append("Published figures are with ViT-B/16.")
+  heads = [_marked(column, splits.get(column, "test")) for column in columns]
   return report.Section(
-    title_of(group, kind), " ".join(text), table, picture, notes, brief=True
+    title_of(group, kind),
+    text=" ".join(sentences),
+    table=report.Table(("prompt", *heads), rows, marks, bold),
+    picture=f"accuracy_{group}_{kind}.png",
+    notes=[f"[{i}] {source}" for i, source in enumerate(sources, 1)],
+    brief=True,
   )
 
 
@@ -338,29 +388,37 @@ def _marked(name: str, split: str) -> str:
 
 def remarks(splits: Iterable[str]) -> list[str]:
   """Sentences on images that a prompt may have been trained on, by their splits."""
-  found = [_REMARKS[name] for name in dict.fromkeys(splits) if name in _REMARKS]
-  return [f"{text}. A prompt that was trained on them has seen them." for text in found]
+  texts = [_REMARKS[name] for name in dict.fromkeys(splits) if name in _REMARKS]
+  return [f"{text}. A prompt that was trained on them has seen them." for text in texts]
 
 
 def _details(sets: Mapping[str, Any], labels: Mapping[str, str]) -> report.Section:
   """Every figure of each prompt on each set, without the columns that are empty."""
-  shown, found = [], []
+  names = []
+  figures_of_prompts = []
   for name, of_set in sets.items():
     for label, figures in of_set["prompts"].items():
-      shown.append(f"{_marked(name, of_set['split'])}: {labels[label]}")
-      found.append(
-        [report.cell(_at(figures, path, factor)) for _, path, factor in _DETAILS]
-      )
-  columns = zip(_DETAILS, zip(*found, strict=True), strict=True)
-  used = {detail: column for detail, column in columns if set(column) != {"-"}}
-  on_tree = any(path[0] in ("errors", "hierarchy") for _, path, _ in used)
-  units = "%; edges and heights in edges of WordNet's tree" if on_tree else "%"
-  heads = ["set: prompt", *(head for head, _, _ in used)]
-  text = [_DIFFERENCE] if "difference" in heads else []
-  text += remarks(of_set["split"] for of_set in sets.values())
-  table = report.Table(heads, list(zip(shown, *used.values(), strict=True)))
+      names.append(f"{_marked(name, of_set['split'])}: {labels[label]}")
+      figures_of_prompts.append(figures)
+  columns = {"set: prompt": names}
+  units = "%"
+  for head, path, factor in _DETAILS:
+    column = [report.cell(_at(f, path, factor)) for f in figures_of_prompts]
+    if set(column) == {"-"}:
+      continue
+    columns[head] = column
+    if path[0] in ("errors", "hierarchy"):
+      units = "%; edges and heights in edges of WordNet's tree"
+  sentences = remarks(of_set["split"] for of_set in sets.values())
+  if "difference" in columns:
+    sentences.insert(0, _DIFFERENCE)
+  rows = list(zip(*columns.values(), strict=True))
   return report.Section(
-    f"Every figure ({units})", " ".join(text), table, folded=True, brief=True
+    f"Every figure ({units})",
+    text=" ".join(sentences),
+    table=report.Table(list(columns), rows),
+    folded=True,
+    brief=True,
   )
 
 

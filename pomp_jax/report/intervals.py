@@ -1,26 +1,24 @@
-"""95% intervals of means and harmonic means of accuracies, by a bootstrap over the
-images."""
+"""95% intervals of means of accuracies, by a bootstrap over the images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-_DRAWS, _SEED = 4000, 0
+_DRAWS = 4000
+_SEED = 0
 
 
 def bootstrap(parts: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-  """Interval of the harmonic mean over parts of the mean top-1 over sets, by drawing
-  images anew.
+  """Interval of the harmonic mean over parts of the mean top-1 over sets.
 
-  A set's answers are drawn from the counts of the four cases, right and wrong under the
-  prompt and under the reference. Half an image is added to each, as
-  `metrics.paired_difference` does, so that an accuracy of 0 or 1 has an interval too.
-  The sets are fixed, and the seed.
+  The images are drawn anew; the sets are fixed, and so is the seed. A set's answers are
+  drawn from the counts of the four cases, right and wrong under the prompt and under
+  the reference. Half an image is added to each, as `metrics.paired_difference` does, so
+  that an accuracy of 0 or 1 has an interval too.
 
   Args:
-    parts: of each part, such as base and new classes, the figures of one prompt on each
-    set:
+    parts: figures of one prompt on each set of each part, such as base and new classes:
       `images`, `top1` and perhaps `difference`, see `metrics.Tally.figures`.
 
   Returns:
@@ -29,29 +27,56 @@ def bootstrap(parts: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     `interval`.
   """
   generator = np.random.default_rng(_SEED)
-  values_2, draws_Dx2 = [], []  # of each part, under the prompt and under the reference
+  part_values = []
+  part_draws = []
   for sets in parts:
-    values, draws = np.zeros(2), np.zeros((_DRAWS, 2))
+    set_values = []
+    set_draws = []
     for figures in sets:
-      difference = figures.get("difference", {"gained": 0, "lost": 0})
-      images, gained, lost = figures["images"], difference["gained"], difference["lost"]
-      right = round(figures["top1"] * images)
-      counts = np.array([right - gained, gained, lost, images - right - lost])
-      drawn_Dx4 = (
-        generator.multinomial(images, (counts + 0.5) / (images + 2), _DRAWS) / images
-      )
-      values += np.array([right, right - gained + lost]) / images
-      draws += np.stack(
-        [drawn_Dx4[:, 0] + drawn_Dx4[:, 1], drawn_Dx4[:, 0] + drawn_Dx4[:, 2]], 1
-      )
-    values_2.append(values / len(sets))
-    draws_Dx2.append(draws / len(sets))
-  value_2, drawn_Dx2 = _harmonic(np.array(values_2)), _harmonic(np.array(draws_Dx2))
-  found: dict[str, Any] = {"interval": _ends(drawn_Dx2[:, 0], value_2[0])}
+      cases = _count_cases(figures)
+      set_values.append(_accuracies(cases) / figures["images"])
+      drawn_cases_Dx4 = _draw_cases(cases, generator)
+      set_draws.append(_accuracies(drawn_cases_Dx4 / figures["images"]))
+    part_values.append(sum(set_values) / len(sets))
+    part_draws.append(sum(set_draws) / len(sets))
+  value_2 = _harmonic(np.array(part_values))
+  drawn_Dx2 = _harmonic(np.array(part_draws))
+
+  statistic: dict[str, Any] = {"interval": _ends(drawn_Dx2[:, 0], value_2[0])}
   if all("difference" in figures for sets in parts for figures in sets):
     top1 = float(value_2[0] - value_2[1])
-    found["difference"] = {"top1": top1, "interval": _ends(drawn_Dx2 @ [1, -1], top1)}
-  return found
+    drawn_top1_D = drawn_Dx2 @ [1, -1]
+    statistic["difference"] = {"top1": top1, "interval": _ends(drawn_top1_D, top1)}
+  return statistic
+
+
+def _count_cases(figures: Mapping[str, Any]) -> np.ndarray:
+  """Images of a set that both, the prompt alone, the reference alone, and neither get
+  right: int [4].
+
+  Without a difference to a reference, the prompt stands for both.
+  """
+  difference = figures.get("difference", {"gained": 0, "lost": 0})
+  gained = difference["gained"]
+  lost = difference["lost"]
+  right = round(figures["top1"] * figures["images"])
+  neither = figures["images"] - right - lost
+  return np.array([right - gained, gained, lost, neither])
+
+
+def _draw_cases(cases_4: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+  """Draws the images of a set anew: their counts in each case, int [D, 4]."""
+  images = int(cases_4.sum())
+  chances_4 = (cases_4 + 0.5) / (images + 2)
+  return generator.multinomial(images, chances_4, _DRAWS)
+
+
+def _accuracies(cases: np.ndarray) -> np.ndarray:
+  """What the prompt and the reference get right: cases [.., 4] -> [.., 2]."""
+  both = cases[..., 0]
+  prompt_alone = cases[..., 1]
+  reference_alone = cases[..., 2]
+  return np.stack([both + prompt_alone, both + reference_alone], axis=-1)
 
 
 def _harmonic(parts: np.ndarray) -> np.ndarray:
@@ -61,6 +86,6 @@ def _harmonic(parts: np.ndarray) -> np.ndarray:
 
 
 def _ends(drawn_D: np.ndarray, value: float) -> list[float]:
-  """Quantiles of the draws, which hold the value."""
+  """The 2.5% and 97.5% quantiles of the draws, moved where they leave out the value."""
   low, high = np.quantile(drawn_D, [0.025, 0.975])
   return [float(min(low, value)), float(max(high, value))]

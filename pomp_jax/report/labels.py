@@ -1,5 +1,4 @@
-"""Short labels of prompts and methods, and names cut to a length: distinct wherever
-these are.
+"""Short labels of prompts and methods, which stay distinct wherever these are.
 
 A prompt is named as `evaluate.named_prompts` does: a path, an id on the hub, a text
 with one {}.
@@ -21,6 +20,7 @@ _WORDS = {  # labels of prompts that results call by a key
   "ensemble": "ensemble of prompts",
   "waffle": "WaffleCLIP",
 }
+_KINDS = {".npy": "class features", ".json": "descriptions"}  # by a file's suffix
 _METHOD_NAMES = {  # as their papers write them
   "pomp": "POMP",
   "coop": "CoOp",
@@ -45,22 +45,27 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
   with are left out, and `prompt.npz` always. Ids on the hub are learned too. Texts and
   mixtures stay. `@STEP` of a checkpoint may follow.
   """
-  is_text = lambda name: (
-    "{}" in name or " + " in name or name.partition(":")[0] in _WORDS
-  )
-  paths = [
-    name for name in dict.fromkeys(names) if not is_text(name) and not is_hub(name)
-  ]
-  parts_of = dict(zip(paths, _distinguishing(list(map(_parts, paths))), strict=True))
+  paths = [name for name in dict.fromkeys(names) if _is_path(name)]
+  short_paths = _distinguishing([_parts(path) for path in paths])
+  parts_of = dict(zip(paths, short_paths, strict=True))
   labels = []
   for name in names:
     if name in parts_of:
-      kinds = {".npy": "class features", ".json": "descriptions"}
-      kind = kinds.get(os.path.splitext(name)[1], "learned")
+      kind = _KINDS.get(os.path.splitext(name)[1], "learned")
       labels.append(f"{kind} ({'/'.join(parts_of[name])})")
+    elif is_hub(name):
+      labels.append(f"learned ({name})")
     else:
-      labels.append(f"learned ({name})" if is_hub(name) else _WORDS.get(name, name))
-  return labels if len(set(labels)) == len(set(names)) else list(names)
+      labels.append(_WORDS.get(name, name))
+  if len(set(labels)) < len(set(names)):
+    return list(names)
+  return labels
+
+
+def _is_path(name: str) -> bool:
+  """Whether a prompt is a file, rather than a text, a mixture, or an id on the hub."""
+  is_text = "{}" in name or " + " in name or name.partition(":")[0] in _WORDS
+  return not is_text and not is_hub(name)
 
 
 def run_labels(
@@ -71,7 +76,13 @@ def run_labels(
   """Labels of the prompts of a training's results, by the name of the run's folder.
 
   What the run has learned has the name that `prompt_labels` gives to its file in other
-  reports. Where the run compared with words, `results` says what each prompt is.
+  reports.
+
+  Args:
+    names: names of prompts in `results.json`.
+    folder: name of the run's folder, or "".
+    results: results of the run; where it compared with words, they say what each prompt
+      is.
   """
   stated = results.get("words", {}).get("labels", {})
   labels = []
@@ -91,32 +102,44 @@ def method_label(name: str) -> str:
   "cocoop" is "CoCoOp" and "vpt_deep_4" is "VPT deep 4"; other names get spaces for
   underscores.
   """
-  found = [key for key in _METHOD_NAMES if name == key or name.startswith(f"{key}_")]
-  known = max(found, key=len, default="")
-  rest = name[len(known) :].lstrip("_")
+  keys = [key for key in _METHOD_NAMES if name == key or name.startswith(f"{key}_")]
+  method = max(keys, key=len, default="")  # tip_adapter_f, not tip_adapter
+  rest = name[len(method) :].lstrip("_")
   words = _WORDS.get(rest) or rest.replace("_", " ")
-  return " ".join(filter(None, (_METHOD_NAMES.get(known, ""), words)))
+  return " ".join(filter(None, (_METHOD_NAMES.get(method, ""), words)))
 
 
 def counted(n: int, noun: str) -> str:
   """A number with its noun: "1 seed", "4,096 images", "2 classes"."""
+  if n == 1:
+    return f"{n} {noun}"
   plural = "es" if noun.endswith(("s", "x")) else "s"
-  return f"{n:,} {noun}{'' if n == 1 else plural}"
+  return f"{n:,} {noun}{plural}"
 
 
 def with_counts(name: str, images: int | None, classes: int | None) -> str:
-  """A name with the numbers of images and classes that are known."""
-  found = {"image": images, "class": classes}
-  counts = [counted(n, noun) for noun, n in found.items() if n is not None]
-  return ", ".join([name, *counts])
+  """Adds numbers of images and classes to a name: "dtd, 1,880 images, 47 classes".
+
+  Args:
+    name: name of a data set or split.
+    images: number of images, if it is known.
+    classes: number of classes, if it is known.
+  """
+  words = [name]
+  if images is not None:
+    words.append(counted(images, "image"))
+  if classes is not None:
+    words.append(counted(classes, "class"))
+  return ", ".join(words)
 
 
 def _parts(path: str) -> tuple[str, ...]:
-  """Folders and file of a path, without `prompt.npz`, which every run's folder
-  holds."""
+  """Folders and file of a path, without `prompt.npz`, which every run's folder holds."""
   clean = path if is_bucket(path) else os.path.normpath(path)
   parts = tuple(part for part in clean.split("/") if part) or (path,)
-  return parts[:-1] if len(parts) > 1 and parts[-1] == DEFAULT_FILE else parts
+  if len(parts) > 1 and parts[-1] == DEFAULT_FILE:
+    return parts[:-1]
+  return parts
 
 
 def _distinguishing(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -132,11 +155,14 @@ def _distinguishing(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def shorten(name: str, length: int) -> str:
-  """Cuts a name in its middle, so that both ends stay; `length` counts the ellipsis,
-  at least 3."""
+  """Cuts a name in its middle, so that both ends stay.
+
+  `length`, at least 3, counts the ellipsis too.
+  """
   if len(name) <= length:
     return name
-  head = length // 2
-  return (
-    f"{name[:head].rstrip()}\u2026{name[len(name) - (length - 1 - head) :].lstrip()}"
-  )
+  n_head = length // 2
+  n_tail = length - 1 - n_head
+  head = name[:n_head].rstrip()
+  tail = name[len(name) - n_tail :].lstrip()
+  return f"{head}\u2026{tail}"

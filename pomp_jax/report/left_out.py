@@ -9,25 +9,28 @@ _MOST = 200  # rows
 
 
 def left_out_section(left_out: Mapping[str, Any]) -> Section:
-  """A line for each class or picture of `left_out` of `results.json`; see
-  `stored.left_out`."""
-  rows = [
-    ("class without a picture", name)
-    for name in left_out.get("classes_without_pictures", ())
-  ]
+  """A line for each class or picture that is in no figure.
+
+  `left_out` is that of `results.json`, which `stored.left_out` makes.
+  """
+  rows = []
+  for name in left_out.get("classes_without_pictures", ()):
+    rows.append(("class without a picture", name))
   for split, names in left_out.get("classes_without_test_pictures", {}).items():
     rows += [(f"class without a picture in {split}", name) for name in names]
   for split, pairs in left_out.get("duplicates", {}).items():
-    rows += [
-      (f"{split}: equals an earlier split's", f"{file} = {pairs[file]}")
-      for file in pairs
-    ]
-  rows += [("HEIC, which is not read", file) for file in left_out.get("not_read", ())]
-  more = [f"The first {_MOST} of {len(rows):,}."] if len(rows) > _MOST else []
+    what = f"{split}: equals an earlier split's"
+    rows += [(what, f"{file} = {original}") for file, original in pairs.items()]
+  for file in left_out.get("not_read", ()):
+    rows.append(("HEIC, which is not read", file))
   text = (
     "A class without any picture is no answer. A picture that equals one of an earlier split"
     " (train, validation, test) is dropped, unless data.duplicates=keep. HEIC pictures can be"
     " converted to JPEG."
   )
+  notes = []
+  if len(rows) > _MOST:
+    notes.append(f"The first {_MOST} of {len(rows):,}.")
   table = Table(("what", "which"), rows[:_MOST])
-  return Section("Pictures and classes that are left out", text, table, notes=more)
+  title = "Pictures and classes that are left out"
+  return Section(title, text, table, notes=notes)

@@ -1,8 +1,8 @@
 """The one model of a report, and how it is written: Markdown, self-contained HTML; CSV.
 
 Each job builds its sections of text, tables and pictures once, and the page in the
-browser shows them too. All cells are text here already, so that every writer has the
-same figures.
+browser shows them too. All cells are already text, so every writer has the same
+figures.
 """
 
 import base64
@@ -21,7 +21,8 @@ from pomp_jax.report.labels import prompt_labels
 
 _MARKDOWN_ESCAPES = {ord(letter): f"\\{letter}" for letter in "\\|*_`<["}
 _STYLE = pathlib.Path(__file__).with_name("report.css")
-# Legends of tables of accuracies with intervals: of single sets, and of means too.
+# Legends of tables whose accuracies have intervals. The second is for tables that also
+# hold means over sets.
 INTERVAL = "In brackets: 95% interval (Wilson) over the images."
 INTERVAL_OF_MEANS = (
   "In brackets: 95% interval over the images (Wilson; of a mean by bootstrap)."
@@ -32,9 +33,10 @@ _INTERVAL_CELL = re.compile(r"(?<=\d) \([-+]?[\d.]+ to [-+]?[\d.]+\)$")
 class Table(NamedTuple):
   """Text cells in rows."""
 
-  columns: Sequence[str]  # headings; empty for facts, whose rows are a name and a value
+  # Headings; empty for facts, whose rows are a name and a value.
+  columns: Sequence[str]
   rows: Sequence[Sequence[str]]
-  # of each row "best", "failed", a word for a part of the table, or ""
+  # A word for each row: "best", "failed", the name of a part of the table, or "".
   marks: Sequence[str] = ()
   # Row and column of each cell that is shown to be better than a reference, by an
   # interval.
@@ -68,38 +70,47 @@ def facts(values: Mapping[str, Any]) -> Table:
   rows = [
     (name, str(value)) for name, value in values.items() if value not in (None, "")
   ]
-  return Table((), rows)
+  return Table(columns=(), rows=rows)
 
 
 def with_pictures(report: Report, files: Collection[str]) -> Report:
-  """The report with the pictures that exist; sections of other pictures alone are
-  dropped."""
-  kept = [one for one in report.sections if one.table or one.picture in {"", *files}]
-  sections = [one if one.picture in files else one._replace(picture="") for one in kept]
+  """The report with the pictures that exist.
+
+  A section whose picture is missing loses it, and is dropped if it has no table.
+  """
+  sections = []
+  for section in report.sections:
+    if not section.picture or section.picture in files:
+      sections.append(section)
+    elif section.table:
+      sections.append(section._replace(picture=""))
   return report._replace(sections=sections)
 
 
 def cell(value: float | int | None, digits: int = 1) -> str:
   """Formats a value: integers without decimals, None as a dash."""
-  if value is None:
-    return "-"
-  return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+  match value:
+    case None:
+      return "-"
+    case int():
+      return f"{value:,}"
+    case _:
+      return f"{value:.{digits}f}"
 
 
 def percent(value: float | None, ends: Sequence[float] | None = None) -> str:
-  """Formats a fraction as a percentage, with the ends of its interval where there is
-  one."""
+  """Formats a fraction as a percentage, with the `ends` of its interval if it has one."""
   if value is None:
     return cell(None)
   text = f"{100 * value:.1f}"
-  return (
-    text if ends is None else f"{text} ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
-  )
+  if ends is None:
+    return text
+  low, high = ends
+  return f"{text} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def without_intervals(section: Section) -> Section:
-  """The section without the intervals that `percent` puts into cells, and without
-  their legend."""
+  """The section without the intervals that `percent` adds, and without their legend."""
   if section.table is None:
     return section
   rows = [[_INTERVAL_CELL.sub("", text) for text in row] for row in section.table.rows]
@@ -110,59 +121,79 @@ def without_intervals(section: Section) -> Section:
 
 
 def is_words(table: Table, column: int) -> bool:
-  """Whether a column holds words rather than figures; a table without headings holds
-  words."""
-  # A column of figures has few other cells, such as dashes.
-  cells_of_column = [row[column] for row in table.rows]
-  n_figures = sum(bool(re.match(r"[-+]?\d", text)) for text in cells_of_column)
-  return not table.columns or 2 * n_figures < len(cells_of_column)
+  """Whether a column holds words rather than figures.
+
+  A column of figures may have a few other cells, such as dashes. Tables without
+  headings hold words.
+  """
+  if not table.columns:
+    return True
+  n_figures = sum(bool(re.match(r"[-+]?\d", row[column])) for row in table.rows)
+  return 2 * n_figures < len(table.rows)
 
 
 def short_labels(prompts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   """Label -> short label of the prompts of `results.json`."""
-  names = [prompt["label"] for prompt in prompts]
-  return dict(zip(names, prompt_labels(names), strict=True))
+  labels = [prompt["label"] for prompt in prompts]
+  return dict(zip(labels, prompt_labels(labels), strict=True))
 
 
 def prompts_section(
   prompts: Sequence[Mapping[str, Any]], labels: Mapping[str, str]
 ) -> Section:
   """Says which prompt each short label stands for, and the step of checkpoints."""
-  rows = [[labels[one["label"]], one["label"]] for one in prompts]
   columns = ["called here", "prompt"]
-  if any(one["step"] is not None for one in prompts):
-    rows = [[*row, cell(one["step"])] for row, one in zip(rows, prompts, strict=True)]
+  rows = [[labels[prompt["label"]], prompt["label"]] for prompt in prompts]
+  if any(prompt["step"] is not None for prompt in prompts):
     columns.append("step of a checkpoint")
-  notes = [one["note"] for one in prompts if "note" in one]
+    for row, prompt in zip(rows, prompts, strict=True):
+      row.append(cell(prompt["step"]))
+  notes = [prompt["note"] for prompt in prompts if "note" in prompt]
   return Section("Prompts", table=Table(columns, rows), notes=notes, brief=True)
 
 
 def failures(title: str, corner: str, rows: Sequence[Sequence[str]]) -> Section:
-  """A section with the errors of what has failed."""
-  table = Table((corner, "error"), rows, ["failed"] * len(rows))
-  return Section(title, table=table) if rows else Section(title, "None.")
+  """A section with the errors of what has failed.
+
+  Args:
+    title: title of the section.
+    corner: heading of the first column, such as "cell".
+    rows: name and error of each failure; the section says "None." without any.
+  """
+  if not rows:
+    return Section(title, "None.")
+  table = Table((corner, "error"), rows, marks=["failed"] * len(rows))
+  return Section(title, table=table)
 
 
 def markdown(report: Report) -> str:
   """Formats the brief sections of a report as a Markdown document."""
   parts = [f"# {report.title}", report.text]
   for section in report.sections:
-    if section.brief:
-      table = section.table and _markdown_table(section.table)
-      notes = "  \n".join(section.notes)
-      parts += [f"## {section.title}", *filter(None, (section.text, table, notes))]
+    if not section.brief:
+      continue
+    parts.append(f"## {section.title}")
+    if section.text:
+      parts.append(section.text)
+    if section.table:
+      parts.append(_markdown_table(section.table))
+    if section.notes:
+      parts.append("  \n".join(section.notes))
   return "\n\n".join(parts) + "\n"
 
 
 def cells(table: Table, escaped: Callable[[str], str], bold: str) -> list[list[str]]:
-  """The cells of a table, escaped; `bold` formats the bold ones."""
-  return [
-    [
-      bold.format(escaped(x)) if (r, c) in table.bold else escaped(x)
-      for c, x in enumerate(row)
-    ]
-    for r, row in enumerate(table.rows)
-  ]
+  """The cells of a table, as a format writes them.
+
+  Args:
+    table: table with plain text.
+    escaped: escape of the format's special characters.
+    bold: template of a bold cell, such as "**{}**".
+  """
+  texts = [[escaped(text) for text in row] for row in table.rows]
+  for row, column in table.bold:
+    texts[row][column] = bold.format(texts[row][column])
+  return texts
 
 
 def headings(table: Table) -> Sequence[str]:
@@ -173,7 +204,7 @@ def headings(table: Table) -> Sequence[str]:
 def _markdown_table(table: Table) -> str:
   escaped = lambda text: text.translate(_MARKDOWN_ESCAPES)
   columns = headings(table)
-  rows = [map(escaped, columns), ["---"] * len(columns)]
+  rows = [[escaped(text) for text in columns], ["---"] * len(columns)]
   rows += cells(table, escaped, "**{}**")
   return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -181,17 +212,20 @@ def _markdown_table(table: Table) -> str:
 def html(
   report: Report, lines: Sequence[str], read_picture: Callable[[str], bytes]
 ) -> str:
-  """Formats a report as a page with its pictures inside; its only links are to files
-  beside it.
+  """Formats a report as a page that holds its pictures and links only to files beside it.
 
-  `lines` are paragraphs below the title. `read_picture` reads a PNG file of the run's
-  `plots`.
+  Args:
+    report: report of a run.
+    lines: paragraphs below the title; empty ones are skipped.
+    read_picture: content of a PNG file of the run's `plots`, by its name.
   """
+
+  def source_of(name: str) -> str:
+    picture = base64.b64encode(read_picture(name)).decode()
+    return f"data:image/png;base64,{picture}"
+
   title = escape(report.title)
   paragraphs = [f"<p>{escape(text)}</p>\n" for text in lines if text]
-  source_of = lambda name: (
-    f"data:image/png;base64,{base64.b64encode(read_picture(name)).decode()}"
-  )
   sections = [html_section(section, source_of) for section in report.sections]
   return f"""<!doctype html>
 <html lang="en">
@@ -236,24 +270,24 @@ def _html_table(table: Table) -> str:
   kinds = [
     "words" if is_words(table, column) else "figure" for column in range(n_columns)
   ]
-  # A heading of one long word breaks behind its underscores.
-  head = "".join(
-    f'<th class="{kind}">{escape(text).replace("_", "_<wbr>")}</th>'
-    for text, kind in zip(table.columns, kinds, strict=bool(table.columns))
-  )
-  lines = [f"<thead><tr>{head}</tr></thead>", "<tbody>"] if head else ["<tbody>"]
+  lines = []
+  if table.columns:
+    head = ""
+    for text, kind in zip(table.columns, kinds, strict=True):
+      # A heading of one long word breaks behind its underscores.
+      heading = escape(text).replace("_", "_<wbr>")
+      head += f'<th class="{kind}">{heading}</th>'
+    lines.append(f"<thead><tr>{head}</tr></thead>")
+  lines.append("<tbody>")
   marks = table.marks or [""] * len(table.rows)
-  shown = cells(table, escape, "<strong>{}</strong>")
-  for row, texts, mark in zip(table.rows, shown, marks, strict=True):
-    # Sentences wrap, words stand on the left, and figures below one another on the
-    # right.
-    of_row = [
-      "text" if len(x) > 36 else kind for x, kind in zip(row, kinds, strict=True)
-    ]
-    tags = [
-      f'<td class="{kind}">{x}</td>' for kind, x in zip(of_row, texts, strict=True)
-    ]
-    lines.append(f'<tr class="{mark}">{"".join(tags)}</tr>')
+  escaped = cells(table, escape, "<strong>{}</strong>")
+  for row, escaped_row, mark in zip(table.rows, escaped, marks, strict=True):
+    tags = ""
+    for text, kind, content in zip(row, kinds, escaped_row, strict=True):
+      # Sentences wrap, words stand on the left, and figures on the right.
+      style = "text" if len(text) > 36 else kind
+      tags += f'<td class="{style}">{content}</td>'
+    lines.append(f'<tr class="{mark}">{tags}</tr>')
   body = "\n".join(lines)
   return f'<div class="scroll"><table>\n{body}\n</tbody></table></div>\n'
 
@@ -261,7 +295,13 @@ def _html_table(table: Table) -> str:
 def write_csv(
   path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-  """Writes a CSV file atomically; None becomes an empty field."""
+  """Writes a CSV file atomically.
+
+  Args:
+    path: file to write.
+    columns: headings.
+    rows: values in the order of the headings; None becomes an empty field.
+  """
   text = io.StringIO()
   csv.writer(text, lineterminator="\n").writerows([columns, *rows])
   write_file(path, text.getvalue())

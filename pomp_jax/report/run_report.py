@@ -1,5 +1,4 @@
-"""The report of a run: what all runs add to it, its files; reports of trainings and
-predictions."""
+"""The report of a run, with what all runs add to it, and those of trainings."""
 
 from collections.abc import Mapping
 import json
@@ -16,7 +15,7 @@ from pomp_jax.report.evaluation_report import remarks
 from pomp_jax.report.labels import counted, method_label, run_labels, with_counts
 from pomp_jax.report.left_out import left_out_section
 
-_FILES = {  # that a report links to, with what they hold
+_FILES = {  # the files that a report links to, with what they hold
   "results.json": "every figure",
   "results.md": "tables in Markdown",
   "results.tex": "tables in LaTeX",
@@ -47,22 +46,24 @@ def finish_run(
   """Writes a run's report and, last, its results: a folder with results is a finished
   run.
 
-  The plots are in the folder already. `config` is that of config.json; `results` are
-  without their provenance, which gets the name of the folder.
+  Args:
+    folder: folder of the run, with its plots.
+    config: fields of config.json.
+    results: results without their provenance, which gets the name of the folder.
   """
   stored = with_provenance(results)
   stored["provenance"]["folder"] = folder.path.name
-  found = load(JOBS[results["job"]].report)(stored, flatten(config))
-  drawn = {section.picture for section in found.sections} - {""}
-  found = report.with_pictures(
-    found, {name for name in drawn if exists(folder.plots / name)}
-  )
+  report_of_job = load(JOBS[results["job"]].report)
+  run_report = report_of_job(stored, flatten(config))
+  pictures = {section.picture for section in run_report.sections} - {""}
+  drawn = {name for name in pictures if exists(folder.plots / name)}
+  run_report = report.with_pictures(run_report, drawn)
   with writing(folder.path):
-    write_file(folder.path / "results.md", report.markdown(found))
+    write_file(folder.path / "results.md", report.markdown(run_report))
     if LATEX:
-      write_file(folder.path / "results.tex", LATEX.open()(found))
-    # links to the files above
-    page = _page(folder, config, found, stored["provenance"])
+      write_file(folder.path / "results.tex", LATEX.open()(run_report))
+    # The page comes last, because it links to the other files that exist.
+    page = _page(folder, config, run_report, stored["provenance"])
     write_file(folder.path / "report.html", page)
   folder.write_results(stored)
 
@@ -70,70 +71,137 @@ def finish_run(
 def _page(
   folder: RunFolder,
   config: Mapping[str, Any],
-  found: report.Report,
-  origin: Mapping[str, Any],
+  run_report: report.Report,
+  provenance: Mapping[str, Any],
 ) -> str:
-  """The report as HTML, with what every run says: origin, command, config, files,
-  versions."""
-  devices, commit = origin.get("devices"), origin.get("commit") or ""
-  versions = {name: text or "-" for name, text in origin.get("versions", {}).items()}
-  release = f"pomp_jax {versions['pomp_jax']}" if "pomp_jax" in versions else ""
-  run = {
-    "job": config["job"],
-    "date": (origin.get("date") or "").replace("T", " ").replace("+00:00", " UTC"),
-    "commit": commit or (release and f"none; installed as {release}"),
-    "devices": f"{devices['number']} x {devices['kind']}" if devices else "",
+  """The report as HTML, with what every run adds: its facts, command, config and files."""
+  versions = {
+    name: version or "-" for name, version in provenance.get("versions", {}).items()
   }
-  short = run | {"commit": f"commit {commit[:10]}" if commit else release}
-  unchanged = defaults(config["job"]).flat() | {"job": defaults().job}
-  changed = [
-    (field, value if isinstance(value, str) else json.dumps(json.loads(to_json(value))))
-    for field, value in flatten(config).items()
-    if value != unchanged[field]
-  ]
+  release = f"pomp_jax {versions['pomp_jax']}" if "pomp_jax" in versions else ""
+  run = _run_facts(config["job"], provenance, release)
+  sections = [*run_report.sections, report.Section("Run", table=report.facts(run))]
+  if "command" in provenance:
+    sections.append(report.Section("Command", code=provenance["command"]))
   # results.json is written after the report, so that a folder with results is complete.
   files = [
     name for name in _FILES if name == "results.json" or exists(folder.path / name)
   ]
-  sections = [
-    *found.sections,
-    report.Section("Run", table=report.facts(run)),
-    *(
-      [report.Section("Command", code=origin["command"])] if "command" in origin else []
-    ),
-    report.Section(
-      "Fields of the config that differ from their defaults",
-      "" if changed else "None.",
-      report.Table(("field", "value"), changed) if changed else None,
-    ),
+  sections += [
+    _changed_fields(config),
     report.Section("Config", code=json.dumps(config, indent=2), folded=True),
     report.Section("Files", links={f"{name}: {_FILES[name]}": name for name in files}),
     report.Section("Versions", table=report.facts(versions)),
   ]
-  lines = " \u00b7 ".join(filter(None, short.values())), found.text
-  whole = found._replace(sections=sections)
-  return report.html(whole, lines, lambda name: read_bytes(folder.plots / name))
+  commit = provenance.get("commit")
+  short = run | {"commit": f"commit {commit[:10]}" if commit else release}
+  lines = [" \u00b7 ".join(filter(None, short.values())), run_report.text]
+  return report.html(
+    run_report._replace(sections=sections),
+    lines,
+    read_picture=lambda name: read_bytes(folder.plots / name),
+  )
+
+
+def _run_facts(job: str, provenance: Mapping[str, Any], release: str) -> dict[str, str]:
+  """Job, date, commit and devices of a run; "" for what is unknown."""
+  commit = provenance.get("commit")
+  if not commit and release:
+    commit = f"none; installed as {release}"
+  devices = provenance.get("devices")
+  date = provenance.get("date") or ""
+  return {
+    "job": job,
+    "date": date.replace("T", " ").replace("+00:00", " UTC"),
+    "commit": commit or "",
+    "devices": f"{devices['number']} x {devices['kind']}" if devices else "",
+  }
+
+
+def _changed_fields(config: Mapping[str, Any]) -> report.Section:
+  """The fields of a config that differ from their defaults."""
+  title = "Fields of the config that differ from their defaults"
+  unchanged = defaults(config["job"]).flat() | {"job": defaults().job}
+  rows = []
+  for field, value in flatten(config).items():
+    if value == unchanged[field]:
+      continue
+    if not isinstance(value, str):
+      value = json.dumps(json.loads(to_json(value)))
+    rows.append((field, value))
+  if not rows:
+    return report.Section(title, "None.")
+  return report.Section(title, table=report.Table(("field", "value"), rows))
 
 
 def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.Report:
-  """Report of a training: its accuracy beside hand-written prompts, its course, its
-  predictions."""
-  method, splits = method_label(results["method"]), results["eval"]
-  images, classes = results["eval_images"], results["eval_classes"]
-  columns = [with_counts(name, images[name], classes[name]) for name in splits]
-  rows, labels = [], _labels(results)
+  """Report of a training: its accuracy beside other prompts, its course, predictions."""
+  method = method_label(results["method"])
+  labels = _labels(results)
+  sections = [
+    _top1_section(results, labels),
+    *_differences(results, labels),
+    report.Section("Accuracy", picture="accuracy.png"),
+    report.Section("Course of the training", picture="training.png"),
+    report.Section("Training", table=report.facts(_training_facts(results, method))),
+    report.Section(
+      "Test images and the most probable classes", picture="predictions.png"
+    ),
+    report.Section("Misclassified test images", picture="mistakes.png"),
+  ]
+  if BY_CLASS:
+    summaries = {
+      name: summary for name, summary in results.get("by_class", {}).items() if summary
+    }
+    sections += BY_CLASS.open().sections(summaries, labels)
+  if left_out := results.get("left_out"):
+    sections.append(left_out_section(left_out))
+  unreadable = [
+    (split, file)
+    for split, files in results.get("unreadable", {}).items()
+    for file in files
+  ]
+  if unreadable:
+    table = report.Table(("split", "image"), unreadable)
+    sections.append(report.Section("Images that can't be read", table=table))
+  title = f"{method} on {counted(results['n_classes'], 'class')}"
+  text = (
+    f"{title}, CLIP {results['clip_model']}, seed {results['seed']}. One run: the intervals say"
+    " nothing of other seeds."
+  )
+  if words := results.get("words"):
+    text = f"{text} {words['remark']}."
+  return report.Report(f"Training: {title}", text, sections)
+
+
+def _top1_section(
+  results: Mapping[str, Any], labels: Mapping[str, str]
+) -> report.Section:
+  """Top-1 of each prompt on each split, the learned prompt first."""
+  splits = results["eval"]
+  rows = []
   for name, label in labels.items():
-    found = [scores.get(name, {}) for scores in splits.values()]
-    shown = [report.percent(one.get("top1"), one.get("top1_interval")) for one in found]
-    rows.append([label, *shown])
-  remark = remarks(
-    "train" if name.split("/")[0] == "train" else "test" for name in splits
+    row = [label]
+    for scores in splits.values():
+      figures = scores.get(name, {})
+      row.append(report.percent(figures.get("top1"), figures.get("top1_interval")))
+    rows.append(row)
+  columns = [
+    with_counts(split, results["eval_images"][split], results["eval_classes"][split])
+    for split in splits
+  ]
+  sentences = [report.INTERVAL]
+  sentences += remarks(
+    "train" if split.split("/")[0] == "train" else "test" for split in splits
   )
   marks = ["best"] + [""] * (len(rows) - 1)  # the learned prompt
-  skipped = results.get("unreadable", {}).items()
-  unreadable = [(split, file) for split, files in skipped for file in files]
-  summaries = {name: one for name, one in results.get("by_class", {}).items() if one}
-  training = {
+  table = report.Table(("prompt", *columns), rows, marks)
+  return report.Section("Top-1 accuracy (%)", " ".join(sentences), table, brief=True)
+
+
+def _training_facts(results: Mapping[str, Any], method: str) -> dict[str, Any]:
+  """Names and values of the table on a training; None for what a job has not."""
+  return {
     "method": method,
     "classes of the training": f"{results['n_classes']:,}",
     "K, classes of a step": results.get("k"),
@@ -150,39 +218,10 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
     **{f"found: {name}": value for name, value in results.get("found", {}).items()},
     "not evaluated (other classes)": ", ".join(results.get("not_evaluated", ())),
   }
-  table = report.Table(("prompt", *columns), rows, marks)
-  sections = [
-    report.Section(
-      "Top-1 accuracy (%)", " ".join((report.INTERVAL, *remark)), table, brief=True
-    ),
-    *_differences(results, labels),
-    report.Section("Accuracy", picture="accuracy.png"),
-    report.Section("Course of the training", picture="training.png"),
-    report.Section("Training", table=report.facts(training)),
-    report.Section(
-      "Test images and the most probable classes", picture="predictions.png"
-    ),
-    report.Section("Misclassified test images", picture="mistakes.png"),
-    *(BY_CLASS.open().sections(summaries, labels) if BY_CLASS else ()),
-  ]
-  if left_out := results.get("left_out"):
-    sections.append(left_out_section(left_out))
-  if unreadable:
-    table = report.Table(("split", "image"), unreadable)
-    sections.append(report.Section("Images that can't be read", table=table))
-  title = f"{method} on {counted(results['n_classes'], 'class')}"
-  text = (
-    f"{title}, CLIP {results['clip_model']}, seed {results['seed']}. One run: the intervals say"
-    " nothing of other seeds."
-  )
-  if words := results.get("words"):
-    text = f"{text} {words['remark']}."
-  return report.Report(f"Training: {title}", text, sections)
 
 
 def _labels(results: Mapping[str, Any]) -> dict[str, str]:
-  """Label of each prompt of a training's results, the learned one by the name of the
-  folder."""
+  """Label of each prompt of a training, the learned one by the name of the folder."""
   names = list(
     dict.fromkeys(name for scores in results["eval"].values() for name in scores)
   )
@@ -193,22 +232,23 @@ def _labels(results: Mapping[str, Any]) -> dict[str, str]:
 def _differences(
   results: Mapping[str, Any], labels: Mapping[str, str]
 ) -> list[report.Section]:
-  """Differences of each prompt from the run's reference, where the job has computed
-  them."""
+  """Differences of each prompt from the run's reference; no section without any."""
   rows = []
-  for name, scores in results["eval"].items():
-    for label, one in scores.items():
-      if found := one.get("difference"):
-        points, low, high = (
-          100 * value for value in (found["top1"], *found["interval"])
-        )
-        shown = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
-        rows.append([name, labels[label], shown, f"{found['p_value']:.2g}"])
+  for split, scores in results["eval"].items():
+    for name, figures in scores.items():
+      difference = figures.get("difference")
+      if not difference:
+        continue
+      points, low, high = (
+        100 * value for value in (difference["top1"], *difference["interval"])
+      )
+      cell = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
+      rows.append([split, labels[name], cell, f"{difference['p_value']:.2g}"])
+  if not rows:
+    return []
+  title = f"Difference to {labels[results.get('reference', 'hand_written')]}"
   text = (
     "On the same images, in points. In brackets: 95% interval. p: McNemar's exact test."
   )
   table = report.Table(("split", "prompt", "difference", "p"), rows)
-  title = (
-    f"Difference to {labels[results.get('reference', 'hand_written')]}" if rows else ""
-  )
-  return [report.Section(title, text, table, brief=True)] if rows else []
+  return [report.Section(title, text, table, brief=True)]

@@ -104,8 +104,8 @@ class LossMonitor:
 
 
 class Watch(contextlib.AbstractContextManager):
-  """Reads metrics late, checks them, and writes them as scalars, which docs/watching.md
-  lists.
+  """Reads metrics late, checks them, and writes them as scalars, which
+  docs/how-to/watching.md lists.
 
   Metrics are means over the steps of a window; times and `memory` are each process's.
   The host runs ahead of the device: only a batch that finds the device idle shows that

@@ -1,5 +1,4 @@
-"""Image source `world`: a synthetic world of named things, and a small CLIP trained on
-it.
+"""Image source `world`: a synthetic world of named things, and a small CLIP for it.
 
 It stands in for ImageNet-21K without data or network. Names are compositions (`names`),
 and images are rendered on demand (`render`). The CLIP learned web-like captions
@@ -28,8 +27,8 @@ __all__ = [
 
 CLIP_PATH = pathlib.Path(__file__).parent / "clip"
 
-# Class group, random stream and style of each split; the training captions have
-# another.
+# Class group, random stream and style of each split. The captions that trained the CLIP
+# have another stream.
 _SPLITS = {
   "train": ("base", 10, render.PHOTO),
   "validation": ("base", 11, render.PHOTO),
@@ -59,10 +58,18 @@ class WorldSource:
 
 
 def open_source(data: Any, split: str, n_images: int) -> WorldSource:
-  """Opens a split with `data.n_classes` of its classes; see `source` for the sizes."""
-  of_each = 0 if n_images else data.images_per_class
+  """Opens a split with `data.n_classes` of its classes.
+
+  Args:
+    data: fields of `config.data`.
+    split: name of the split, see `source`.
+    n_images: number of images in all; 0 for `data.images_per_class` of each class.
+  """
   return source(
-    split, images_per_class=of_each, n_images=n_images, n_classes=data.n_classes
+    split,
+    images_per_class=0 if n_images else data.images_per_class,
+    n_images=n_images,
+    n_classes=data.n_classes,
   )
 
 
@@ -89,13 +96,16 @@ def source(
   n_classes: int = 0,
   seed: int = 0,
 ) -> WorldSource:
-  """Opens train, validation, base (three streams of base classes), novel or shifted
-  (all classes).
+  """Opens a split.
 
-  It has `images_per_class` of every class, in the order of the classes, or else
-  `n_images` in all, of random classes as evenly as possible; of `n_classes`, spread
-  evenly over the split's list (0 or too many: all), it has the same number of each,
-  rounded up.
+  Args:
+    split: train, validation or base (three streams of base classes), novel, or shifted
+      (all classes).
+    images_per_class: images of every class, in the order of the classes.
+    n_images: images in all, where `images_per_class` is 0. They are of random classes,
+      as evenly as possible; with `n_classes` the same number of each, rounded up.
+    n_classes: classes, spread evenly over the split's list; 0 or too many for all.
+    seed: random seed of the images.
   """
   group, stream, style = _SPLITS[split]
   every = class_names(group)
@@ -103,19 +113,22 @@ def source(
   classes = np.arange(n_kept) * len(every) // n_kept
   if n_images and not n_classes:
     # Passes over all classes, each in its own random order.
-    turns = range(stream << 32, (stream << 32) - (-n_images // n_kept))
-    order = np.argsort(
-      [render.image_keys(seed, turn, classes) for turn in turns], kind="stable"
-    )
-    labels, positions = order.ravel()[:n_images], np.arange(n_images)
+    n_passes = -(-n_images // n_kept)
+    keys_of_passes = [
+      render.image_keys(seed, (stream << 32) + number, classes)
+      for number in range(n_passes)
+    ]
+    order = np.argsort(keys_of_passes, kind="stable")
+    labels = order.ravel()[:n_images]
+    positions = np.arange(n_images)
   else:
-    of_each = images_per_class or -(-n_images // n_kept)
-    labels = np.repeat(np.arange(n_kept), of_each)
-    positions = (classes[:, None] * of_each + np.arange(of_each)).ravel()
+    n_each = images_per_class or -(-n_images // n_kept)
+    labels = np.repeat(np.arange(n_kept), n_each)
+    positions = (classes[:, None] * n_each + np.arange(n_each)).ravel()
   return WorldSource(
-    tuple(every[c] for c in classes),
-    labels.astype(np.int32),
-    render.image_keys(seed, stream, positions),
-    class_attributes(group)[classes],
-    style,
+    names=tuple(every[c] for c in classes),
+    labels=labels.astype(np.int32),
+    keys=render.image_keys(seed, stream, positions),
+    attributes_NxA=class_attributes(group)[classes],
+    style=style,
   )

@@ -1,10 +1,10 @@
-"""The world's classes, `<colour> <texture> <shape> on <ground>`: "teal striped bell on
-sky blue".
+"""The world's classes, such as "teal striped bell on sky blue".
 
-The two colours differ: 12 x 12 x 17 x 11 = 26,928 classes in two fixed groups. Prompts
-are learned on base, 21,841 classes as in ImageNet-21K. No caption or training image of
-the embedded CLIP has a class of novel, the other 5,087, but base has each of their
-words. Shapes: N classes, A = 4 attributes: colour, texture, shape and ground.
+A name is `<colour> <texture> <shape> on <ground>`. The two colours differ: 12 x 12 x 17
+x 11 = 26,928 classes in two fixed groups. Prompts are learned on base, 21,841 classes
+as in ImageNet-21K. No caption or training image of the embedded CLIP has a class of
+novel, the other 5,087, but base has each of their words. Shapes: N classes, A = 4
+attributes: colour, texture, shape and ground.
 """
 
 import functools
@@ -47,25 +47,26 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _split() -> tuple[np.ndarray, np.ndarray]:
-  grid = (
-    np.indices((len(COLOURS), len(TEXTURES), len(SHAPES), len(COLOURS)))
-    .reshape(4, -1)
-    .T
-  )
-  attributes_NxA = grid[grid[:, 0] != grid[:, 3]].astype(np.int32)
-  # Unlike a library's shuffle, a hash of the combination's number can't change with a
-  # version.
+  """Attributes of the base and of the novel classes: int32 [N, A]."""
+  sides = (len(COLOURS), len(TEXTURES), len(SHAPES), len(COLOURS))
+  grid = np.indices(sides).reshape(4, -1).T
+  has_two_colours = grid[:, 0] != grid[:, 3]
+  attributes_NxA = grid[has_two_colours].astype(np.int32)
+  # A library's shuffle may change with its version. A hash of the combination's number
+  # can't.
   number_N = np.arange(len(attributes_NxA), dtype=np.uint64)
   order_N = np.argsort(mix(number_N ^ mix(_SPLIT_SEED)), kind="stable")
   # Sorted within each group, so that class lists are in order.
-  return attributes_NxA[np.sort(order_N[:N_BASE])], attributes_NxA[
-    np.sort(order_N[N_BASE:])
-  ]
+  base = np.sort(order_N[:N_BASE])
+  novel = np.sort(order_N[N_BASE:])
+  return attributes_NxA[base], attributes_NxA[novel]
 
 
 def class_attributes(group: str) -> np.ndarray:
   """Attributes of the classes in one of GROUPS: int32 [N, A], indices into `WORDS`."""
-  return np.concatenate(_split()) if group == "all" else _split()[GROUPS.index(group)]
+  if group == "all":
+    return np.concatenate(_split())
+  return _split()[GROUPS.index(group)]
 
 
 @functools.cache

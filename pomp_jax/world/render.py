@@ -1,13 +1,14 @@
 """Renders images from attributes, a style and random keys, in NumPy.
 
-An image is a function of its 64-bit key, whatever the batch; processors may round sines
-otherwise. An object is about 2 units across and centred at the origin, with u to the
-right and v down. Shapes: B images, A = 4 attributes (colour, texture, shape, ground), P
-= S * S pixels.
+An image is a function of its 64-bit key, whatever the batch, but for the processor's
+rounding of sines. An object is about 2 units across and centred at the origin, with u
+to the right and v down. Shapes: B images, A = 4 attributes (colour, texture, shape,
+ground), P = S * S pixels.
 """
 
 from collections.abc import Callable
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -35,8 +36,8 @@ class Style(NamedTuple):
 
 # One inked object under a lighting gradient, soft clutter behind it, sensor noise.
 PHOTO = Style()
-# Only for tests: warm or cold light, blur, low contrast, half of the time without dark
-# outline.
+# Only for tests: warm or cold light, blur, low contrast, and half of the pictures
+# without a dark outline.
 SHIFTED = Style(0.5, 0.9 - 0.5, angle=0.35, light=0.4, noise=0.02, noises=0.1 - 0.02)
 
 _ATLAS_SIZE = 128  # samples along each side of a shape's tabulated distance field
@@ -45,54 +46,91 @@ _ATLAS_REACH = 1.6  # the field covers [-reach, reach] in u and v
 # sRGB, in the order of names.COLOURS.
 _PALETTE = np.array(
   [
-    (226, 50, 50), (142, 36, 62), (244, 140, 36), (248, 222, 70),
-    (52, 172, 76), (146, 150, 52), (28, 154, 148), (124, 200, 244),
-    (52, 70, 170), (150, 80, 190), (140, 140, 140), (244, 244, 244),
+    (226, 50, 50),
+    (142, 36, 62),
+    (244, 140, 36),
+    (248, 222, 70),
+    (52, 172, 76),
+    (146, 150, 52),
+    (28, 154, 148),
+    (124, 200, 244),
+    (52, 70, 170),
+    (150, 80, 190),
+    (140, 140, 140),
+    (244, 244, 244),
   ],
   np.float32,
-) / 255  # fmt: skip
+)
+_PALETTE = _PALETTE / np.float32(255)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-# images rendered at once, so that intermediates fit in the processor's cache
-_CHUNK = 128
+_CHUNK = 128  # images rendered at once, so that intermediates fit in the cache
 
 # Keys of an image's random channels, one a property.
 _CHANNEL_KEYS = mix(np.arange(96, dtype=np.uint64) << np.uint64(20))
 
 
-def _uniform(key_B: np.ndarray, channel: int, low=0.0, high=1.0) -> np.ndarray:
-  """Uniform numbers in [low, high) of a channel: float32 [B]."""
+def uniform(
+  key_B: np.ndarray, channel: int, low: float | int = 0.0, high: float | int = 1.0
+) -> np.ndarray:
+  """Uniform numbers of a channel: float32 [B].
+
+  Args:
+    key_B: keys of the images, uint64 [B].
+    channel: number of the channel, below 96; one a property.
+    low: least value.
+    high: end of the range, exclusive.
+  """
   bits = mix(key_B ^ _CHANNEL_KEYS[channel]) >> np.uint64(40)
-  return (low + (high - low) * (bits.astype(np.float32) / np.float32(1 << 24))).astype(
-    np.float32
-  )
+  unit = bits.astype(np.float32) / np.float32(1 << 24)
+  return (low + (high - low) * unit).astype(np.float32)
 
 
 def image_keys(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
-  """Keys of images in a stream: uint64 [B]; streams and seeds do not overlap."""
+  """Keys of images in a stream: uint64 [B].
+
+  Args:
+    seed: random seed of the pictures.
+    stream: number of the stream; streams and seeds do not overlap.
+    indices: numbers of the images in the stream [B].
+  """
   root = mix(np.array([seed], np.uint64))
   root = mix(root ^ mix(np.array([stream], np.uint64) + np.uint64(0x57)))
   return mix(root ^ np.asarray(indices).astype(np.uint64))
 
 
 _NOISE_SIZE = 128 * 128 * 3
-# Noise of mean 0 and deviation 1, approximately normal (Irwin-Hall of four); two equal
-# halves. Each picture reads its noise from a random start. Drawing it per pixel would
-# cost more than all else.
-_UNIFORM = mix(np.arange(4 * _NOISE_SIZE, dtype=np.uint64).reshape(4, -1)) >> np.uint64(
-  40
-)
-_NOISE = _UNIFORM.astype(np.float32) / np.float32(1 << 24)
-_NOISE = np.tile(((_NOISE.sum(0) - 2) * np.sqrt(3)).astype(np.float32), 2)
 
 
-def _polygon(*corners) -> _Part:
-  """Even-odd rule."""
+def _tabulate_noise() -> np.ndarray:
+  """Noise of mean 0 and deviation 1, approximately normal: the sum of four uniforms.
+
+  Drawing noise per pixel would cost more than all else, so each picture reads this
+  table from a random start. Two equal halves let every start have enough behind it.
+  """
+  numbers = np.arange(4 * _NOISE_SIZE, dtype=np.uint64).reshape(4, -1)
+  bits = mix(numbers) >> np.uint64(40)
+  uniforms = bits.astype(np.float32) / np.float32(1 << 24)
+  # Four uniforms have the mean 2 and the variance 1/3.
+  normal = ((uniforms.sum(0) - 2) * np.sqrt(3)).astype(np.float32)
+  return np.tile(normal, 2)
+
+
+_NOISE = _tabulate_noise()
+
+
+def _polygon(*corners: tuple[float | int, float | int]) -> _Part:
+  """Inside of a polygon, by the even-odd rule."""
 
   def inside(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     within = np.zeros(u.shape, bool)
-    for (u0, v0), (u1, v1) in zip(corners, corners[1:] + corners[:1], strict=True):
-      if v0 != v1:
-        within ^= ((v0 > v) != (v1 > v)) & (u < u0 + (v - v0) * (u1 - u0) / (v1 - v0))
+    for start, end in zip(corners, corners[1:] + corners[:1], strict=True):
+      u0, v0 = start
+      u1, v1 = end
+      if v0 == v1:
+        continue  # no horizontal ray crosses this edge
+      crosses = (v0 > v) != (v1 > v)
+      crossing_u = u0 + (v - v0) * (u1 - u0) / (v1 - v0)
+      within ^= crosses & (u < crossing_u)
     return within
 
   return inside
@@ -100,10 +138,11 @@ def _polygon(*corners) -> _Part:
 
 def _radial(radii: list[float]) -> _Part:
   """Polygon whose corners have these radii around the origin, starting upwards."""
-  angles = [2 * np.pi * i / len(radii) - np.pi / 2 for i in range(len(radii))]
-  return _polygon(
-    *((r * np.cos(a), r * np.sin(a)) for r, a in zip(radii, angles, strict=True))
-  )
+  corners = []
+  for i, radius in enumerate(radii):
+    angle = 2 * np.pi * i / len(radii) - np.pi / 2
+    corners.append((radius * np.cos(angle), radius * np.sin(angle)))
+  return _polygon(*corners)
 
 
 def _disc(u0, v0, radius) -> _Part:
@@ -129,7 +168,9 @@ _PARTS: dict[str, list[_Part]] = {
   ],
   "bell": [
     _polygon((-0.62, -0.35), (0.62, -0.35), (1.02, 0.62), (-1.02, 0.62)),
-    *(_disc(0, -0.35, 0.62), _disc(0, 0.76, 0.3), _disc(0, -0.98, 0.17)),
+    _disc(0, -0.35, 0.62),
+    _disc(0, 0.76, 0.3),
+    _disc(0, -0.98, 0.17),
   ],
   "star": [_radial(5 * [1.18, 0.52])],
   "flower": [
@@ -139,12 +180,18 @@ _PARTS: dict[str, list[_Part]] = {
   "cross": [_box(-1.05, -0.37, 1.05, 0.37), _box(-0.37, -1.05, 0.37, 1.05)],
   "lightning bolt": [
     _polygon(
-      *((0.25, -1.2), (-0.8, 0.18), (-0.12, 0.18), (-0.4, 1.2)),
-      *((0.8, -0.32), (0.1, -0.32), (0.75, -1.2)),
+      (0.25, -1.2),
+      (-0.8, 0.18),
+      (-0.12, 0.18),
+      (-0.4, 1.2),
+      (0.8, -0.32),
+      (0.1, -0.32),
+      (0.75, -1.2),
     )
   ],
   "heart": [
-    *(_disc(-0.48, -0.38, 0.56), _disc(0.48, -0.38, 0.56)),
+    _disc(-0.48, -0.38, 0.56),
+    _disc(0.48, -0.38, 0.56),
     _polygon((-0.98, -0.12), (0, -0.5), (0.98, -0.12), (0, 1.08)),
   ],
   "leaf": [
@@ -178,8 +225,11 @@ def atlas() -> np.ndarray:
   step = 2 * _ATLAS_REACH / _ATLAS_SIZE
   axis = (np.arange(_ATLAS_SIZE) + 0.5) * step - _ATLAS_REACH
   u, v = np.meshgrid(axis, axis)
-  inside = [np.any([part(u, v) for part in _PARTS[shape]], axis=0) for shape in SHAPES]
-  return np.stack([_distance(one) * np.float32(step) for one in inside])
+  distances = []
+  for shape in SHAPES:
+    inside = np.any([part(u, v) for part in _PARTS[shape]], axis=0)
+    distances.append(_distance(inside) * np.float32(step))
+  return np.stack(distances)
 
 
 def _axis(size: int) -> np.ndarray:
@@ -197,8 +247,11 @@ def _wave(x: np.ndarray) -> np.ndarray:
 
 
 def _dots(x, y, radius, sharpness) -> np.ndarray:
-  dx, dy = _fract(x) - 0.5, _fract(y) - 0.5
-  return np.clip((radius - np.sqrt(dx * dx + dy * dy)) * sharpness + 0.5, 0, 1)
+  """Discs in the middle of unit squares, in [0, 1]."""
+  dx = _fract(x) - 0.5
+  dy = _fract(y) - 0.5
+  distance = np.sqrt(dx * dx + dy * dy)
+  return np.clip((radius - distance) * sharpness + 0.5, 0, 1)
 
 
 # Amount of the second tone at each point, in [0, 1], shaped as u, at a random phase p.
@@ -226,29 +279,60 @@ _PATTERNS = {
 }
 
 
-def _field(shape_B, x_B, y_B, scale_B, angle_B, size: int):
-  """Signed distance (pixels) to the object, and object coordinates u, v: [B, P]
-  each."""
+class Field(NamedTuple):
+  """Where the pixels of an image lie relative to its object."""
+
+  distance: np.ndarray  # [B, P], to the outline in pixels, negative inside
+  u: np.ndarray  # [B, P], coordinates of the object, to the right
+  v: np.ndarray  # [B, P], downwards
+
+
+def object_field(
+  shape_B: np.ndarray,
+  x_B: np.ndarray,
+  y_B: np.ndarray,
+  scale_B: np.ndarray,
+  angle_B: np.ndarray,
+  size: int,
+) -> Field:
+  """Field of objects in images of `size` pixels a side.
+
+  Args:
+    shape_B: numbers of the shapes, of `names.SHAPES`.
+    x_B: centres; the image reaches from -1 to 1.
+    y_B: centres, downwards.
+    scale_B: sizes of the objects' units; half of the image is 1.
+    angle_B: angles in radians.
+    size: side of the images in pixels, S.
+  """
+  dx_BxP = np.tile(_axis(size), size) - x_B[:, None]
+  dy_BxP = np.repeat(_axis(size), size) - y_B[:, None]
+  cos_Bx1 = (np.cos(angle_B) / scale_B)[:, None]
+  sin_Bx1 = (np.sin(angle_B) / scale_B)[:, None]
+  u = cos_Bx1 * dx_BxP + sin_Bx1 * dy_BxP
+  v = cos_Bx1 * dy_BxP - sin_Bx1 * dx_BxP
+  unit_in_pixels = scale_B[:, None] * (size / 2)
+  distance = atlas()[shape_B[:, None], _atlas_cell(v), _atlas_cell(u)] * unit_in_pixels
+  # Beyond the table, the clipped cell is nearer than the point.
+  is_beyond = np.maximum(np.abs(u), np.abs(v)) > _ATLAS_REACH
+  distance += is_beyond * np.float32(size)
+  return Field(distance, u, v)
+
+
+def _atlas_cell(coordinate: np.ndarray) -> np.ndarray:
+  """Row or column of the atlas nearest to a coordinate of an object."""
   half = np.float32(_ATLAS_SIZE / 2)
   per_unit = np.float32(half / _ATLAS_REACH)
-  turn_x, turn_y = ((turn(angle_B) / scale_B)[:, None] for turn in (np.cos, np.sin))
-  dx = np.tile(_axis(size), size) - x_B[:, None]
-  dy = np.repeat(_axis(size), size) - y_B[:, None]
-  u, v = turn_x * dx + turn_y * dy, turn_x * dy - turn_y * dx
-  column, row = (
-    np.clip(c * per_unit + half, 0, _ATLAS_SIZE - 1).astype(np.int32) for c in (u, v)
-  )
-  distance = atlas()[shape_B[:, None], row, column] * (scale_B[:, None] * (size / 2))
-  # Beyond the table, the clipped cell is nearer than the point.
-  distance += (np.maximum(np.abs(u), np.abs(v)) > _ATLAS_REACH) * np.float32(size)
-  return distance, u, v
+  cell = coordinate * per_unit + half
+  return np.clip(cell, 0, _ATLAS_SIZE - 1).astype(np.int32)
 
 
 def _place(key_B: np.ndarray, style: Style):
   """Centres x, y, scales and angles [B] of the objects."""
-  scale = style.scale + style.scales * _uniform(key_B, 0)
-  angle = _uniform(key_B, 1, -1, 1) * style.angle
-  x, y = (_uniform(key_B, channel, -1, 1) * style.offset for channel in (2, 3))
+  scale = style.scale + style.scales * uniform(key_B, 0)
+  angle = uniform(key_B, 1, -1, 1) * style.angle
+  x = uniform(key_B, 2, -1, 1) * style.offset
+  y = uniform(key_B, 3, -1, 1) * style.offset
   return x, y, scale, angle
 
 
@@ -257,99 +341,158 @@ def _blur(image_BxSxSx3: np.ndarray, weight_B: np.ndarray) -> np.ndarray:
   weight = weight_B[:, None, None, None]
   for axis in (1, 2):
     at = np.arange(image_BxSxSx3.shape[axis])
-    before, after = (
-      image_BxSxSx3.take(np.clip(at + s, 0, at[-1]), axis) for s in (-1, 1)
-    )
-    image_BxSxSx3 = image_BxSxSx3 + weight * (
-      0.25 * (before + after) - 0.5 * image_BxSxSx3
-    )
+    # The border repeats.
+    before = image_BxSxSx3.take(np.clip(at - 1, 0, at[-1]), axis)
+    after = image_BxSxSx3.take(np.clip(at + 1, 0, at[-1]), axis)
+    change = 0.25 * (before + after) - 0.5 * image_BxSxSx3
+    image_BxSxSx3 = image_BxSxSx3 + weight * change
   return image_BxSxSx3
 
 
-def _object_and_ground(key_B, attributes_BxA, u, v, clutter, depth=0.16):
-  """Unlit colours [B, P, 3] of the textured object, and of the ground with its
-  clutter."""
+def object_and_ground(
+  key_B: np.ndarray,
+  attributes_BxA: np.ndarray,
+  u: np.ndarray,
+  v: np.ndarray,
+  clutter: np.ndarray,
+  depth: float = 0.16,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Unlit colours [B, P, 3] of the textured object, and of the ground with its clutter.
+
+  Args:
+    key_B: keys of the images, uint64 [B].
+    attributes_BxA: colour, texture, shape and ground, indices into `names.WORDS`.
+    u: horizontal coordinates of the object at each pixel [B, P].
+    v: vertical ones.
+    clutter: strength of the clutter at each pixel [B, P], in [0, 1].
+    depth: brightness that the clutter adds to a dark ground, or takes from a light one.
+  """
   colour_Bx3 = _PALETTE[attributes_BxA[:, 0]] + _tint(key_B, 50)
   ground_Bx3 = _PALETTE[attributes_BxA[:, 3]] + _tint(key_B, 53)
   # Patterns are always darker than the colour, which a small vision tower learns more
   # easily.
   tone_Bx3 = colour_Bx3 * 0.38
   pattern_BxP = np.empty_like(u)
-  phase_B = _uniform(key_B, 6, 0, 0.3)
-  for t in np.unique(attributes_BxA[:, 1]):
-    at = np.flatnonzero(attributes_BxA[:, 1] == t)
-    pattern_BxP[at] = _PATTERNS[TEXTURES[t]](u[at], v[at], phase_B[at, None])
-  thing = (
-    colour_Bx3[:, None] + pattern_BxP[..., None] * (tone_Bx3 - colour_Bx3)[:, None]
-  )
+  phase_B = uniform(key_B, 6, 0, 0.3)
+  textures_B = attributes_BxA[:, 1]
+  for texture in np.unique(textures_B):
+    rows = np.flatnonzero(textures_B == texture)
+    pattern = _PATTERNS[TEXTURES[texture]]
+    pattern_BxP[rows] = pattern(u[rows], v[rows], phase_B[rows, None])
+  darkening_Bx1x3 = (tone_Bx3 - colour_Bx3)[:, None]
+  thing = colour_Bx3[:, None] + pattern_BxP[..., None] * darkening_Bx1x3
   depth_B = depth * np.sign(0.5 - ground_Bx3 @ _LUMA)
-  return thing, ground_Bx3[:, None] + (clutter * depth_B[:, None])[..., None]
+  ground = ground_Bx3[:, None] + (clutter * depth_B[:, None])[..., None]
+  return thing, ground
 
 
 def _tint(key_B: np.ndarray, channel: int) -> np.ndarray:
   """Random variation of a colour: [B, 3]."""
-  return np.stack([_uniform(key_B, channel + c, -0.06, 0.06) for c in range(3)], axis=1)
+  return np.stack([uniform(key_B, channel + c, -0.06, 0.06) for c in range(3)], axis=1)
 
 
-def _clutter(key_B: np.ndarray, size: int) -> np.ndarray:
+def clutter(key_B: np.ndarray, size: int) -> np.ndarray:
   """Two soft blobs behind the object: float32 [B, P] in [0, 1]."""
   total = 0
-  for i in (60, 64):
-    x, y = _uniform(key_B, i, -1, 1)[:, None], _uniform(key_B, i + 1, -1, 1)[:, None]
-    width = _uniform(key_B, i + 2, 0.15, 0.45)[:, None]
-    ex, ey = (np.exp(-(((_axis(size) - centre) / width) ** 2)) for centre in (x, y))
-    total = total + (ey[:, :, None] * ex[:, None, :]).reshape(len(key_B), -1)
+  for channel in (60, 64):
+    x = uniform(key_B, channel, -1, 1)[:, None]
+    y = uniform(key_B, channel + 1, -1, 1)[:, None]
+    width = uniform(key_B, channel + 2, 0.15, 0.45)[:, None]
+    columns_BxS = np.exp(-(((_axis(size) - x) / width) ** 2))
+    rows_BxS = np.exp(-(((_axis(size) - y) / width) ** 2))
+    blob_BxSxS = rows_BxS[:, :, None] * columns_BxS[:, None, :]
+    total = total + blob_BxSxS.reshape(len(key_B), -1)
   return np.minimum(total, 1)
 
 
-def _light(key_B: np.ndarray, strength: float, size: int) -> np.ndarray:
-  """Brightness of each pixel: float32 [B, P]."""
-  x_P, y_P = np.tile(_axis(size), size), np.repeat(_axis(size), size)
-  direction = _uniform(key_B, 7, 0, 2 * np.pi)
-  level = 1 + strength * _uniform(key_B, 8, -0.7, 0.5)
-  slope_x, slope_y = strength * np.cos(direction), strength * np.sin(direction)
-  return level[:, None] + slope_x[:, None] * x_P + slope_y[:, None] * y_P
+def light(key_B: np.ndarray, strength: float, size: int) -> np.ndarray:
+  """Brightness of each pixel, a gradient of random direction: float32 [B, P].
+
+  Args:
+    key_B: keys of the images, uint64 [B].
+    strength: change from the middle to the border, 0 for none.
+    size: side of the images in pixels, S.
+  """
+  x_P = np.tile(_axis(size), size)
+  y_P = np.repeat(_axis(size), size)
+  direction_B = uniform(key_B, 7, 0, 2 * np.pi)
+  level_B = 1 + strength * uniform(key_B, 8, -0.7, 0.5)
+  slope_x_B = strength * np.cos(direction_B)
+  slope_y_B = strength * np.sin(direction_B)
+  return level_B[:, None] + slope_x_B[:, None] * x_P + slope_y_B[:, None] * y_P
+
+
+def noise(key: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """Sensor noise of one photo, whose key is uint64 [1]: float32 of this shape."""
+  start = int(mix(key)[0] % np.uint64(_NOISE_SIZE))
+  return np.float32(PHOTO.noise) * _noise_from(start, shape)
+
+
+def _noise_from(start: int | np.integer, shape: tuple[int, ...]) -> np.ndarray:
+  """Noise of deviation 1 from a place of the table on."""
+  return _NOISE[start : start + math.prod(shape)].reshape(shape)
 
 
 def _inked(thing, ground, distance, ink_B) -> np.ndarray:
-  """The object on its ground, with an outline that is dark at an ink of 1: [B, P,
-  3]."""
-  image = ground + np.clip(0.5 - distance, 0, 1)[..., None] * (thing - ground)
-  return image * (
-    1 - (ink_B[:, None] * np.clip(1.3 - np.abs(distance), 0, 1))[..., None]
-  )
+  """The object on its ground, with an outline: [B, P, 3].
+
+  The outline is dark at an ink of 1, and none at 0.
+  """
+  coverage_BxP = np.clip(0.5 - distance, 0, 1)  # 1 inside, soft over one pixel
+  image = ground + coverage_BxP[..., None] * (thing - ground)
+  outline_BxP = ink_B[:, None] * np.clip(1.3 - np.abs(distance), 0, 1)
+  return image * (1 - outline_BxP[..., None])
 
 
 def _pixels(key_B: np.ndarray, image_BxSxSx3: np.ndarray, style: Style) -> np.ndarray:
   """Adds noise: uint8 [B, S, S, 3]."""
-  sigma_B = style.noise + style.noises * _uniform(key_B, 13)
+  sigma_B = style.noise + style.noises * uniform(key_B, 13)
   start_B = (mix(key_B ^ _CHANNEL_KEYS[14]) % np.uint64(_NOISE_SIZE)).astype(np.int64)
   for image, sigma, start in zip(image_BxSxSx3, sigma_B, start_B, strict=True):
-    image += sigma * _NOISE[start : start + image.size].reshape(image.shape)
+    image += sigma * _noise_from(start, image.shape)
   return np.clip(image_BxSxSx3 * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-def _draw(key_B, attributes_BxA, style):
-  distance, u, v = _field(attributes_BxA[:, 2], *_place(key_B, style), IMAGE_SIZE)
-  clutter, shifted = _clutter(key_B, IMAGE_SIZE), style == SHIFTED
-  depth, ink_B = (0.28 if shifted else 0.16), np.full(len(key_B), 0.8, np.float32)
-  thing, ground = _object_and_ground(key_B, attributes_BxA, u, v, clutter, depth)
-  if shifted:
-    ink_B[_uniform(key_B, 9) < 0.5] = 0
-  image = _inked(thing, ground, distance, ink_B)
-  image *= _light(key_B, style.light, IMAGE_SIZE)[..., None]
-  if shifted:
-    warm = _uniform(key_B, 10, -0.1, 0.1)[:, None] * np.array([1, 0, -1], np.float32)
-    contrast = _uniform(key_B, 11, 0.6, 1)[:, None, None]
-    image = 0.5 + contrast * (image + warm[:, None] - 0.5)
+def _draw(key_B: np.ndarray, attributes_BxA: np.ndarray, style: Style) -> np.ndarray:
+  """Renders images of one chunk: uint8 [B, S, S, 3]."""
+  is_shifted = style == SHIFTED
+  x_B, y_B, scale_B, angle_B = _place(key_B, style)
+  field = object_field(attributes_BxA[:, 2], x_B, y_B, scale_B, angle_B, IMAGE_SIZE)
+  thing, ground = object_and_ground(
+    key_B,
+    attributes_BxA,
+    field.u,
+    field.v,
+    clutter(key_B, IMAGE_SIZE),
+    depth=0.28 if is_shifted else 0.16,
+  )
+  ink_B = np.full(len(key_B), 0.8, np.float32)
+  if is_shifted:
+    ink_B[uniform(key_B, 9) < 0.5] = 0
+  image = _inked(thing, ground, field.distance, ink_B)
+  image *= light(key_B, style.light, IMAGE_SIZE)[..., None]
+  if is_shifted:
+    image = _shift_colours(key_B, image)
   image = image.reshape(len(key_B), IMAGE_SIZE, IMAGE_SIZE, 3)
-  return _pixels(key_B, _blur(image, _uniform(key_B, 12)) if shifted else image, style)
+  if is_shifted:
+    image = _blur(image, uniform(key_B, 12))
+  return _pixels(key_B, image, style)
+
+
+def _shift_colours(key_B: np.ndarray, image: np.ndarray) -> np.ndarray:
+  """Makes the light warm or cold, and the contrast low: [B, P, 3]."""
+  warm_Bx3 = uniform(key_B, 10, -0.1, 0.1)[:, None] * np.array([1, 0, -1], np.float32)
+  contrast = uniform(key_B, 11, 0.6, 1)[:, None, None]
+  return 0.5 + contrast * (image + warm_Bx3[:, None] - 0.5)
 
 
 def render(key_B: np.ndarray, attributes_BxA: np.ndarray, style: Style) -> np.ndarray:
   """Renders images: uint8 [B, S, S, 3], sRGB.
 
-  `key_B` are of `image_keys`, the attributes indices into `names.WORDS`.
+  Args:
+    key_B: keys of the images, of `image_keys`.
+    attributes_BxA: colour, texture, shape and ground, indices into `names.WORDS`.
+    style: properties of the pictures, `PHOTO` or `SHIFTED`.
   """
   image = np.empty((len(key_B), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
   for start in range(0, len(key_B), _CHUNK):

@@ -514,8 +514,8 @@ def test_names_of_open_clip(tmp_path):
 
 def test_the_page_of_open_clips_table():
   text = page()
-  assert (ROOT / "docs/clips.md").read_text() == text, (
-    "docs.generators.clips_page > docs/clips.md"
+  assert (ROOT / "docs/reference/clips.md").read_text() == text, (
+    "docs.generators.clips_page > docs/reference/clips.md"
   )
   assert "20 of the best 20, 47 of the best 50, 110 of all 121" in text
   refused = text.partition("**Not read**")[2].partition("**Activation.**")[0]

@@ -155,7 +155,9 @@ def test_each_text_of_a_tuple_may_be_a_path():
 def test_texts_are_separated_as_the_docs_do_it():
   """As the last command of the page on sentences; brackets and quotes are no part of
   a text."""
-  page = (pathlib.Path(__file__).parents[2] / "docs/better_than_words.md").read_text()
+  page = (
+    pathlib.Path(__file__).parents[2] / "docs/reproduce/better_than_words.md"
+  ).read_text()
   [value] = re.findall(r'--config\.prompt\.candidates="(.*)"', page)
   expected = ("a photo of a {}, a bird.", "{}.")
   assert value_of_text("prompt.candidates", value) == expected
@@ -167,9 +169,9 @@ def test_texts_are_separated_as_the_docs_do_it():
 
 
 def test_the_page_is_generated_from_the_table():
-  path = pathlib.Path(__file__).parents[2] / "docs" / "config.md"
+  path = pathlib.Path(__file__).parents[2] / "docs" / "reference" / "config.md"
   assert path.read_text() == page(), (
-    "python -m docs.generators.config_page > docs/config.md"
+    "python -m docs.generators.config_page > docs/reference/config.md"
   )
   text = help_text()
   assert all(f"--config.{field}=" in text for field in fields_of())

@@ -12,6 +12,7 @@ import zipfile
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 import pytest
+import yaml
 
 from pomp_jax import __version__
 from tests.support.processes import ROOT
@@ -167,3 +168,18 @@ def test_the_installed_command_runs_outside_of_the_repository(wheel, tmp_path):
   status, out, err = pomp("--config=baselines", "--config.kk=3")
   assert (status, out) == (2, "") and "config.kk" in err and err.count("\n") == 1
   assert not list(here.iterdir())
+
+
+def test_the_workflow_runs_what_is_there():
+  jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+  commands = [
+    step["run"].split()
+    for job in jobs.values()
+    for step in job["steps"]
+    if "run" in step
+  ]
+  assert ["bash", ".ci/run"] in commands
+  assert all((ROOT / script).is_file() for _, script, *_ in commands)
+  pythons = jobs["first-tier"]["strategy"]["matrix"]["python"]
+  supported = [line.rpartition(" ")[2] for line in TOML["project"]["classifiers"]]
+  assert set(pythons) <= set(supported)

@@ -1,9 +1,10 @@
 """Recipes against the configs: published values, ours, and why ours differs where it
 does.
 
-docs/recipes.md has the published values of image classification with their sources. A
-row has the published key and value, our field and its value, and `equal` or a reason.
-Of ImageNet-21K: the published data, its steps, no view twice, and the rehearsal.
+docs/reproduce/recipes.md has the published values of image classification with their
+sources. A row has the published key and value, our field and its value, and `equal` or
+a reason. Of ImageNet-21K: the published data, its steps, no view twice, and the
+rehearsal.
 """
 
 import collections
@@ -24,7 +25,7 @@ from pomp_jax.rooms.data_sets.coop import COOP_SETS
 from pomp_jax.rooms.regions.class_splits import read_class_split
 from pomp_jax.rooms.regions.masks import resized_sides
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs" / "recipes.md"
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "reproduce" / "recipes.md"
 BASELINES = DOCS.read_text().partition("\n## Baselines\n")[2].partition("\n## ")[0]
 
 

@@ -10,7 +10,7 @@ summands are proportional to pi_c.
 Shapes: N classes, S sampled negatives (K-1 of the method's K, or all N when K = N).
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,22 +28,40 @@ _NEAR = 2.0**-20
 def n_negatives(k: int, n_classes: int) -> int:
   """Returns S, the size of a draw: K-1, or all N classes when K = N.
 
-  At K = N each image rejects its own class: the plain softmax. ValueError: K below 2 or
-  above N.
+  At K = N each image rejects its own class, which gives the plain softmax.
+
+  Raises:
+    ValueError: K below 2 or above N.
   """
   if not 2 <= k <= n_classes:
     raise ValueError(f"k: got {k}, expected 2 to {n_classes}, the number of classes")
-  return n_classes if k == n_classes else k - 1
+  if k == n_classes:
+    return n_classes
+  return k - 1
 
 
 def draw_key(seed_key: jax.Array, step: Array, group: Array) -> jax.Array:
-  """The key of one draw, derived from (seed, step, group) and nothing else.
+  """Derives the key of one draw from (seed, step, group) and nothing else.
 
-  A group is the images that share one draw: a data index of the mesh, times the
-  micro-steps of accumulation. So a resumed run draws the same, also on other devices if
-  it accumulates so.
+  A resumed run therefore draws the same negatives, also on another number of devices
+  as long as the number of groups stays the same.
+
+  Args:
+    seed_key: key of the run's seed.
+    step: number of the step, from 0 on.
+    group: number of the images that share one draw. A batch has one group for each
+      data index of the mesh and each micro-step of accumulation.
   """
-  return jax.random.fold_in(jax.random.fold_in(seed_key, step), group)
+  step_key = jax.random.fold_in(seed_key, step)
+  return jax.random.fold_in(step_key, group)
+
+
+class _Draws(NamedTuple):
+  """Draws with replacement, the distinct ones first."""
+
+  key: jax.Array
+  ids: Int32[Array, " S"]  # distinct only if `n_distinct` is at least S
+  n_distinct: Int32[Array, ""]
 
 
 def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]:
@@ -51,8 +69,16 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
 
   The cost does not depend on N when K is a small part of it: more ids than needed are
   drawn with replacement and the first K-1 distinct ones are kept, in order of drawing.
-  If too few are distinct (rare), all are drawn again, which is symmetric in the classes
-  and so uniform. K, N are static.
+  If too few are distinct, which is rare, all are drawn again. That is symmetric in the
+  classes, and so uniform.
+
+  Args:
+    key: key of the draw.
+    k: K of the method, static.
+    n_classes: N, static.
+
+  Raises:
+    ValueError: K below 2 or above N.
   """
   size = n_negatives(k, n_classes)
   if size == n_classes:
@@ -62,32 +88,37 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
   # With size <= N/4 at least three draws in four are new on average.
   n_draws = 2 * size + 8
 
-  def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def distinct_first(key: jax.Array) -> _Draws:
     ids = jax.random.randint(key, (n_draws,), 0, n_classes, jnp.int32)
     # A stable sort puts equal ids side by side, the first drawn of them first.
     order = jnp.argsort(ids, stable=True)
     ordered = ids[order]
-    repeats = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] == ordered[:-1]])
-    # Back in the order of drawing, and the new ones first: by sorts, as TPUs scatter in
-    # a loop.
+    equals_last = ordered[1:] == ordered[:-1]
+    repeats = jnp.concatenate([jnp.zeros(1, bool), equals_last])
+    # Two more sorts restore the order of drawing and move new ids to the front. A
+    # scatter would do it in one, but TPUs run scatters as a loop.
     is_repeat = repeats[jnp.argsort(order)]
     first_new = jnp.argsort(is_repeat, stable=True)[:size]
-    return ids[first_new], (~is_repeat).sum()
+    return _Draws(key, ids[first_new], (~is_repeat).sum())
 
-  def again(carry: Any) -> Any:
-    key = jax.random.split(carry[0], 1)[0]
-    return key, *draw(key)
+  def draw_again(draws: _Draws) -> _Draws:
+    next_key = jax.random.split(draws.key, 1)[0]
+    return distinct_first(next_key)
 
-  return jax.lax.while_loop(lambda carry: carry[2] < size, again, (key, *draw(key)))[1]
+  too_few = lambda draws: draws.n_distinct < size
+  return jax.lax.while_loop(too_few, draw_again, distinct_first(key)).ids
 
 
 def inclusion_probabilities(q_N: Float[Array, " N"], size: int) -> Float[Array, " N"]:
-  """pi_c = min(1, t q_c), with t such that they add up to the size of the draw, static.
+  """Inclusion probabilities pi_c = min(1, t q_c), which add up to the size of the draw.
 
-  `q_N` are relative probabilities: not negative, at least `size` of them above 0.
+  Args:
+    q_N: relative probabilities: not negative, at least `size` of them above 0.
+    size: S, the number of classes to draw, static.
   """
   ordered_N = jnp.sort(q_N, descending=True)
-  # t_j if the j most likely are certain; it is the right one once the next is below 1.
+  # t_j is the right factor if exactly the j most likely classes are certain. The first j
+  # whose next class stays below 1 is the one.
   rest_S = jnp.cumsum(ordered_N[::-1])[::-1][:size]
   t_S = (size - jnp.arange(size)) / rest_S
   n_certain = jnp.argmax(t_S * ordered_N[:size] <= 1.0)
@@ -102,10 +133,17 @@ def inclusion_probabilities(q_N: Float[Array, " N"], size: int) -> Float[Array, 
 def sample_weighted(
   key: jax.Array, q_N: Float[Array, " N"], size: int
 ) -> tuple[Int32[Array, " S"], Float[Array, " N"]]:
-  """Draws distinct classes, fewer than all, each with its inclusion probability.
+  """Draws distinct classes, each with its inclusion probability.
 
-  Every place of the draw holds class c with the same probability, pi_c / S. Returns the
-  classes [S], and log pi_c of all classes [N], exactly those of the draw.
+  Every place of the draw holds class c with the same probability, pi_c / S.
+
+  Args:
+    key: key of the draw.
+    q_N: relative probabilities, see `inclusion_probabilities`.
+    size: S, fewer than all classes, static.
+
+  Returns:
+    The classes [S], and log pi_c of all classes [N], exactly those of the draw.
   """
   n_classes = q_N.shape[0]
   order_key, start_key, turn_key = jax.random.split(key, 3)
@@ -115,14 +153,18 @@ def sample_weighted(
   has_rest = size > certain_N.sum()
   length_N = jnp.where(certain_N | ~has_rest, 0.0, pi_N * _ONE).astype(jnp.uint32)
   length_N = _whole_turns(length_N)
+
+  # The line: lengths in random order, and the points at distance 1 from the start.
   order_N = jax.random.permutation(order_key, n_classes)
   ends_N = jnp.cumsum(length_N[order_N], dtype=jnp.uint32)
   start = jax.random.bits(start_key, (), jnp.uint32)
   # A point lies in [end - length, end) where its distance from the beginning is below
-  # the length.
-  picked_N = (start - (ends_N - length_N[order_N]) < length_N[order_N]) | certain_N[
-    order_N
-  ]
+  # the length. Unsigned differences wrap around, so all points are the start modulo 1.
+  from_beginning_N = start - (ends_N - length_N[order_N])
+  has_point_N = from_beginning_N < length_N[order_N]
+  picked_N = has_point_N | certain_N[order_N]
+
+  # The picked classes take the S places from a random one on, all others place S.
   turn = jax.random.randint(turn_key, (), 0, size)
   place_N = jnp.where(picked_N, (jnp.cumsum(picked_N) - 1 + turn) % size, size)
   ids_N = jax.lax.sort((place_N, order_N.astype(jnp.int32)), num_keys=1)[1]
@@ -131,12 +173,14 @@ def sample_weighted(
 
 
 def _whole_turns(length_N: Array) -> Array:
-  """Lengths that add up to 0 modulo 1: the rounding error is shared out evenly.
+  """Shares out the rounding error, so that the lengths add up to 0 modulo 1.
 
   No class takes a share that is nearly 0 or 1 long, so none passes either end.
   """
   is_free_N = (length_N > _NEAR * _ONE) & (length_N < (1.0 - _NEAR) * _ONE)
   error = (jnp.uint32(0) - jnp.sum(length_N, dtype=jnp.uint32)).astype(jnp.int32)
-  share, rest = jnp.divmod(error, jnp.maximum(is_free_N.sum(), 1).astype(jnp.int32))
+  n_free = jnp.maximum(is_free_N.sum(), 1).astype(jnp.int32)
+  share, rest = jnp.divmod(error, n_free)
+  # The first `rest` free classes take one unit more.
   share_N = share + (jnp.cumsum(is_free_N) <= rest)
   return length_N + jnp.where(is_free_N, share_N, 0).astype(jnp.uint32)

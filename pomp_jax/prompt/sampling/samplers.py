@@ -1,7 +1,6 @@
-"""The samplers of negatives: one registry, from a batch's classes to a draw, weights,
-exclusions.
+"""The samplers of negatives, in one registry: from a batch's classes to a draw.
 
-A sampler is a function that proposes probabilities q [N] and a row of SAMPLERS. The
+A sampler is a function that proposes probabilities q [N], and a row of SAMPLERS. The
 draw mixes q with the uniform distribution; its weights keep sums over all classes
 unbiased. A sampler that draws in another way has a `draw` of its own, as
 docs/studies/other_samplers.py.
@@ -33,8 +32,7 @@ EXCLUSIONS: dict[str, tuple[str, ...]] = {
 
 
 class SamplingArrays(NamedTuple):
-  """Facts about the classes that samplers read; None where no sampler of the run
-  reads them."""
+  """Facts about the classes that samplers read; None where the run's does not."""
 
   # Any, not jax.Array: JAX also builds this tree from shapes and shardings.
   # text features of all classes under recent prompts, a `prompt.bank.Bank`
@@ -80,12 +78,17 @@ class SamplingSettings:
 def propose_posterior(
   settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
 ) -> Float[Array, " N"]:
-  """q_c proportional to sum_i [c != y_i] p_i(c), p_i = softmax_c(s f(x_i) . g_c), g the
-  bank.
+  """q_c proportional to sum_i [c != y_i] p_i(c), p_i = softmax_c(s f(x_i) . g_c).
 
   p_i(c) is the weight of class c in the gradient of image i's exact loss, so q is the
   share of c in that of the batch. An image that is certain of its class proposes next
   to nothing.
+
+  Args:
+    settings: settings with s, the logit scale.
+    arrays: arrays with the bank, whose rows are the g_c.
+    labels_B: classes y_i of the images.
+    images_BxE: unit features f(x_i) of the images.
   """
   temperature = 1.0 / settings.logit_scale
   q_N = arrays.bank.mean_softmax(images_BxE, labels_B, temperature, own_class=True)
@@ -96,14 +99,21 @@ def propose_posterior(
 def propose_similar(
   settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
 ) -> Float[Array, " N"]:
-  """q_c = mean_i softmax_c(a_i . g_c / T) over c != y_i, with g the bank and a_i the
-  anchors.
+  """q_c = mean_i softmax_c(a_i . g_c / T) over c != y_i, with a_i the anchors.
 
-  Each image proposes the classes near its anchor. A negative T proposes those far from
-  it.
+  Each image proposes the classes near its anchor.
+
+  Args:
+    settings: settings with T, which kind of anchors, and with T < 0 for the classes far
+      from them.
+    arrays: arrays with the bank, whose rows are the g_c.
+    labels_B: classes y_i of the images, whose features are the anchors `classes`.
+    images_BxE: unit features of the images, the anchors `images`.
   """
-  classes = settings.anchors == "classes"
-  anchors_BxE = arrays.bank.of_classes(labels_B) if classes else images_BxE
+  if settings.anchors == "classes":
+    anchors_BxE = arrays.bank.of_classes(labels_B)
+  else:
+    anchors_BxE = images_BxE
   return arrays.bank.mean_softmax(
     anchors_BxE, labels_B, settings.temperature, own_class=False
   )
@@ -115,20 +125,42 @@ def propose_siblings(
   """q of drawing an image, one of its class's groups, and another class of that group.
 
   An image whose class is in no group proposes all classes uniformly.
+
+  Args:
+    settings: settings, not read.
+    arrays: arrays with `groups` [N,G] and `group_sizes` [A].
+    labels_B: classes of the images.
+    images_BxE: features of the images, not read.
   """
   del settings, images_BxE
-  groups_NxG, group_sizes_A = arrays.groups, arrays.group_sizes
-  mine_BxG = groups_NxG[labels_B]
-  n_groups_B = jnp.sum(mine_BxG >= 0, axis=1)
-  share_BxG = jnp.where(mine_BxG >= 0, 1.0 / jnp.maximum(n_groups_B, 1)[:, None], 0.0)
-  share_BxG /= labels_B.size * (group_sizes_A[mine_BxG] - 1)
+  groups_NxG = arrays.groups
+  group_sizes_A = arrays.group_sizes
+  groups_BxG = groups_NxG[labels_B]
+  n_groups_B = jnp.sum(groups_BxG >= 0, axis=1)
+  share_BxG = jnp.where(groups_BxG >= 0, 1.0 / jnp.maximum(n_groups_B, 1)[:, None], 0.0)
+  share_BxG /= labels_B.size * (group_sizes_A[groups_BxG] - 1)
   # Every member of a group gets its share, the images' own classes too. Theirs is then
   # subtracted.
-  share_A = jnp.zeros(group_sizes_A.shape).at[mine_BxG].add(share_BxG)
+  share_A = jnp.zeros(group_sizes_A.shape).at[groups_BxG].add(share_BxG)
   q_N = jnp.sum(jnp.where(groups_NxG >= 0, share_A[groups_NxG], 0.0), axis=1)
   q_N = q_N.at[labels_B].add(-jnp.sum(share_BxG, axis=1))
   # Rounding may leave a negative number.
   return jnp.maximum(q_N, 0.0) + jnp.mean(n_groups_B == 0) / groups_NxG.shape[0]
+
+
+def propose_frequent(
+  settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
+) -> Float[Array, " N"]:
+  """q by the number of training images of each class, computed once for a run.
+
+  Args:
+    settings: settings, not read.
+    arrays: arrays with `frequency` [N], which adds up to 1.
+    labels_B: classes of the images, not read.
+    images_BxE: features of the images, not read.
+  """
+  del settings, labels_B, images_BxE
+  return arrays.frequency
 
 
 class Negatives(NamedTuple):
@@ -184,13 +216,12 @@ class Sampler(NamedTuple):
 
 SAMPLERS = {
   "uniform": Sampler(reads=()),
-  "posterior": Sampler(propose_posterior, ("bank",)),
-  "hard": Sampler(propose_similar, ("bank",), reads=("mix", "temperature", "anchors")),
-  "hierarchical": Sampler(propose_siblings, ("groups", "group_sizes")),
-  # By the number of training images of each class, computed once for a run.
-  "frequency": Sampler(
-    lambda _, arrays, *__: arrays.frequency, ("frequency",), ("mix", "power")
+  "posterior": Sampler(propose_posterior, needs=("bank",)),
+  "hard": Sampler(
+    propose_similar, needs=("bank",), reads=("mix", "temperature", "anchors")
   ),
+  "hierarchical": Sampler(propose_siblings, needs=("groups", "group_sizes")),
+  "frequency": Sampler(propose_frequent, needs=("frequency",), reads=("mix", "power")),
 }
 
 
@@ -204,16 +235,30 @@ def draw_negatives(
   images_BxE: Float[Array, "B E"],
   arrays: SamplingArrays,
 ) -> Negatives:
-  """Draws the negatives of one group: K-1 classes, or all N when K = N, whichever the
-  sampler.
+  """Draws the negatives of one group: K-1 classes, or all N when K = N.
 
-  K and N are static, `labels_B` the images' classes, `images_BxE` unit features.
-  Returns classes and weights, for `complete_negatives`.
+  Args:
+    key: key of the draw, see `draws.draw_key`.
+    settings: the sampler and its numbers.
+    k: K, static.
+    n_classes: N, static.
+    labels_B: classes of the images.
+    images_BxE: unit features of the images, for samplers that read them.
+    arrays: facts about the classes, with the fields of `settings.needs`.
+
+  Returns:
+    Classes and weights, for `complete_negatives`.
+
+  Raises:
+    ValueError: K below 2 or above N.
   """
-  size, sampler = n_negatives(k, n_classes), SAMPLERS[settings.name]
-  if sampler.draw is not None and size < n_classes:
+  size = n_negatives(k, n_classes)
+  sampler = SAMPLERS[settings.name]
+  # At K = N every class is drawn, whichever the sampler.
+  all_classes = size == n_classes
+  if sampler.draw is not None and not all_classes:
     return sampler.draw(key, settings, arrays, labels_B, images_BxE, size)
-  if sampler.propose is None or size == n_classes:
+  if sampler.propose is None or all_classes:
     ids_S = sample_uniform(key, k, n_classes)
     if settings.is_plain:
       return Negatives(ids_S)
@@ -238,16 +283,20 @@ def complete_negatives(
   labels_B: Int32[Array, " B"],
   available_S: Bool[Array, " S"] | None = None,
 ) -> Negatives:
-  """Adds availability, the batch's positives, exclusions and kinds to a result of
-  `draw_negatives`.
+  """Adds availability, the batch's positives, exclusions and kinds to a draw.
 
-  `labels_B` are the images' classes, `available_S` the drawn classes whose features
-  were computed (all if None). With `arrays.levels`, the negatives get kinds.
+  Args:
+    settings: the exclusion, and whether the batch's positives are negatives too.
+    arrays: facts about the classes; with `levels` the negatives get kinds.
+    drawn: result of `draw_negatives`.
+    labels_B: classes of the images.
+    available_S: whether the features of each drawn class were computed; None for all.
   """
   negatives = drawn._replace(available=available_S)
   log_weights = drawn.log_weights
   if log_weights is not None:
-    if available_S is not None and drawn.own_log_weights is not None:
+    is_sampled = drawn.own_log_weights is not None
+    if available_S is not None and is_sampled:
       log_weights = _of_part(log_weights, available_S)
     negatives = negatives._replace(log_weights=log_weights)
     if settings.batch_positives:
@@ -255,16 +304,16 @@ def complete_negatives(
     rejected_BxS = _rejected(settings, arrays, labels_B, negatives.ids)
     negatives = negatives._replace(rejected=rejected_BxS)
   if arrays.levels is not None:
-    own_kinds_BxH, kinds_SxH = arrays.levels[labels_B], arrays.levels[negatives.ids]
+    own_kinds_BxH = arrays.levels[labels_B]
+    kinds_SxH = arrays.levels[negatives.ids]
     negatives = negatives._replace(own_kinds=own_kinds_BxH, kinds=kinds_SxH)
   return negatives
 
 
 def _of_part(log_weights: Array, available_S: Bool[Array, " S"]) -> Array:
-  """Log importance weights, [S] or [B,S], of the part of a draw that is available.
+  """Log importance weights, [S] or [B,S], of the available part of a draw.
 
-  A class is equally likely at any place of a draw, so a part of the draw is a smaller
-  one.
+  A class is equally likely at any place of a draw, so a part of it is a smaller draw.
   """
   if log_weights.ndim == 1:
     n_available = jnp.maximum(jnp.sum(available_S), 1)
@@ -281,14 +330,17 @@ def _rejected(
   labels_B: Int32[Array, " B"],
   ids_S: Int32[Array, " S"],
 ) -> Bool[Array, "B S"] | None:
-  """Near-synonyms of each image's class among the negatives; None without an
-  exclusion."""
+  """Marks near-synonyms of each image's class; None without an exclusion."""
   if settings.exclude == "none":
     return None
   if settings.exclude == "similar":
-    own_BxE, drawn_SxE = arrays.bank.of_classes(labels_B), arrays.bank.of_classes(ids_S)
-    product_BxS = jnp.matmul(own_BxE, drawn_SxE.T, precision=jax.lax.Precision.HIGHEST)
-    return product_BxS > settings.exclude_threshold
+    labels_BxE = arrays.bank.of_classes(labels_B)
+    drawn_SxE = arrays.bank.of_classes(ids_S)
+    cosine_BxS = jnp.matmul(
+      labels_BxE, drawn_SxE.T, precision=jax.lax.Precision.HIGHEST
+    )
+    return cosine_BxS > settings.exclude_threshold
+  # A class may list another as its kin without being listed by it: look both ways.
   kin_NxD = arrays.kin
   kin_of_label = jnp.any(kin_NxD[labels_B][:, None, :] == ids_S[None, :, None], axis=-1)
   kin_of_drawn = jnp.any(kin_NxD[ids_S][None, :, :] == labels_B[:, None, None], axis=-1)
@@ -308,6 +360,7 @@ def _with_batch_positives(
   if negatives.available is not None:
     drawn_S &= negatives.available
   ids = jnp.concatenate([labels_B, negatives.ids])
+  # A weight of 1 is 0 as a logarithm.
   certain = jnp.zeros((*log_weights.shape[:-1], labels_B.size), log_weights.dtype)
   return negatives._replace(
     ids=ids,

@@ -10,7 +10,7 @@ from pomp_jax.config.jobs import TrainingConfig
 @dataclasses.dataclass(frozen=True)
 class Ablate(Group):
   """The job ablate: a training for every combination of values; see
-  docs/ablations.md."""
+  docs/how-to/ablations.md."""
 
   grid: str = row("", 'grid, such as "k=16|64|all;correction=log|none;seed=0|1|2"')
   lanes: int = row(0, "cells in one program, at most; 0: chosen by memory", at_least(0))

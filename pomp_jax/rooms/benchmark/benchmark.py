@@ -1,9 +1,9 @@
-"""What the text tower of a step costs: forward and backward to the context, random
-weights.
+"""Measures the text tower of a step, forward and backward to the context.
 
-Interleaved in one process, over rows drawn from ImageNet-21K's names (their stored
-token lengths): ours, HuggingFace Flax's over 77 tokens, and the whole training step.
-The yardstick is this machine's rate at a large matrix product, measured in every round.
+Weights are random, and rows are drawn from ImageNet-21K's names by their stored token
+lengths. In turn, in one process, run our tower, HuggingFace Flax's over 77 tokens, and
+the whole training step. The yardstick is this machine's rate at a large matrix product,
+which every round measures again.
 """
 
 from typing import Any
@@ -26,35 +26,42 @@ from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, whole_step
 
 
 def check(config: BenchmarkConfig, workdir: str) -> None:
-  """Refuses a K above the number of classes, and another job's folder."""
-  k, n_classes = config.benchmark.k, token_lengths().size
-  fits = all(own <= n_classes for (own,) in numbers(k))
-  require(fits, "benchmark.k", k, f"at most the number of classes, {n_classes}")
-  for field in ("steps", "bank_steps"):
-    size = getattr(config.benchmark, field)
-    packed = not getattr(MODELS[config.benchmark.model], "bidirectional", False)
-    require(
-      packed or not size,
-      f"benchmark.{field}",
-      size,
-      "'' for a bidirectional text tower",
-    )
+  """Refuses a K above the number of classes, and steps that a model can't have.
+
+  Raises:
+    ConfigError: naming the field.
+  """
+  ks = config.benchmark.k
+  n_classes = token_lengths().size
+  fits = all(k <= n_classes for (k,) in numbers(ks))
+  require(fits, "benchmark.k", ks, f"at most the number of classes, {n_classes}")
+  # The whole step packs names, which a bidirectional tower does not read packed.
+  if getattr(MODELS[config.benchmark.model], "bidirectional", False):
+    for field in ("steps", "bank_steps"):
+      sizes = getattr(config.benchmark, field)
+      accepted = "'' for a bidirectional text tower"
+      require(not sizes, f"benchmark.{field}", sizes, accepted)
 
 
 def run(config: BenchmarkConfig, workdir: str) -> dict[str, Any]:
   """Measures, prints tables, writes `results.json` and `plots/text_tower.png`."""
-  fields, folder = config.benchmark, RunFolder(workdir)
+  fields = config.benchmark
+  folder = RunFolder(workdir)
   folder.create()
   names = _available(fields.implementations.split("+"))
   measure = lambda steps: measure_in_turn(
     steps, fields.dtype, fields.repeats, fields.seconds
   )
   rows: list[dict[str, Any]] = []
-  results: dict[str, Any] = {"job": config.job, "settings": fields.flat()}
-  results |= {"device": hosts.devices()[0].device_kind, "rows": rows}
+  results: dict[str, Any] = {
+    "job": config.job,
+    "settings": fields.flat(),
+    "device": hosts.devices()[0].device_kind,
+    "rows": rows,
+  }
   # Write after every K; the largest may run out of memory.
   if sizes := numbers(fields.steps) + numbers(fields.bank_steps):
-    rows += measure([whole_step(fields, *one) for one in sizes])
+    rows += measure([whole_step(fields, *size) for size in sizes])
     folder.write_results(results)
   for (k,) in numbers(fields.k):
     if steps := _steps(fields, names, k):
@@ -65,8 +72,7 @@ def run(config: BenchmarkConfig, workdir: str) -> dict[str, Any]:
 
 
 def _available(names: list[str]) -> list[str]:
-  """Drops HuggingFace Flax's CLIP where the installed transformers has none, and
-  says so."""
+  """Drops and reports HuggingFace Flax's CLIP where transformers has none."""
   if "reference" not in names or has_flax_clip():
     return names
   print("reference: skipped, needs transformers<5", flush=True)
@@ -77,11 +83,10 @@ def _steps(
   fields: Benchmark, names: list[str], k: int
 ) -> list[tuple[Measurement, Step]]:
   """Builds the steps of the implementations that run K rows."""
-  lengths_N = token_lengths()
-  rng = np.random.default_rng(fields.seed)
-  lengths_K = (
-    lengths_N if k == lengths_N.size else rng.choice(lengths_N, k, replace=False)
-  )
+  lengths_K = token_lengths()
+  if k < lengths_K.size:
+    rng = np.random.default_rng(fields.seed)
+    lengths_K = rng.choice(lengths_K, k, replace=False)
   steps = []
   for name in names:
     if name == "shared" or (k,) in numbers(fields.baseline_k):

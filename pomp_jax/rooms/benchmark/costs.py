@@ -1,4 +1,4 @@
-"""Costs of the parts of a training on these devices: seconds, bytes and rates.
+"""Measures what the parts of a training cost on these devices: seconds and bytes.
 
 A long part is measured on a few of its rows (images, classes), and its time is scaled
 to all of them, because the towers' time is proportional to their rows. The step is
@@ -33,19 +33,21 @@ from pomp_jax.prompt.step import TrainState, repeated
 from pomp_jax.train import batches, setup
 from pomp_jax.train.resume import blank_state, gather_bank, place_bank
 
-# A part is measured in whole if a warmup and two measurements take at most this many
-# seconds.
+# A part is measured on all of its rows if a warmup and two measurements take at most
+# this many seconds.
 _PART_SECONDS = 20.0
-# A measurement that takes as long is scaled as it is: the clock is fine enough for it.
+# A measurement this long is scaled as it is: the clock is fine enough for it.
 _ENOUGH_SECONDS = 0.05
-# A computation of at most this is run in whole at once: a slow core takes two seconds
-# for it.
+# A computation of at most this many FLOP runs on all rows at once: a slow core takes
+# two seconds for it.
 _FEW_FLOPS = 2e10
 _STEPS = 4  # timed steps, after one for warmup
 _BATCHES = 4  # least number of timed batches, after twice as many for warmup
-# Measure at least this many images per device, images read by a process, classes per
-# device of a step and of class features, which fill the encoder's smallest program.
-_IMAGES, _READ, _CLASSES, _FEATURES = 4, 16, 64, 128
+# The least numbers of rows that are measured.
+_IMAGES = 4  # images per device
+_READ = 16  # images that a process reads
+_CLASSES = 64  # classes of a step, per device
+_FEATURES = 128  # class features per device; they fill the encoder's smallest program
 _TEST_IMAGES = 512
 
 
@@ -62,13 +64,16 @@ def measure(run: setup.PromptRun) -> dict[str, Any]:
 
   Returns figures by name: a `Cost` of each part, and numbers.
   """
-  figures: dict[str, Any] = {"devices": len(hosts.devices()), "steps": run.total_steps}
+  figures: dict[str, Any] = {
+    "devices": len(hosts.devices()),
+    "steps": run.total_steps,
+  }
   state = noise_state(run)
-  for part in steps_of(
-    [reading, _step, _all_classes, _test_images, _saving], "dry run", "parts"
-  ):
+  parts = [reading, _step, _all_classes, _test_images, _saving]
+  for part in steps_of(parts, "dry run", "parts"):
     figures |= part(run, state)
-  return figures | {"process_peak_mib": hosts.peak_mib()}
+  figures["process_peak_mib"] = hosts.peak_mib()
+  return figures
 
 
 def noise_state(run: setup.PromptRun) -> TrainState:
@@ -82,52 +87,55 @@ def noise_state(run: setup.PromptRun) -> TrainState:
 
 
 def reading(run: setup.PromptRun, state: TrainState | None = None) -> dict[str, Any]:
-  """Reads a smaller batch of this process; views are read one by one."""
-  _, count = batches.own_shard(run.encoder.mesh)
+  """Measures reading on a smaller batch of this process; views are read one by one."""
+  _, n_shards = batches.own_shard(run.encoder.mesh)
   n_images = run.loop.batch_size // run.data.views
-  smaller = min(n_images, _READ * count)
-  views = smaller * run.data.views
-  # Take the readers of whole batches: each holds some that are ready.
-  threads, workers = readers = run.readers
-  loop = dataclasses.replace(run.loop, batch_size=views)
-  data = dataclasses.replace(run.data, threads=threads, workers=workers)
+  n_measured = min(n_images, _READ * n_shards)
+  n_views = n_measured * run.data.views
+  # A small batch would choose fewer readers than the run does.
+  readers = run.readers
+  loop = dataclasses.replace(run.loop, batch_size=n_views)
+  data = dataclasses.replace(run.data, threads=readers.threads, workers=readers.workers)
   loader = dataclasses.replace(run, loop=loop, data=data).open_batches()
+  # Each reader holds some batches that are ready: read more than these.
   n_timed = max(_BATCHES, 4 * readers.threads * max(1, readers.workers))
-  seconds = float(np.mean(_seconds(lambda: next(loader), n_timed, warmup=2 * n_timed)))
+  times = _seconds(lambda: next(loader), n_timed, warmup=2 * n_timed)
   loader.close()
-  return {"read": Cost(seconds * n_images / smaller, views, run.loop.batch_size)}
+  seconds = float(np.mean(times)) * n_images / n_measured
+  return {"read": Cost(seconds, measured=n_views, total=run.loop.batch_size)}
 
 
 def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
-  """Measures the whole step, or a part of its images and a part of its classes if it
-  is long."""
+  """Measures the step, or some of its images and some of its classes if it is long."""
   batch = batch_shapes(run)
   with waiting("compiling the training step"):
     start = time.monotonic()
     program = run.build_step().lower(state, run.frozen, batch).compile()
-    found: dict[str, Any] = {"compile_seconds": time.monotonic() - start}
+    figures: dict[str, Any] = {"compile_seconds": time.monotonic() - start}
   if memory := program.memory_analysis():
-    found["device_arguments_mib"] = memory.argument_size_in_bytes / 2**20
-    found["device_temporaries_mib"] = memory.temp_size_in_bytes / 2**20
+    figures["device_arguments_mib"] = memory.argument_size_in_bytes / 2**20
+    figures["device_temporaries_mib"] = memory.temp_size_in_bytes / 2**20
   if not _is_short(run):
-    online = run.data.features == "online"
-    images = _image_cost(run) if online else Cost(0.0, 1, 1)
+    images = Cost(0.0, measured=1, total=1)
+    if run.data.features == "online":
+      images = _image_cost(run)
     classes = _class_cost(run)
     seconds = images.seconds + classes.seconds
     if (1 + _STEPS) * seconds > _PART_SECONDS:
-      return found | {
-        "step_seconds": seconds,
-        "step_images": images,
-        "step_classes": classes,
-      }
-  # Only now: a batch that is too large for the devices may be too long to run.
+      figures["step_seconds"] = seconds
+      figures["step_images"] = images
+      figures["step_classes"] = classes
+      return figures
+  # Place the batch only now: one that is too large for the devices is also too long to
+  # run, and was measured by its parts above.
   step = repeated(program, noise_state(run), run.frozen, ones(batch))
-  return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
+  times = _seconds(step, _STEPS, warmup=1)
+  figures["step_seconds"] = float(np.median(times))
+  return figures
 
 
 def _is_short(run: setup.PromptRun) -> bool:
-  """Whether the step surely takes little time, so that no part of it has to be
-  compiled first."""
+  """Whether the step is short by its FLOP, so that no part need be compiled first."""
   n_tokens = run.n_prefix + run.token_budget
   flops = 3 * text_flops(run, n_tokens)  # forward and backward
   if run.data.features == "online":
@@ -138,75 +146,88 @@ def _is_short(run: setup.PromptRun) -> bool:
 
 
 def text_flops(run: setup.PromptRun, n_tokens: float | int) -> float:
-  """Floating-point operations of the text tower's dense layers, forward."""
+  """Counts the FLOP of the text tower's dense layers, forward."""
   layers = jax.tree.leaves(run.frozen.text["text_model"]["encoder"])
   return 2.0 * sum(leaf.size for leaf in layers) * n_tokens
 
 
 def _image_cost(run: setup.PromptRun) -> Cost:
   """Measures the image tower on the images of a step."""
-  encoder, size = run.encoder, run.encoder.clip.image_size
+  encoder = run.encoder
+  size = encoder.clip.image_size
   rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
 
-  def of(n_images):
-    # Pad to equal shares of the devices; the pixels do not change the time.
+  def encoding_of(n_images: int) -> Callable[[], Any]:
+    # Pad to equal shares of the devices. The values of the pixels do not matter.
     padded = -(-n_images // encoder.mesh.size) * encoder.mesh.size
     pixels = jnp.zeros((padded, size, size, 3), np.uint8, device=rows)
     return lambda: encoder.features_of_images(pixels).block_until_ready()
 
-  return _cost(of, run.loop.batch_size, _IMAGES * encoder.mesh.size)
+  return _cost(encoding_of, run.loop.batch_size, _IMAGES * encoder.mesh.size)
 
 
 def _class_cost(run: setup.PromptRun) -> Cost:
-  """Measures a step on random image features: draw, text tower, loss, gradient,
-  update."""
-  mesh, n_images, k = run.encoder.mesh, run.group_size, run.k
-  plan = run.step_memory
+  """Measures a step on random features: draw, text tower, loss, gradient, update."""
+  n_rows_of_step = run.group_size + run.k
 
-  def smaller(n_rows: int) -> setup.PromptRun:
-    part = min(1.0, n_rows / (n_images + k))
-    n_chunks = plan.n_chunks if part == 1 else min(plan.n_chunks, 2)
-    contrast = run.contrast
-    if part < 1:
-      contrast = dataclasses.replace(
-        contrast, negatives="sampled", k=max(2, round(k * part))
-      )
-    data = dataclasses.replace(run.data, features="stored")
-    batch_size = run.n_groups * max(1, round(n_images * part))
-    loop = dataclasses.replace(run.loop, batch_size=batch_size)
-    # Rematerialise as the whole step does.
-    own = MemoryPlan(n_chunks, plan.remat)
-    return dataclasses.replace(run, data=data, loop=loop, contrast=contrast, plan=own)
-
-  def of(n_rows: int) -> Callable[[], None]:
-    small = smaller(n_rows)
-    state, batch = noise_state(small), batch_shapes(small)
+  def part_of_step(n_rows: int) -> Callable[[], None]:
+    smaller = _with_fewer_classes(run, n_rows)
+    state = noise_state(smaller)
+    batch = batch_shapes(smaller)
     with waiting("compiling a part of the step"):
-      program = small.build_step().lower(state, run.frozen, batch).compile()
+      program = smaller.build_step().lower(state, run.frozen, batch).compile()
     return repeated(program, state, run.frozen, ones(batch))
 
-  cost = _cost(of, n_images + k, _CLASSES * mesh.shape[CLASS])
+  least = _CLASSES * run.encoder.mesh.shape[CLASS]
+  cost = _cost(part_of_step, n_rows_of_step, least)
   if cost.measured == cost.total:
     return cost
   # Scale by tokens, not by rows: the budget of a few rows has more slack.
-  tokens = [one.n_prefix + one.token_budget for one in (run, smaller(cost.measured))]
-  by_tokens = tokens[0] / tokens[1]
-  return cost._replace(seconds=cost.seconds * cost.measured / cost.total * by_tokens)
+  measured = _with_fewer_classes(run, cost.measured)
+  n_tokens = run.n_prefix + run.token_budget
+  n_measured_tokens = measured.n_prefix + measured.token_budget
+  measured_seconds = cost.seconds * cost.measured / cost.total
+  return cost._replace(seconds=measured_seconds * (n_tokens / n_measured_tokens))
+
+
+def _with_fewer_classes(run: setup.PromptRun, n_rows: int) -> setup.PromptRun:
+  """A run whose step has this many rows: images and classes, in the proportions of `run`.
+
+  Its image features are stored, so that the step is the text tower's.
+  """
+  share = min(1.0, n_rows / (run.group_size + run.k))
+  n_chunks = run.step_memory.n_chunks
+  contrast = run.contrast
+  if share < 1:
+    n_chunks = min(n_chunks, 2)
+    k = max(2, round(run.k * share))
+    contrast = dataclasses.replace(contrast, negatives="sampled", k=k)
+  batch_size = run.n_groups * max(1, round(run.group_size * share))
+  return dataclasses.replace(
+    run,
+    data=dataclasses.replace(run.data, features="stored"),
+    loop=dataclasses.replace(run.loop, batch_size=batch_size),
+    contrast=contrast,
+    # Rematerialise as the whole step does, although a part would fit without.
+    plan=MemoryPlan(n_chunks, run.step_memory.remat),
+  )
 
 
 def batch_shapes(run: setup.PromptRun) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a batch, its rows split over the data axis."""
-  clip, size = run.encoder.clip, run.loop.batch_size
+  """Returns the shapes of a batch, its rows split over the data axis."""
+  clip = run.encoder.clip
+  n_images = run.loop.batch_size
   rows = NamedSharding(run.encoder.mesh, P(DATA))
   shape_of = functools.partial(jax.ShapeDtypeStruct, sharding=rows)
-  image = shape_of((size, clip.config.projection_dim), np.float32)
   if run.data.features == "online":
-    image = shape_of((size, clip.image_size, clip.image_size, 3), np.uint8)
-  return {"image": image, "label": shape_of((size,), np.int32)}
+    image = shape_of((n_images, clip.image_size, clip.image_size, 3), np.uint8)
+  else:
+    image = shape_of((n_images, clip.config.projection_dim), np.float32)
+  return {"image": image, "label": shape_of((n_images,), np.int32)}
 
 
 def ones(batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-  """A batch of ones on the devices, whose values do not change the time."""
+  """Places a batch of ones on the devices. A step takes as long for any values."""
   return {
     name: jnp.ones_like(leaf, device=leaf.sharding) for name, leaf in batch.items()
   }
@@ -214,47 +235,50 @@ def ones(batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
 
 def _all_classes(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures the features of all classes under the prompt, without gradient."""
-  encoder, n_classes = run.encoder, len(run.source.names)
-  frozen, tokens = run.frozen, jax.tree.map(np.asarray, run.frozen.tokens)
+  encoder = run.encoder
+  position = run.module.position
+  n_classes = len(run.source.names)
+  tokens = jax.tree.map(np.asarray, run.frozen.tokens)
 
-  def of(n):
-    some = spread_evenly(n, n_classes)
-    part = replicate(jax.tree.map(lambda rows: rows[some], tokens), encoder.mesh)
-    of_part = frozen._replace(tokens=part)
-    return lambda: encoder.features_of_classes(
-      state.params, of_part, run.module.position
-    )
+  def features_of(n: int) -> Callable[[], Any]:
+    classes = spread_evenly(n, n_classes)
+    some_tokens = jax.tree.map(lambda rows: rows[classes], tokens)
+    frozen = run.frozen._replace(tokens=replicate(some_tokens, encoder.mesh))
+    return lambda: encoder.features_of_classes(state.params, frozen, position)
 
-  # A whole chunk of a small tower: another number of rows would be another program.
+  least = _FEATURES * encoder.mesh.size
   chunk = min(n_classes, CHUNK)
-  is_small = text_flops(run, chunk * tokens.ids.shape[1]) <= _FEW_FLOPS
-  least = chunk if is_small else _FEATURES * encoder.mesh.size
-  return {"class_features": _cost(of, n_classes, least)}
+  if text_flops(run, chunk * tokens.ids.shape[1]) <= _FEW_FLOPS:
+    # Take a full chunk of a small tower: fewer rows would compile another program.
+    least = chunk
+  return {"class_features": _cost(features_of, n_classes, least)}
 
 
 def _test_images(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures reading and encoding of test images, as in an evaluation."""
-  data, encoder = run.data, run.encoder
+  data = run.data
+  encoder = run.encoder
   split = inputs.evaluation_splits(data)[0]
 
-  def of(n):
-    some = inputs.open_source(data, split, n_images=n)
+  def features_of(n: int) -> Callable[[], Any]:
+    images = inputs.open_source(data, split, n_images=n)
     return lambda: split_features(
-      encoder, some, threads=data.threads, max_corrupt=data.max_corrupt
+      encoder, images, threads=data.threads, max_corrupt=data.max_corrupt
     )
 
   total = len(inputs.open_source(data, split, n_images=_TEST_IMAGES))
-  return {"test_images": _cost(of, total, _IMAGES * encoder.mesh.size)}
+  return {"test_images": _cost(features_of, total, _IMAGES * encoder.mesh.size)}
 
 
 def _saving(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
+  """Measures saving a checkpoint, and the bytes of a checkpoint and of the prompt."""
   with Checkpoints(run.folder.checkpoints, 1) as checkpoints:
     save = lambda: checkpoints.save(
       1, gather_bank(run, state), {"config": run.config}, metric=0.5
     )
     (seconds,) = _seconds(save, 1, warmup=0)
   save_prompt(run.folder.prompt, run.prompt_of(state))
-  # A checkpoint is a folder.
+  # A checkpoint is a folder of files.
   files = (file for file in run.folder.checkpoints.rglob("*") if file.is_file())
   return {
     "checkpoint_seconds": seconds,
@@ -264,48 +288,55 @@ def _saving(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
 
 
 def disk(run: setup.PromptRun) -> dict[str, int]:
-  """Bytes of a run's parts on a disk, by name; writes a checkpoint to the run's folder.
+  """Estimates the bytes of a run's parts on a disk, by name.
 
-  `images` are the training images, of the mean size of a few; records hold them as they
-  are. `stored_features` are 0 if the features of no two epochs are the same, or are not
-  stored. `checkpoints` are all that a run keeps, the best and the one being written
-  included, and the prompt.
+  It writes a checkpoint to the run's folder. `images` are the training images, of the
+  mean size of a few; records hold them as they are. `stored_features` are 0 if the
+  features of no two epochs are the same, or if they are not stored. `checkpoints` are
+  all that a run keeps, and the prompt.
   """
-  some = range(min(_IMAGES, len(run.source)))
-  sizes = (
-    [len(run.source.encoded(index)) for index in some]
-    if isinstance(run.source, StoredImages)
-    else [0]
-  )
+  image_bytes = 0.0
+  if isinstance(run.source, StoredImages):
+    some = range(min(_IMAGES, len(run.source)))
+    image_bytes = float(np.mean([len(run.source.encoded(index)) for index in some]))
+  n_views = 0
+  if run.data.features == "stored":
+    n_views = stored_views(run)
+  # A stored view is a feature and a number, four bytes each.
+  view_bytes = 4 * (run.encoder.clip.config.projection_dim + 1)
   figures = _saving(run, noise_state(run))
-  n_kept = run.checkpoint.keep + 2
-  row_bytes = 4 * (run.encoder.clip.config.projection_dim + 1)
-  n_views = stored_views(run) if run.data.features == "stored" else 0
+  # Beside `keep` checkpoints there are the best one and the one being written.
+  n_checkpoints = run.checkpoint.keep + 2
+  checkpoints = n_checkpoints * figures["checkpoint_bytes"]
   return {
-    "images": round(len(run.source) * float(np.mean(sizes))),
-    "stored_features": n_views * row_bytes,
-    "checkpoints": n_kept * figures["checkpoint_bytes"] + figures["prompt_bytes"],
+    "images": round(len(run.source) * image_bytes),
+    "stored_features": n_views * view_bytes,
+    "checkpoints": checkpoints + figures["prompt_bytes"],
   }
 
 
 def stored_views(run: setup.PromptRun) -> int:
-  """Views whose features are computed before the first step, if they are stored."""
-  shown = batches.augmentation(run.data)
-  repeats = shown.kind == "none" or shown.view_epochs
-  return len(run.source) * shown.n_epochs * shown.n_views if repeats else 0
+  """Counts the views whose features are computed before the first step, if stored."""
+  augmentation = batches.augmentation(run.data)
+  if augmentation.kind != "none" and not augmentation.view_epochs:
+    return 0  # each epoch has other views, so none are stored
+  return len(run.source) * augmentation.n_epochs * augmentation.n_views
 
 
-def _cost(of: Callable[[int], Callable[[], Any]], total: int, least: int) -> Cost:
-  """Measures the time of all rows, or scales that of some of them if all are long.
+def _cost(
+  computation_of: Callable[[int], Callable[[], Any]], total: int, least: int
+) -> Cost:
+  """Measures the time of all rows, or scales that of some if all would take long.
 
-  `of` maps a number of rows, at first `least`, to their computation, whose first call
-  may compile.
+  `computation_of` maps a number of rows, at first `least`, to their computation, whose
+  first call may compile.
   """
-  # Measure all rows at once where that saves a second compilation.
-  n = least if 8 * least < total else total
+  n = least
+  if 8 * least >= total:
+    n = total  # all rows at once take hardly longer than a second compilation
   while True:
     # Take the faster of two: other load makes a machine slower, never faster.
-    seconds = min(_seconds(of(n), 2, warmup=1))
+    seconds = min(_seconds(computation_of(n), 2, warmup=1))
     # All processes measure the same number of rows.
     seconds = hosts.from_first(seconds, "the time of a part")
     affordable = int(n * _PART_SECONDS / (3 * max(seconds, 1e-9)))
@@ -316,6 +347,7 @@ def _cost(of: Callable[[int], Callable[[], Any]], total: int, least: int) -> Cos
 
 
 def _seconds(call: Callable[[], Any], times: int, warmup: int) -> list[float]:
+  """Seconds of each of `times` calls, after `warmup` calls that are not timed."""
   for _ in range(warmup):
     call()
   return timeit.repeat(call, number=1, repeat=times)

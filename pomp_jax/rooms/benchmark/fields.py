@@ -70,7 +70,7 @@ class Price(Group):
 @dataclasses.dataclass(frozen=True)
 class Benchmark(Group):
   """The job benchmark: cost of the text tower and of the whole step; see
-  docs/performance.md."""
+  docs/reproduce/performance.md."""
 
   model: str = row("vit_b_16", "published architecture, or tiny", one_of(*_MODELS))
   m: int = row(16, "context vectors M", at_least(1))

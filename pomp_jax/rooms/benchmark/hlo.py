@@ -1,11 +1,12 @@
-"""Reads the text of a compiled program: estimated cycles, collectives and their axes,
-operations.
+"""Reads the text of a compiled program: cycles, collectives and their axes, operations.
 
 The text is `jax.stages.Compiled.as_text()`, of one device. XLA promises no format; what
 is not found is missing from the figures.
 """
 
+import collections
 from collections.abc import Iterator, Mapping
+import itertools
 import math
 import re
 from typing import NamedTuple
@@ -13,8 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 COLLECTIVES = (
-  *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
-  *("collective-permute", "collective-broadcast"),
+  "all-reduce",
+  "all-gather",
+  "reduce-scatter",
+  "all-to-all",
+  "ragged-all-to-all",
+  "collective-permute",
+  "collective-broadcast",
 )
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^ +(ROOT )?%?([\w.-]+) = ")
@@ -39,8 +45,8 @@ class Instruction(NamedTuple):
 
   def attribute(self, name: str) -> str:
     """The computation that an attribute names; "" without it."""
-    found = re.search(rf"\b{name}=%?([\w.-]+)", self.rest)
-    return found[1] if found else ""
+    match = re.search(rf"\b{name}=%?([\w.-]+)", self.rest)
+    return match[1] if match else ""
 
 
 class Collective(NamedTuple):
@@ -66,49 +72,71 @@ class Program(NamedTuple):
   def _visited(
     self, name: str, times: int, into_fusions: bool
   ) -> Iterator[tuple[Instruction, int]]:
-    for one in self.computations.get(name, ()):
-      yield one, times
-      inner, called = times, []
-      if one.operation == "while":
-        inner = times * (self.trips(one) or 1)
-        called = [one.attribute("body"), one.attribute("condition")]
-      elif one.operation == "conditional":
-        branches = re.search(r"branch_computations=\{([^}]*)\}", one.rest)
-        names = branches[1] if branches else ""
-        called = [part.strip(" %") for part in names.split(",")]
-        called += [one.attribute(f"{value}_computation") for value in ("true", "false")]
-      elif one.operation == "call":
-        called = [one.attribute("to_apply")]
-      elif one.operation == "async-start" or (
-        into_fusions and one.operation == "fusion"
-      ):
-        called = [one.attribute("calls")]
-      for own in filter(None, called):
-        yield from self._visited(own, inner, into_fusions)
+    for instruction in self.computations.get(name, ()):
+      yield instruction, times
+      inner_times = times
+      if instruction.operation == "while":
+        inner_times *= self.trips(instruction) or 1
+      for callee in _called(instruction, into_fusions):
+        yield from self._visited(callee, inner_times, into_fusions)
 
   def trips(self, loop: Instruction) -> int | None:
-    """Trips of a `while`: XLA's own number, or the bound of a condition `i < n`;
-    None: unknown."""
-    if found := _TRIPS.search(loop.rest):
-      return int(found[1])
-    condition = self.computations.get(loop.attribute("condition"), [])
-    bounds = [one for one in condition if one.operation == "constant"]
-    comparing = [one for one in condition if one.is_root]
-    if comparing and comparing[0].operation == "fusion":
-      inner = self.computations.get(comparing[0].attribute("calls"), [])
-      bounds += [one for one in inner if one.operation == "constant"]
-      comparing = [one for one in inner if one.is_root]
-    numbers = {
-      int(one.rest.partition(")")[0]) for one in bounds if re.match(r"\d+\)", one.rest)
-    }
-    if not comparing or "direction=LT" not in comparing[0].rest or len(numbers) != 1:
-      return None
-    return numbers.pop()
+    """Trips of a `while`; None if they are unknown.
 
-  def has_product(self, one: Instruction) -> bool:
+    They are XLA's own number, or the bound of a condition `i < n`.
+    """
+    if match := _TRIPS.search(loop.rest):
+      return int(match[1])
+    condition = self.computations.get(loop.attribute("condition"), [])
+    constants = [line for line in condition if line.operation == "constant"]
+    root = _root(condition)
+    if root is not None and root.operation == "fusion":
+      # The comparison lies in the fusion; the bound lies there or beside it.
+      fused = self.computations.get(root.attribute("calls"), [])
+      constants += [line for line in fused if line.operation == "constant"]
+      root = _root(fused)
+    if root is None or "direction=LT" not in root.rest:
+      return None
+    bounds = set()
+    for constant in constants:
+      if match := re.match(r"(\d+)\)", constant.rest):
+        bounds.add(int(match[1]))
+    return bounds.pop() if len(bounds) == 1 else None
+
+  def has_product(self, instruction: Instruction) -> bool:
     """Whether an instruction computes a matrix product or a convolution."""
-    inner = self.computations.get(one.attribute("calls"), ())
-    return one.operation in ("dot", "convolution") or any(map(self.has_product, inner))
+    if instruction.operation in ("dot", "convolution"):
+      return True
+    inner = self.computations.get(instruction.attribute("calls"), ())
+    return any(map(self.has_product, inner))
+
+
+def _root(computation: list[Instruction]) -> Instruction | None:
+  """The instruction whose result a computation returns."""
+  return next((line for line in computation if line.is_root), None)
+
+
+def _called(instruction: Instruction, into_fusions: bool) -> list[str]:
+  """Names of the computations that an instruction runs."""
+  match instruction.operation:
+    case "while":
+      names = [instruction.attribute("body"), instruction.attribute("condition")]
+    case "conditional":
+      # A switch lists its branches; a conditional of a boolean names two attributes.
+      branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+      listed = branches[1] if branches else ""
+      names = [branch.strip(" %") for branch in listed.split(",")]
+      names.append(instruction.attribute("true_computation"))
+      names.append(instruction.attribute("false_computation"))
+    case "call":
+      names = [instruction.attribute("to_apply")]
+    case "async-start":
+      names = [instruction.attribute("calls")]
+    case "fusion" if into_fusions:
+      names = [instruction.attribute("calls")]
+    case _:
+      names = []
+  return [name for name in names if name]
 
 
 class Cycles(NamedTuple):
@@ -123,26 +151,31 @@ class Cycles(NamedTuple):
 def parse(text: str) -> Program:
   """Reads the text of a compiled program."""
   computations: dict[str, list[Instruction]] = {}
-  entry = name = ""
+  entry = ""
+  name = ""  # of the computation that the line belongs to
   for line in text.splitlines():
-    if found := _COMPUTATION.match(line):
-      name = found[2]
+    if header := _COMPUTATION.match(line):
+      is_entry, name = header.groups()
       computations[name] = []
-      entry = name if found[1] else entry
-    elif (found := _INSTRUCTION.match(line)) and name:
-      kind, rest = _split_type(line[found.end() :])
+      if is_entry:
+        entry = name
+    elif (match := _INSTRUCTION.match(line)) and name:
+      root, result = match.groups()
+      kind, rest = _split_type(line[match.end() :])
       operation, _, rest = rest.partition("(")
-      computations[name].append(
-        Instruction(found[2], kind, operation, rest, bool(found[1]))
+      instruction = Instruction(
+        name=result, type=kind, operation=operation, rest=rest, is_root=bool(root)
       )
+      computations[name].append(instruction)
   return Program(computations, entry)
 
 
 def _split_type(text: str) -> tuple[str, str]:
-  """The type of a result, and what follows it."""
+  """Splits the type of a result from the rest of its line."""
   if not text.startswith("("):
     kind, _, rest = text.partition(" ")
     return kind, rest
+  # The type is a tuple, which may hold tuples: it ends where its parenthesis closes.
   depth = end = 0
   while end < len(text):
     depth += {"(": 1, ")": -1}.get(text[end], 0)
@@ -153,111 +186,143 @@ def _split_type(text: str) -> tuple[str, str]:
 
 
 def cycles(program: Program) -> Cycles | None:
-  """Adds up the estimates of all instructions, times the trips of their loops; None
-  without any."""
+  """Adds up the estimates of all instructions, times the trips of their loops.
+
+  Returns None where the program has no estimates.
+  """
   total = products = loops = unknown = 0
-  for one, times in program.visited():
-    unknown += one.operation == "while" and program.trips(one) is None
-    if found := _CYCLES.search(one.rest):
-      own = times * int(found[1])
-      total += own
-      products += own * program.has_product(one)
-      loops += own * (times > 1)
-  return Cycles(total, products, loops, unknown) if total else None
+  for instruction, times in program.visited():
+    if instruction.operation == "while" and program.trips(instruction) is None:
+      unknown += 1
+    match = _CYCLES.search(instruction.rest)
+    if not match:
+      continue
+    n_cycles = times * int(match[1])
+    total += n_cycles
+    if program.has_product(instruction):
+      products += n_cycles
+    if times > 1:
+      loops += n_cycles
+  if not total:
+    return None
+  return Cycles(total, products=products, loops=loops, unknown=unknown)
 
 
 def collectives(program: Program, sizes: Mapping[str, int]) -> list[Collective]:
-  """Collectives of one call, added up by kind and axes.
+  """Adds up the collectives of one call by kind and axes.
 
   `sizes` are those of the mesh's axes in order; partition i is device i of the
-  flattened mesh. Of several slices they are one slice's, which a program is of; XLA
-  sums within a slice, sends the result to the others (NETWORK), and spreads what comes
-  back.
+  flattened mesh. A program belongs to one slice, so where there are several, `sizes`
+  are those of a slice. XLA then sums within a slice, sends the result to the other
+  slices (NETWORK), and spreads what comes back.
   """
-  found: dict[tuple[str, str], list[int]] = {}
-  for one, times in program.visited(into_fusions=True):
-    kind = one.operation.removesuffix("-start")
-    axes = _axes(one.rest, sizes) if kind in COLLECTIVES else ""
-    between = _BETWEEN_SLICES.search(one.rest)
-    if one.operation == "send" and between:
-      kind, axes = between[1].lower().replace("_", "-"), NETWORK
-    if axes:
-      row = found.setdefault((kind, axes), [0, 0])
-      row[0] += times
-      row[1] += times * _bytes_of_result(one)
-  return [Collective(*key, *row) for key, row in sorted(found.items())]
+  numbers: collections.Counter[tuple[str, str]] = collections.Counter()
+  n_bytes: collections.Counter[tuple[str, str]] = collections.Counter()
+  for instruction, times in program.visited(into_fusions=True):
+    kind = instruction.operation.removesuffix("-start")
+    between_slices = _BETWEEN_SLICES.search(instruction.rest)
+    if instruction.operation == "send" and between_slices:
+      kind = between_slices[1].lower().replace("_", "-")
+      axes = NETWORK
+    elif kind in COLLECTIVES:
+      axes = _axes(instruction.rest, sizes)
+    else:
+      continue
+    numbers[kind, axes] += times
+    n_bytes[kind, axes] += times * _bytes_of_result(instruction)
+  return [
+    Collective(kind, axes, number=numbers[kind, axes], n_bytes=n_bytes[kind, axes])
+    for kind, axes in sorted(numbers)
+  ]
 
 
-def _bytes_of_result(one: Instruction) -> int:
-  sizes = [_bytes(*array) for array in _ARRAY.findall(one.type)]
-  if one.operation == "collective-permute-start":  # operand, result, contexts
-    sizes = sizes[1:2]
-  elif one.operation == "send":  # before a context
-    sizes = sizes[:1]
-  elif one.operation in (
-    "all-gather-start",
-    "reduce-scatter-start",
-    "all-to-all-start",
-  ):
-    sizes = sizes[len(sizes) // 2 :]  # after as many operands
+def _bytes_of_result(instruction: Instruction) -> int:
+  """Bytes that a collective puts out; an asynchronous one lists its operands, too."""
+  sizes = [_bytes(kind, shape) for kind, shape in _ARRAY.findall(instruction.type)]
+  match instruction.operation:
+    case "collective-permute-start":  # operand, result, contexts
+      sizes = sizes[1:2]
+    case "send":  # result, context
+      sizes = sizes[:1]
+    case "all-gather-start" | "reduce-scatter-start" | "all-to-all-start":
+      sizes = sizes[len(sizes) // 2 :]  # operands, and as many results
   return sum(sizes)
 
 
 def _bytes(kind: str, shape: str) -> int:
-  found = re.search(r"\d+", kind)
-  bits = int(found[0]) if found else 8  # pred
-  return math.prod(map(int, filter(None, shape.split(",")))) * max(8, bits) // 8
+  """Bytes of an array of a type such as bf16 and a shape such as 4,64."""
+  match = re.search(r"\d+", kind)
+  bits = int(match[0]) if match else 8  # `pred` has no number
+  n_values = math.prod(int(size) for size in shape.split(",") if size)
+  return n_values * max(8, bits) // 8
 
 
 def _axes(rest: str, sizes: Mapping[str, int]) -> str:
-  """Names of the axes along which a collective's groups are."""
-  groups = _groups(rest, math.prod(sizes.values()))
-  ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+  """Names of the axes along which a collective's groups lie.
+
+  Groups that lie along no set of axes are described by their sizes.
+  """
+  n_devices = math.prod(sizes.values())
+  groups = _groups(rest, n_devices)
+  ids = np.arange(n_devices).reshape(tuple(sizes.values()))
   names = list(sizes)
+  # Try each set of axes with more than one device, as the bits of a number.
   large = [axis for axis in range(ids.ndim) if ids.shape[axis] > 1]
   for subset in range(1, 2 ** len(large)):
-    chosen = [axis for place, axis in enumerate(large) if subset >> place & 1]
-    kept = [axis for axis in range(ids.ndim) if axis not in chosen]
-    rows = ids.transpose(*kept, *chosen).reshape(
-      -1, math.prod(ids.shape[a] for a in chosen)
-    )
+    along = [axis for bit, axis in enumerate(large) if subset >> bit & 1]
+    across = [axis for axis in range(ids.ndim) if axis not in along]
+    group_size = math.prod(ids.shape[axis] for axis in along)
+    rows = ids.transpose(across + along).reshape(-1, group_size)
     if {frozenset(row) for row in rows.tolist()} == groups:
-      return " x ".join(names[axis] for axis in chosen)
-  return "groups of " + ", ".join(sorted({str(len(group)) for group in groups}))
+      return " x ".join(names[axis] for axis in along)
+  group_sizes = sorted({str(len(group)) for group in groups})
+  return "groups of " + ", ".join(group_sizes)
 
 
 def _groups(rest: str, n_devices: int) -> set[frozenset[int]]:
-  """Groups of partitions: {{0,1},{2,3}}, the short form [2,2]<=[4], or pairs of a
-  permutation."""
+  """Groups of partitions that a collective joins.
+
+  XLA writes them as {{0,1},{2,3}}, in a short form such as [2,2]<=[4], or as pairs of a
+  permutation; without any of these all partitions are one group.
+  """
   short = re.search(
     r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest
   )
   if short:
-    shape, source = (tuple(map(int, part.split(","))) for part in short.groups()[:2])
-    ids = np.arange(math.prod(source)).reshape(source)
-    if short[3]:
-      ids = ids.transpose(tuple(map(int, short[3].split(","))))
-    return {frozenset(row) for row in ids.reshape(shape).tolist()}
+    shape, source, axes = short.groups()
+    ids = np.arange(math.prod(_numbers(source))).reshape(_numbers(source))
+    if axes:
+      ids = ids.transpose(_numbers(axes))
+    return {frozenset(row) for row in ids.reshape(_numbers(shape)).tolist()}
   listed = re.search(
     r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest
   )
   if not listed:
     return {frozenset(range(n_devices))}
   rows = re.findall(r"\{([\d, ]*)\}", listed[1])
-  groups = [frozenset(map(int, filter(None, row.split(",")))) for row in rows]
-  if "source_target_pairs" not in rest:
-    return set(groups)
-  # Join pairs that share a partition.
+  groups = [frozenset(_numbers(row)) for row in rows]
+  if "source_target_pairs" in rest:
+    return _joined(groups)
+  return set(groups)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+  """The numbers of a text such as 4,64."""
+  return tuple(int(part) for part in text.split(",") if part)
+
+
+def _joined(pairs: list[frozenset[int]]) -> set[frozenset[int]]:
+  """Joins pairs that share a partition, as the cycles of a permutation."""
   joined: list[frozenset[int]] = []
-  for group in groups:
-    touching = [other for other in joined if other & group]
-    joined = [other for other in joined if not other & group]
-    joined.append(frozenset().union(group, *touching))
+  for pair in pairs:
+    touching = [group for group in joined if group & pair]
+    apart = [group for group in joined if not group & pair]
+    joined = [*apart, pair.union(*touching)]
   return set(joined)
 
 
 class Findings(NamedTuple):
-  """What a step on an accelerator should not have, or should."""
+  """Counts of what makes a step slow or fast on an accelerator."""
 
   float64: int  # results with a float64
   callbacks: int  # calls of the host
@@ -271,20 +336,36 @@ def findings(text: str) -> Findings:
   program = parse(text)
   float64 = callbacks = scatters = 0
   products: dict[str, int] = {}
-  for one in (one for body in program.computations.values() for one in body):
-    float64 += "f64[" in one.type
-    target = _TARGET.search(one.rest)
-    is_transfer = one.operation in ("infeed", "outfeed", "send", "recv")
-    callbacks += is_transfer and not _BETWEEN_SLICES.search(one.rest)
-    callbacks += bool(target and "callback" in target[1])
-    origin = _OP_NAME.search(one.rest)
-    backward = bool(origin and "transpose(" in origin[1])
-    scatters += one.operation == "scatter" and backward
-    # cuBLAS's, cuDNN's
-    is_library = bool(target and re.search(r"gemm|matmul|\$conv", target[1]))
-    if one.operation in ("dot", "convolution") or is_library:
-      kind = one.type.lstrip("(").partition("[")[0]
-      products[kind] = products.get(kind, 0) + 1
+  for instruction in itertools.chain.from_iterable(program.computations.values()):
+    operation = instruction.operation
+    target = _first_group(_TARGET, instruction.rest)
+    if "f64[" in instruction.type:
+      float64 += 1
+    is_transfer = operation in ("infeed", "outfeed", "send", "recv")
+    if is_transfer and not _BETWEEN_SLICES.search(instruction.rest):
+      callbacks += 1
+    if "callback" in target:
+      callbacks += 1
+    # JAX names the operations of a backward pass `transpose(..)`.
+    is_backward = "transpose(" in _first_group(_OP_NAME, instruction.rest)
+    if operation == "scatter" and is_backward:
+      scatters += 1
+    # cuBLAS's and cuDNN's products are calls of a library.
+    is_library_product = re.search(r"gemm|matmul|\$conv", target)
+    if operation in ("dot", "convolution") or is_library_product:
+      dtype = instruction.type.lstrip("(").partition("[")[0]
+      products[dtype] = products.get(dtype, 0) + 1
   head = text.partition("\n")[0]
-  donated = len(re.findall(r"(?:may|must)-alias", head))
-  return Findings(float64, callbacks, scatters, donated, products)
+  return Findings(
+    float64=float64,
+    callbacks=callbacks,
+    backward_scatters=scatters,
+    donated=len(re.findall(r"(?:may|must)-alias", head)),
+    products=products,
+  )
+
+
+def _first_group(pattern: re.Pattern[str], text: str) -> str:
+  """What a pattern's group matches in a text; "" where it does not match."""
+  match = pattern.search(text)
+  return match[1] if match else ""

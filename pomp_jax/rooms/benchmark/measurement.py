@@ -1,5 +1,4 @@
-"""Interleaved measurements of steps, relative to a large matrix product; their table
-and plot."""
+"""Measures steps in turn, beside a large matrix product, and draws table and plot."""
 
 from collections.abc import Callable
 import dataclasses
@@ -42,14 +41,12 @@ class Measurement:
 
   def row(self) -> dict[str, Any]:
     """Returns the figures, medians over the rounds."""
-    # Ratios of each round: a machine that slows down does so for both.
-    shares = [
-      self.flops / t / rate for t, rate in zip(self.times, self.rates, strict=True)
-    ]
-    others = ("flops", "times", "rates")
-    row = {
-      name: one for name, one in dataclasses.asdict(self).items() if name not in others
-    }
+    # Divide within each round: a machine that slows down does so for both.
+    rounds = zip(self.times, self.rates, strict=True)
+    shares = [self.flops / seconds / rate for seconds, rate in rounds]
+    row = dataclasses.asdict(self)
+    for name in ("flops", "times", "rates"):
+      del row[name]
     return row | {
       "seconds": float(np.median(self.times)),
       "share_of_matmul_rate": float(np.median(shares)),
@@ -58,18 +55,24 @@ class Measurement:
     }
 
 
-# A step. Called with True, it runs only the part that compiles everything and fills the
-# caches.
+# A step. Called with True it warms up: it runs only the part that compiles everything
+# and fills the caches.
 Step = Callable[[bool], Any]
 
 
 def measure_in_turn(
   steps: list[tuple[Measurement, Step]], dtype: str, repeats: int, seconds: int
 ) -> list[dict[str, Any]]:
-  """Measures rounds of all steps in turn, each between two large products; prints their
-  table.
+  """Measures all steps in turn, each between two large products, and prints a table.
 
-  After `seconds` no round starts. Returns the rows.
+  Args:
+    steps: steps with the measurements to fill in.
+    dtype: `dtype` of the benchmark, in which the products are computed.
+    repeats: number of rounds, in each of which every step runs.
+    seconds: time after which no round starts.
+
+  Returns:
+    Rows of `results.json`, in the order of `steps`.
   """
   product, product_flops = _large_product(dtype)
   for _, step in steps_of(steps, "compiling and warming up", "steps"):
@@ -89,23 +92,28 @@ def measure_in_turn(
 
 
 def _large_product(name: str) -> tuple[Callable[[], Any], float]:
-  """Returns a call of square products that are large for the device, and its FLOPs."""
-  dtype, products = precision_of(name)
-  size, times = (2048, 4) if jax.default_backend() == "cpu" else (8192, 16)
-  left = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
-  right = (jax.random.normal(jax.random.key(1), (size, size)) * size**-0.5).astype(
-    dtype
-  )
+  """Returns a call of square products that are large for the device, and its FLOP."""
+  dtype, precision = precision_of(name)
+  if jax.default_backend() == "cpu":
+    size = 2048
+    n_products = 4
+  else:
+    size = 8192
+    n_products = 16
+  left = jax.random.normal(jax.random.key(0), (size, size))
+  # Products with this matrix preserve the variance, so that the chain stays finite.
+  right = jax.random.normal(jax.random.key(1), (size, size)) * size**-0.5
+  factors = left.astype(dtype), right.astype(dtype)
 
   @jax.jit
   def chain(left, right):
-    for _ in range(times):
-      left = jnp.matmul(left, right, precision=products)
+    for _ in range(n_products):
+      left = jnp.matmul(left, right, precision=precision)
     return left
 
-  call = lambda: jax.block_until_ready(chain(left, right))
+  call = lambda: jax.block_until_ready(chain(*factors))
   call()
-  return call, 2.0 * size**3 * times
+  return call, 2.0 * size**3 * n_products
 
 
 _COLUMNS = [
@@ -116,41 +124,64 @@ _COLUMNS = [
   "seconds",
   "ms / class",
   "of matmul rate",
+  "peak MiB",
+  "time / ours",
+  "peak / ours",
+  "renew",
+  "bank MiB",
 ]
-_COLUMNS += ("peak MiB", "time / ours", "peak / ours", "renew", "bank MiB")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-  """Formats the rows; time and peak relative to `shared`, or to the step without a
-  bank."""
-  group = lambda row: (
-    row["implementation"] == "train_step",
-    row["k"],
-    row["n_classes"],
-  )
-  ours = {
-    group(row): row
-    for row in rows
-    if row["implementation"] in ("shared", "train_step") and row["renew"] is None
-  }
-  shown = lambda value, form: "-" if value is None else format(value, form)
+  """Formats the rows beside the rate of the large product.
+
+  Time and peak are relative to the row of `shared`, or of the step without a bank, that
+  has the same K and number of classes.
+  """
+  yardsticks = {}
+  for row in rows:
+    is_ours = row["implementation"] in ("shared", "train_step")
+    if is_ours and row["renew"] is None:
+      yardsticks[_group(row)] = row
   lines = [_COLUMNS]
   for row in rows:
-    mine = ours.get(group(row), {})
-    ratios = (
-      row[name] / mine[name] if row[name] and mine.get(name) else None
-      for name in ("seconds", "peak_mib")
+    ours = yardsticks.get(_group(row), {})
+    lines.append(
+      [
+        row["implementation"],
+        str(row["k"]),
+        str(row["n_classes"]),
+        str(row["tokens"]),
+        f"{row['seconds']:.3f}",
+        f"{1000 * row['seconds'] / row['k']:.2f}",
+        f"{row['share_of_matmul_rate']:.1%}",
+        _cell(row["peak_mib"], ".0f"),
+        _cell(_ratio(row, ours, "seconds"), ".2f"),
+        _cell(_ratio(row, ours, "peak_mib"), ".2f"),
+        _cell(row["renew"], "d"),
+        f"{row['bank_mib']:.0f}",
+      ]
     )
-    cells = [str(row[name]) for name in ("implementation", "k", "n_classes", "tokens")]
-    cells += [f"{row['seconds']:.3f}", f"{1000 * row['seconds'] / row['k']:.2f}"]
-    cells.append(f"{row['share_of_matmul_rate']:.1%}")
-    cells.append(shown(row["peak_mib"], ".0f"))
-    cells += [*(shown(ratio, ".2f") for ratio in ratios), shown(row["renew"], "d")]
-    lines.append([*cells, f"{row['bank_mib']:.0f}"])
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   text = ["  ".join(map(str.rjust, line, widths)) for line in lines]
-  rates = np.median([row["matmul_gflops"] for row in rows])
-  return "\n".join([*text, f"large matrix product: {rates:.0f} GFLOP/s"])
+  rate = np.median([row["matmul_gflops"] for row in rows])
+  return "\n".join([*text, f"large matrix product: {rate:.0f} GFLOP/s"])
+
+
+def _group(row: dict[str, Any]) -> tuple[bool, int, int]:
+  """What two rows must share for their times to be compared."""
+  return row["implementation"] == "train_step", row["k"], row["n_classes"]
+
+
+def _ratio(row: dict[str, Any], ours: dict[str, Any], figure: str) -> float | None:
+  """A figure of a row over that of ours; None where one of them is missing."""
+  if not row[figure] or not ours.get(figure):
+    return None
+  return row[figure] / ours[figure]
+
+
+def _cell(value: float | None, form: str) -> str:
+  return "-" if value is None else format(value, form)
 
 
 # Names of implementations in the plot; `config.benchmark.implementations` has the short
@@ -168,16 +199,21 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
   n_classes = sorted({row["n_classes"] for row in rows})
   title = "Text tower, forward and backward to the context"
   if n_classes:
-    title += f": K of {' or '.join(f'{n:,}' for n in n_classes)} classes"
+    numbers = " or ".join(f"{n:,}" for n in n_classes)
+    title += f": K of {numbers} classes"
   figure, both = drawing.panels(2, 3.7, 3.4, title)
   labels = {"seconds": "seconds a step", "peak_mib": "peak temporaries, MiB"}
   for axes, (field, label) in zip(both, labels.items(), strict=True):
     for number, name in enumerate(names):
-      mine = [row for row in rows if row["implementation"] == name and row[field]]
-      points = sorted((row["k"], row[field]) for row in mine)
+      points = sorted(
+        (row["k"], row[field])
+        for row in rows
+        if row["implementation"] == name and row[field]
+      )
       if points:
+        ks, values = zip(*points, strict=True)
         style = drawing.style(number)
-        axes.plot(*zip(*points, strict=True), label=_LABELS.get(name, name), **style)
+        axes.plot(ks, values, label=_LABELS.get(name, name), **style)
     drawing.log_axis(axes, "x", sorted({row["k"] for row in rows}))
     drawing.log_axis(axes, "y")
     drawing.label_panel(axes, "", "K, classes a step", label, grid="both")

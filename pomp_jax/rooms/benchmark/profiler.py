@@ -16,10 +16,17 @@ log = logging.getLogger(__name__)
 
 
 def open_profiler(loop: Loop, path: Path, done: int) -> "Profiler | None":
-  """Returns the profiler of `config.profile_steps` after `done` steps; None where it
-  is empty."""
+  """Opens the profiler of `config.profile_steps`; returns None where that is empty.
+
+  Args:
+    loop: settings of the loop, with the steps to profile.
+    path: folder of the profile, on a disk or in a bucket.
+    done: number of steps that are done when the loop starts or resumes.
+  """
   steps = loop.of(Profile).profile_steps
-  return Profiler(path, steps, done) if steps else None
+  if not steps:
+    return None
+  return Profiler(path, steps, done)
 
 
 class Profiler:
@@ -29,18 +36,23 @@ class Profiler:
   """
 
   def __init__(self, path: Path, steps: tuple[int, ...], done: int):
-    """Starts at once if the next step is the first of the `steps` to profile:
-    (first, last)."""
-    # JAX's profiler writes to this machine alone.
-    self._temporary = tempfile.TemporaryDirectory() if is_bucket(path) else None
-    self._path, self._local = path, self._temporary.name if self._temporary else path
-    self._first, self._last = steps if hosts.is_first() else (-1, -1)
+    """Takes the first and the last of the `steps`; starts at once if the first is next."""
+    self._path = path
+    self._local = path
+    self._temporary = None
+    if is_bucket(path):
+      # JAX's profiler writes to a disk alone: `close` uploads the folder.
+      self._temporary = tempfile.TemporaryDirectory()
+      self._local = self._temporary.name
+    if hosts.is_first():
+      self._first, self._last = steps
+    else:
+      self._first = self._last = -1  # no step has this number
     self._recording = False
     self.after(done, None)
 
   def after(self, step: int, result: Any) -> None:
-    """Starts or stops the profile, if it is due, once the results of a step are
-    ready."""
+    """Starts or stops the profile, if due, once the results of a step are ready."""
     if step not in (self._first - 1, self._last):
       return
     jax.block_until_ready(result)
@@ -50,16 +62,18 @@ class Profiler:
       self._recording = _succeeds(jax.profiler.start_trace, self._local)
 
   def close(self) -> None:
-    stopped = self._recording and _succeeds(jax.profiler.stop_trace)
-    if stopped and self._temporary is not None:
+    """Stops a profile that is running, and uploads it where its folder is in a bucket."""
+    is_written = self._recording and _succeeds(jax.profiler.stop_trace)
+    if is_written and self._temporary is not None:
       put = store_of(self._path).put
-      stopped = _succeeds(put, f"{self._local}/", f"{self._path}/", recursive=True)
-    if stopped:
+      is_written = _succeeds(put, f"{self._local}/", f"{self._path}/", recursive=True)
+    if is_written:
       log.info("profile from step %d on: %s", self._first, self._path)
     self._recording = False
 
 
 def _succeeds(call: Callable[..., None], *arguments: Any, **options: Any) -> bool:
+  """Calls, and returns whether no error came; an error is logged as a warning."""
   try:
     call(*arguments, **options)
   except (RuntimeError, OSError) as error:

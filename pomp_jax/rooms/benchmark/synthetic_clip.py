@@ -18,8 +18,10 @@ from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import SYNTHETIC_CLIP
 from pomp_jax.data.class_lists import SYNSETS, read_table
 
-_BOS, _EOT = 49406, 49407
-# By hub id, or by the usual name of the file: open_clip's name of the model.
+# Ids of CLIP's own vocabulary.
+_BOS = 49406
+_EOT = 49407
+# open_clip's names of the models, by hub id or by the usual name of the file.
 _MODELS = {
   "openai/clip-vit-base-patch32": "ViT-B-32-quickgelu",
   "openai/clip-vit-base-patch16": "ViT-B-16-quickgelu",
@@ -33,24 +35,23 @@ SYNTHETIC_CLIPS = (*_MODELS, f"{PREFIX}MODEL/TAG")
 
 
 def is_synthetic(name: str) -> bool:
-  """Whether there is an architecture of this name: one of SYNTHETIC_CLIPS, or a ViT of
-  open_clip's.
+  """Whether there is an architecture of this name.
 
-  Other image towers are measured with their weights.
+  These are SYNTHETIC_CLIPS and open_clip's ViTs. Other image towers are measured with
+  their weights.
   """
+  if not name.startswith(PREFIX):
+    return name in _MODELS
   model, _, tag = name.removeprefix(PREFIX).partition("/")
-  row = tables().get(model) if name.startswith(PREFIX) else None
-  if row and "width" in row["model_cfg"]["text_cfg"]:  # not those of transformers
-    is_vit = isinstance(
-      open_clips_config(row["model_cfg"]).vision_config, CLIPVisionConfig
-    )
-    return is_vit and tag in row["tags"]
-  return name in _MODELS
+  row = tables().get(model)
+  if not row or "width" not in row["model_cfg"]["text_cfg"]:
+    return False  # unknown, or with a text tower of transformers
+  tower = open_clips_config(row["model_cfg"]).vision_config
+  return isinstance(tower, CLIPVisionConfig) and tag in row["tags"]
 
 
 class SyntheticTokenizer:
-  """About the right number of tokens, with meaningless ids; estimated from a text's
-  letters."""
+  """Estimates a text's number of tokens from its letters; the ids mean nothing."""
 
   bos_token_id = _BOS
 
@@ -66,81 +67,101 @@ class SyntheticTokenizer:
     return [f"token {i}" for i in ids]
 
   def _ids(self, text: str) -> list[int]:
-    count = self._counts.get(text)
     # In ImageNet-21K's names a word of up to seven letters is one or two tokens.
-    count = count - 1 if count else 1 + sum(1 + len(word) // 7 for word in text.split())
-    return [zlib.crc32(f"{i} {text}".encode()) % (_BOS - 1) for i in range(count)]
+    n_tokens = 1 + sum(1 + len(word) // 7 for word in text.split())
+    if known := self._counts.get(text):
+      n_tokens = known - 1  # without EOT
+    # A checksum gives equal texts equal ids, on every machine.
+    return [zlib.crc32(f"{i} {text}".encode()) % (_BOS - 1) for i in range(n_tokens)]
 
 
 def open_clips_config(settings: Mapping[str, Any]) -> ClipConfig:
-  """The architecture of open_clip's `model_cfg`, without image towers of timm and
-  SigLIP."""
-  vision, text, embedding = (
-    settings[key] for key in ("vision_cfg", "text_cfg", "embed_dim")
-  )
+  """Builds the architecture of open_clip's `model_cfg`.
+
+  Image towers of timm and SigLIP are left out.
+  """
+  vision = settings["vision_cfg"]
+  embedding = settings["embed_dim"]
   activation = "quick_gelu" if settings.get("quick_gelu") else "gelu"
-
-  def transformer(
-    width: int, layers: int, heads: int, ratio: Any = 4
-  ) -> dict[str, Any]:
-    sizes = {"hidden_size": width, "intermediate_size": int(width * ratio)}
-    sizes |= {"num_hidden_layers": layers, "num_attention_heads": heads}
-    return {**sizes, "hidden_act": activation}
-
-  sizes = transformer(
-    text["width"], text["layers"], text["heads"], text.get("mlp_ratio", 4)
-  )
-  sizes |= {
-    "vocab_size": text["vocab_size"],
-    "max_position_embeddings": text["context_length"],
-  }
-  sizes |= {"bos_token_id": _BOS, "eos_token_id": _EOT, "projection_dim": embedding}
-  own = CLIPTextConfig(**sizes, bidirectional=bool(text.get("no_causal_mask")))
+  text_config = _text_config(settings["text_cfg"], embedding, activation)
   if "timm_model_name" in vision or vision.get("no_ln_pre"):
-    return ClipConfig(own, NoImageTower(), embedding)
-  width, size, layers = vision["width"], vision["image_size"], vision["layers"]
-  if isinstance(layers, list):
-    resnet = ResNetConfig(tuple(layers), width, width // 2, size, embedding)
-    return ClipConfig(own, resnet, embedding)
-  heads = width // vision.get("head_width", 64)
-  sizes = transformer(width, layers, heads, vision.get("mlp_ratio", 4))
-  tower = CLIPVisionConfig(**sizes, image_size=size, patch_size=vision["patch_size"])
-  return ClipConfig(own, tower, embedding)
+    return ClipConfig(text_config, NoImageTower(), embedding)
+  if isinstance(vision["layers"], list):
+    resnet = ResNetConfig(
+      tuple(vision["layers"]),
+      vision["width"],
+      vision["width"] // 2,
+      vision["image_size"],
+      embedding,
+    )
+    return ClipConfig(text_config, resnet, embedding)
+  width = vision["width"]
+  vit = CLIPVisionConfig(
+    hidden_size=width,
+    intermediate_size=int(width * vision.get("mlp_ratio", 4)),
+    num_hidden_layers=vision["layers"],
+    num_attention_heads=width // vision.get("head_width", 64),
+    hidden_act=activation,
+    image_size=vision["image_size"],
+    patch_size=vision["patch_size"],
+  )
+  return ClipConfig(text_config, vit, embedding)
+
+
+def _text_config(
+  text: Mapping[str, Any], embedding: int, activation: str
+) -> CLIPTextConfig:
+  """HuggingFace's config of open_clip's `text_cfg`."""
+  width = text["width"]
+  return CLIPTextConfig(
+    hidden_size=width,
+    intermediate_size=int(width * text.get("mlp_ratio", 4)),
+    num_hidden_layers=text["layers"],
+    num_attention_heads=text["heads"],
+    hidden_act=activation,
+    vocab_size=text["vocab_size"],
+    max_position_embeddings=text["context_length"],
+    bos_token_id=_BOS,
+    eos_token_id=_EOT,
+    projection_dim=embedding,
+    bidirectional=bool(text.get("no_causal_mask")),
+  )
 
 
 def synthetic_config(name: str) -> ClipConfig:
   """Returns the architecture of a name that `is_synthetic`."""
-  row = (
-    named_clip(name).settings if name.startswith(PREFIX) else tables()[_MODELS[name]]
-  )
-  return open_clips_config((row or {})["model_cfg"])
+  if name in _MODELS:
+    return open_clips_config(tables()[_MODELS[name]]["model_cfg"])
+  settings = named_clip(name).settings or {}
+  return open_clips_config(settings["model_cfg"])
 
 
 def config_and_tokenizer(model: str) -> tuple[ClipConfig, SyntheticTokenizer]:
-  """Sizes and tokenizer of `clip.model=synthetic:NAME`, with a NAME that
-  `is_synthetic`."""
-  # Of the names of ImageNet-21K under CLIP's own tokenizer, which is not available.
+  """Returns sizes and tokenizer of `clip.model=synthetic:NAME`.
+
+  NAME is one that `is_synthetic`.
+  """
+  # CLIP's own tokenizer is not available; its counts for ImageNet-21K's names are.
   words_N = read_table(SYNSETS)[1]
-  counts = {
-    f"{w.split(', ')[0]}.": int(n)
-    for w, n in zip(words_N, token_lengths(), strict=True)
-  }
-  return synthetic_config(model.removeprefix(SYNTHETIC_CLIP)), SyntheticTokenizer(
-    counts
-  )
+  counts = {}
+  for words, n_tokens in zip(words_N, token_lengths(), strict=True):
+    first_word = words.split(", ")[0]
+    counts[f"{first_word}."] = int(n_tokens)
+  config = synthetic_config(model.removeprefix(SYNTHETIC_CLIP))
+  return config, SyntheticTokenizer(counts)
 
 
 @functools.cache
 def token_lengths() -> Int32[np.ndarray, " N"]:
-  """Tokens of the names of ImageNet-21K's classes with a full stop and EOT."""
+  """Counts tokens of the names of ImageNet-21K's classes with a full stop and EOT."""
   return np.array(read_table(SYNSETS)[2], np.int32)
 
 
 def open_clip(model: str) -> Clip:
   """Builds the CLIP of `config_and_tokenizer` with random weights.
 
-  Its name is the whole one, so that no prompt or figure of random weights passes for
-  the model's.
+  Its name keeps the prefix `synthetic:`, so that no prompt or figure of random weights
+  passes for the model's.
   """
   config, tokenizer = config_and_tokenizer(model)
   params = random_params(parameter_shapes(config), seed=0)
@@ -149,18 +170,19 @@ def open_clip(model: str) -> Clip:
 
 
 def random_params(shapes: dict[str, Any], seed: int) -> dict[str, Any]:
-  """Draws parameters of FlaxCLIP's tree, float32 on the host, by the tree of their
-  shapes."""
+  """Draws parameters of FlaxCLIP's tree by the tree of their shapes, in float32."""
   rng = np.random.default_rng(seed)
 
   def draw(path, shape) -> np.ndarray:
     kind = path[-1].key
-    if kind in ("bias", "mean", "scale", "var"):
-      return np.full(shape, kind in ("scale", "var"), np.float32)
-    # Kernels preserve the variance of their inputs; embeddings have CLIP's deviation.
-    flat = kind == "embedding" or len(shape) < 2
-    spread = np.float32(0.02 if flat else np.prod(shape[:-1]) ** -0.5)
-    return spread * rng.standard_normal(shape, np.float32)
+    if kind in ("bias", "mean"):
+      return np.zeros(shape, np.float32)
+    if kind in ("scale", "var"):
+      return np.ones(shape, np.float32)
+    deviation = 0.02  # of CLIP's own embeddings
+    if kind != "embedding" and len(shape) > 1:
+      deviation = np.prod(shape[:-1]) ** -0.5  # preserves the variance of the inputs
+    return np.float32(deviation) * rng.standard_normal(shape, np.float32)
 
   return jax.tree_util.tree_map_with_path(
     draw, shapes, is_leaf=lambda x: isinstance(x, tuple)

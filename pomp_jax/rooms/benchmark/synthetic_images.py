@@ -1,5 +1,4 @@
-"""Image source `synthetic`: JPEGs of realistic size that show nothing, for dry runs
-and tests."""
+"""Image source `synthetic`: JPEGs of realistic size, of noise, for dry runs and tests."""
 
 import functools
 import io
@@ -11,25 +10,31 @@ from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import StoredImages
 
-_HEIGHT, _WIDTH = 375, 500  # pixels, a common size in ImageNet
+# A common size of ImageNet's images, in pixels.
+_HEIGHT = 375
+_WIDTH = 500
+# Drawing a picture takes longer than reading one: a few are drawn, and repeated.
 _N_DIFFERENT = 16
 _TEST_IMAGES_PER_CLASS = 5
 
 
 def splits(data: Data) -> tuple[str, ...]:
-  """All three splits."""
+  """Returns all three splits."""
   return ("train", "validation", "test")
 
 
 def open_split(data: Data, split: str) -> StoredImages:
-  """Opens a split: `data.images_per_class` images of each class of `data.names` in
-  train."""
-  count = data.images_per_class if split == "train" else _TEST_IMAGES_PER_CLASS
+  """Opens a split of the classes of `data.names`.
+
+  The training split has `data.images_per_class` images of each, the others have five.
+  """
+  n_per_class = _TEST_IMAGES_PER_CLASS
+  if split == "train":
+    n_per_class = data.images_per_class
   names = load_class_list(data.names).names
-  labels = np.repeat(np.arange(len(names)), count)
-  return StoredImages(
-    names, labels, [f"synthetic/{row}" for row in range(len(labels))], _Jpegs()
-  )
+  labels = np.repeat(np.arange(len(names)), n_per_class)
+  keys = [f"synthetic/{row}" for row in range(len(labels))]
+  return StoredImages(names, labels, keys, _Jpegs())
 
 
 class _Jpegs:
@@ -48,22 +53,30 @@ def _jpeg(seed: int) -> bytes:
 
 
 def natural_image(seed: int, height: int, width: int) -> Image.Image:
-  """RGB noise with structure at every scale, as in photographs.
+  """Draws RGB noise with structure at every scale, as photographs have.
 
-  Smooth noise of every octave, 0.7 times as strong at each finer one: a JPEG of 500 x
-  375 pixels and quality 90 has 48 kB.
+  It adds up smooth noise of every octave, each 0.7 times as strong as the coarser one:
+  a JPEG of 500 x 375 pixels and quality 90 then has 48 kB.
+
+  Args:
+    seed: random seed of the noise.
+    height: height in pixels.
+    width: width in pixels.
   """
   rng = np.random.default_rng(seed)
   total_HxWx3 = np.zeros((height, width, 3), np.float32)
   longer = max(height, width)
-  cells, strength = 4, 1.0
-  while cells < longer:
-    shape = (height * cells // longer + 1, width * cells // longer + 1)
+  n_cells = 4  # of the octave, along the longer side
+  strength = 1.0
+  while n_cells < longer:
+    rows = height * n_cells // longer + 1
+    columns = width * n_cells // longer + 1
     for channel in range(3):
-      noise = Image.fromarray(rng.normal(size=shape).astype(np.float32))
-      noise = noise.resize((width, height), Image.Resampling.BICUBIC)
-      total_HxWx3[..., channel] += strength * np.asarray(noise)
-    cells, strength = 2 * cells, strength * 0.7
+      noise = rng.normal(size=(rows, columns)).astype(np.float32)
+      smooth = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+      total_HxWx3[..., channel] += strength * np.asarray(smooth)
+    n_cells *= 2
+    strength *= 0.7
   low, high = np.percentile(total_HxWx3, (0.5, 99.5))
   levels = np.clip((total_HxWx3 - low) / (high - low), 0, 1) * 255
   return Image.fromarray(levels.astype(np.uint8))
@@ -71,6 +84,8 @@ def natural_image(seed: int, height: int, width: int) -> Image.Image:
 
 def encode(image: Image.Image, form: str = "JPEG", **options) -> bytes:
   """Encodes an image file; a JPEG has quality 90 by default."""
+  if form == "JPEG":
+    options.setdefault("quality", 90)
   file = io.BytesIO()
-  image.save(file, form, **({"quality": 90} if form == "JPEG" else {}) | options)
+  image.save(file, form, **options)
   return file.getvalue()

@@ -1,15 +1,15 @@
-"""The text towers to compare, forward and backward to the context, and our whole
-training step.
+"""Builds the steps to compare: text towers, forward and backward, and a whole step.
 
 shared      ours: the prefix once, names packed (`clip.packed`)
 reference   HuggingFace Flax, all positions of every class
 
-Weights are random. The whole step (draw, tower, loss, gradient, update) is against the
-number of classes: image features are given, names are synthetic, their lengths those of
-ImageNet-21K's.
+Weights are random. The whole step (draw, tower, loss, gradient, update) shows how the
+time grows with the number of classes: image features are random, names are synthetic,
+with the lengths of ImageNet-21K's names.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +48,9 @@ from pomp_jax.rooms.benchmark.synthetic_clip import (
   token_lengths,
 )
 
-# Images of a draw: those of a device in the published recipe, before augmentation.
+# Images that share a draw: a device's in the published recipe, before augmentation.
 _GROUP = 32
-# Memory for activations that config.clip.memory_gib stands for on CPUs.
+# Memory for activations; config.clip.memory_gib has this default on CPUs.
 _ACTIVATION_BYTES = 4.0 * 2**30
 _TINY = {
   "vocab_size": 100,
@@ -58,16 +58,16 @@ _TINY = {
   "intermediate_size": 256,
   "projection_dim": 32,
 }
-# By config.benchmark.model. `tiny` takes seconds on any machine.
-MODELS: dict[str, CLIPTextConfig] = {
-  "vit_b_16": synthetic_clip.synthetic_config(
-    "openai/clip-vit-base-patch16"
-  ).text_config,
-  "vit_l_14": synthetic_clip.synthetic_config(
-    "openai/clip-vit-large-patch14"
-  ).text_config,
-  "tiny": CLIPTextConfig(**_TINY, num_hidden_layers=2, num_attention_heads=2),
+_OPENAI_CLIPS = {
+  "vit_b_16": "openai/clip-vit-base-patch16",
+  "vit_l_14": "openai/clip-vit-large-patch14",
 }
+# Text towers by config.benchmark.model. `tiny` takes seconds on any machine.
+MODELS: dict[str, CLIPTextConfig] = {
+  name: synthetic_clip.synthetic_config(hub_id).text_config
+  for name, hub_id in _OPENAI_CLIPS.items()
+}
+MODELS["tiny"] = CLIPTextConfig(**_TINY, num_hidden_layers=2, num_attention_heads=2)
 # The base size of each family, or its smallest, by open_clip's name.
 OPEN_CLIPS = {
   "eva02_b_16": "EVA02-B-16",
@@ -95,51 +95,80 @@ MODELS |= {
 
 
 def dense_flops(config: CLIPTextConfig, n_tokens: int) -> float:
-  """FLOPs of the dense layers, forward and backward through activations: 12 D^2
-  weights each."""
-  return 4.0 * 12 * config.hidden_size**2 * config.num_hidden_layers * n_tokens
+  """Counts the FLOP of the dense layers, forward and backward through activations.
+
+  A layer has 12 D^2 weights, and each costs a token 2 FLOP in either direction.
+  """
+  n_weights = 12 * config.hidden_size**2 * config.num_hidden_layers
+  return 4.0 * n_weights * n_tokens
 
 
 def shared_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
-  """Builds the step of our tower, with the token budget of a training step of these
-  K rows."""
-  k, config = lengths_K.size, MODELS[fields.model]
+  """Builds our tower's step, with the token budget of a training step of K rows."""
+  k = lengths_K.size
+  config = MODELS[fields.model]
   block, capacity = _block(fields)
   budget = packed.token_budget(token_lengths(), k, capacity=capacity)
   n_chunks = -(-k // fields.chunk)
   memory = packed.MemoryPlan(n_chunks, "none" if n_chunks == 1 else "layers")
   tower = text_tower("shared", config, fields.dtype, budget, memory, block)
   if getattr(config, "bidirectional", False):
+    # Such a tower reads all positions of each class; nothing is packed.
     n_positions = config.max_position_embeddings
     lengths_K = np.full(k, n_positions - fields.m - 1)
-    return _jax_step("shared", fields, lengths_K, tower, n_positions * k, k)
-  if not bool(packed.kept_rows(jnp.asarray(lengths_K), budget, capacity).all()):
-    raise ConfigError(
-      "benchmark.seed", fields.seed, "one whose names fit the token budget"
-    )
-  tokens = fields.m + 1 + int(lengths_K.sum())
-  return _jax_step("shared", fields, lengths_K, tower, tokens, k)
+    n_tokens = n_positions * k
+  else:
+    if not bool(packed.kept_rows(jnp.asarray(lengths_K), budget, capacity).all()):
+      raise ConfigError(
+        "benchmark.seed", fields.seed, "one whose names fit the token budget"
+      )
+    n_tokens = fields.m + 1 + int(lengths_K.sum())
+  return _tower_step(
+    "shared", fields, lengths_K, tower=tower, n_tokens=n_tokens, rows_at_a_time=k
+  )
 
 
 def _block(fields: Benchmark) -> tuple[int | None, int | None]:
   """Rows of a block of the packed tower on the measured device, and its own tokens."""
   block = block_of("shared", MODELS[fields.model], devices()[0].platform)
-  return block, None if block is None else block - fields.m - 1
+  if block is None:
+    return None, None
+  return block, block - fields.m - 1
 
 
 def reference_step(
   fields: Benchmark, lengths_K: np.ndarray
 ) -> tuple[Measurement, Step]:
-  """Builds the step of HuggingFace Flax, `rows_at_a_time` rows after one another."""
+  """Builds the step of HuggingFace Flax's tower over groups of `rows_at_a_time` rows."""
   config = MODELS[fields.model]
-  tower = text_tower("reference", config, fields.dtype)
-  tokens = config.max_position_embeddings * lengths_K.size
-  return _jax_step("reference", fields, lengths_K, tower, tokens, fields.rows_at_a_time)
+  return _tower_step(
+    "reference",
+    fields,
+    lengths_K,
+    tower=text_tower("reference", config, fields.dtype),
+    n_tokens=config.max_position_embeddings * lengths_K.size,
+    rows_at_a_time=fields.rows_at_a_time,
+  )
 
 
-def _jax_step(name, fields, lengths_K, tower, tokens, rows_at_a_time):
-  config, lengths_N = MODELS[fields.model], token_lengths()
-  k, longest = lengths_K.size, int(max(lengths_N.max(), lengths_K.max()))
+def _tower_step(
+  name: str,
+  fields: Benchmark,
+  lengths_K: np.ndarray,
+  *,
+  tower: Callable[..., jax.Array],
+  n_tokens: int,
+  rows_at_a_time: int,
+) -> tuple[Measurement, Step]:
+  """Builds a tower's step, forward and backward to the prefix, on random inputs.
+
+  All rows are compiled together for the figure of memory, but they run in groups of
+  `rows_at_a_time`, one after another. `n_tokens` are those that the tower computes.
+  """
+  config = MODELS[fields.model]
+  lengths_N = token_lengths()
+  k = lengths_K.size
+  longest = int(max(lengths_N.max(), lengths_K.max()))
   rows_at_a_time = min(rows_at_a_time, k)
   params, prefix_PxD = random_inputs(config, fields.m, fields.seed)
 
@@ -158,42 +187,60 @@ def _jax_step(name, fields, lengths_K, tower, tokens, rows_at_a_time):
       jax.random.normal(key, (n_rows, config.projection_dim)),
     )
 
-  compiled = gradient.lower(
-    params, prefix_PxD, *jax.eval_shape(lambda: inputs(0, k))
-  ).compile()
-  parts = [
-    inputs(start, min(rows_at_a_time, k - start))
-    for start in range(0, k, rows_at_a_time)
-  ]
+  all_rows = jax.eval_shape(lambda: inputs(0, k))
+  compiled = gradient.lower(params, prefix_PxD, *all_rows).compile()
+  parts = []
+  for start in range(0, k, rows_at_a_time):
+    parts.append(inputs(start, min(rows_at_a_time, k - start)))
   call = compiled if len(parts) == 1 else gradient
 
-  def step(warm_up):
-    # The last part may have another size.
-    for part in parts[:1] + parts[-1:] if warm_up else parts:
+  def step(is_warmup: bool) -> None:
+    chosen = parts
+    if is_warmup:
+      # All parts have the first's size but the last, which is a program of its own.
+      chosen = parts[:1] + parts[-1:]
+    for part in chosen:
       jax.block_until_ready(call(params, prefix_PxD, *part))
 
-  flops, peak = dense_flops(config, tokens), temporaries_mib(compiled)
-  return Measurement(name, k, lengths_N.size, tokens, rows_at_a_time, flops, peak), step
+  measurement = Measurement(
+    implementation=name,
+    k=k,
+    n_classes=lengths_N.size,
+    tokens=n_tokens,
+    rows_at_a_time=rows_at_a_time,
+    flops=dense_flops(config, n_tokens),
+    peak_mib=temporaries_mib(compiled),
+  )
+  return measurement, step
 
 
 def temporaries_mib(compiled: jax.stages.Compiled) -> float | None:
-  """Peak temporaries of a compiled program; None if the backend has no figure."""
+  """Returns a program's peak temporaries; None if the backend has no figure."""
   memory = compiled.memory_analysis()
-  return None if memory is None else memory.temp_size_in_bytes / 2**20
+  if memory is None:
+    return None
+  return memory.temp_size_in_bytes / 2**20
 
 
 def random_inputs(config: CLIPTextConfig, m: int, seed: int) -> tuple[Any, jax.Array]:
-  """Random parameters in FlaxCLIP's tree and a random prefix [M+1, D], on the
-  device."""
+  """Draws a text tower's parameters and a prefix, and places them on the device.
+
+  Args:
+    config: sizes of the text tower.
+    m: number of context vectors.
+    seed: random seed of both draws.
+
+  Returns:
+    The text parameters in FlaxCLIP's tree, and the prefix [M+1, D].
+  """
+  # The shapes of a whole CLIP need an image tower: the smallest.
   vision = CLIPVisionConfig(1, 1, 1, 1, 1, image_size=1, patch_size=1)
   shapes = parameter_shapes(ClipConfig(config, vision, config.projection_dim))
-  params = random_params(
-    {name: shapes[name] for name in ("text_model", "text_projection")}, seed
-  )
-  prefix = np.random.default_rng(seed).standard_normal(
-    (m + 1, config.hidden_size), np.float32
-  )
-  return jax.device_put((params, 0.02 * prefix))
+  text_shapes = {name: shapes[name] for name in ("text_model", "text_projection")}
+  params = random_params(text_shapes, seed)
+  rng = np.random.default_rng(seed)
+  prefix = 0.02 * rng.standard_normal((m + 1, config.hidden_size), np.float32)
+  return jax.device_put((params, prefix))
 
 
 # By config.benchmark.implementations.
@@ -203,37 +250,56 @@ IMPLEMENTATIONS = {"shared": shared_step, "reference": reference_step}
 def whole_step(
   fields: Benchmark, k: int, n_classes: int, renew: int | None = None
 ) -> tuple[Measurement, Step]:
-  """Builds the step of one device with one draw of K of N classes, one positive an
-  image.
+  """Builds the whole training step of one device, with one draw for all images.
 
-  `renew` is the number of rows of the bank that a step of the sampler `posterior`
-  renews; None stands for a uniform draw without a bank.
+  Args:
+    fields: settings of the benchmark.
+    k: classes of an image's contrast: its own, and k - 1 negatives.
+    n_classes: number of classes to draw from.
+    renew: rows of the bank that a step of the sampler `posterior` renews; None for a
+      uniform draw without a bank.
   """
   compiled, state, frozen, batch = compile_step(fields, k, n_classes, renew)
-  lengths_N = np.asarray(frozen.tokens.lengths)
   step = training.repeated(compiled, state, frozen, batch)
+  lengths_N = np.asarray(frozen.tokens.lengths)
   n_rows = _GROUP + draws.n_negatives(k, n_classes)
   n_tokens = fields.m + 1 + round(n_rows * float(lengths_N.mean()))
-  flops, peak = dense_flops(MODELS[fields.model], n_tokens), temporaries_mib(compiled)
-  bank = 0.0 if state.bank is None else state.bank.nbytes / 2**20
-  sizes = k, n_classes, n_tokens, n_rows, flops, peak
-  return Measurement(
-    "train_step", *sizes, renew=renew, bank_mib=bank
-  ), lambda warm_up: step()
+  measurement = Measurement(
+    implementation="train_step",
+    k=k,
+    n_classes=n_classes,
+    tokens=n_tokens,
+    rows_at_a_time=n_rows,
+    flops=dense_flops(MODELS[fields.model], n_tokens),
+    peak_mib=temporaries_mib(compiled),
+    renew=renew,
+  )
+  if state.bank is not None:
+    measurement.bank_mib = state.bank.nbytes / 2**20
+  return measurement, lambda is_warmup: step()
+
+
+class CompiledStep(NamedTuple):
+  """A compiled training step with the arguments that it takes, in order."""
+
+  program: jax.stages.Compiled
+  state: TrainState  # donated: its memory becomes that of the next state
+  frozen: Frozen
+  batch: dict[str, jax.Array]  # features "image" [B,E] and classes "label" [B]
 
 
 def compile_step(
   fields: Benchmark, k: int, n_classes: int, renew: int | None
-) -> tuple[jax.stages.Compiled, TrainState, Frozen, dict[str, jax.Array]]:
-  """Compiles the step of `whole_step`; returns it with its arguments, the state
-  donated."""
-  config, rng = MODELS[fields.model], np.random.default_rng(fields.seed)
+) -> CompiledStep:
+  """Compiles the step of `whole_step`, whose arguments it takes."""
+  config = MODELS[fields.model]
+  rng = np.random.default_rng(fields.seed)
+  mesh = make_mesh(devices=devices()[:1])
   # Names repeat, so that the mean length of a draw does not depend on N.
   lengths_N = np.resize(token_lengths(), n_classes)
   ids_NxL = rng.integers(0, config.vocab_size, (n_classes, lengths_N.max()), np.int32)
-  params, prefix = random_inputs(config, fields.m, fields.seed)
-  mesh = make_mesh(devices=devices()[:1])
   tokens = ClassTokens(ids_NxL, lengths_N - 2, lengths_N)
+  params, prefix = random_inputs(config, fields.m, fields.seed)
   frozen = replicate(Frozen(params, {}, prefix[:1], tokens), mesh)
   module = PromptContext(fields.m, config.hidden_size)
   optimizer = sgd(lambda step: 0.002, 0.9, 5e-4)
@@ -241,11 +307,8 @@ def compile_step(
   drawing = samplers.SamplingSettings(name, mix=Sampling().mix)
   contrast = ContrastSettings(k, n_classes, "log", 100.0, drawing)
   block, capacity = _block(fields)
-  budget = step_token_budget(
-    module, lengths_N, settings=contrast, group_size=_GROUP, capacity=capacity
-  )
 
-  def learner_of(budget):
+  def learner_of(budget: int) -> ContextLearner:
     memory = plan_memory(
       config,
       fields.m + 1,
@@ -258,13 +321,18 @@ def compile_step(
     tower = text_tower("shared", config, fields.dtype, budget, memory, block)
     return ContextLearner(module, tower, budget, capacity)
 
-  learner, renewal = learner_of(budget), None
+  budget = step_token_budget(
+    module, lengths_N, settings=contrast, group_size=_GROUP, capacity=capacity
+  )
+  learner = learner_of(budget)
+  renewal = None
   if renew:
     renewal_budget = renewal_token_budget(lengths_N, 0, 1, renew, capacity)
     renewal = training.Renewal(learner_of(renewal_budget), renew)
   parts = training.StepParts(mesh, learner, optimizer, contrast, renewal=renewal)
   state = replicate(create_state(learner, optimizer, fields.seed), mesh)
   if renew is not None:
+    # Random rows: a step takes as long for any values.
     rows_NxE = rng.standard_normal((n_classes, config.projection_dim), np.float32)
     rows_NxE /= np.linalg.norm(rows_NxE, axis=-1, keepdims=True)
     state = state.replace(bank=place_rows(rows_NxE, mesh, fields.bank_dtype))
@@ -273,9 +341,5 @@ def compile_step(
     "label": rng.integers(0, n_classes, _GROUP, np.int32),
   }
   batch = jax.device_put(batch, NamedSharding(mesh, P(DATA)))
-  return (
-    make_train_step(parts).lower(state, frozen, batch).compile(),
-    state,
-    frozen,
-    batch,
-  )
+  program = make_train_step(parts).lower(state, frozen, batch).compile()
+  return CompiledStep(program, state=state, frozen=frozen, batch=batch)

@@ -3,7 +3,7 @@
 `classifier.safetensors` has the tensor `embeddings` [N,E], unit rows, and all that a
 reader needs as metadata; `labels.txt` beside it has a name a line. With
 `classifier.image_tower=stablehlo` the folder also gets `image_tower.stablehlo`, uint8
-pixels in and unit features out, and `preprocessing.json`. docs/certainty.md opens them
+pixels in and unit features out, and `preprocessing.json`. docs/how-to/certainty.md opens them
 in a few lines without this package.
 
 Shapes: B images, N classes, E embedding, S side of an image.

@@ -1,7 +1,8 @@
 """Image source `features`: features that another program has computed, in place of the
 images.
 
-docs/formats.md describes the folder, and docs/dump_open_clip.py writes it. The features
+docs/reference/formats.md describes the folder, and docs/scripts/dump_open_clip.py
+writes it. The features
 are mapped into memory, and each row is compared with its CRC-32 whenever it is read.
 `features.json` may have a checksum. The features of an image that the other program
 could not read are NaN.

@@ -22,7 +22,8 @@ class Sets(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Prepare(Group):
-  """The job prepare: a TFDS data set from files as distributed; see docs/data.md."""
+  """The job prepare: a TFDS data set from files as distributed; see
+  docs/how-to/data.md."""
 
   dataset: str = row("", "data set: imagenet21k, fgvc_aircraft, coop_stanford_cars, ..")
   input: str = row("", "archive or folder that it is made from")

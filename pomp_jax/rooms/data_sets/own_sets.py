@@ -1,5 +1,5 @@
-"""A user's own data sets, described in a TOML file or a config as docs/evaluation.md
-shows.
+"""A user's own data sets, described in a TOML file or a config as
+docs/how-to/evaluation.md shows.
 
 Parsing checks keys and values. Files and folders are read when a set is opened.
 """

@@ -19,7 +19,7 @@ class Tracking(Group):
   """An experiment tracker."""
 
   tracker: str = row(
-    "none", "experiment tracker; see docs/watching.md", one_of("none", *TRACKERS)
+    "none", "experiment tracker; see docs/how-to/watching.md", one_of("none", *TRACKERS)
   )
 
   def check_in(self, config: Any) -> None:
@@ -44,7 +44,7 @@ class Upload(Group):
   """Upload of a prompt to a hub."""
 
   hub: str = row(
-    "", "repository to upload the prompt to, hf:OWNER/NAME; see docs/reuse.md"
+    "", "repository to upload the prompt to, hf:OWNER/NAME; see docs/how-to/reuse.md"
   )
   license: str = row("", "licence of the uploaded prompt: apache-2.0, mit, ..")
   private: bool = row(

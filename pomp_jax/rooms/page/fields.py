@@ -17,7 +17,7 @@ _names = Check(
 
 @dataclasses.dataclass(frozen=True)
 class Page(Group):
-  """The job page: pictures and runs in the browser; see docs/page.md."""
+  """The job page: pictures and runs in the browser; see docs/how-to/page.md."""
 
   host: str = row(
     "127.0.0.1", "address of the page; 0.0.0.0 opens it to the network", _address

@@ -1,6 +1,6 @@
-"""Annotations of objects as COCO and LVIS store them: JSON of images, categories and
-annotations.
+"""Annotations of objects as COCO and LVIS store them, in JSON.
 
+The JSON has images, categories and annotations.
 LVIS adds each category's `frequency` (r, c or f) and, for each image, the categories
 that are known to be absent (`neg_category_ids`) or not annotated exhaustively
 (`not_exhaustive_category_ids`). COCO's panoptic JSON has segments, and for each image a
@@ -50,10 +50,10 @@ class ImageEntry(NamedTuple):
 class Truth(NamedTuple):
   """Annotated objects of one image."""
 
-  # x0, y0, x1, y1 in pixels, ends exclusive, inside the image
+  # x0, y0, x1, y1 in pixels, ends exclusive, inside the image.
   boxes: Float32[np.ndarray, "R 4"]
   classes: Int32[np.ndarray, " R"]
-  # whether an object is a group that detections need not separate
+  # Whether an object is a group that detections need not separate.
   crowd: Bool[np.ndarray, " R"]
 
 
@@ -76,32 +76,41 @@ class Annotations:
 
   def truth(self, index: int) -> Truth:
     """Objects of an image."""
-    rows, image = self.rows[index], self.images[index]
+    rows = self.rows[index]
+    image = self.images[index]
     boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     boxes = np.clip(boxes, 0, [image.width, image.height] * 2)
     class_of = {
-      number: index for index, number in enumerate(self.category_ids.tolist())
+      number: label for label, number in enumerate(self.category_ids.tolist())
     }
     classes = [class_of[row["category_id"]] for row in rows]
-    crowd = np.array([bool(row.get("iscrowd", 0)) for row in rows], bool)
-    return Truth(boxes.astype(np.float32), np.array(classes, np.int32), crowd)
+    crowd = [bool(row.get("iscrowd", 0)) for row in rows]
+    return Truth(
+      boxes.astype(np.float32), np.array(classes, np.int32), np.array(crowd, bool)
+    )
 
   def masks(self, index: int) -> Bool[np.ndarray, "R H W"]:
-    """Masks of an image's objects, from polygons or RLE; RegionError as
-    `run_lengths`."""
+    """Masks of an image's objects, from polygons or RLE.
+
+    Errors are those of `run_lengths`.
+    """
     image = self.images[index]
     masks = [mask_api.decode(rle).astype(bool) for rle in self.run_lengths(index)]
     return np.array(masks, bool).reshape(-1, image.height, image.width)
 
   def run_lengths(self, index: int) -> list[dict[str, Any]]:
-    """The same masks as RLE; RegionError if an object has none, or one of another
-    size."""
+    """The same masks as RLE.
+
+    Raises:
+      RegionError: an object has no mask, or one of another size.
+    """
     return [self.run_lengths_of(index, row) for row in self.rows[index]]
 
   def run_lengths_of(self, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
     """The mask of one of an image's `rows`."""
-    where, image = f"segmentation of annotation {row.get('id')}", self.images[index]
+    image = self.images[index]
+    where = f"segmentation of annotation {row.get('id')}"
     return run_lengths(
       self.path, where, row.get("segmentation"), image.height, image.width
     )
@@ -111,32 +120,41 @@ class Annotations:
     return join(root, self.images[index].file_name)
 
   def image(self, index: int, root: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
-    """Pixels of an image below a folder; RegionError if its size is not the one
-    named here."""
+    """Pixels of an image below a folder; RegionError if its size is another one."""
     path = self.image_path(index, root)
     pixels = read_rgb(path)
     self.check_size(path, index, pixels.shape[:2])
     return pixels
 
   def check_images(self, root: str | os.PathLike, sizes: bool = False) -> None:
-    """Checks that all image files exist and, by their headers, have the sizes named
-    here."""
+    """Checks that all image files exist and, with `sizes`, have the sizes named here.
+
+    The sizes are read from the files' headers.
+    """
     for index in range(len(self)):
-      if not is_file(path := self.image_path(index, root)):
+      path = self.image_path(index, root)
+      if not is_file(path):
         raise RegionError(f"{path}: no such image, named by {self.path}")
       if sizes:
         self.check_size(path, index, image_size(path))
 
   def check_size(self, path: Path, index: int, shape: tuple[int, ...]) -> None:
-    """Raises RegionError unless the file of an image has the height and width named
-    here."""
-    _, _, height, width, *_ = self.images[index]
-    if shape != (height, width):
-      found, accepted = (
-        f"{shape[1]} x {shape[0]}",
-        f"{width} x {height}, as {self.path} says",
+    """Compares the size of an image's file with the one named here.
+
+    Args:
+      path: file, for the message.
+      index: number of the image.
+      shape: height and width of the file in pixels.
+
+    Raises:
+      RegionError: they differ.
+    """
+    image = self.images[index]
+    if shape != (image.height, image.width):
+      raise RegionError(
+        f"{path}: has {shape[1]} x {shape[0]} pixels;"
+        f" accepted: {image.width} x {image.height}, as {self.path} says"
       )
-      raise RegionError(f"{path}: has {found} pixels; accepted: {accepted}")
 
 
 def read_annotations(
@@ -146,9 +164,12 @@ def read_annotations(
 
   The classes are those of `names`, compared as words, so that "a_b" equals "a b"; names
   without a category are kept. Without a list they are the file's categories in
-  ascending order of their ids. VocabularyError for no JSON, or unusable categories;
-  RegionError for anything else that is not as COCO describes it, a box or polygon
-  outside its image, or a category that `names` lacks.
+  ascending order of their ids.
+
+  Raises:
+    VocabularyError: the file is no JSON, or its categories are unusable.
+    RegionError: anything else is not as COCO describes it, a box or polygon is outside
+      its image, or `names` lacks a category.
   """
   return annotations_of(read_user_json(path, VocabularyError), str(path), names)
 
@@ -156,65 +177,97 @@ def read_annotations(
 def annotations_of(
   value: Any, path: str = "the annotations", names: Sequence[str] | None = None
 ) -> Annotations:
-  """Annotations from the content of a file; see `read_annotations`."""
+  """Annotations from the content of a file; see `read_annotations`.
+
+  Args:
+    value: content of the JSON file.
+    path: its name for messages.
+    names: names of the classes.
+  """
   categories = categories_by_id(path, value)
-  if strange := [number for number in categories if not 0 <= number < 2**63]:
-    refuse(path, "the id of a category", str(strange[0]), "0 to 2^63 - 1")
-  words = [normalized_name(name) for name in names or ()]
+  for number in categories:
+    if not 0 <= number < 2**63:
+      refuse(path, "the id of a category", str(number), "0 to 2^63 - 1")
   if names is None:
-    ids = np.array(sorted(categories))
+    ids = sorted(categories)
     words = [categories[number].name for number in ids]
   else:
-    id_of = {category.name: number for number, category in categories.items()}
-    if missing := [name for name in id_of if name not in set(words)]:
-      accepted = f"one of the {len(words)} names of the class list"
-      refuse(path, f"the category {id_of[missing[0]]}", repr(missing[0]), accepted)
-    ids = np.array([id_of.get(name, -1) for name in words])
+    words = [normalized_name(name) for name in names]
+    ids = _ids_of_names(path, words, categories)
   synonyms = tuple(
     (name, *categories[number].synonyms) if number in categories else (name,)
-    for name, number in zip(words, ids.tolist(), strict=True)
+    for name, number in zip(words, ids, strict=True)
   )
   images = [
     _image(path, where, row) for where, row in objects_of(path, value, "images")
   ]
-  place = {image.id: index for index, image in enumerate(images)}
-  if not images or len(place) < len(images):
-    refuse(
-      path,
-      "images",
-      "with a repeated id" if images else "empty",
-      "images of different ids",
-    )
+  if not images:
+    refuse(path, "images", "empty", "images of different ids")
+  index_of = {image.id: index for index, image in enumerate(images)}
+  if len(index_of) < len(images):
+    refuse(path, "images", "with a repeated id", "images of different ids")
   by_image: list[list[dict[str, Any]]] = [[] for _ in images]
   for where, row in objects_of(path, value, "annotations"):
-    number = row.get("image_id")
-    if type(number) is not int or number not in place:
-      refuse(path, f"{where}.image_id", repr(number), "an image's id")
-    _check_annotation(path, where, row, images[place[number]], categories)
-    by_image[place[number]].append(row)
-  frequency_of = {row["id"]: row.get("frequency") for row in value["categories"]}
-  frequencies = None
-  if any(frequency_of.values()):
-    for number, own in frequency_of.items():
-      if own not in FREQUENCIES:
-        refuse(
-          path, f"frequency of category {number}", repr(own), ", ".join(FREQUENCIES)
-        )
-    frequencies = tuple(frequency_of.get(number, "") for number in ids.tolist())
+    image_id = row.get("image_id")
+    if type(image_id) is not int or image_id not in index_of:
+      refuse(path, f"{where}.image_id", repr(image_id), "an image's id")
+    index = index_of[image_id]
+    _check_annotation(path, where, row, images[index], categories)
+    by_image[index].append(row)
   return Annotations(
-    path, tuple(words), ids, synonyms, frequencies, tuple(images), tuple(by_image)
+    path,
+    names=tuple(words),
+    category_ids=np.array(ids),
+    synonyms=synonyms,
+    frequencies=_frequencies(path, value["categories"], ids),
+    images=tuple(images),
+    rows=tuple(by_image),
   )
+
+
+def _ids_of_names(
+  path: str, words: Sequence[str], categories: Mapping[int, Any]
+) -> list[int]:
+  """Category of each name, -1 without one; RegionError for a category without a name."""
+  id_of = {category.name: number for number, category in categories.items()}
+  known = set(words)
+  for name, number in id_of.items():
+    if name not in known:
+      accepted = f"one of the {len(words)} names of the class list"
+      refuse(path, f"the category {number}", repr(name), accepted)
+  return [id_of.get(name, -1) for name in words]
+
+
+def _frequencies(
+  path: str, categories: Sequence[Mapping[str, Any]], ids: Sequence[int]
+) -> tuple[str, ...] | None:
+  """LVIS's frequency of each class, "" without a category; None if the file has none."""
+  frequency_of: dict[int, Any] = {row["id"]: row.get("frequency") for row in categories}
+  if not any(frequency_of.values()):
+    return None
+  for number, frequency in frequency_of.items():
+    if frequency not in FREQUENCIES:
+      accepted = ", ".join(FREQUENCIES)
+      refuse(path, f"frequency of category {number}", repr(frequency), accepted)
+  return tuple(frequency_of.get(number, "") for number in ids)
 
 
 def run_lengths(
   path: str | os.PathLike, where: str, segmentation: Any, height: int, width: int
 ) -> dict[str, Any]:
-  """RLE as `faster_coco_eval.core.mask` takes it; RegionError unless it is a mask of H
-  x W.
+  """RLE as `faster_coco_eval.core.mask` takes it.
 
-  `segmentation` is a list of polygons x, y, x, y, .., or {"size": [H,W], "counts": ..}
-  with RLE as a list of run lengths or as a string. Polygons of fewer than three points
-  are empty.
+  Args:
+    path: file of the annotations, for messages.
+    where: place in the file, for messages.
+    segmentation: list of polygons x, y, x, y, .., or {"size": [H,W], "counts": ..} with
+      RLE as a list of run lengths or as a string. Polygons of fewer than three points
+      are empty.
+    height: height of the image in pixels, H.
+    width: width of the image in pixels, W.
+
+  Raises:
+    RegionError: it is no mask of H x W.
   """
   _check_segmentation(path, where, segmentation, height, width)
   if isinstance(segmentation, list):
@@ -227,10 +280,11 @@ def run_lengths(
     segmentation = segmentation | {"counts": segmentation["counts"].encode()}
   try:
     rle = mask_api.segmToRle(segmentation, width, height)
-    # Check the runs here: some versions of the library read beyond the image.
-    runs = _runs(rle["counts"]) if isinstance(segmentation, dict) else [height * width]
-    if min(runs, default=0) < 0 or sum(runs) != height * width:
-      raise ValueError(f"runs of {sum(runs)} pixels")
+    if isinstance(segmentation, dict):
+      # Check the runs here: some versions of the library read beyond the image.
+      runs = _runs(rle["counts"])
+      if min(runs, default=0) < 0 or sum(runs) != height * width:
+        raise ValueError(f"runs of {sum(runs)} pixels")
   except Exception as error:  # the library's errors share no base
     refuse(path, where, f"damaged ({error})", f"polygons or RLE of {height} x {width}")
   return rle
@@ -241,72 +295,93 @@ def _check_segmentation(
 ) -> None:
   """Checks the form of polygons or RLE without decoding them."""
   if isinstance(segmentation, dict):
-    size, counts = segmentation.get("size"), segmentation.get("counts")
-    if size != [height, width]:
-      refuse(path, f"{where}.size", repr(size), f"[{height}, {width}], as the image")
-    text = isinstance(counts, str) and counts.isascii()
-    if not text and not (
-      isinstance(counts, list) and all(type(n) is int for n in counts)
-    ):
-      refuse(
-        path,
-        f"{where}.counts",
-        type(counts).__name__,
-        "run lengths as a list or a string",
-      )
+    _check_rle(path, where, segmentation, height, width)
     return
-  if not isinstance(segmentation, list) or not segmentation:
-    refuse(
-      path, where, repr(segmentation) if segmentation else "missing", "polygons or RLE"
-    )
+  if not segmentation:
+    refuse(path, where, "missing", "polygons or RLE")
+  if not isinstance(segmentation, list):
+    refuse(path, where, repr(segmentation), "polygons or RLE")
   for polygon in segmentation:
-    if (
-      not isinstance(polygon, list)
-      or len(polygon) % 2
-      or not all(map(is_number, polygon))
-    ):
+    is_polygon = (
+      isinstance(polygon, list)
+      and len(polygon) % 2 == 0
+      and all(map(is_number, polygon))
+    )
+    if not is_polygon:
       refuse(path, where, "no list of polygons", "x, y, x, y, .. of each polygon")
     points = np.array(polygon, np.float64).reshape(-1, 2)
     if (points < -_SLACK).any() or (points - _SLACK > [width, height]).any():
-      refuse(
-        path, where, "a polygon outside the image", f"points in {width} x {height}"
-      )
+      accepted = f"points in {width} x {height}"
+      refuse(path, where, "a polygon outside the image", accepted)
+
+
+def _check_rle(
+  path: str | os.PathLike,
+  where: str,
+  segmentation: Mapping[str, Any],
+  height: int,
+  width: int,
+) -> None:
+  """Checks the form of RLE without decoding it."""
+  size = segmentation.get("size")
+  if size != [height, width]:
+    refuse(path, f"{where}.size", repr(size), f"[{height}, {width}], as the image")
+  match segmentation.get("counts"):
+    case str() as text if text.isascii():
+      return
+    case list() as lengths if all(type(length) is int for length in lengths):
+      return
+    case counts:
+      accepted = "run lengths as a list or a string"
+      refuse(path, f"{where}.counts", type(counts).__name__, accepted)
 
 
 def _runs(counts: bytes) -> list[int]:
-  """Run lengths of COCO's string, whose characters hold five bits each, the lowest
-  first."""
+  """Run lengths of COCO's string.
+
+  Characters hold five bits each, the lowest first.
+  """
   runs: list[int] = []
-  value = shift = 0
+  value = 0
+  shift = 0
   for character in counts:
     bits = character - 48
     value |= (bits & 31) << shift
     shift += 5
-    # 32 says that more follow, and 16 of the last is the sign.
     if shift > 60:
       raise ValueError("a run without an end")
-    if not bits & 32:
-      value -= (bits & 16) << (shift - 4)
-      # From the fourth on differences to the run two before.
-      runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-      value = shift = 0
+    # 32 says that more characters follow, and 16 of the last one is the sign.
+    if bits & 32:
+      continue
+    value -= (bits & 16) << (shift - 4)
+    # From the fourth on, runs are differences to the run two before.
+    if len(runs) > 2:
+      value += runs[-2]
+    runs.append(value)
+    value = 0
+    shift = 0
   return runs
 
 
 def objects_of(
   path: str, value: Any, field: str, within: str = ""
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields place and content of each object of a JSON's list; RegionError if it is
-  none."""
+  """Yields place and content of each object of a JSON's list.
+
+  Args:
+    path: file, for messages.
+    value: JSON object that has the list.
+    field: member that is the list.
+    within: place of `value` in the file, for messages, with a dot behind it.
+
+  Raises:
+    RegionError: the member is no list of objects.
+  """
   rows = value.get(field) if isinstance(value, dict) else None
   where = f"{within}{field}"
   if not isinstance(rows, list):
-    refuse(
-      path,
-      where,
-      f"a {type(rows).__name__}" if rows else "missing",
-      "a list of objects",
-    )
+    found = f"a {type(rows).__name__}" if rows else "missing"
+    refuse(path, where, found, "a list of objects")
   for index, row in enumerate(rows):
     if not isinstance(row, dict):
       refuse(path, f"{where}[{index}]", f"a {type(row).__name__}", "an object")
@@ -314,33 +389,54 @@ def objects_of(
 
 
 def _image(path: str, where: str, row: Mapping[str, Any]) -> ImageEntry:
+  """Checks the entry of an image."""
   for field in ("id", "height", "width"):
     if type(row.get(field)) is not int or not -(2**63) <= row[field] < 2**63:
       refuse(path, f"{where}.{field}", repr(row.get(field)), "an integer")
-  height, width = row["height"], row["width"]
+  height = row["height"]
+  width = row["width"]
   if min(height, width) < 1 or height * width > MAX_PIXELS:
     refuse(path, where, f"of {width} x {height} pixels", f"1 to {MAX_PIXELS} pixels")
   name: Any = row.get("file_name")
-  # LVIS: .../val2017/000000397133.jpg
   if name is None and isinstance(row.get("coco_url"), str):
+    # LVIS: .../val2017/000000397133.jpg
     name = "/".join(row["coco_url"].split("/")[-2:])
-  shown = isinstance(name, str) and is_unicode(name) and name.isprintable() and name
-  # A URL would replace the folder, see `files.paths.join`.
-  if (
-    not shown
-    or {"..", ""} & {*posixpath.normpath(name).split("/")}
-    or scheme_of(name) is not None
-  ):
+  if not _is_below_a_folder(name):
     refuse(path, f"{where}.file_name", repr(name), "a path below the image folder")
-  lists = []
-  for field in ("neg_category_ids", "not_exhaustive_category_ids"):
-    numbers = row.get(field, [])
-    if not isinstance(numbers, list) or not all(
-      type(number) is int for number in numbers
-    ):
-      refuse(path, f"{where}.{field}", repr(numbers), "a list of category ids")
-    lists.append(tuple(numbers))
-  return ImageEntry(row["id"], name, height, width, *lists)
+  return ImageEntry(
+    row["id"],
+    name,
+    height,
+    width,
+    neg_category_ids=_category_ids(path, where, row, "neg_category_ids"),
+    not_exhaustive_category_ids=_category_ids(
+      path, where, row, "not_exhaustive_category_ids"
+    ),
+  )
+
+
+def _is_below_a_folder(name: Any) -> bool:
+  """Whether a JSON value is a relative path that stays below the folder it is joined to."""
+  if not isinstance(name, str) or not name:
+    return False
+  if not is_unicode(name) or not name.isprintable():
+    return False
+  # A URL would replace the folder, see `files.paths.join`.
+  if scheme_of(name) is not None:
+    return False
+  parts = posixpath.normpath(name).split("/")
+  return ".." not in parts and "" not in parts
+
+
+def _category_ids(
+  path: str, where: str, row: Mapping[str, Any], field: str
+) -> tuple[int, ...]:
+  """The category ids of an image's member, which may be missing."""
+  numbers = row.get(field, [])
+  is_list = isinstance(numbers, list)
+  if not is_list or not all(type(number) is int for number in numbers):
+    refuse(path, f"{where}.{field}", repr(numbers), "a list of category ids")
+  return tuple(numbers)
 
 
 def _check_annotation(
@@ -350,27 +446,33 @@ def _check_annotation(
   image: ImageEntry,
   categories: Mapping[int, Any],
 ) -> None:
-  category, box = row.get("category_id"), row.get("bbox")
+  """Raises RegionError for the first member of an annotation that can't be used."""
+  category = row.get("category_id")
   if type(category) is not int or category not in categories:
     refuse(path, f"{where}.category_id", repr(category), "the id of a category")
   if row.get("iscrowd", 0) not in (0, 1):
     refuse(path, f"{where}.iscrowd", repr(row["iscrowd"]), "0 or 1")
   if not is_number(row.get("area", 0.0)):
     refuse(path, f"{where}.area", repr(row["area"]), "a number")
+  box = row.get("bbox")
   if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
     refuse(path, f"{where}.bbox", repr(box), "x, y, width, height")
-  x, y, w, h = box
-  inside = (
-    min(x, y) >= -_SLACK
-    and x + w <= image.width + _SLACK
-    and y + h <= image.height + _SLACK
+  x, y, width, height = box
+  begins_inside = min(x, y) >= -_SLACK
+  ends_inside = (
+    x + width <= image.width + _SLACK and y + height <= image.height + _SLACK
   )
-  if min(w, h) < 0 or not inside:
+  if min(width, height) < 0 or not begins_inside or not ends_inside:
     accepted = f"a box in image {image.id} of {image.width} x {image.height}"
     refuse(path, f"{where}.bbox", repr(box), accepted)
   if "segmentation" in row:
-    sides = image.height, image.width
-    _check_segmentation(path, f"{where}.segmentation", row["segmentation"], *sides)
+    _check_segmentation(
+      path,
+      f"{where}.segmentation",
+      row["segmentation"],
+      height=image.height,
+      width=image.width,
+    )
 
 
 def is_number(value: Any) -> bool:
@@ -382,69 +484,79 @@ def is_number(value: Any) -> bool:
 class Panoptic:
   """Panoptic annotations of a data set."""
 
-  # segments of the images; an annotation's `id` is that of the segment
+  # Segments of the images; an annotation's `id` is that of the segment.
   annotations: Annotations
   files: tuple[str, ...]  # PNG of each image, below a folder
 
   def owners(self, index: int, root: str | os.PathLike) -> Int16[np.ndarray, "H W"]:
-    """Number of each pixel's segment in `annotations.rows[index]`, or -1, by the PNG
-    below `root`.
+    """Number of each pixel's segment in `annotations.rows[index]`, or -1.
 
-    RegionError unless that is an RGB image of H x W with ids that the JSON has.
+    The PNG below `root` has them.
+
+    Raises:
+      RegionError: that is no RGB image of H x W, or has ids that the JSON lacks.
     """
     path = join(root, self.files[index])
-    opened = open_image(Files(root).read(index, self.files[index]), str(path))
-    if opened.mode != "RGB":
-      raise RegionError(f"{path}: has pixels of mode {opened.mode}; accepted: RGB")
-    self.annotations.check_size(path, index, opened.size[::-1])
-    ids_HxW = np.asarray(opened).astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
+    image = open_image(Files(root).read(index, self.files[index]), str(path))
+    if image.mode != "RGB":
+      raise RegionError(f"{path}: has pixels of mode {image.mode}; accepted: RGB")
+    self.annotations.check_size(path, index, image.size[::-1])
+    ids_HxW = np.asarray(image).astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
     known = np.array([_VOID, *(row["id"] for row in self.annotations.rows[index])])
     order = np.argsort(known)
     place = np.minimum(np.searchsorted(known, ids_HxW, sorter=order), len(known) - 1)
     owners_HxW = order[place]
-    if (strange := known[owners_HxW] != ids_HxW).any():
+    is_unknown_HxW = known[owners_HxW] != ids_HxW
+    if is_unknown_HxW.any():
+      segment = ids_HxW[is_unknown_HxW][0]
       accepted = f"those of its image in {self.annotations.path}, or {_VOID}"
-      refuse(path, "an id", f"the segment {ids_HxW[strange][0]}", accepted)
+      refuse(path, "an id", f"the segment {segment}", accepted)
     # The first of `known` is no segment.
     return (owners_HxW - 1).astype(np.int16)
 
   def check_files(self, root: str | os.PathLike) -> None:
     """Raises RegionError for the first image without its PNG."""
     for name in self.files:
-      if not is_file(path := join(root, name)):
+      path = join(root, name)
+      if not is_file(path):
         raise RegionError(f"{path}: no such file, named by {self.annotations.path}")
 
 
 def read_panoptic(
   path: str | os.PathLike, names: Sequence[str] | None = None
 ) -> Panoptic:
-  """Reads a panoptic JSON as `read_annotations`; images without annotation are left
-  out."""
-  path, value = str(path), read_user_json(path, VocabularyError)
+  """Reads a panoptic JSON as `read_annotations`, without images that are not annotated."""
+  path = str(path)
+  value = read_user_json(path, VocabularyError)
   file_of: dict[int, str] = {}
   rows = []
   for where, row in objects_of(path, value, "annotations"):
-    number, name = row.get("image_id"), row.get("file_name")
-    segments = [one for _, one in objects_of(path, row, "segments_info", f"{where}.")]
-    if type(number) is not int or number in file_of:
-      refuse(path, f"{where}.image_id", repr(number), "an image's id, each once")
+    image_id = row.get("image_id")
+    segments = [
+      segment for _, segment in objects_of(path, row, "segments_info", f"{where}.")
+    ]
+    if type(image_id) is not int or image_id in file_of:
+      refuse(path, f"{where}.image_id", repr(image_id), "an image's id, each once")
+    name = row.get("file_name")
     if not isinstance(name, str) or "/" in name or not name.endswith(".png"):
       refuse(path, f"{where}.file_name", repr(name), "the name of a PNG")
-    ids = [one.get("id") for one in segments]
-    valid = all(type(one) is int and _VOID < one < 256**3 for one in ids)
-    if not valid or len(set(ids)) < len(ids):
+    ids = [segment.get("id") for segment in segments]
+    are_ids = all(type(number) is int and _VOID < number < 256**3 for number in ids)
+    if not are_ids or len(set(ids)) < len(ids):
       accepted = "different ones of 1 to 2^24 - 1"
       refuse(path, f"{where}.segments_info", f"of the ids {ids}", accepted)
-    file_of[number] = name
-    rows += [one | {"image_id": number} for one in segments]
+    file_of[image_id] = name
+    rows += [segment | {"image_id": image_id} for segment in segments]
+  # Images of unusable ids stay, so that `annotations_of` names them.
   images = [
-    one
-    for _, one in objects_of(path, value, "images")
-    if type(one.get("id")) is not int or one["id"] in file_of
+    image
+    for _, image in objects_of(path, value, "images")
+    if type(image.get("id")) is not int or image["id"] in file_of
   ]
   annotations = annotations_of(
     value | {"annotations": rows, "images": images}, path, names
   )
-  if missing := set(file_of) - {image.id for image in annotations.images}:
+  missing = set(file_of) - {image.id for image in annotations.images}
+  if missing:
     refuse(path, "image_id of an annotation", str(min(missing)), "an image's id")
   return Panoptic(annotations, tuple(file_of[image.id] for image in annotations.images))

@@ -11,7 +11,8 @@ import numpy as np
 from pomp_jax.rooms.regions.annotations import FREQUENCIES, Annotations
 from pomp_jax.rooms.regions.detections import MAX_DETECTIONS
 
-# evaluated at a time: the library holds an entry for each and each image
+# Categories that are evaluated at a time: the library holds an entry for each of them
+# and each image.
 _CATEGORIES = 100
 _KINDS = {"box": "bbox", "mask": "segm"}
 
@@ -30,63 +31,78 @@ def average_precision(
   absent count, unmatched detections of classes that are not exhaustively annotated are
   ignored, and 300 detections count in all.
 
-  Compares boxes or masks (`kind`) of the `result_rows` of all images. Returns fractions
-  of 1, None where no object is annotated; `per_class`, the AP of each of the C classes;
-  under the name of each group of classes, such as base and novel, its AP and AP50. To
-  compare masks, each detection must have one; RegionError if an object has none.
+  Args:
+    annotations: true objects of all images.
+    results: `result_rows` of all images; to compare masks, each has one.
+    kind: what is compared, "box" or "mask".
+    groups: classes by the name of a group, such as base and novel.
+
+  Returns:
+    Fractions of 1, None where no object is annotated; `per_class`, the AP of each of
+    the C classes; under the name of each group, its AP and AP50.
+
+  Raises:
+    RegionError: an object has no mask, and masks are compared.
   """
   # [thresholds, recalls, categories, areas]; -1 where no object is annotated.
   precision = _precision(annotations, results, kind)
-  ids = annotations.category_ids.tolist()
-  row_of = {number: row for row, number in enumerate(sorted(n for n in ids if n >= 0))}
-  rows_C = np.array([row_of.get(number, -1) for number in ids])
-  figures: dict[str, Any] = _averages(precision, np.arange(precision.shape[2]))
-  figures |= {f"AP{area}": _mean(precision[..., n]) for n, area in enumerate("sml", 1)}
-  frequencies = annotations.frequencies or ()
-  for frequency in FREQUENCIES if frequencies else ():
-    members = np.array([own == frequency for own in frequencies])
-    figures[f"AP{frequency}"] = _mean(precision[:, :, rows_C[members], 0])
+  rows_C = _rows_of_classes(annotations)
+  every_row = np.arange(precision.shape[2])
+  figures: dict[str, Any] = _averages(precision, every_row)
+  for area, name in enumerate(("APs", "APm", "APl"), 1):
+    figures[name] = _mean(precision[..., area])
+  if annotations.frequencies:
+    for frequency in FREQUENCIES:
+      members = np.array([own == frequency for own in annotations.frequencies])
+      figures[f"AP{frequency}"] = _mean(precision[:, :, rows_C[members], 0])
   for name, classes in (groups or {}).items():
     rows = rows_C[classes]
-    figures[name] = {
-      k: v for k, v in _averages(precision, rows[rows >= 0]).items() if k != "AP75"
-    }
+    averages = _averages(precision, rows[rows >= 0])
+    figures[name] = {"AP": averages["AP"], "AP50": averages["AP50"]}
   figures["per_class"] = [
     _mean(precision[:, :, row, 0]) if row >= 0 else None for row in rows_C.tolist()
   ]
   return figures
 
 
+def _rows_of_classes(annotations: Annotations) -> np.ndarray:
+  """Row of each class in the precision of all categories; -1 without a category."""
+  ids = annotations.category_ids.tolist()
+  known = sorted(number for number in ids if number >= 0)
+  row_of_id = {number: row for row, number in enumerate(known)}
+  return np.array([row_of_id.get(number, -1) for number in ids])
+
+
 def _precision(
   annotations: Annotations, results: Sequence[Mapping[str, Any]], kind: str
 ) -> np.ndarray:
   """Precision of the categories in ascending order of their ids."""
-  lvis = annotations.frequencies is not None
-  most = MAX_DETECTIONS["lvis" if lvis else "coco"]
-  of_category: dict[int, list[Mapping[str, Any]]] = {}
-  if lvis:
-    # The highest scores of each image; of equal ones the first.
-    best = sorted(results, key=lambda row: (row["image_id"], -row["score"]))
-    of_images = itertools.groupby(best, lambda row: row["image_id"])
-    results = [row for _, rows in of_images for row in [*rows][:most]]
-  for row in results:
-    of_category.setdefault(row["category_id"], []).append(row)
-  value = _ground_truth(annotations, kind)
-  ids = sorted(category["id"] for category in value["categories"])
-  truth = COCO(value)
+  is_lvis = annotations.frequencies is not None
+  most = MAX_DETECTIONS["lvis" if is_lvis else "coco"]
+  if is_lvis:
+    results = _best_of_images(results, most)
   # The library takes a detection's area from what is left in its row.
   unread = "segmentation" if kind == "box" else "bbox"
+  by_category: dict[int, list[Mapping[str, Any]]] = {}
+  for row in results:
+    kept = {key: value for key, value in row.items() if key != unread}
+    by_category.setdefault(row["category_id"], []).append(kept)
+  content = _ground_truth(annotations, kind)
+  truth = COCO(content)
+  ids = sorted(category["id"] for category in content["categories"])
   parts = []
   for start in range(0, len(ids), _CATEGORIES):
     part = ids[start : start + _CATEGORIES]
-    own = [row for number in part for row in of_category.get(number, ())]
-    found = [{k: v for k, v in row.items() if k != unread} for row in own]
-    detected = truth.loadRes(found) if found else COCO(value | {"annotations": []})
-    silent = lambda *_: None  # takes the library's progress lines
+    rows = [row for number in part for row in by_category.get(number, ())]
+    detected = truth.loadRes(rows) if rows else COCO(content | {"annotations": []})
     evaluation = COCOeval_faster(
-      truth, detected, _KINDS[kind], lvis_style=lvis, print_function=silent
+      truth,
+      detected,
+      _KINDS[kind],
+      lvis_style=is_lvis,
+      print_function=lambda *_: None,  # drops the library's progress lines
     )
-    evaluation.params.maxDets = [most] if lvis else [1, 10, most]
+    evaluation.params.maxDets = [most] if is_lvis else [1, 10, most]
     evaluation.params.catIds = part
     evaluation.evaluate()
     evaluation.accumulate()
@@ -94,9 +110,25 @@ def _precision(
   return np.concatenate(parts, axis=2)
 
 
+def _best_of_images(
+  results: Sequence[Mapping[str, Any]], most: int
+) -> list[Mapping[str, Any]]:
+  """The detections of the highest scores on each image, of equal ones the first."""
+  ordered = sorted(results, key=lambda row: (row["image_id"], -row["score"]))
+  best: list[Mapping[str, Any]] = []
+  for _, rows in itertools.groupby(ordered, lambda row: row["image_id"]):
+    best += itertools.islice(rows, most)
+  return best
+
+
 def _averages(precision: np.ndarray, rows: np.ndarray) -> dict[str, float | None]:
-  own = precision[:, :, rows, 0]
-  return {"AP": _mean(own), "AP50": _mean(own[0]), "AP75": _mean(own[5])}
+  """AP over all thresholds, at IoU 0.50 and at 0.75, for objects of any area."""
+  of_any_area = precision[:, :, rows, 0]
+  return {
+    "AP": _mean(of_any_area),
+    "AP50": _mean(of_any_area[0]),
+    "AP75": _mean(of_any_area[5]),
+  }
 
 
 def _mean(precision: np.ndarray) -> float | None:
@@ -106,25 +138,27 @@ def _mean(precision: np.ndarray) -> float | None:
 
 def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:
   """The data set in the form that faster-coco-eval reads and writes to."""
-  rows: list[dict[str, Any]] = []
+  objects: list[dict[str, Any]] = []
   for index, image in enumerate(annotations.images):
     for row in annotations.rows[index]:
-      area = row.get("area", row["bbox"][2] * row["bbox"][3])
-      own = {
-        "id": len(rows) + 1,
+      _, _, width, height = row["bbox"]
+      entry = {
+        "id": len(objects) + 1,
         "image_id": image.id,
         "category_id": row["category_id"],
+        "bbox": row["bbox"],
+        "area": row.get("area", width * height),
+        "iscrowd": int(row.get("iscrowd", 0)),
       }
-      own |= {"bbox": row["bbox"], "area": area, "iscrowd": int(row.get("iscrowd", 0))}
       if kind == "mask":
-        own["segmentation"] = annotations.run_lengths_of(index, row)
-      rows.append(own)
-  ids, names = annotations.category_ids.tolist(), annotations.names
-  frequencies = annotations.frequencies or ("",) * len(names)
+        entry["segmentation"] = annotations.run_lengths_of(index, row)
+      objects.append(entry)
+  ids = annotations.category_ids.tolist()
+  frequencies = annotations.frequencies or ("",) * len(ids)
   categories = [
     {"id": number, "name": name, "frequency": frequency}
-    for number, name, frequency in zip(ids, names, frequencies, strict=True)
+    for number, name, frequency in zip(ids, annotations.names, frequencies, strict=True)
     if number >= 0
   ]
   images = [image._asdict() for image in annotations.images]
-  return {"images": images, "annotations": rows, "categories": categories}
+  return {"images": images, "annotations": objects, "categories": categories}

@@ -1,5 +1,4 @@
-"""Class matrices: the text features that regions and pixels are compared with, from any
-prompt.
+"""Class matrices: text features, under any prompt, that regions and pixels meet.
 
 Shapes: C classes, S names of all classes, E embedding.
 """
@@ -19,7 +18,7 @@ from pomp_jax.files.prompt_file import ClassFeatures
 class ClassMatrix(NamedTuple):
   """Text features of classes with one or several names each."""
 
-  # unit rows, one a name, in the order of the classes
+  # Unit rows, one a name, in the order of the classes.
   features: Float[np.ndarray, "S E"]
   starts: Int[np.ndarray, " C"]  # first row of each class
 
@@ -31,17 +30,24 @@ class ClassMatrix(NamedTuple):
 def class_matrix(
   encoder: Encoder, synonyms: Sequence[Sequence[str]], named: NamedPrompt
 ) -> ClassMatrix:
-  """Computes the class matrix of a prompt for C classes with these names."""
-  if isinstance(named.prompt, ClassFeatures) or getattr(
-    named.prompt, "has_rows", False
-  ):
-    synonyms = [names[:1] for names in synonyms]  # a file has one row a class
+  """Computes the class matrix of a prompt.
+
+  Args:
+    encoder: CLIP's encoder.
+    synonyms: names of each of the C classes.
+    named: prompt, or a file of class features, whose rows are those of the first names.
+  """
+  has_one_row_a_class = getattr(named.prompt, "has_rows", False)
+  if isinstance(named.prompt, ClassFeatures) or has_one_row_a_class:
+    synonyms = [names[:1] for names in synonyms]
   features_SxE = features_under(encoder, _class_list(synonyms), named.prompt)
-  return ClassMatrix(features_SxE, np.cumsum([0, *map(len, synonyms[:-1])]))
+  n_names_C = [len(names) for names in synonyms]
+  starts_C = np.cumsum([0, *n_names_C[:-1]])
+  return ClassMatrix(features_SxE, starts_C)
 
 
 def key_parts(named: NamedPrompt, synonyms: Sequence[Sequence[str]]) -> list:
-  """Returns the parts of a cache key that stand for the class matrix."""
+  """Parts of a cache key that stand for the class matrix."""
   return [named.label, str(synonyms), *describe(named.prompt, _class_list(synonyms))]
 
 

@@ -1,10 +1,12 @@
-"""Classes of segmentation and detection sets; C classes. Packaged lists and files have
-the form
+"""Classes of segmentation and detection sets, from packaged lists and users' files.
+
+A line has the form
 
     name, synonym, ..  [TAB  base | novel | -]  [TAB  value, value, ..]
 
 Prompts are learned on base classes; "-" is in neither half. The values are those of the
 class's pixels in label images, for data sets that do not number their classes 0, 1, ..
+Shape: C classes.
 """
 
 from collections.abc import Sequence
@@ -22,8 +24,7 @@ _FOLDER = pathlib.Path(__file__).with_name("splits")
 CLASS_SPLITS = tuple(sorted(file.stem for file in _FOLDER.glob("*.txt")))
 GROUPS = ("base", "novel", "-")
 _MAX_VALUE = 2**16  # label images have 8 or 16 bits
-# Behind a list's name or path: commas are parts of names.
-_LINES = ":lines"
+_LINES = ":lines"  # behind a list's name or path: commas are parts of names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,50 +62,69 @@ def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
 
   Behind either, ":lines" makes each line one name: "road, route" is one text, as ZSSeg
   scores it.
+
+  Raises:
+    VocabularyError: the list is unknown, or a line has not its form.
   """
-  whole = os.fspath(name_or_path).endswith(_LINES)
-  name_or_path = os.fspath(name_or_path).removesuffix(_LINES)
-  packaged = name_or_path in CLASS_SPLITS
-  path = _FOLDER / f"{name_or_path}.txt" if packaged else to_path(name_or_path)
-  if not packaged and not path.suffix and not exists(path):
-    accepted = f"one of {', '.join(CLASS_SPLITS)}, or a file with one class a line"
-    raise VocabularyError(
-      f"unknown classes {quoted(str(name_or_path))}; expected {accepted}"
-    )
+  one_name_a_line = os.fspath(name_or_path).endswith(_LINES)
+  path = _path_of(os.fspath(name_or_path).removesuffix(_LINES))
   rows = [line.split("\t") for line in read_lines(path)]
+  n_columns = len(rows[0])
   for number, row in enumerate(rows, 1):
-    if len(row) != len(rows[0]) or len(row) > 3:
-      accepted = (
-        f"{len(rows[0])} as in the first line" if len(rows[0]) < 4 else "1 to 3"
-      )
+    if len(row) != n_columns or n_columns > 3:
+      accepted = f"{n_columns} as in the first line" if n_columns < 4 else "1 to 3"
       raise VocabularyError(
         f"{path}: line {number} has {len(row)} columns, expected {accepted}"
       )
-  texts = [[row[0]] if whole else row[0].split(",") for row in rows]
-  synonyms = tuple(tuple(map(str.strip, names)) for names in texts)
-  groups = tuple(row[1].strip() if len(row) > 1 else "-" for row in rows)
-  for number, (names, group) in enumerate(zip(synonyms, groups, strict=True), 1):
+  synonyms = []
+  groups = []
+  for number, row in enumerate(rows, 1):
+    texts = [row[0]] if one_name_a_line else row[0].split(",")
+    names = tuple(text.strip() for text in texts)
     check_names(names, f"{path}: line {number}")
+    group = row[1].strip() if n_columns > 1 else "-"
     if group not in GROUPS:
-      found = f"line {number} has the group {quoted(group)}"
-      raise VocabularyError(f"{path}: {found}, expected one of {', '.join(GROUPS)}")
+      raise VocabularyError(
+        f"{path}: line {number} has the group {quoted(group)},"
+        f" expected one of {', '.join(GROUPS)}"
+      )
+    synonyms.append(names)
+    groups.append(group)
   check_names([names[0] for names in synonyms], str(path))
-  values = _values(path, [row[2] for row in rows]) if len(rows[0]) > 2 else None
-  return ClassSplit(synonyms, groups, values)
+  values = None
+  if n_columns > 2:
+    values = _values(path, [row[2] for row in rows])
+  return ClassSplit(tuple(synonyms), tuple(groups), values)
+
+
+def _path_of(name: str) -> Path:
+  """File of a packaged list or of a user's; VocabularyError for an unknown name."""
+  if name in CLASS_SPLITS:
+    return _FOLDER / f"{name}.txt"
+  path = to_path(name)
+  if not path.suffix and not exists(path):
+    accepted = f"one of {', '.join(CLASS_SPLITS)}, or a file with one class a line"
+    raise VocabularyError(f"unknown classes {quoted(name)}; expected {accepted}")
+  return path
 
 
 def _values(path: Path, cells: list[str]) -> tuple[tuple[int, ...], ...]:
+  """Values of each class in label images, which differ from one another."""
   values: list[tuple[int, ...]] = []
-  seen: set[int] = set()
+  taken: set[int] = set()
   for number, cell in enumerate(cells, 1):
     words = [word.strip() for word in cell.split(",")]
-    valid = all(word.isascii() and word.isdigit() and len(word) < 6 for word in words)
-    own = tuple(map(int, words)) if valid else ()
-    if not own or max(own) >= _MAX_VALUE or len(seen | {*own}) < len(seen) + len(own):
-      found = f"line {number} has the values {quoted(cell)}"
+    are_numbers = all(
+      word.isascii() and word.isdigit() and len(word) < 6 for word in words
+    )
+    of_class = tuple(map(int, words)) if are_numbers else ()
+    n_before = len(taken)
+    taken.update(of_class)
+    are_different = len(taken) == n_before + len(of_class)
+    if not of_class or max(of_class) >= _MAX_VALUE or not are_different:
       raise VocabularyError(
-        f"{path}: {found}, expected different integers below {_MAX_VALUE}"
+        f"{path}: line {number} has the values {quoted(cell)},"
+        f" expected different integers below {_MAX_VALUE}"
       )
-    values.append(own)
-    seen.update(own)
+    values.append(of_class)
   return tuple(values)

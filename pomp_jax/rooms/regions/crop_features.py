@@ -1,5 +1,4 @@
-"""Crops of regions and their CLIP features, on the device in chunks of static shape
-over the mesh.
+"""Crops of regions and their CLIP features, in chunks of static shape over the mesh.
 
 A box becomes a square image by two matrices, equal to torch's resize. Boxes are x0, y0,
 x1, y1 in pixels; the ends are exclusive. Shapes: R regions, H and W of the image with
@@ -22,9 +21,8 @@ from pomp_jax.rooms.regions.torch_bicubic import bicubic_matrix
 
 # Crops that a device makes together; more would hold more copies of an image.
 _CROPS_AT_A_TIME = 8
-# Regions, and their images, that all devices compute at a time; the last ones of a call
-# are padded.
-_CHUNK, _IMAGES = 64, 16
+_CHUNK = 64  # regions that all devices compute at a time
+_IMAGES = 16  # images of these regions
 _BUCKET = 128  # images are padded to multiples of this many pixels
 
 
@@ -33,35 +31,45 @@ class Cropping:
   """How a region becomes an image."""
 
   size: int  # S
-  # RGB, 0..255, of pixels outside the mask
+  # RGB, 0..255, of pixels outside the mask.
   fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
   expand: float = 1.0  # factor on both sides of the box
-  # whether the shorter side grows to the longer one; else it is stretched
-  square: bool = False
+  square: bool = False  # whether the shorter side grows to the longer; else stretched
 
 
 def pixel_ranges(
   boxes_Rx4: Float[np.ndarray, "R 4"], height: int, width: int, cropping: Cropping
 ) -> Int[np.ndarray, "R 4"]:
-  """Rows and columns of each crop, x0, y0, x1, y1, at least one pixel each way, inside
-  the image.
+  """Rows and columns of each crop inside the image, at least one pixel each way.
 
   Fractions of pixels are included, except that a square has round(side) pixels each
   way.
+
+  Args:
+    boxes_Rx4: boxes in pixels, which may leave the image.
+    height: height of the image in pixels.
+    width: width of the image in pixels.
+    cropping: factor of the sides, and whether they become equal.
+
+  Returns:
+    x0, y0, x1, y1 of each crop.
   """
   limits = np.array([width, height])
-  low, high = (
-    np.clip(corner, 0, limits) for corner in (boxes_Rx4[:, :2], boxes_Rx4[:, 2:])
-  )
-  center, sides = (low + high) / 2, (high - low) * cropping.expand
+  low = np.clip(boxes_Rx4[:, :2], 0, limits)
+  high = np.clip(boxes_Rx4[:, 2:], 0, limits)
+  center = (low + high) / 2
+  sides = (high - low) * cropping.expand
   if cropping.square:
-    sides = np.maximum(np.rint(sides.max(1, keepdims=True)), 1)
-    low = np.rint(center - sides / 2)
-    high = low + sides
+    longer_Rx1 = sides.max(axis=1, keepdims=True)
+    side_Rx1 = np.maximum(np.rint(longer_Rx1), 1)
+    low = np.rint(center - side_Rx1 / 2)
+    high = low + side_Rx1
   else:
-    low, high = np.floor(center - sides / 2), np.ceil(center + sides / 2)
-  low, high = np.clip(low, 0, limits - 1), np.minimum(high, limits)
-  return np.concatenate([low, np.maximum(high, low + 1)], axis=1).astype(np.int32)
+    low = np.floor(center - sides / 2)
+    high = np.ceil(center + sides / 2)
+  low = np.clip(low, 0, limits - 1)
+  high = np.maximum(np.minimum(high, limits), low + 1)
+  return np.concatenate([low, high], axis=1).astype(np.int32)
 
 
 def crop_region(
@@ -71,22 +79,26 @@ def crop_region(
   mask_HxW: Bool[Array, "H W"] | None,
   cropping: Cropping,
 ) -> Float[Array, "S S 3"]:
-  """Crops one region and resizes it as torch's bicubic `interpolate` does, values not
-  clipped.
+  """Crops one region and resizes it as torch's bicubic `interpolate` does.
 
-  `shape_2` has height and width of the image without its padding, which is below and to
-  the right; `range_4` is a row of `pixel_ranges`. Pixels outside the mask, if there is
-  one, are filled.
+  Values are not clipped.
+
+  Args:
+    image_HxWx3: image with padding below and to the right.
+    shape_2: height and width of the image without its padding.
+    range_4: a row of `pixel_ranges`.
+    mask_HxW: pixels of the region, the others are filled; None for all of the crop.
+    cropping: size and fill of the crop.
   """
   n_rows, n_columns, _ = image_HxWx3.shape
   fill = jnp.array(cropping.fill)
-  inside = (jnp.arange(n_rows) < shape_2[0])[:, None] & (
-    jnp.arange(n_columns) < shape_2[1]
-  )
+  is_row = jnp.arange(n_rows) < shape_2[0]
+  is_column = jnp.arange(n_columns) < shape_2[1]
+  inside_HxW = is_row[:, None] & is_column
   if mask_HxW is not None:
-    inside &= mask_HxW
+    inside_HxW &= mask_HxW
   # The weights of a new pixel add up to 1: what is zero here becomes the fill.
-  image_HxWx3 = jnp.where(inside[..., None], image_HxWx3 - fill, 0)
+  image_HxWx3 = jnp.where(inside_HxW[..., None], image_HxWx3 - fill, 0)
   x0, y0, x1, y1 = range_4
   rows_SxH = bicubic_matrix(cropping.size, n_rows, y0, y1)
   columns_SxW = bicubic_matrix(cropping.size, n_columns, x0, x1)
@@ -105,13 +117,17 @@ class RegionEncoder:
     CLIP's mean colour, which becomes 0. A crop with context is cut as a square.
     """
     red, green, blue = (255 * float(value) for value in encoder.clip.mean)
-    square, fill = regions.crop == "context", (red, green, blue)
-    cropping = Cropping(encoder.clip.image_size, fill, regions.expand, square)
-    self._encoder, self._cropping = encoder, cropping
-    self._chunk = -(-_CHUNK // encoder.mesh.size) * encoder.mesh.size
-    self._crops = map_rows(
-      encoder.mesh, functools.partial(_crops, cropping=cropping), 2, gather=False
+    self._cropping = Cropping(
+      size=encoder.clip.image_size,
+      fill=(red, green, blue),
+      expand=regions.expand,
+      square=regions.crop == "context",
     )
+    self._encoder = encoder
+    n_devices = encoder.mesh.size
+    self._chunk = -(-_CHUNK // n_devices) * n_devices
+    crops = functools.partial(_crops, cropping=self._cropping)
+    self._crops = map_rows(encoder.mesh, crops, 2, gather=False)
 
   def features(
     self,
@@ -119,10 +135,15 @@ class RegionEncoder:
     boxes: Sequence[Float[np.ndarray, "_ 4"]],
     masks: Sequence[Bool[np.ndarray, "_ _ _"]] | None = None,
   ) -> list[Float[np.ndarray, "_ E"]]:
-    """Unit features of the regions of each image, on all hosts; zeros for a region
-    without a pixel.
+    """Unit features of the regions of each image, on all hosts.
 
-    `masks` has the mask of each box, [R,H,W]; None: crops without masks.
+    Args:
+      images: images [H,W,3] of any size.
+      boxes: boxes of each image [R,4].
+      masks: masks of each image's boxes [R,H,W]; None for crops without masks.
+
+    Returns:
+      Features of each image's regions [R,E]; zeros for a region without a pixel.
     """
     width = self._encoder.clip.config.projection_dim
     results = [np.zeros((len(boxes_Rx4), width), np.float32) for boxes_Rx4 in boxes]
@@ -133,6 +154,7 @@ class RegionEncoder:
         yield rows, self._encoder.features_of_images(crops)
 
     for rows, features in fetched(computed()):
+      # The last features of a chunk are padding.
       for (image, region), feature in zip(rows, features, strict=False):
         results[image][region] = feature
     return results
@@ -140,59 +162,64 @@ class RegionEncoder:
   def _rows_of_chunks(
     self, images, boxes, masks
   ) -> Iterator[tuple[tuple, list[tuple[int, int]]]]:
-    """Bucket and (image, region) of the regions of a chunk; those without a pixel
-    are left out."""
-    rows_of: dict[tuple, list[tuple[int, int]]] = {}
+    """Yields the padded shape and the (image, region) pairs of each chunk.
+
+    Regions without a pixel are left out.
+    """
+    rows_of_shape: dict[tuple, list[tuple[int, int]]] = {}
     for index, (image, boxes_Rx4) in enumerate(zip(images, boxes, strict=True)):
-      shape = tuple(_BUCKET * -(-side // _BUCKET) for side in image.shape[:2])
       height, width, _ = image.shape
-      low, high = (
-        np.maximum(boxes_Rx4[:, :2], 0),
-        np.minimum(boxes_Rx4[:, 2:], [width, height]),
-      )
-      valid = (low < high).all(axis=1)
+      low = np.maximum(boxes_Rx4[:, :2], 0)
+      high = np.minimum(boxes_Rx4[:, 2:], [width, height])
+      has_pixels_R = (low < high).all(axis=1)
       if masks is not None:
-        valid &= masks[index].any(axis=(1, 2))
-      rows_of.setdefault(shape, []).extend(
-        (index, int(r)) for r in np.flatnonzero(valid)
-      )
-    for shape, rows in rows_of.items():
+        has_pixels_R &= masks[index].any(axis=(1, 2))
+      shape = tuple(_BUCKET * -(-side // _BUCKET) for side in (height, width))
+      rows = rows_of_shape.setdefault(shape, [])
+      rows += [(index, int(region)) for region in np.flatnonzero(has_pixels_R)]
+    for shape, rows in rows_of_shape.items():
       while rows:
-        part = rows[: self._chunk]
-        kept = list(dict.fromkeys(image for image, _ in part))[:_IMAGES]
-        part = [row for row in part if row[0] in kept]
-        yield shape, part
-        rows = rows[len(part) :]
+        chunk = rows[: self._chunk]
+        # A chunk ends where it would need more images than it has room for.
+        kept = list(dict.fromkeys(image for image, _ in chunk))[:_IMAGES]
+        chunk = [row for row in chunk if row[0] in kept]
+        yield shape, chunk
+        rows = rows[len(chunk) :]
 
   def _inputs(self, shape, rows, images, boxes, masks):
     """Arguments of `_crops` on the devices."""
-    slots = {
-      image: slot
-      for slot, image in enumerate(dict.fromkeys(image for image, _ in rows))
-    }
+    distinct = dict.fromkeys(image for image, _ in rows)
+    slot_of = {image: slot for slot, image in enumerate(distinct)}
     pixels = np.zeros((_IMAGES, *shape, 3), np.uint8)
     sizes = np.ones((_IMAGES, 2), np.int32)
-    for image, slot in slots.items():
-      height, width = sizes[slot] = images[image].shape[:2]
+    for image, slot in slot_of.items():
+      height, width = images[image].shape[:2]
+      sizes[slot] = (height, width)
       pixels[slot, :height, :width] = images[image]
+    # Rows of padding crop one pixel of the first image.
     slot_R = np.zeros(self._chunk, np.int32)
     ranges_Rx4 = np.tile(np.array([0, 0, 1, 1], np.int32), (self._chunk, 1))
-    mask_RxHxW = None if masks is None else np.zeros((self._chunk, *shape), bool)
+    mask_RxHxW = None
+    if masks is not None:
+      mask_RxHxW = np.zeros((self._chunk, *shape), bool)
     for number, (image, region) in enumerate(rows):
       height, width = images[image].shape[:2]
-      slot_R[number] = slots[image]
+      slot_R[number] = slot_of[image]
       box = boxes[image][region : region + 1]
       ranges_Rx4[number] = pixel_ranges(box, height, width, self._cropping)[0]
       if mask_RxHxW is not None:
         mask_RxHxW[number, :height, :width] = masks[image][region]
     mesh = self._encoder.mesh
-    rows = slot_R, ranges_Rx4, mask_RxHxW
-    return *replicate((pixels, sizes), mesh), split_rows(rows, mesh)
+    images_of_chunk, sizes_of_chunk = replicate((pixels, sizes), mesh)
+    crops = split_rows((slot_R, ranges_Rx4, mask_RxHxW), mesh)
+    return images_of_chunk, sizes_of_chunk, crops
 
 
 def _crops(images_NxHxWx3, sizes_Nx2, rows, cropping: Cropping):
-  """Crops of a device's rows [R,S,S,3]; a row is number of the image, pixel range,
-  mask or None."""
+  """Crops of a device's rows: [R,S,S,3].
+
+  A row is the number of an image, a pixel range, and a mask or None.
+  """
 
   def crop(row):
     slot, range_4, mask_HxW = row

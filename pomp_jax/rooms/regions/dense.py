@@ -1,9 +1,8 @@
-"""Label maps without regions: dense features of a frozen ViT in windows, under class
-matrices.
+"""Label maps without regions: dense features of a frozen ViT, under class matrices.
 
 Shapes: B images, N windows of an image, h and w patches of a window, H and W sides of
-an image in pixels, S names of all classes, C classes, E embedding, Q neighbours of a
-pixel.
+an image in pixels, S names of all classes, K names of a chunk, C classes, E embedding,
+Q neighbours of a pixel.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,47 +29,56 @@ _BUCKET = 128
 # Most pixels with scores of their own. Labels of larger images, of no published set,
 # are enlarged.
 _MAX_PIXELS = 2**21
-# Largest number of scores in memory, names times pixels. More names are computed in
-# chunks.
+# Most scores in memory, names times pixels. More names are computed in chunks.
 _MAX_SCORES = 2**28
-# Distances of the neighbours in PAMR, pixels.
-_DILATIONS = (8, 16)
+_DILATIONS = (8, 16)  # distances of the neighbours in PAMR, pixels
 # Longest side of a resized image, as in mmsegmentation's configs of the recipes.
 _LONGEST = 2048
 
 
 class PixelMap(NamedTuple):
-  """Classes of an image's pixels; their probabilities among all names, where these
-  are known."""
+  """Classes of an image's pixels, and perhaps their probabilities among all names."""
 
   labels_HxW: Int32[np.ndarray, "H W"]
   probability_HxW: Float32[np.ndarray, "H W"] | None = None
 
 
 class _Windows(NamedTuple):
-  """A resized image, the corners y0, x0 of its windows, and their height and width."""
+  """A resized image and its windows."""
 
   image_HxWx3: UInt8[np.ndarray, "H W 3"]
-  corners_Nx2: Int[np.ndarray, "N 2"]
-  sides: tuple[int, int]
+  corners_Nx2: Int[np.ndarray, "N 2"]  # first row and column of each window
+  sides: tuple[int, int]  # height and width of a window
+
+
+class _Padded(NamedTuple):
+  """A resized image with its windows and patches, in few different shapes."""
+
+  patches_NxhxwxE: Any
+  corners_Nx2: Any
+  n_windows: int  # windows that are no padding
+  image_HxWx3: Any
+  coverage_HxW: Any  # windows that cover each pixel, at least 1
+  shape_2: Any  # height and width without the padding
 
 
 def check_patches(segment: fields.Segment, clip_config: ClipConfig) -> None:
-  """Raises ConfigError unless a CLIP has patches, and an image and a window hold
-  one."""
-  if (vit := clip_config.vit) is None:
+  """Raises ConfigError unless a CLIP has patches, and image and window hold one."""
+  vit = clip_config.vit
+  if vit is None:
     raise ConfigError("regions.source", "none", "regions: recipes need a ViT")
-  patch = vit.patch_size
   for field in ("size", "window"):
-    if 0 < (side := getattr(segment, field)) < patch:
-      raise ConfigError(
-        f"segment.{field}", side, f"0, or a patch of {patch} pixels or more"
-      )
+    side = getattr(segment, field)
+    if 0 < side < vit.patch_size:
+      accepted = f"0, or a patch of {vit.patch_size} pixels or more"
+      raise ConfigError(f"segment.{field}", side, accepted)
 
 
 class DenseSegmenter:
-  """Label maps of images of any size under several prompts; patch features are
-  computed once."""
+  """Label maps of images of any size under several prompts.
+
+  Patch features are computed once for all prompts.
+  """
 
   def __init__(
     self,
@@ -80,10 +88,18 @@ class DenseSegmenter:
     dtype: str = "float32",
     chunk: int = 16,
   ):
-    """Takes a CLIP with a ViT; compiles on first use. The tower takes `chunk`
-    windows at a time."""
-    self._encoder, self._segment = encoder, segment
-    self._chunk = -(-chunk // encoder.mesh.size) * encoder.mesh.size
+    """Takes a CLIP; compiles on first use.
+
+    Args:
+      encoder: encoder of a CLIP with a ViT.
+      segment: recipe, sizes and refinement.
+      dtype: type that the tower computes in.
+      chunk: windows that the tower takes at a time.
+    """
+    n_devices = encoder.mesh.size
+    self._encoder = encoder
+    self._segment = segment
+    self._chunk = -(-chunk // n_devices) * n_devices
     tower = dense_tower(encoder.clip, RECIPES[segment.recipe], dtype)
     self._tower = map_rows(encoder.mesh, tower, n_replicated=1)
 
@@ -91,100 +107,122 @@ class DenseSegmenter:
     self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], matrices: Sequence[ClassMatrix]
   ) -> Iterator[list[PixelMap]]:
     """Yields for each image its label maps, one under each class matrix."""
-    segment = self._segment
-    scale = segment.logit_scale or self._encoder.clip.logit_scale
-    cut = [self._cut(image) for image in images]
+    windows_of_images = [self._cut(image) for image in images]
+    patches_of_images = self._patch_features(windows_of_images)
     for image, windows, patches in zip(
-      images, cut, self._patch_features(cut), strict=True
+      images, windows_of_images, patches_of_images, strict=True
     ):
-      factor = min(1.0, (_MAX_PIXELS / image[..., 0].size) ** 0.5)
-      height, width = (max(round(side * factor), 1) for side in image.shape[:2])
-      rows, columns = (
-        np.arange(old) * new // old
-        for old, new in zip(image.shape[:2], (height, width), strict=True)
+      yield self._maps_of_image(image.shape[:2], windows, patches, matrices)
+
+  def _maps_of_image(
+    self,
+    sides: tuple[int, int],
+    windows: _Windows,
+    patches_NxhxwxE: np.ndarray,
+    matrices: Sequence[ClassMatrix],
+  ) -> list[PixelMap]:
+    """Label maps of an image, one under each class matrix."""
+    segment = self._segment
+    # A very large image is scored at a smaller size, and its labels are enlarged.
+    factor = min(1.0, (_MAX_PIXELS / math.prod(sides)) ** 0.5)
+    height, width = (max(round(side * factor), 1) for side in sides)
+    rows = np.arange(sides[0]) * height // sides[0]
+    columns = np.arange(sides[1]) * width // sides[1]
+    out = padded_sides(height, width)
+    padded = _padded(windows, patches_NxhxwxE)
+    n_pixels = max(math.prod(padded.image_HxWx3.shape[:2]), math.prod(out))
+    maps = []
+    for matrix in matrices:
+      text_nxKxE, class_nxK = _chunks(matrix, max(_MAX_SCORES // n_pixels, 1))
+      labels, probability = _label_map(
+        padded,
+        np.array([height, width]),
+        text_nxKxE,
+        class_nxK,
+        segment.logit_scale or self._encoder.clip.logit_scale,
+        segment.background_below,
+        segment.pamr,
+        sides=windows.sides,
+        out=out,
+        refine=segment.pamr > 0,
       )
-      out = padded_sides(height, width)
-      n_pixels = max(
-        math.prod(padded_sides(*windows.image_HxWx3.shape[:2])), math.prod(out)
-      )
-      padded = _padded(windows, patches)
-      found = [
-        _label_map(
-          padded,
-          np.array([height, width]),
-          *_chunks(matrix, max(_MAX_SCORES // n_pixels, 1)),
-          scale,
-          segment.background_below,
-          segment.pamr,
-          sides=windows.sides,
-          out=out,
-          refine=segment.pamr > 0,
-        )
-        for matrix in matrices
-      ]
-      yield [
-        PixelMap(*(np.asarray(part)[rows[:, None], columns] for part in own))
-        for own in found
-      ]
+      pixels = np.ix_(rows, columns)
+      maps.append(PixelMap(np.asarray(labels)[pixels], np.asarray(probability)[pixels]))
+    return maps
 
   def finder(
     self, pixels: Callable[[int], np.ndarray], matrices: Sequence[ClassMatrix]
   ) -> Callable[[Sequence[int]], Iterator[tuple[int, list[PixelMap]]]]:
-    """Returns a function from numbers of images, read by `pixels`, to them and
-    `label_maps`."""
-    return lambda block: zip(
-      block, self.label_maps([pixels(row) for row in block], matrices), strict=True
-    )
+    """Returns a function that yields numbers of images with their `label_maps`.
+
+    `pixels` reads an image by its number.
+    """
+
+    def find(numbers: Sequence[int]) -> Iterator[tuple[int, list[PixelMap]]]:
+      maps = self.label_maps([pixels(number) for number in numbers], matrices)
+      return zip(numbers, maps, strict=True)
+
+    return find
 
   def _cut(self, image: UInt8[np.ndarray, "_ _ 3"]) -> _Windows:
     """Resizes an image and places its windows."""
-    segment, patch = self._segment, self._encoder.clip.config.vision_config.patch_size
-    short, long = sorted(image.shape[:2])
-    factor = min(segment.size / short, _LONGEST / long) if segment.size else 1
+    segment = self._segment
+    patch = self._encoder.clip.config.vision_config.patch_size
+    shorter, longer = sorted(image.shape[:2])
+    factor = 1
+    if segment.size:
+      factor = min(segment.size / shorter, _LONGEST / longer)
     # A very narrow image becomes one patch wide.
-    new = [max(int(side * factor + 0.5), patch) for side in image.shape[:2]]
-    if image.shape[:2] != tuple(new):
-      for axis, side in enumerate(new):
+    shape = tuple(max(int(side * factor + 0.5), patch) for side in image.shape[:2])
+    if shape != image.shape[:2]:
+      for axis, side in enumerate(shape):
         image = resize(image, axis, taps(side, image.shape[axis]))
       image = np.rint(image).astype(np.uint8)
-    sides = tuple(min(segment.window or side, side) for side in image.shape[:2])
-    # Windows cover the image; the last of a line ends at the border.
-    stride, rest = segment.stride, np.subtract(image.shape[:2], sides)
-    y, x = (
-      np.minimum(np.arange(-(-length // stride) + 1) * stride, length)
-      for length in rest
-    )
+    height, width = shape
+    window_height = min(segment.window or height, height)
+    window_width = min(segment.window or width, width)
+    y = _starts(height - window_height, segment.stride)
+    x = _starts(width - window_width, segment.stride)
     corners_Nx2 = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
-    return _Windows(image, corners_Nx2, sides)
+    return _Windows(image, corners_Nx2, (window_height, window_width))
 
   def _patch_features(
-    self, cut: Sequence[_Windows]
+    self, images: Sequence[_Windows]
   ) -> list[Float[np.ndarray, "N h w E"]]:
-    """Unit patch features; windows of the same sides share chunks."""
+    """Unit patch features of each image; windows of the same sides share chunks."""
     patch = self._encoder.clip.config.vision_config.patch_size
-    results: list = [None] * len(cut)
-    for sides in dict.fromkeys(one.sides for one in cut):
+    results: list = [None] * len(images)
+    for sides in dict.fromkeys(windows.sides for windows in images):
       height, width = (side // patch * patch for side in sides)
-      members = [number for number, one in enumerate(cut) if one.sides == sides]
-      pixels = np.stack(
-        [
-          cut[number].image_HxWx3[y : y + height, x : x + width]
-          for number in members
-          for y, x in cut[number].corners_Nx2
-        ]
-      )
-      features = []
-      for start in range(0, len(pixels), self._chunk):
-        rows = np.arange(start, start + self._chunk) % len(pixels)
-        placed = split_rows(pixels[rows], self._encoder.mesh)
-        features.append(self._tower(self._encoder.vision_params, placed))
-      ends = np.cumsum([len(cut[number].corners_Nx2) for number in members])
-      parts = np.split(
-        np.concatenate([*map(np.asarray, features)])[: ends[-1]], ends[:-1]
-      )
+      members = [n for n, windows in enumerate(images) if windows.sides == sides]
+      pixels = [
+        images[number].image_HxWx3[y : y + height, x : x + width]
+        for number in members
+        for y, x in images[number].corners_Nx2
+      ]
+      features = self._tower_features(np.stack(pixels))
+      n_windows = [len(images[number].corners_Nx2) for number in members]
+      parts = np.split(features, np.cumsum(n_windows)[:-1])
       for number, part in zip(members, parts, strict=True):
         results[number] = part
     return results
+
+  def _tower_features(self, pixels_NxHxWx3: np.ndarray) -> Float[np.ndarray, "N h w E"]:
+    """Unit patch features of windows of one shape, a chunk at a time."""
+    n_windows = len(pixels_NxHxWx3)
+    features = []
+    for start in range(0, n_windows, self._chunk):
+      # The last chunk is filled with windows from the start.
+      rows = np.arange(start, start + self._chunk) % n_windows
+      placed = split_rows(pixels_NxHxWx3[rows], self._encoder.mesh)
+      features.append(self._tower(self._encoder.vision_params, placed))
+    # Fetched after all chunks are dispatched.
+    return np.concatenate([np.asarray(chunk) for chunk in features])[:n_windows]
+
+
+def _starts(last: int, stride: int) -> np.ndarray:
+  """First pixels of windows along a line, from 0 to `last`, which ends at the border."""
+  return np.minimum(np.arange(-(-last // stride) + 1) * stride, last)
 
 
 class Taps(NamedTuple):
@@ -196,37 +234,43 @@ class Taps(NamedTuple):
 
 
 def taps(n_out: int, n_in, length=None, xp=np) -> Taps:
-  """Bilinear samples of a line, as torch's `interpolate` without align_corners and
-  antialias.
+  """Bilinear samples of a line: torch's `interpolate`, no align_corners, no antialias.
 
-  The n_in old pixels are spread over the first `length` of the n_out new ones, over all
-  if None. The others repeat the last. n_in and length may be traced if xp is jax.numpy.
+  Args:
+    n_out: number of new pixels.
+    n_in: number of old pixels; may be traced if xp is jax.numpy, as `length`.
+    length: new pixels over which the old ones are spread, all if None. Those behind
+      them repeat the last.
+    xp: numpy or jax.numpy.
   """
-  length = n_out if length is None else length
+  if length is None:
+    length = n_out
   position = xp.maximum((xp.arange(n_out) + 0.5) * (n_in / length) - 0.5, 0)
   low = xp.minimum(xp.floor(position), n_in - 1).astype(int)
-  return Taps(low, xp.minimum(low + 1, n_in - 1), xp.minimum(position - low, 1))
+  high = xp.minimum(low + 1, n_in - 1)
+  return Taps(low, high, xp.minimum(position - low, 1))
 
 
 def resize(array, axis: int, taps: Taps):
-  """Resamples one axis of an array."""
-  weight = taps.weight.reshape(-1, *[1] * (array.ndim - axis % array.ndim - 1)).astype(
-    np.float32
-  )
-  return (
-    array.take(taps.low, axis) * (1 - weight) + array.take(taps.high, axis) * weight
-  )
+  """Resamples one axis of an array by the samples of a line."""
+  n_axes_behind = array.ndim - axis % array.ndim - 1
+  weight = taps.weight.reshape(-1, *[1] * n_axes_behind).astype(np.float32)
+  low = array.take(taps.low, axis)
+  high = array.take(taps.high, axis)
+  return low * (1 - weight) + high * weight
 
 
 def _chunks(matrix: ClassMatrix, most: int) -> tuple[np.ndarray, np.ndarray]:
-  """Text features [n,K,E] in n chunks of `most` names or fewer, and their classes;
-  -1: no name."""
+  """Text features in n chunks of at most `most` names, and the names' classes.
+
+  Returns:
+    Features [n,K,E] and classes [n,K]; -1 for a row that is no name.
+  """
   n_names = len(matrix.features)
   n_chunks = -(-n_names // most)
   padding = n_chunks * -(-n_names // n_chunks) - n_names
-  class_S = np.repeat(
-    np.arange(len(matrix.starts)), np.diff(matrix.starts, append=n_names)
-  )
+  n_names_C = np.diff(matrix.starts, append=n_names)
+  class_S = np.repeat(np.arange(len(matrix.starts)), n_names_C)
   text = np.pad(matrix.features, ((0, padding), (0, 0)))
   classes = np.pad(class_S, (0, padding), constant_values=-1)
   return text.reshape(n_chunks, -1, text.shape[1]), classes.reshape(n_chunks, -1)
@@ -237,25 +281,35 @@ def padded_sides(*sides: int) -> tuple[int, ...]:
   return tuple(_BUCKET * -(-side // _BUCKET) for side in sides)
 
 
-def _padded(cut: _Windows, patches_NxhxwxE: np.ndarray) -> tuple:
-  """Patches, windows and image of `_label_map`, padded to few different shapes."""
+def _padded(windows: _Windows, patches_NxhxwxE: np.ndarray) -> _Padded:
+  """Pads patches, windows and image to few different shapes, for fewer compilations."""
   n_windows = len(patches_NxhxwxE)
   padding = (1 << (n_windows - 1).bit_length()) - n_windows
-  patches = jnp.asarray(np.pad(patches_NxhxwxE, ((0, padding), *[(0, 0)] * 3)))
-  corners_Nx2 = np.pad(cut.corners_Nx2, ((0, padding), (0, 0)))
-  shape = cut.image_HxWx3.shape[:2]
-  padded = padded_sides(*shape)
-  margins = [(0, new - old) for new, old in zip(padded, shape, strict=True)]
-  image = np.pad(cut.image_HxWx3, (*margins, (0, 0)))
-  covered = np.zeros(padded, np.float32)
-  for y, x in cut.corners_Nx2:
-    covered[y : y + cut.sides[0], x : x + cut.sides[1]] += 1
-  return patches, corners_Nx2, n_windows, image, np.maximum(covered, 1), np.array(shape)
+  patches = np.pad(patches_NxhxwxE, ((0, padding), (0, 0), (0, 0), (0, 0)))
+  corners_Nx2 = np.pad(windows.corners_Nx2, ((0, padding), (0, 0)))
+
+  height, width = windows.image_HxWx3.shape[:2]
+  padded_height, padded_width = padded_sides(height, width)
+  margins = ((0, padded_height - height), (0, padded_width - width), (0, 0))
+  image = np.pad(windows.image_HxWx3, margins)
+
+  coverage = np.zeros((padded_height, padded_width), np.float32)
+  window_height, window_width = windows.sides
+  for y, x in windows.corners_Nx2:
+    coverage[y : y + window_height, x : x + window_width] += 1
+  return _Padded(
+    patches_NxhxwxE=jnp.asarray(patches),
+    corners_Nx2=corners_Nx2,
+    n_windows=n_windows,
+    image_HxWx3=image,
+    coverage_HxW=np.maximum(coverage, 1),
+    shape_2=np.array([height, width]),
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("sides", "out", "refine"))
 def _label_map(
-  cut: tuple,
+  padded: _Padded,
   out_shape_2,
   text_nxKxE,
   class_nxK,
@@ -263,63 +317,88 @@ def _label_map(
   below,
   steps,
   *,
-  sides,
-  out,
-  refine,
+  sides: tuple[int, int],
+  out: tuple[int, int],
+  refine: bool,
 ):
-  """Classes of the pixels of the original image and their probabilities, with its
-  padding.
+  """Classes of an image's pixels and their probabilities, with the image's padding.
 
   Cosines of each window's patches are resized to the window, averaged where windows
   overlap, resized to the original image, refined, and their softmax over all names is
   taken. The highest among the names of a class counts, so that the class of the highest
   name is the pixel's.
+
+  Args:
+    padded: image, windows and patches.
+    out_shape_2: height and width of the label map without its padding.
+    text_nxKxE: text features in chunks.
+    class_nxK: classes of the names, -1 for none.
+    scale: factor of the cosines.
+    below: probability below which a pixel is of class 0.
+    steps: steps of `pamr`.
+    sides: height and width of a window.
+    out: height and width of the label map.
+    refine: whether to refine the scores by `pamr`.
   """
-  patches_NxhxwxE, corners_Nx2, n_windows, image_HxWx3, covered_HxW, shape_2 = cut
-  line = [taps(n, shape_2[i], out_shape_2[i], xp=jnp) for i, n in enumerate(out)]
+  scores_of_names = functools.partial(
+    _scores_of_names,
+    padded,
+    out_shape_2=out_shape_2,
+    steps=steps,
+    sides=sides,
+    out=out,
+    refine=refine,
+  )
 
-  def scores_of(text_KxE):
-    def add(number, total_KxHxW):
-      with jax.default_matmul_precision("highest"):
-        cosine = jnp.einsum("hwe,ke->khw", patches_NxhxwxE[number], text_KxE)
-      for axis in (1, 2):
-        cosine = resize(cosine, axis, taps(sides[axis - 1], cosine.shape[axis], xp=jnp))
-      corner = 0, *corners_Nx2[number]
-      old = jax.lax.dynamic_slice(total_KxHxW, corner, cosine.shape)
-      return jax.lax.dynamic_update_slice(total_KxHxW, old + cosine, corner)
-
-    scores = jnp.zeros((len(text_KxE), *covered_HxW.shape), jnp.float32)
-    scores = jax.lax.fori_loop(0, n_windows, add, scores) / covered_HxW
-    scores = resize(resize(scores, 1, line[0]), 2, line[1])
-    if refine:
-      image = image_HxWx3.astype(jnp.float32)
-      scores = pamr(
-        scores, resize(resize(image, 0, line[0]), 1, line[1]), out_shape_2, steps
-      )
-    return scores
-
-  def join(found, chunk):
-    """Highest logit of the chunks so far, its class, and the softmax's sum relative
-    to it."""
-    best_HxW, label_HxW, total_HxW = found
+  def add_chunk(so_far, chunk):
+    """Highest logit so far, its class, and the softmax's sum relative to it."""
+    best_HxW, label_HxW, total_HxW = so_far
     text_KxE, class_K = chunk
-    logits = jnp.where(
-      class_K[:, None, None] < 0, -jnp.inf, scale * scores_of(text_KxE)
+    is_padding_Kx1x1 = class_K[:, None, None] < 0
+    logits_KxHxW = jnp.where(
+      is_padding_Kx1x1, -jnp.inf, scale * scores_of_names(text_KxE)
     )
-    higher_HxW = jnp.maximum(best_HxW, logits.max(axis=0))
+    higher_HxW = jnp.maximum(best_HxW, logits_KxHxW.max(axis=0))
     total_HxW *= jnp.exp(best_HxW - higher_HxW)
-    total_HxW += jnp.exp(logits - higher_HxW).sum(axis=0)
-    own_HxW = class_K[logits.argmax(axis=0)]
-    return (
-      higher_HxW,
-      jnp.where(higher_HxW > best_HxW, own_HxW, label_HxW),
-      total_HxW,
-    ), None
+    total_HxW += jnp.exp(logits_KxHxW - higher_HxW).sum(axis=0)
+    label_of_chunk_HxW = class_K[logits_KxHxW.argmax(axis=0)]
+    is_better_HxW = higher_HxW > best_HxW
+    label_HxW = jnp.where(is_better_HxW, label_of_chunk_HxW, label_HxW)
+    return (higher_HxW, label_HxW, total_HxW), None
 
-  start = jnp.full(out, -jnp.inf), jnp.zeros(out, class_nxK.dtype), jnp.zeros(out)
-  (_, labels, total), _ = jax.lax.scan(join, start, (text_nxKxE, class_nxK))
+  start = (jnp.full(out, -jnp.inf), jnp.zeros(out, class_nxK.dtype), jnp.zeros(out))
+  (_, labels, total), _ = jax.lax.scan(add_chunk, start, (text_nxKxE, class_nxK))
   probability = 1 / total
-  return jnp.where(probability < below, 0, labels).astype(jnp.int32), probability
+  labels = jnp.where(probability < below, 0, labels)
+  return labels.astype(jnp.int32), probability
+
+
+def _scores_of_names(
+  padded: _Padded, text_KxE, *, out_shape_2, steps, sides, out, refine
+):
+  """Cosines of every pixel of the label map with each name: [K, *out]."""
+
+  def add_window(number, total_KxHxW):
+    with jax.default_matmul_precision("highest"):
+      cosine_Kxhxw = jnp.einsum("hwe,ke->khw", padded.patches_NxhxwxE[number], text_KxE)
+    for axis in (1, 2):
+      line = taps(sides[axis - 1], cosine_Kxhxw.shape[axis], xp=jnp)
+      cosine_Kxhxw = resize(cosine_Kxhxw, axis, line)
+    corner = (0, *padded.corners_Nx2[number])
+    old = jax.lax.dynamic_slice(total_KxHxW, corner, cosine_Kxhxw.shape)
+    return jax.lax.dynamic_update_slice(total_KxHxW, old + cosine_Kxhxw, corner)
+
+  total = jnp.zeros((len(text_KxE), *padded.coverage_HxW.shape), jnp.float32)
+  total = jax.lax.fori_loop(0, padded.n_windows, add_window, total)
+  scores = total / padded.coverage_HxW
+  rows = taps(out[0], padded.shape_2[0], out_shape_2[0], xp=jnp)
+  columns = taps(out[1], padded.shape_2[1], out_shape_2[1], xp=jnp)
+  scores = resize(resize(scores, 1, rows), 2, columns)
+  if refine:
+    image = padded.image_HxWx3.astype(jnp.float32)
+    image = resize(resize(image, 0, rows), 1, columns)
+    scores = pamr(scores, image, out_shape_2, steps)
+  return scores
 
 
 def pamr(
@@ -328,45 +407,48 @@ def pamr(
   shape_2: Int[Array, "2"],
   steps,
 ) -> Float[Array, "S H W"]:
-  """Pixel-adaptive mask refinement (PAMR; Araslanov & Roth, 2020): fits scores to
-  edges.
+  """Fits scores to edges by pixel-adaptive mask refinement (Araslanov & Roth, 2020).
 
-  Each pixel's scores become, `steps` times, a weighted mean of its neighbours', the eight of each
-  dilation. Their weights are the softmax of -|colour difference| / (1e-8 + 0.1 deviation), a mean
-  over the channels. The deviation is that of the neighbours, with the pixel once a dilation. Beyond
-  the border the border repeats. Colours are on any scale; `shape_2` has height and width without
-  the padding below and to the right; `steps` may be traced.
+  Each pixel's scores become, `steps` times, a weighted mean of its neighbours', the
+  eight of each dilation. Their weights are the softmax of -|colour difference| / (1e-8 +
+  0.1 deviation), a mean over the channels. The deviation is that of the neighbours,
+  with the pixel once a dilation. Beyond the border the border repeats.
+
+  Args:
+    scores_SxHxW: scores of each name.
+    image_HxWx3: colours on any scale.
+    shape_2: height and width without the padding, which is below and to the right.
+    steps: number of steps; may be traced.
   """
   _, n_rows, n_columns = scores_SxHxW.shape
   margin = max(_DILATIONS)
-  steps_of = [
+  offsets = [
     (dilation * y, dilation * x)
     for dilation, y, x in itertools.product(_DILATIONS, (-1, 0, 1), (-1, 0, 1))
     if (y, x) != (0, 0)
   ]
-  rows, columns = (
-    jnp.clip(jnp.arange(-margin, n + margin), 0, length - 1)
-    for n, length in zip((n_rows, n_columns), shape_2, strict=True)
-  )
+  rows = jnp.clip(jnp.arange(-margin, n_rows + margin), 0, shape_2[0] - 1)
+  columns = jnp.clip(jnp.arange(-margin, n_columns + margin), 0, shape_2[1] - 1)
 
   def neighbours(maps):
     """Maps [.., H, W] moved by each offset, without a copy of each."""
     around = maps[..., rows, :][..., columns]
-    for y, x in steps_of:
-      yield around[
-        ..., margin + y : margin + y + n_rows, margin + x : margin + x + n_columns
-      ]
+    for y, x in offsets:
+      top = margin + y
+      left = margin + x
+      yield around[..., top : top + n_rows, left : left + n_columns]
 
   image_3xHxW = jnp.moveaxis(image_HxWx3, -1, 0)
   around_Qx3xHxW = jnp.stack([*neighbours(image_3xHxW)])
-  own = jnp.broadcast_to(image_3xHxW, (len(_DILATIONS), *image_3xHxW.shape))
-  deviation = jnp.std(jnp.concatenate([around_Qx3xHxW, own]), axis=0, ddof=1)
+  itself = jnp.broadcast_to(image_3xHxW, (len(_DILATIONS), *image_3xHxW.shape))
+  deviation = jnp.std(jnp.concatenate([around_Qx3xHxW, itself]), axis=0, ddof=1)
   difference = jnp.abs(around_Qx3xHxW - image_3xHxW) / (1e-8 + 0.1 * deviation)
   weights_QxHxW = jax.nn.softmax(-difference.mean(axis=1), axis=0)
 
   def step(_, maps):
     return sum(
-      w * moved for w, moved in zip(weights_QxHxW, neighbours(maps), strict=True)
+      weight * moved
+      for weight, moved in zip(weights_QxHxW, neighbours(maps), strict=True)
     )
 
   return jax.lax.fori_loop(0, steps, step, scores_SxHxW)

@@ -1,5 +1,4 @@
-"""Features of a ViT's patches under the published recipes, which change its last layer
-alone.
+"""Features of a ViT's patches under published recipes, which change only its last layer.
 
 Positions are interpolated to the grid of patches of an image. Shapes: B images, h by w
 = P patches, T tokens (class and patches), D width, E embedding.
@@ -24,10 +23,10 @@ class Recipe(NamedTuple):
 
   pairs: tuple[str, ...] = ("qk",)  # see `clip.vit.Last`
   whole_layer: bool = True
-  # Standard deviation of a Gaussian of two patches' distance that is added to the
-  # scores; 0: none.
+  # Standard deviation of the Gaussian of two patches' distance that is added to the
+  # scores; 0 for none.
   nearness: float = 0.0
-  # Patches added to the grid's sides where positions are resampled; 0 as HuggingFace's.
+  # Added to the grid's sides where positions are resampled; 0 as HuggingFace's.
   offset: float = 0.0
 
 
@@ -42,26 +41,34 @@ RECIPES = {
 
 
 def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32) -> Callable:
-  """Builds `(clip.vision_params, images [B,H,W,3]) -> unit features of patches
-  [B,h,w,E]`.
+  """Builds a function from images to unit features of their patches.
 
-  The CLIP has a ViT; sides of images are multiples of its patch size.
+  It takes `clip.vision_params` and images [B,H,W,3], whose sides are multiples of the
+  patch size, and returns [B,h,w,E].
+
+  Args:
+    clip: CLIP with a ViT.
+    recipe: what its last layer computes.
+    dtype: type that the tower computes in.
   """
   config: Any = clip.config.vision_config
   dtype, products = precision_of(dtype)
 
+  def with_positions_of(grid, vit_params):
+    embeddings = vit_params["embeddings"]
+    positions = embeddings["position_embedding"]["embedding"]
+    side = config.image_size // config.patch_size
+    resampled = {"embedding": _resampled(positions, side, grid, recipe.offset)}
+    return vit_params | {"embeddings": embeddings | {"position_embedding": resampled}}
+
   def features(params, images_BxHxWx3):
     n_images, height, width, _ = images_BxHxWx3.shape
-    grid = height // config.patch_size, width // config.patch_size
-    last = Last(
-      None, recipe.pairs, recipe.whole_layer, _nearness(grid, recipe.nearness)
-    )
-    vit, own = VisionTransformer(config, dtype, last), params["vision_model"]
-    positions = own["embeddings"]["position_embedding"]["embedding"]
-    side = config.image_size // config.patch_size
-    positions = {"embedding": _resampled(positions, side, grid, recipe.offset)}
-    embeddings = own["embeddings"] | {"position_embedding": positions}
-    tokens = vit(own | {"embeddings": embeddings}, normalized(clip, images_BxHxWx3))
+    grid = (height // config.patch_size, width // config.patch_size)
+    nearness = _nearness(grid, recipe.nearness)
+    last = Last(None, recipe.pairs, recipe.whole_layer, nearness)
+    vit = VisionTransformer(config, dtype, last)
+    vit_params = with_positions_of(grid, params["vision_model"])
+    tokens = vit(vit_params, normalized(clip, images_BxHxWx3))
     patches_BxPxE = project(params, tokens)[:, 1:]
     patches_BxPxE /= jnp.linalg.norm(patches_BxPxE, axis=-1, keepdims=True)
     return patches_BxPxE.reshape(n_images, *grid, -1)
@@ -75,20 +82,27 @@ def _resampled(
   """Position embeddings of a grid, as torch's bicubic `interpolate` resamples them."""
   if grid == (side, side):
     return positions_TxD
-  rows, columns = (
-    bicubic_matrix(n, side, scale=(n + offset) / side if offset else None) for n in grid
-  )
+
+  def line(n_patches: int) -> jax.Array:
+    scale = (n_patches + offset) / side if offset else None
+    return bicubic_matrix(n_patches, side, scale=scale)
+
+  class_position = positions_TxD[:1]
   square = positions_TxD[1:].reshape(side, side, -1)
-  resampled = jnp.einsum("hi,wj,ijd->hwd", rows, columns, square)
-  return jnp.concatenate([positions_TxD[:1], resampled.reshape(grid[0] * grid[1], -1)])
+  height, width = grid
+  resampled = jnp.einsum("hi,wj,ijd->hwd", line(height), line(width), square)
+  return jnp.concatenate([class_position, resampled.reshape(height * width, -1)])
 
 
 def _nearness(grid: tuple[int, int], deviation: float) -> np.ndarray | None:
-  """exp(-d^2 / (2 s^2)) of every two patches d apart, 0 for the class token,
-  [1,1,T,T] (NACLIP)."""
+  """exp(-d^2 / (2 s^2)) of every two patches d apart (NACLIP): [1,1,T,T].
+
+  0 for the class token.
+  """
   if not deviation:
     return None
   places_Px2 = np.indices(grid).reshape(2, -1).T
-  squares = ((places_Px2[:, None] - places_Px2) ** 2).sum(axis=-1)
-  near_TxT = np.pad(np.exp(-squares / (2 * deviation**2)), ((1, 0), (1, 0)))
+  squares_PxP = ((places_Px2[:, None] - places_Px2) ** 2).sum(axis=-1)
+  near_PxP = np.exp(-squares_PxP / (2 * deviation**2))
+  near_TxT = np.pad(near_PxP, ((1, 0), (1, 0)))
   return near_TxT[None, None].astype(np.float32)

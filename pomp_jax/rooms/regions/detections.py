@@ -1,5 +1,4 @@
-"""Detections of an image: their selection by non-maximum suppression, and COCO's rows
-of them.
+"""Detections of an image: non-maximum suppression, and COCO's rows of what it keeps.
 
 Boxes are x0, y0, x1, y1 in pixels; the ends are exclusive.
 Shapes: R regions of an image, C classes, D detections.
@@ -15,8 +14,8 @@ from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.masks import hard_masks, run_lengths_of
 from pomp_jax.rooms.regions.region_folder import Regions
 
-# Detections of an image that count: of each class for COCO, of all classes together for
-# LVIS.
+# Detections of an image that count: for COCO those of each class, for LVIS those of all
+# classes together.
 MAX_DETECTIONS = {"coco": 100, "lvis": 300}
 
 
@@ -26,8 +25,16 @@ class Detections(NamedTuple):
   boxes: Float32[np.ndarray, "D 4"]
   scores: Float32[np.ndarray, " D"]
   classes: Int[np.ndarray, " D"]
-  # COCO's run lengths; None: boxes alone
+  # COCO's run lengths; None for boxes alone.
   masks: Sequence[Mapping[str, Any]] | None = None
+
+
+class Selected(NamedTuple):
+  """What non-maximum suppression keeps of an image, by falling score."""
+
+  regions: Int[np.ndarray, " D"]  # rows of the boxes
+  classes: Int[np.ndarray, " D"]
+  scores: Float[np.ndarray, " D"]
 
 
 def iou(
@@ -37,11 +44,12 @@ def iou(
   low = np.maximum(boxes_Rx4[:, None, :2], others_Dx4[:, :2])
   high = np.minimum(boxes_Rx4[:, None, 2:], others_Dx4[:, 2:])
   intersection_RxD = np.maximum(high - low, 0).prod(axis=-1)
-  areas_R, areas_D = (
-    (b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes_Rx4, others_Dx4)
-  )
-  union_RxD = areas_R[:, None] + areas_D - intersection_RxD
+  union_RxD = _areas(boxes_Rx4)[:, None] + _areas(others_Dx4) - intersection_RxD
   return intersection_RxD / np.where(union_RxD > 0, union_RxD, 1)
+
+
+def _areas(boxes_Rx4: np.ndarray) -> np.ndarray:
+  return (boxes_Rx4[:, 2:] - boxes_Rx4[:, :2]).prod(axis=1)
 
 
 def select_detections(
@@ -51,31 +59,39 @@ def select_detections(
   min_score: float = 0.02,
   max_iou: float = 0.5,
   top: int = 300,
-) -> tuple[Int[np.ndarray, " D"], Int[np.ndarray, " D"], Float[np.ndarray, " D"]]:
-  """Regions, classes and scores of an image's detections, the `top` highest scores in
-  their order.
+) -> Selected:
+  """Selects an image's detections by greedy non-maximum suppression of each class.
 
-  For each class greedy non-maximum suppression: from the highest score above
-  `min_score` down, a region is dropped that overlaps a kept one by a larger IoU than
-  `max_iou`. A region may be detected as several classes. The defaults are Detic's on
-  LVIS.
+  From the highest score down, a region is dropped that overlaps a kept one. A region
+  may be detected as several classes. The defaults are Detic's on LVIS.
+
+  Args:
+    boxes_Rx4: boxes of the regions.
+    scores_RxC: scores of the regions under each class.
+    min_score: score that a detection exceeds.
+    max_iou: largest IoU of two detections of a class.
+    top: number of detections, at most; those of the highest scores.
   """
   overlap_RxR = iou(boxes_Rx4, boxes_Rx4) > max_iou
   kept_RxC = np.zeros(scores_RxC.shape, bool)
+  # What is left of each class: the scores of its regions, -inf for those that are kept,
+  # dropped or too low. All classes take their next region at once.
   left_CxR = np.where(scores_RxC > min_score, scores_RxC, -np.inf).T
   classes = np.arange(len(left_CxR))
   while left_CxR.size:
-    # The best region left of every class.
     best = left_CxR.argmax(axis=1)
-    found = np.isfinite(left_CxR[np.arange(len(best)), best])
-    best, classes, left_CxR = best[found], classes[found], left_CxR[found]
+    has_any = np.isfinite(left_CxR[np.arange(len(best)), best])
+    best = best[has_any]
+    classes = classes[has_any]
+    left_CxR = left_CxR[has_any]
     kept_RxC[best, classes] = True
     left_CxR[overlap_RxR[best]] = -np.inf
-    # a box without area overlaps nothing
+    # A box without area overlaps nothing, not even itself.
     left_CxR[np.arange(len(best)), best] = -np.inf
   regions, classes = np.nonzero(kept_RxC)
-  order = np.argsort(-scores_RxC[kept_RxC], kind="stable")[:top]
-  return regions[order], classes[order], scores_RxC[kept_RxC][order]
+  scores = scores_RxC[regions, classes]
+  order = np.argsort(-scores, kind="stable")[:top]
+  return Selected(regions[order], classes[order], scores[order])
 
 
 def detections_of(
@@ -86,12 +102,17 @@ def detections_of(
   mask_threshold: float,
   most: int,
 ) -> Detections:
-  """Selects the detections of an image, with their masks of these sides if the regions
-  have some.
+  """Selects the detections of an image, with masks if the regions have some.
 
-  `most` counts where `detect.top` is 0.
+  Args:
+    found: regions of the image.
+    scores_RxC: scores of the regions under each class.
+    sides: height and width of the masks in pixels.
+    detect: settings of the selection.
+    mask_threshold: probability above which a pixel is inside a mask.
+    most: number of detections where `detect.top` is 0.
   """
-  rows, classes, scores = select_detections(
+  selected = select_detections(
     found.boxes,
     scores_RxC,
     min_score=detect.min_score,
@@ -101,13 +122,16 @@ def detections_of(
   masks = None
   if found.masks is not None:
     # Each region once, though it may be detected as several classes.
-    used, number_D = np.unique(rows, return_inverse=True)
+    distinct, number_D = np.unique(selected.regions, return_inverse=True)
     height, width = sides
-    hard = hard_masks(found.masks[used], height, width, mask_threshold)
+    hard = hard_masks(found.masks[distinct], height, width, mask_threshold)
     encoded = [run_lengths_of(mask_HxW) for mask_HxW in hard]
     masks = [encoded[number] for number in number_D]
   return Detections(
-    found.boxes[rows], scores.astype(np.float32), classes.astype(np.int32), masks
+    boxes=found.boxes[selected.regions],
+    scores=selected.scores.astype(np.float32),
+    classes=selected.classes.astype(np.int32),
+    masks=masks,
   )
 
 
@@ -116,21 +140,26 @@ def result_rows(
 ) -> list[dict[str, Any]]:
   """Detections of an image as rows of a COCO results file.
 
-  `category_ids` has the id of each class's category; detections of a class with -1 are
-  dropped.
+  Args:
+    image_id: id of the image.
+    category_ids: id of each class's category; detections of a class with -1 are
+      dropped.
+    detections: detections of the image.
   """
   rows = []
-  for d, box in enumerate(detections.boxes.astype(float)):
-    category = int(category_ids[detections.classes[d]])
+  for number, box in enumerate(detections.boxes.astype(float)):
+    category = int(category_ids[detections.classes[number]])
     if category < 0:
       continue
-    corner, size = box[:2], box[2:] - box[:2]
-    row: dict[str, Any] = {"image_id": image_id, "category_id": category}
-    row |= {
+    corner = box[:2]
+    size = box[2:] - corner
+    row: dict[str, Any] = {
+      "image_id": image_id,
+      "category_id": category,
       "bbox": [*corner.tolist(), *size.tolist()],
-      "score": float(detections.scores[d]),
+      "score": float(detections.scores[number]),
     }
     if detections.masks is not None:
-      row["segmentation"] = detections.masks[d]
+      row["segmentation"] = detections.masks[number]
     rows.append(row)
   return rows

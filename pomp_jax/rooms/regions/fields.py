@@ -74,13 +74,14 @@ class RegionData(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Regions(Group):
-  """Regions of images and the fusion of their scores; see docs/regions.md."""
+  """Regions of images and the fusion of their scores; see docs/concepts/regions.md."""
 
   source: str = row(
     "none", "origin of the regions", one_of("none", "truth", "file", "network")
   )
   path: str = row(
-    "", "for file: a regions folder, or COCO results JSON; see docs/formats.md"
+    "",
+    "for file: a regions folder, or COCO results JSON; see docs/reference/formats.md",
   )
   max_regions: int = row(
     100, "regions of an image, those of highest objectness", at_least(1)
@@ -125,7 +126,8 @@ class Regions(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Segment(Group):
-  """The job segment: a class for every pixel under prompts; see docs/regions.md."""
+  """The job segment: a class for every pixel under prompts; see
+  docs/concepts/regions.md."""
 
   source: str = row(
     "world", "the world's scenes, or folders of images", one_of("world", "folder")
@@ -161,7 +163,7 @@ class Segment(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Detect(Group):
-  """The job detect: boxes with classes under prompts; see docs/regions.md."""
+  """The job detect: boxes with classes under prompts; see docs/concepts/regions.md."""
 
   source: str = row(
     "world", "the world's scenes, or annotated images", one_of("world", "coco")
@@ -192,7 +194,7 @@ class Detect(Group):
 
 @dataclasses.dataclass(frozen=True)
 class TrainMasks(Group):
-  """The job train_masks: a network that finds regions; see docs/regions.md."""
+  """The job train_masks: a network that finds regions; see docs/concepts/regions.md."""
 
   source: str = row(
     "world",

@@ -21,12 +21,11 @@ from pomp_jax.files.paths import Path
 from pomp_jax.rooms.regions.class_splits import ClassSplit
 from pomp_jax.rooms.regions.region_errors import RegionError
 
-# Label of a pixel that is not evaluated.
-IGNORED = -1
+IGNORED = -1  # label of a pixel that is not evaluated
 # Meanings of the values in a label image; see `open_pixels`.
 VALUES = ("index", "reduce_zero_label", "listed")
 _MODES = ("L", "P", "I", "I;16", "I;16B")
-_UNKNOWN = -2
+_UNKNOWN = -2  # a value that is no class
 _N_VALUES = 2**16
 
 
@@ -38,10 +37,15 @@ class PixelFolder:
   """
 
   def __init__(self, pairs: Sequence[tuple[Path, Path | None]], table: np.ndarray):
-    """Takes `files`, and of each value in a label image the class, IGNORED, or -2
-    for no class."""
+    """Takes pairs of files, and the label of each value in a label image.
+
+    Args:
+      pairs: image and label image, or None.
+      table: class of each value, IGNORED, or -2 for a value that is no class.
+    """
     self.keys = tuple(image.stem for image, _ in pairs)
-    self.files, self._table = pairs, table
+    self.files = pairs
+    self._table = table
 
   def __len__(self) -> int:
     return len(self.files)
@@ -55,22 +59,28 @@ class PixelFolder:
     return image_size(self.files[index][0])
 
   def labels(self, index: int) -> Int32[np.ndarray, "H W"]:
-    """Decodes a label image: class of each pixel, or IGNORED; ImageError or
-    RegionError."""
+    """Decodes a label image: class of each pixel, or IGNORED.
+
+    Raises:
+      ImageError: the file can't be decoded.
+      RegionError: it has another size than its image, or a value that is no class.
+    """
     image, path = self.files[index]
     height, width = self.shape(index)
     if path is None:
       return np.full((height, width), IGNORED, np.int32)
     values_HxW = read_values(path)
     labels_HxW = self._table[values_HxW]
-    if (labels_HxW == _UNKNOWN).any():
-      found, n_classes = values_HxW[labels_HxW == _UNKNOWN][0], self._table.max() + 1
+    is_unknown_HxW = labels_HxW == _UNKNOWN
+    if is_unknown_HxW.any():
+      value = values_HxW[is_unknown_HxW][0]
+      n_classes = self._table.max() + 1
       raise RegionError(
-        f"{path}: value {found} is none of the {n_classes} classes' nor ignored"
+        f"{path}: value {value} is none of the {n_classes} classes' nor ignored"
       )
     if labels_HxW.shape != (height, width):
-      found = f"{labels_HxW.shape[1]} x {labels_HxW.shape[0]}"
-      raise RegionError(f"{path}: {found} pixels, but {image} has {width} x {height}")
+      sides = f"{labels_HxW.shape[1]} x {labels_HxW.shape[0]}"
+      raise RegionError(f"{path}: {sides} pixels, but {image} has {width} x {height}")
     return labels_HxW
 
 
@@ -82,43 +92,55 @@ def open_pixels(
   ignore: int = 255,
   n_images: int = 0,
 ) -> PixelFolder:
-  """Pairs the images of a folder with label images; without a folder of these, all are
-  taken.
+  """Pairs the images of a folder with label images.
 
-  Of the pairs `n_images` are kept, evenly over all; 0: all. `values` is the meaning of
-  a label image's values. `index`: class 0, 1, ..; `reduce_zero_label`: 0 is ignored,
-  and class c is c + 1 (ADE20K, and VOC and PASCAL Context with background); `listed`:
-  those of the class list (COCO-Stuff's own label images). Pixels of `ignore` are not
-  evaluated, so it is no class.
+  Args:
+    images: folder of images.
+    labels: folder of label images; empty to take all images without labels.
+    classes: classes of the labels.
+    values: meaning of a label image's values. `index`: class 0, 1, ..;
+      `reduce_zero_label`: 0 is ignored, and class c is c + 1 (ADE20K, and VOC and PASCAL
+      Context with background); `listed`: those of the class list (COCO-Stuff's own
+      label images).
+    ignore: value of pixels that are not evaluated, so it is no class.
+    n_images: pairs that are kept, evenly over all; 0 for all.
+
+  Raises:
+    RegionError: two images have one stem, a label image has no image, or a value has no
+      meaning.
   """
   table = _table(classes, values, ignore)
-  image_of: dict[str, Path] = {}
+  image_of_stem: dict[str, Path] = {}
   for path in find_images(images, nested=False).values():
-    if path.stem in image_of:
+    if path.stem in image_of_stem:
       raise RegionError(
-        f"{path}: has the stem of {image_of[path.stem].name}, expected one image"
+        f"{path}: has the stem of {image_of_stem[path.stem].name}, expected one image"
       )
-    image_of[path.stem] = path
-  pairs: list[tuple[Path, Path | None]] = [(path, None) for path in image_of.values()]
-  if labels:
-    files = find_images(labels, nested=False).values()
-    if strange := [path for path in files if path.stem not in image_of]:
-      raise RegionError(f"{strange[0]}: no image named {strange[0].stem} in {images}")
-    pairs = [(image_of[path.stem], path) for path in files]
-  return PixelFolder([pairs[row] for row in spread_evenly(n_images, len(pairs))], table)
+    image_of_stem[path.stem] = path
+  pairs: list[tuple[Path, Path | None]] = []
+  if not labels:
+    pairs += [(path, None) for path in image_of_stem.values()]
+  else:
+    for path in find_images(labels, nested=False).values():
+      if path.stem not in image_of_stem:
+        raise RegionError(f"{path}: no image named {path.stem} in {images}")
+      pairs.append((image_of_stem[path.stem], path))
+  kept = [pairs[row] for row in spread_evenly(n_images, len(pairs))]
+  return PixelFolder(kept, table)
 
 
 def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
+  """Class of each value in a label image, IGNORED, or -2 for no class."""
   table = np.full(_N_VALUES, _UNKNOWN, np.int32)
   if values == "listed":
     if classes.values is None:
       raise RegionError(
         "the class list has no values of label images, expected a third column"
       )
-    for index, own in enumerate(classes.values):
-      table[list(own)] = index
+    for label, of_class in enumerate(classes.values):
+      table[list(of_class)] = label
   else:
-    first = int(values == "reduce_zero_label")
+    first = 1 if values == "reduce_zero_label" else 0
     table[first : first + len(classes)] = np.arange(len(classes))
     table[:first] = IGNORED
   if not 0 <= ignore < _N_VALUES or table[ignore] >= 0:
@@ -134,7 +156,8 @@ def read_rgb(
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Reads the pixels of one image file; ImageError if it can't be decoded."""
   with open_image(path) as image:
-    return np.asarray(load_rgb(image, str(path), upright=upright)[0])
+    rgb, *_ = load_rgb(image, str(path), upright=upright)
+    return np.asarray(rgb)
 
 
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
@@ -165,11 +188,15 @@ def write_labels(
   n_classes: int,
   colours: UInt8[np.ndarray, "256 3"] | None = None,
 ) -> str:
-  """Writes a label image, PNG: 8 bits for up to 255 classes, else 16; IGNORED is the
-  largest value.
+  """Writes a label image, PNG, and returns the file's checksum.
 
-  Viewers show the `colours` (sRGB of each value) of a file of 8 bits. Returns the
-  file's checksum.
+  IGNORED becomes the largest value.
+
+  Args:
+    path: file to write.
+    labels_HxW: class of each pixel, or IGNORED.
+    n_classes: number of classes; up to 255 of them take 8 bits a pixel, more 16.
+    colours: sRGB of each value, which viewers show for a file of 8 bits.
   """
   kind = np.uint8 if n_classes <= 255 else np.uint16
   image = Image.fromarray(labels_HxW.astype(kind))  # -1 wraps to the largest value

@@ -18,11 +18,10 @@ from pomp_jax.rooms.regions.dense import Taps, padded_sides, resize, taps
 # Numbers of a block of pixels in memory under one prompt: scores of classes, weights of
 # regions.
 _MAX_NUMBERS = 2**23
-# Few shapes, for fewer compilations: regions are padded to powers of two from this
-# number on, and columns of a block are multiples of the other.
-_REGIONS, _COLUMNS = 16, 128
-# Rows of a block divide the height that `padded_sides` makes.
-_MOST_ROWS = 128
+# Few shapes, for fewer compilations.
+_REGIONS = 16  # regions are padded to powers of two from here on
+_COLUMNS = 128  # columns of a block are multiples of this
+_MOST_ROWS = 128  # rows of a block divide the height that `padded_sides` makes
 
 
 def label_maps_of_regions(
@@ -31,38 +30,55 @@ def label_maps_of_regions(
   height: int,
   width: int,
 ) -> Int32[np.ndarray, "P H W"]:
-  """The class of the highest sum over regions of score * mask at each pixel, as in
-  MaskFormer.
+  """The class of the highest sum of score * mask at each pixel, as in MaskFormer.
 
-  -1 where all masks are 0. Soft (see `masks.ONE`) or hard masks are interpolated as by
-  torch's bilinear `interpolate` without antialiasing. Scores, under each prompt, are finite.
+  Args:
+    scores: finite scores of the regions under each of P prompts.
+    masks: soft masks (see `masks.ONE`) or hard ones, interpolated as by torch's bilinear
+      `interpolate` without antialiasing.
+    height: height of the image in pixels, H.
+    width: width of the image in pixels, W.
+
+  Returns:
+    Classes, -1 where all masks are 0.
   """
   n_regions, *sides = masks.shape
   if not n_regions:
     return np.full((len(scores), height, width), -1, np.int32)
-  if masks.dtype == bool and sides == [height, width] and masks.sum(axis=0).max() <= 1:
-    # The regions of a label image do not overlap: no sums.
-    inside, owners = masks.any(axis=0), masks.argmax(axis=0)
-    return np.stack(
-      [np.where(inside, own.argmax(axis=1)[owners], -1) for own in scores]
-    ).astype(np.int32)
+  has_size_of_image = masks.dtype == bool and sides == [height, width]
+  if has_size_of_image and masks.sum(axis=0).max() <= 1:
+    return _maps_of_disjoint(scores, masks)
   n_rows = max(_REGIONS, 1 << (n_regions - 1).bit_length())
-  soft = masks.dtype == np.float16
-  grid = np.zeros((n_rows, *padded_sides(*sides)), np.float16 if soft else np.uint8)
-  grid[:n_regions, : sides[0], : sides[1]] = masks
-  of_prompts = np.zeros((len(scores), n_rows, scores[0].shape[1]), np.float32)
-  of_prompts[:, :n_regions] = np.stack(scores)
-  rows, columns = _block(max(of_prompts.shape[1:]), width)
-  out = padded_sides(height)[0], -(-width // columns) * columns
+  kind = np.float16 if masks.dtype == np.float16 else np.uint8
+  padded_masks = np.zeros((n_rows, *padded_sides(*sides)), kind)
+  padded_masks[:n_regions, : sides[0], : sides[1]] = masks
+  padded_scores = np.zeros((len(scores), n_rows, scores[0].shape[1]), np.float32)
+  padded_scores[:, :n_regions] = np.stack(scores)
+  rows, columns = _block(max(padded_scores.shape[1:]), width)
+  [out_height] = padded_sides(height)
+  out_width = -(-width // columns) * columns
   labels = _label_maps(
-    of_prompts,
-    grid,
+    padded_scores,
+    padded_masks,
     np.array(sides),
     np.array([height, width]),
-    out=out,
+    out=(out_height, out_width),
     block=(rows, columns),
   )
   return np.asarray(labels)[:, :height, :width]
+
+
+def _maps_of_disjoint(
+  scores: Sequence[np.ndarray], masks_RxHxW: np.ndarray
+) -> np.ndarray:
+  """The best class of each pixel's only region, as of a label image: no sums."""
+  is_inside_HxW = masks_RxHxW.any(axis=0)
+  owner_HxW = masks_RxHxW.argmax(axis=0)
+  maps = [
+    np.where(is_inside_HxW, scores_RxC.argmax(axis=1)[owner_HxW], -1)
+    for scores_RxC in scores
+  ]
+  return np.stack(maps).astype(np.int32)
 
 
 def _block(n_numbers: int, width: int) -> tuple[int, int]:
@@ -90,26 +106,30 @@ def _label_maps(
   lines = [taps(n, sides_2[i], out_sides_2[i], xp=jnp) for i, n in enumerate(out)]
   n_blocks_2 = -(-out_sides_2 // np.array(block))
 
-  def of_block(number, labels_PxHxW):
-    starts = divmod(number, n_blocks_2[1])
-    starts = [start * length for start, length in zip(starts, block, strict=True)]
-    rows, columns = (
-      Taps(*(jax.lax.dynamic_slice_in_dim(part, start, length) for part in line))
-      for line, start, length in zip(lines, starts, block, strict=True)
+  def samples(axis, start):
+    """Taps of a block's rows or columns."""
+    return Taps(
+      *(jax.lax.dynamic_slice_in_dim(part, start, block[axis]) for part in lines[axis])
     )
-    weights_Rxhxw = resize(resize(masks_Rxhxw, 1, rows), 2, columns)
+
+  def add_block(number, labels_PxHxW):
+    block_row, block_column = divmod(number, n_blocks_2[1])
+    top = block_row * block[0]
+    left = block_column * block[1]
+    weights_Rxhxw = resize(masks_Rxhxw, 1, samples(0, top))
+    weights_Rxhxw = resize(weights_Rxhxw, 2, samples(1, left))
     weights_PixelsxR = weights_Rxhxw.reshape(len(weights_Rxhxw), -1).T
 
-    def of_prompt(scores_RxC):
+    def classes_under(scores_RxC):
       sums = jnp.matmul(
         weights_PixelsxR, scores_RxC, precision=jax.lax.Precision.HIGHEST
       )
       return jnp.argmax(sums, axis=1).astype(jnp.int32)
 
-    found = jax.lax.map(of_prompt, scores_PxRxC)
-    found = jnp.where(jnp.any(weights_PixelsxR > 0, axis=1), found, -1)
-    found_Pxhxw = found.reshape(-1, *block)
-    return jax.lax.dynamic_update_slice(labels_PxHxW, found_Pxhxw, (0, *starts))
+    classes = jax.lax.map(classes_under, scores_PxRxC)
+    is_inside = jnp.any(weights_PixelsxR > 0, axis=1)
+    classes_Pxhxw = jnp.where(is_inside, classes, -1).reshape(-1, *block)
+    return jax.lax.dynamic_update_slice(labels_PxHxW, classes_Pxhxw, (0, top, left))
 
   labels = jnp.full((len(scores_PxRxC), *out), -1, jnp.int32)
-  return jax.lax.fori_loop(0, jnp.prod(n_blocks_2), of_block, labels)
+  return jax.lax.fori_loop(0, jnp.prod(n_blocks_2), add_block, labels)

@@ -28,31 +28,37 @@ class RegionMap(NamedTuple):
 
   image: UInt8[np.ndarray, "H W 3"]
   owners: Int16[np.ndarray, "H W"]  # number of each pixel's region; -1 for none
-  # class of each region; a negative one drops the region
-  labels: Int32[np.ndarray, " R"]
+  labels: Int32[np.ndarray, " R"]  # classes; a negative one drops the region
 
 
 Read = Callable[[int], RegionMap]
 
 
 class RegionMaps:
-  """Images with region maps, without the novel classes, for `data.loader`; pickled for
-  its workers.
+  """Images with region maps, without the novel classes, for `data.loader`.
 
-  `names` are those of the classes. `labels` are zeros, since an image has no class of
-  its own.
+  It is pickled for the loader's workers. `names` are those of the classes. `labels` are
+  zeros, since an image has no class of its own.
   """
 
   def __init__(
     self, classes: ClassSplit, rows: np.ndarray, read: Read, where: Callable
   ):
-    """Takes functions that read an image by its row, with labels of all classes, and
-    name it."""
+    """Takes images that functions read by their rows.
+
+    Args:
+      classes: classes of the labels that `read` returns.
+      rows: row of each image.
+      read: image of a row, with labels of all classes.
+      where: name of a row's image for messages.
+    """
     kept = classes.not_novel()
     self.names: Sequence[str] = tuple(classes.names[c] for c in kept)
     self.labels = np.zeros(len(rows), np.int32)
-    self._rows, self._read, self._where = rows, read, where
-    # Number of each class of the list among those that are kept; the last entry is that
+    self._rows = rows
+    self._read = read
+    self._where = where
+    # Number of each class of the list among those that are kept. The last entry is that
     # of -1.
     self._number = np.full(len(classes) + 1, -1, np.int32)
     self._number[kept] = np.arange(len(kept))
@@ -62,8 +68,8 @@ class RegionMaps:
 
   def region_map(self, index: int) -> RegionMap:
     """Reads one image; ImageError or RegionError if it or its labels can't be."""
-    found = self._read(int(self._rows[index]))
-    return found._replace(labels=self._number[found.labels])
+    region_map = self._read(int(self._rows[index]))
+    return region_map._replace(labels=self._number[region_map.labels])
 
   def where(self, index: int) -> str:
     """Name of an image for messages."""
@@ -125,72 +131,117 @@ class MaskViews:
   def __call__(
     self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
   ) -> tuple[np.ndarray, Bool[np.ndarray, " B"]]:
-    """Views [B,1] of type `record`, and which images were readable; a function of
-    the arguments."""
+    """Views [B,1] of type `record`, and which images were readable.
+
+    They are a function of the arguments.
+    """
     views_Bx1 = np.zeros((len(indices), 1), self.record)
     readable_B = np.zeros(len(indices), bool)
-    for row, (index, epoch) in enumerate(
-      zip(indices.tolist(), epochs.tolist(), strict=True)
-    ):
+    pairs = zip(indices.tolist(), epochs.tolist(), strict=True)
+    for row, (index, epoch) in enumerate(pairs):
       try:
-        whole = self.source.region_map(index)
+        region_map = self.source.region_map(index)
       except (ImageError, RegionError):
         # The loader counts the image as unreadable, and names it.
         continue
-      part = cut(whole, self.place(*whole.owners.shape, index=index, epoch=epoch))
-      owners, labels = largest_regions(part.owners, part.labels, self.n_targets)
-      view, (height, width) = views_Bx1[row, 0], owners.shape
-      view["image"][:height, :width], view["sides"] = part.image, owners.shape
-      view["owners"][:], view["labels"][:] = -1, -1
-      view["owners"][:height, :width], view["labels"][: len(labels)] = owners, labels
+      height, width = region_map.owners.shape
+      place = self.place(height, width, index=index, epoch=epoch)
+      self._fill(views_Bx1[row, 0], cut(region_map, place))
       readable_B[row] = True
     return views_Bx1, readable_B
 
+  def _fill(self, view: np.void, part: RegionMap) -> None:
+    """Writes a part of an image, and its largest regions, into a view."""
+    owners, labels = largest_regions(part.owners, part.labels, self.n_targets)
+    height, width = owners.shape
+    view["image"][:height, :width] = part.image
+    view["sides"] = (height, width)
+    view["owners"][:] = -1
+    view["owners"][:height, :width] = owners
+    view["labels"][:] = -1
+    view["labels"][: len(labels)] = labels
+
   def place(self, height: int, width: int, *, index: int, epoch: int) -> Place:
-    """Draws the place of a view in an image of height x width; a function of the
-    arguments."""
+    """Draws the place of a view; a function of the arguments.
+
+    Args:
+      height: height of the image in pixels.
+      width: width of the image in pixels.
+      index: number of the image.
+      epoch: number of the pass over the images.
+    """
     if self.augment == "none":
       scale = self.size / max(height, width)
-      rows, columns = (max(1, round(scale * side)) for side in (height, width))
-      return Place(rows, columns, 0, 0, rows, columns, False)
+      rows = max(1, round(scale * height))
+      columns = max(1, round(scale * width))
+      return Place(
+        height=rows,
+        width=columns,
+        top=0,
+        left=0,
+        rows=rows,
+        columns=columns,
+        flip=False,
+      )
     bits = np.random.Philox(key=[self.seed, _STREAM], counter=[0, 0, epoch, index])
-    of_scale, of_top, of_left, of_flip = (
-      (bits.random_raw(4) >> 11) * 2.0**-53
-    ).tolist()
-    low, high = self.scales
-    scale = self.size * (low + (high - low) * of_scale) / min(height, width)
-    height, width = (max(1, round(scale * side)) for side in (height, width))
-    rows, columns = min(self.size, height), min(self.size, width)
-    top, left = int(of_top * (height - rows + 1)), int(of_left * (width - columns + 1))
-    return Place(height, width, top, left, rows, columns, of_flip < 0.5)
+    # 53 bits make a float64 in [0, 1).
+    uniforms = (bits.random_raw(4) >> 11) * 2.0**-53
+    of_scale, of_top, of_left, of_flip = uniforms.tolist()
+    smallest, largest = self.scales
+    scale = smallest + (largest - smallest) * of_scale
+    scale = self.size * scale / min(height, width)
+    height = max(1, round(scale * height))
+    width = max(1, round(scale * width))
+    rows = min(self.size, height)
+    columns = min(self.size, width)
+    return Place(
+      height=height,
+      width=width,
+      top=int(of_top * (height - rows + 1)),
+      left=int(of_left * (width - columns + 1)),
+      rows=rows,
+      columns=columns,
+      flip=of_flip < 0.5,
+    )
 
 
 def cut(whole: RegionMap, place: Place) -> RegionMap:
   """Scales (pixels bilinearly, owners to the nearest), cuts and flips an image."""
-  y, x = (
-    full / scaled for full, scaled in zip(whole.owners.shape, place[:2], strict=True)
+  height, width = whole.owners.shape
+  # The view's box in pixels of the image before scaling.
+  y_step = height / place.height
+  x_step = width / place.width
+  box = (
+    place.left * x_step,
+    place.top * y_step,
+    (place.left + place.columns) * x_step,
+    (place.top + place.rows) * y_step,
   )
-  top, left, (rows, columns) = place.top, place.left, place[4:6]
-  box, sides = (
-    (left * x, top * y, (left + columns) * x, (top + rows) * y),
-    (columns, rows),
-  )
-  image = np.asarray(
-    Image.fromarray(whole.image).resize(sides, Image.Resampling.BILINEAR, box)
-  )
-  scaled = Image.fromarray(whole.owners.astype(np.int32))
-  owners = np.asarray(scaled.resize(sides, Image.Resampling.NEAREST, box)).astype(
-    np.int16
-  )
-  turn = slice(None, None, -1 if place.flip else 1)
-  return RegionMap(image[:, turn], owners[:, turn], whole.labels)
+  size = (place.columns, place.rows)
+  picture = Image.fromarray(whole.image)
+  image = np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box))
+  numbers = Image.fromarray(whole.owners.astype(np.int32))
+  resized = numbers.resize(size, Image.Resampling.NEAREST, box)
+  owners = np.asarray(resized).astype(np.int16)
+  if place.flip:
+    image = image[:, ::-1]
+    owners = owners[:, ::-1]
+  return RegionMap(image, owners, whole.labels)
 
 
 def largest_regions(
   owners: Int16[np.ndarray, "H W"], labels: Int32[np.ndarray, " R"], most: int
 ) -> tuple[Int16[np.ndarray, "H W"], Int32[np.ndarray, " _"]]:
-  """Owners and labels of the `most` largest regions with a pixel and a class, in
-  falling order."""
+  """Owners and labels of the largest regions with a pixel and a class.
+
+  Args:
+    owners: number of each pixel's region, or -1.
+    labels: class of each region, or a negative number.
+    most: number of regions to keep, at most.
+
+  Returns:
+    Owners, with -1 for the other regions, and labels, in falling order of the areas.
+  """
   areas = np.bincount(owners[owners >= 0], minlength=len(labels))
   areas[labels < 0] = 0
   order = np.argsort(-areas, kind="stable")[:most]

@@ -4,7 +4,6 @@ Shapes: H, W sides of an image in pixels, C classes.
 """
 
 from collections.abc import Mapping
-import math
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -25,13 +24,17 @@ class PixelTally:
   def add(
     self, labels_HxW: Int[np.ndarray, "H W"], predicted_HxW: Int[np.ndarray, "H W"]
   ) -> None:
-    """Counts one image; pixels of negative labels are ignored, a negative prediction
-    is wrong."""
-    n_classes = self.counts.shape[1]
+    """Counts one image.
+
+    Pixels of negative labels are ignored; a negative prediction is wrong.
+    """
     valid = labels_HxW >= 0
-    labels, predicted = labels_HxW[valid], predicted_HxW[valid]
+    labels = labels_HxW[valid]
+    predicted = predicted_HxW[valid]
     right = labels[labels == predicted]
-    for row, classes in enumerate((labels, predicted[predicted >= 0], right)):
+    predicted = predicted[predicted >= 0]
+    n_classes = self.counts.shape[1]
+    for row, classes in enumerate((labels, predicted, right)):
       self.counts[row] += np.bincount(classes, minlength=n_classes)
 
   def per_class(self) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
@@ -40,14 +43,16 @@ class PixelTally:
     IoU = both / (truth + prediction - both), accuracy = both / truth.
     """
     truth_C, predicted_C, both_C = self.counts.astype(float)
-    in_truth = np.where(truth_C > 0, truth_C, np.nan)
-    return both_C / (in_truth + predicted_C - both_C), both_C / in_truth
+    truth_C[truth_C == 0] = np.nan
+    iou_C = both_C / (truth_C + predicted_C - both_C)
+    accuracy_C = both_C / truth_C
+    return iou_C, accuracy_C
 
   def figures(
     self, groups: Mapping[str, Int[np.ndarray, " n"]] | None = None
   ) -> dict[str, Any]:
-    """Returns all figures as JSON values, fractions of 1; None where there is nothing
-    to measure.
+    """Returns all figures as JSON values, fractions of 1; None without anything to
+    measure.
 
     - mIoU: sum of the IoU over classes in the truth / number of classes in the truth or
       the prediction, as detectron2 and ZSSeg report it. A class that is only predicted
@@ -67,23 +72,36 @@ class PixelTally:
       figures[name] = self._figures(classes)
     if {"base", "novel"} <= set(groups):
       for kind in ("", "_plain"):
-        pair = [figures[group][f"mIoU{kind}"] for group in ("base", "novel")]
-        total = sum(pair) if None not in pair else None
-        figures[f"hIoU{kind}"] = 2 * math.prod(pair) / total if total else total
+        base = figures["base"][f"mIoU{kind}"]
+        novel = figures["novel"][f"mIoU{kind}"]
+        figures[f"hIoU{kind}"] = _harmonic_mean(base, novel)
     return figures
 
   def _figures(self, classes: np.ndarray) -> dict[str, Any]:
     truth_C, predicted_C, both_C = self.counts[:, classes]
-    iou_C, accuracy_C = (values[classes] for values in self.per_class())
-    n_truth, n_either = np.sum(truth_C > 0), np.sum(truth_C + predicted_C > 0)
-    figures = {"classes": len(classes), "classes_in_truth": int(n_truth)}
-    sums = {
-      "mIoU": (np.nansum(iou_C), n_either),
-      "mIoU_plain": (np.nansum(iou_C), n_truth),
-      "fwIoU": (np.nansum(iou_C * truth_C), truth_C.sum()),
-      "mACC": (np.nansum(accuracy_C), n_truth),
-      "pACC": (both_C.sum(), truth_C.sum()),
+    iou_C, accuracy_C = self.per_class()
+    iou_C = iou_C[classes]
+    accuracy_C = accuracy_C[classes]
+    n_truth = np.sum(truth_C > 0)
+    n_either = np.sum(truth_C + predicted_C > 0)
+    return {
+      "classes": len(classes),
+      "classes_in_truth": int(n_truth),
+      "mIoU": _share(np.nansum(iou_C), n_either),
+      "mIoU_plain": _share(np.nansum(iou_C), n_truth),
+      "fwIoU": _share(np.nansum(iou_C * truth_C), truth_C.sum()),
+      "mACC": _share(np.nansum(accuracy_C), n_truth),
+      "pACC": _share(both_C.sum(), truth_C.sum()),
     }
-    return figures | {
-      name: float(a / n) if n else None for name, (a, n) in sums.items()
-    }
+
+
+def _share(part: float, whole: float) -> float | None:
+  return float(part / whole) if whole else None
+
+
+def _harmonic_mean(base: float | None, novel: float | None) -> float | None:
+  """None where one of them is not measured, 0 where both are 0."""
+  if base is None or novel is None:
+    return None
+  total = base + novel
+  return 2 * (base * novel) / total if total else total

@@ -39,11 +39,9 @@ from pomp_jax.rooms.regions.region_sources import (
   open_region_source,
 )
 
-# Pixels of a picture that a network sees at most: a hundred hard masks of it take 200
-# MiB.
+# Most pixels of a picture that a network sees. A hundred hard masks of it take 200 MiB.
 _MAX_PIXELS = 2**21
-# Names that a label image can number.
-_MAX_NAMES = 2**16 - 1
+_MAX_NAMES = 2**16 - 1  # names that a label image can number
 
 
 class _Pictures(Task):
@@ -66,31 +64,40 @@ class _Pictures(Task):
     super().check(files)
     if self._regions.source == "none":
       check_patches(self._segment, inputs.clip_config(self._clip.model))
-    else:
-      images = sized_images(
-        files if self._regions.source == "file" else {}, self._upright
-      )
-      task = self._settings.task
-      check_region_source(self._regions, self._propose, self._clip.model, images, task)
+      return
+    # Only a file of regions is compared with the pictures.
+    compared = files if self._regions.source == "file" else {}
+    images = sized_images(compared, self._upright)
+    check_region_source(
+      self._regions, self._propose, self._clip.model, images, self._settings.task
+    )
 
   def _open(self, encoder):
-    keys, regions = self._keys, self._regions
+    keys = self._keys
     # Batches are padded, so never ask for more than there are pictures.
-    most = min(self._propose.batch_size, len(keys))
-    self._propose = dataclasses.replace(self._propose, batch_size=most)
+    batch_size = min(self._propose.batch_size, len(keys))
+    self._propose = dataclasses.replace(self._propose, batch_size=batch_size)
     # Names of the pictures' files without a suffix; with theirs, if two would become
     # equal.
     stems = [os.path.splitext(key)[0] for key in keys]
-    self._output = dict(
-      zip(keys, stems if len(set(stems)) == len(keys) else keys, strict=True)
-    )
-    more = {"network": {"network": self._propose.network}}
-    more |= {"none": {"recipe": self._segment.recipe}}
-    self.facts = {"n_classes": len(self._classes), "regions": regions.source}
-    self.facts |= more.get(regions.source, {})
-    pixels = lambda row: self._picture(row)[0]
+    are_distinct = len(set(stems)) == len(keys)
+    outputs = stems if are_distinct else keys
+    self._output = dict(zip(keys, outputs, strict=True))
+    self.facts = {"n_classes": len(self._classes), "regions": self._regions.source}
+    match self._regions.source:
+      case "network":
+        self.facts["network"] = self._propose.network
+      case "none":
+        self.facts["recipe"] = self._segment.recipe
+
+    def pixels(row):
+      image, _ = self._picture(row)
+      return image
+
     images = Images(
-      [_stem(key) for key in keys], lambda row: pixels(row).shape[:2], pixels
+      [_stem(key) for key in keys],
+      shape=lambda row: pixels(row).shape[:2],
+      pixels=pixels,
     )
     prompt = NamedPrompt(self._settings.prompt, open_prompt(self._settings.prompt))
     matrix = class_matrix(encoder, self._classes.synonyms, prompt)
@@ -99,23 +106,29 @@ class _Pictures(Task):
   _finder: Callable[..., Any]
 
   def _scorer(self, encoder, images, matrices, scale, tight=False):
-    regions = self._regions
-    source = open_region_source(regions, self._propose, self._clip, encoder, images)
+    source = open_region_source(
+      self._regions, self._propose, self._clip, encoder, images
+    )
     return RegionScorer(
-      regions, source, encoder, self._classes, matrices, logit_scale=scale, tight=tight
+      self._regions,
+      source,
+      encoder,
+      self._classes,
+      matrices,
+      logit_scale=scale,
+      tight=tight,
     )
 
   def _read(self, path):
     """The picture, perhaps reduced, and the height and width of its file."""
     image = read_rgb(path, self._upright)
-    sides = image.shape[:2]
-    factor = (_MAX_PIXELS / image[..., 0].size) ** 0.5
+    height, width = image.shape[:2]
+    factor = (_MAX_PIXELS / (height * width)) ** 0.5
     if self._regions.source == "network" and factor < 1:
-      reduced = tuple(max(round(factor * side), 1) for side in sides)
-      image = np.asarray(
-        Image.fromarray(image).resize(reduced[::-1], Image.Resampling.BICUBIC)
-      )
-    return image, sides
+      size = (max(round(factor * width), 1), max(round(factor * height), 1))
+      reduced = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+      image = np.asarray(reduced)
+    return image, (height, width)
 
   def _path(self, kind: str, key: str) -> Path:
     """File of a picture in a folder of the run, which is created."""
@@ -154,28 +167,27 @@ class SegmentPictures(_Pictures):
     return segmenter.finder(images.pixels, matrices)
 
   def _take(self, key: str, picture: tuple, found: Sequence[PixelMap]) -> Rows:
-    (image, sides), (labels, probability), names = (
-      picture,
-      found[0],
-      self._classes.names,
-    )
-    # Values of the nearest pixels, at the size of the file.
-    pairs = zip(sides, labels.shape, strict=True)
-    whole = labels[np.ix_(*(np.arange(new) * old // new for new, old in pairs))]
-    # Of the label image's values: those of the picture, white for no class, else grey.
-    colours = label_colours(labels)
-    table = [*(to_rgb(colours.get(label, OTHER)) for label in range(255)), (1, 1, 1)]
-    table_256x3 = np.rint(255 * np.array(table)).astype(np.uint8)
+    image, sides = picture
+    [pixel_map] = found
+    names = self._classes.names
+    labels = _at_size(pixel_map.labels_HxW, sides)
     with writing(self._folder.path):
-      write_labels(self._path("labels", key), whole, len(names), table_256x3)
-      overlay(self._path("pictures", key), image, labels, names, key)
-    values, counts = np.unique(whole[whole >= 0], return_counts=True)
+      colours = _palette(pixel_map.labels_HxW)
+      write_labels(self._path("labels", key), labels, len(names), colours)
+      picture_path = self._path("pictures", key)
+      overlay(picture_path, image, pixel_map.labels_HxW, names, key)
+    values, counts = np.unique(labels[labels >= 0], return_counts=True)
     rows = []
     for place in np.argsort(-counts, kind="stable"):
-      value, share = int(values[place]), float(counts[place] / whole.size)
-      row = {"name": names[value], "value": value, "share": share}
-      if probability is not None:
-        row["probability"] = float(probability[whole == value].mean())
+      value = int(values[place])
+      row = {
+        "name": names[value],
+        "value": value,
+        "share": float(counts[place] / labels.size),
+      }
+      if pixel_map.probability_HxW is not None:
+        probability = pixel_map.probability_HxW[labels == value].mean()
+        row["probability"] = float(probability)
       rows.append(row)
     return rows
 
@@ -189,30 +201,37 @@ class DetectPictures(_Pictures):
   columns = ("name", "score", "x", "y", "width", "height")
 
   def _finder(self, encoder, images, matrices):
-    # Numbers of the pictures: their names if all are numbers, as COCO's are; else 1, 2,
-    # ..
-    stems = map(_stem, self._keys)
-    ids = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
-    numbers = ids if len(set(ids)) == len(self._keys) else range(1, len(self._keys) + 1)
-    self._ids, self._results = dict(zip(self._keys, numbers, strict=True)), []
+    self._ids = dict(zip(self._keys, _image_ids(self._keys), strict=True))
+    self._results = []
     return self._scorer(encoder, images, matrices, self._detect.logit_scale).scored
 
   def _take(self, key: str, picture: tuple, found: Scored) -> Rows:
-    (image, sides), [scores_RxC], names = picture, found.scores, self._classes.names
-    limits = sides, self._detect, self._regions.mask_threshold, MAX_DETECTIONS["coco"]
-    kept = detections_of(found.regions, scores_RxC, *limits)
+    image, sides = picture
+    [scores_RxC] = found.scores
+    names = self._classes.names
+    detections = detections_of(
+      found.regions,
+      scores_RxC,
+      sides,
+      self._detect,
+      mask_threshold=self._regions.mask_threshold,
+      most=MAX_DETECTIONS["coco"],
+    )
     with writing(self._folder.path):
-      boxes_picture(self._path("pictures", key), image, kept, names, key)
-    # COCO results in pixels of the file.
-    height, width = (a / b for a, b in zip(sides, image.shape, strict=False))
-    kept = kept._replace(boxes=kept.boxes * np.array([width, height] * 2, np.float32))
-    rows = [
-      row | {"file": key, "name": names[row["category_id"] - 1]}
-      for row in result_rows(self._ids[key], np.arange(1, len(names) + 1), kept)
-    ]
-    self._results += rows
-    values = [(row["name"], row["score"], *row["bbox"]) for row in rows]
-    return [dict(zip(self.columns, own, strict=True)) for own in values]
+      boxes_picture(self._path("pictures", key), image, detections, names, key)
+    # COCO's rows are in pixels of the file.
+    y_factor = sides[0] / image.shape[0]
+    x_factor = sides[1] / image.shape[1]
+    factors = np.array([x_factor, y_factor] * 2, np.float32)
+    detections = detections._replace(boxes=detections.boxes * factors)
+    category_ids = np.arange(1, len(names) + 1)
+    rows = []
+    for result in result_rows(self._ids[key], category_ids, detections):
+      name = names[result["category_id"] - 1]
+      self._results.append(result | {"file": key, "name": name})
+      cells = (name, result["score"], *result["bbox"])
+      rows.append(dict(zip(self.columns, cells, strict=True)))
+    return rows
 
   def _text(self, row):
     return f"{row['name']} {row['score']:.2f}"
@@ -221,22 +240,56 @@ class DetectPictures(_Pictures):
     write_json(self._folder.path / "detections.json", self._results)
 
 
-def sized_images(files: Mapping[str, Path], upright: bool) -> Images:
-  """Names and sizes of the pictures, but for those whose header can't be read.
+def _image_ids(keys: Sequence[str]) -> Sequence[int]:
+  """COCO's numbers of the pictures: their names if all are numbers, else 1, 2, .."""
+  stems = [_stem(key) for key in keys]
+  ids = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
+  if len(set(ids)) == len(keys):
+    return ids
+  return range(1, len(keys) + 1)
 
-  ImageError: two pictures of one stem, by which a file of regions names them.
+
+def _at_size(labels_HxW: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+  """Labels of the nearest pixels, at another height and width."""
+  rows, columns = (
+    np.arange(new) * old // new
+    for new, old in zip(sides, labels_HxW.shape, strict=True)
+  )
+  return labels_HxW[np.ix_(rows, columns)]
+
+
+def _palette(labels_HxW: np.ndarray) -> np.ndarray:
+  """Colours of a label image's values: uint8 [256,3].
+
+  Those of the picture, grey for labels that it lacks, and white, the last one, for
+  pixels without a class.
+  """
+  colours = label_colours(labels_HxW)
+  table = [to_rgb(colours.get(label, OTHER)) for label in range(255)]
+  table.append((1, 1, 1))
+  return np.rint(255 * np.array(table)).astype(np.uint8)
+
+
+def sized_images(files: Mapping[str, Path], upright: bool) -> Images:
+  """Names and sizes of the pictures, without those whose header can't be read.
+
+  Raises:
+    ImageError: two pictures have one stem, by which a file of regions names them.
   """
   shapes: dict[str, tuple[int, int]] = {}
-  first: dict[str, str] = {}
+  name_of_stem: dict[str, str] = {}
   for name, path in files.items():
-    if (other := first.setdefault(_stem(name), name)) != name:
+    stem = _stem(name)
+    first = name_of_stem.setdefault(stem, name)
+    if first != name:
       raise ImageError(
-        f"{path}: has the stem of {other}; accepted: a stem for each picture"
+        f"{path}: has the stem of {first}; accepted: a stem for each picture"
       )
     with contextlib.suppress(ImageError):
-      shapes[_stem(name)] = image_size(path, upright)
-  sides, no_pixels = list(shapes.values()), lambda row: np.zeros((0, 0, 3), np.uint8)
-  return Images(list(shapes), sides.__getitem__, no_pixels)
+      shapes[stem] = image_size(path, upright)
+  sides = list(shapes.values())
+  no_pixels = np.zeros((0, 0, 3), np.uint8)
+  return Images(list(shapes), shape=sides.__getitem__, pixels=lambda row: no_pixels)
 
 
 def _stem(name: str) -> str:

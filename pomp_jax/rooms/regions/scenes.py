@@ -41,35 +41,55 @@ class Scene(NamedTuple):
     return labels
 
 
+class _Placed(NamedTuple):
+  """Objects of a scene, from behind to the front."""
+
+  keys: np.ndarray  # uint64 [R]
+  x: np.ndarray  # float32 [R], centres; the scene reaches from -1 to 1
+  y: np.ndarray
+  scale: np.ndarray  # float32 [R], half of the scene is 1
+  angle: np.ndarray  # float32 [R], radians
+
+
 class Scenes:
-  """Scenes of a split; `names` of the N classes and their `groups`, first "base",
-  then "novel"."""
+  """Scenes of a split.
+
+  It has the `names` of the N classes and their `groups`, first "base", then "novel".
+  """
 
   def __init__(self, split: str, n_scenes: int, n_classes: int = 2400, seed: int = 0):
-    """Opens "train" (base classes only) or "test".
+    """Opens a split.
 
-    Each of the 12 grounds has as many of the classes, a multiple of 48, three quarters
-    of them base, the same for all seeds. The classes of a smaller number are among
-    those of a larger one.
+    Each of the 12 grounds has as many of the classes, three quarters of them base, the
+    same for all seeds. The classes of a smaller number are among those of a larger one.
+
+    Args:
+      split: "train", whose objects are of base classes only, or "test".
+      n_scenes: number of scenes.
+      n_classes: number of classes, N; a multiple of 48.
+      seed: random seed of the scenes.
     """
-    novel_per_ground = n_classes // (4 * len(COLOURS))
     self._keys = render.image_keys(seed, _STREAMS[split], np.arange(n_scenes))
-    parts = {"base": 3 * novel_per_ground, "novel": novel_per_ground}
-    picked = {group: _classes(group, n) for group, n in parts.items()}
-    self.names = tuple(
-      class_names(g)[c] for g, classes in picked.items() for c in classes
-    )
-    self.groups = tuple(g for g, classes in picked.items() for _ in classes)
-    attributes = [class_attributes(group)[classes] for group, classes in picked.items()]
+    novel_per_ground = n_classes // (4 * len(COLOURS))
+    per_ground = {"base": 3 * novel_per_ground, "novel": novel_per_ground}
+    names = []
+    groups = []
+    attributes = []
+    for group, n in per_ground.items():
+      classes = _classes(group, n)
+      names += [class_names(group)[c] for c in classes]
+      groups += [group] * len(classes)
+      attributes.append(class_attributes(group)[classes])
+    self.names = tuple(names)
+    self.groups = tuple(groups)
     self._attributes_NxA = np.concatenate(attributes)
-    shown = (
-      np.array(self.groups) == "base"
-      if split != "test"
-      else np.ones(len(self.names), bool)
-    )
+    in_split_N = np.full(len(names), True)
+    if split == "train":
+      in_split_N = np.array(groups) == "base"
     grounds_N = self._attributes_NxA[:, 3]
-    self._of_ground = [
-      np.flatnonzero(shown & (grounds_N == g)) for g in range(len(COLOURS))
+    self._classes_of_ground = [
+      np.flatnonzero(in_split_N & (grounds_N == ground))
+      for ground in range(len(COLOURS))
     ]
 
   def __len__(self) -> int:
@@ -78,57 +98,58 @@ class Scenes:
   def scene(self, index: int) -> Scene:
     """Renders one scene; IndexError if there is no such one."""
     key = self._keys[index : index + 1]
-    classes = self._of_ground[_integers(key, 0, len(COLOURS))[0]]
-    objects, x, y, scale, angle = _places(key)
-    labels = classes[_integers(objects, 4, len(classes))]
-    image, masks, visible = _draw(
-      key, objects, self._attributes_NxA[labels], x, y, scale, angle
-    )
-    masks, labels = masks[visible], labels[visible].astype(np.int32)
+    ground = _integers(key, 0, len(COLOURS))[0]
+    classes = self._classes_of_ground[ground]
+    placed = _place(key)
+    labels = classes[_integers(placed.keys, 4, len(classes))]
+    image, masks, visible = _draw(key, placed, self._attributes_NxA[labels])
+    masks = masks[visible]
+    labels = labels[visible].astype(np.int32)
     return Scene(image, masks, boxes_of_masks(masks), labels)
 
   def annotations(self) -> dict[str, Any]:
     """All scenes in the form of a COCO JSON file, with RLE; ids count from 1."""
-    categories = [{"id": c + 1, "name": name} for c, name in enumerate(self.names)]
     images: list[dict[str, Any]] = []
-    rows: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
     for index in range(len(self)):
-      scene = self.scene(index)
-      number = index + 1
+      image_id = index + 1
       images.append(
-        {"id": number, "file_name": f"{index:06}.png", "height": SIZE, "width": SIZE}
+        {"id": image_id, "file_name": f"{index:06}.png", "height": SIZE, "width": SIZE}
       )
-      for mask, box, label in zip(
-        scene.masks, scene.boxes, scene.labels.tolist(), strict=True
-      ):
-        row = {
-          "id": len(rows) + 1,
-          "image_id": number,
-          "category_id": label + 1,
-          "iscrowd": 0,
-        }
-        row |= {
-          "bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()],
-          "area": int(mask.sum()),
-        }
-        rows.append(row | {"segmentation": run_lengths_of(mask)})
-    return {"images": images, "annotations": rows, "categories": categories}
+      scene = self.scene(index)
+      for mask, box, label in zip(scene.masks, scene.boxes, scene.labels, strict=True):
+        corner = box[:2]
+        sides = box[2:] - corner
+        objects.append(
+          {
+            "id": len(objects) + 1,
+            "image_id": image_id,
+            "category_id": int(label) + 1,
+            "iscrowd": 0,
+            "bbox": [*corner.tolist(), *sides.tolist()],
+            "area": int(mask.sum()),
+            "segmentation": run_lengths_of(mask),
+          }
+        )
+    categories = [{"id": c + 1, "name": name} for c, name in enumerate(self.names)]
+    return {"images": images, "annotations": objects, "categories": categories}
 
 
 def _classes(group: str, per_ground: int) -> np.ndarray:
-  """Classes of a group, the same number of each ground, chosen by a hash: sorted int
-  [n]."""
+  """Classes of a group, as many of each ground, chosen by a hash: sorted int [n]."""
   grounds = class_attributes(group)[:, 3]
   order = np.argsort(mix(np.arange(len(grounds), dtype=np.uint64)), kind="stable")
-  of_ground = [order[grounds[order] == g] for g in range(len(COLOURS))]
-  return np.sort(np.concatenate([own[:per_ground] for own in of_ground]))
+  chosen = [
+    order[grounds[order] == ground][:per_ground] for ground in range(len(COLOURS))
+  ]
+  return np.sort(np.concatenate(chosen))
 
 
 def _uniform(
   keys: np.ndarray, channel: int, low: float = 0.0, high: float = 1.0
 ) -> np.ndarray:
   """Random numbers of the channels that the renderer's objects do not use."""
-  return render._uniform(keys, 80 + channel, low, high)
+  return render.uniform(keys, 80 + channel, low, high)
 
 
 def _integers(keys: np.ndarray, channel: int, n: int) -> np.ndarray:
@@ -136,41 +157,73 @@ def _integers(keys: np.ndarray, channel: int, n: int) -> np.ndarray:
   return (_uniform(keys, channel).astype(np.float64) * n).astype(np.int64)
 
 
-def _places(key: np.ndarray):
-  """Keys of the objects, their centres and scales in units of half the scene, and
-  angles: [R]."""
+def _place(key: np.ndarray) -> _Placed:
+  """Places three to five objects that do not cover one another much.
+
+  Random places are tried in turn, and one is taken if it is far enough from those that
+  are taken already.
+  """
   tries = mix(key ^ mix(np.arange(1, _ATTEMPTS + 1, dtype=np.uint64)))
   scale = _uniform(tries, 1, *_SCALES) * np.float32(render.IMAGE_SIZE / SIZE)
-  x, y = (_uniform(tries, channel, -1.0, 1.0) * (1 - scale) for channel in (2, 3))
-  count = 3 + _integers(key, 1, _MAX_OBJECTS - 2)[0]
-  placed: list[int] = []
-  for i in range(_ATTEMPTS):
-    distance = np.hypot(x[placed] - x[i], y[placed] - y[i])
-    apart = distance > _MIN_DISTANCE * (scale[placed] + scale[i])
-    if len(placed) < count and apart.all():
-      placed.append(i)
-  keep = np.array(placed)
+  # The whole object stays inside the scene.
+  x = _uniform(tries, 2, -1.0, 1.0) * (1 - scale)
+  y = _uniform(tries, 3, -1.0, 1.0) * (1 - scale)
   angle = _uniform(tries, 5, -0.2, 0.2)
-  return tries[keep], x[keep], y[keep], scale[keep], angle[keep]
+  n_objects = 3 + _integers(key, 1, _MAX_OBJECTS - 2)[0]
+  taken: list[int] = []
+  for i in range(_ATTEMPTS):
+    if len(taken) == n_objects:
+      break
+    distance = np.hypot(x[taken] - x[i], y[taken] - y[i])
+    if (distance > _MIN_DISTANCE * (scale[taken] + scale[i])).all():
+      taken.append(i)
+  rows = np.array(taken)
+  return _Placed(tries[rows], x[rows], y[rows], scale[rows], angle[rows])
 
 
-def _draw(key, objects, attributes_RxA, x_R, y_R, scale_R, angle_R):
-  """The image, the visible masks, and whether enough of each object is visible."""
-  distance, u, v = render._field(attributes_RxA[:, 2], x_R, y_R, scale_R, angle_R, SIZE)
-  things, _ = render._object_and_ground(objects, attributes_RxA, u, v, 0 * u)
-  clutter = render._clutter(key, SIZE)
-  _, ground = render._object_and_ground(key, attributes_RxA[:1], u[:1], v[:1], clutter)
-  image, owner_P = ground[0], np.full(SIZE * SIZE, -1)
-  for i, (thing, own) in enumerate(zip(things, distance, strict=True)):
-    image = image + np.clip(0.5 - own, 0, 1)[:, None] * (thing - image)
-    image *= 1 - 0.8 * np.clip(1.3 - np.abs(own), 0, 1)[:, None]  # a dark outline
-    owner_P[own < 0] = i
-  image = image * render._light(key, render.PHOTO.light, SIZE)[0][:, None]
-  start = int(mix(key)[0] % np.uint64(render._NOISE_SIZE))
-  image += np.float32(0.035) * render._NOISE[start : start + image.size].reshape(
-    image.shape
+def _draw(
+  key: np.ndarray, placed: _Placed, attributes_RxA: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Draws a scene from behind to the front.
+
+  Returns:
+    The image, uint8 [S,S,3]; the visible pixels of each object, bool [R,S,S]; whether
+    enough of each object is visible, bool [R].
+  """
+  field = render.object_field(
+    attributes_RxA[:, 2], placed.x, placed.y, placed.scale, placed.angle, SIZE
   )
-  masks = owner_P.reshape(SIZE, SIZE) == np.arange(len(objects))[:, None, None]
-  visible = masks.sum((1, 2)) >= _MIN_VISIBLE * (distance < 0).sum(1)
-  pixels = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
-  return pixels.reshape(SIZE, SIZE, 3), masks, visible
+  no_clutter = np.zeros_like(field.u)
+  things_RxPx3, _ = render.object_and_ground(
+    placed.keys, attributes_RxA, field.u, field.v, no_clutter
+  )
+  image_Px3 = _ground(key, attributes_RxA[:1], field)
+  owner_P = np.full(SIZE * SIZE, -1)
+  for i, (thing_Px3, distance_P) in enumerate(
+    zip(things_RxPx3, field.distance, strict=True)
+  ):
+    coverage_P = np.clip(0.5 - distance_P, 0, 1)  # 1 inside, soft over one pixel
+    image_Px3 = image_Px3 + coverage_P[:, None] * (thing_Px3 - image_Px3)
+    outline_P = np.clip(1.3 - np.abs(distance_P), 0, 1)
+    image_Px3 *= 1 - 0.8 * outline_P[:, None]
+    owner_P[distance_P < 0] = i
+  image_Px3 = image_Px3 * render.light(key, render.PHOTO.light, SIZE)[0][:, None]
+  image_Px3 += render.noise(key, image_Px3.shape)
+  pixels_Px3 = np.clip(image_Px3 * 255 + 0.5, 0, 255).astype(np.uint8)
+
+  masks = owner_P.reshape(SIZE, SIZE) == np.arange(len(placed.keys))[:, None, None]
+  n_visible_R = masks.sum((1, 2))
+  n_inside_R = (field.distance < 0).sum(1)
+  is_visible_R = n_visible_R >= _MIN_VISIBLE * n_inside_R
+  return pixels_Px3.reshape(SIZE, SIZE, 3), masks, is_visible_R
+
+
+def _ground(
+  key: np.ndarray, attributes_1xA: np.ndarray, field: render.Field
+) -> np.ndarray:
+  """The ground that all objects of a scene stand on, with its clutter: [P,3]."""
+  clutter = render.clutter(key, SIZE)
+  _, ground_1xPx3 = render.object_and_ground(
+    key, attributes_1xA, field.u[:1], field.v[:1], clutter
+  )
+  return ground_1xPx3[0]

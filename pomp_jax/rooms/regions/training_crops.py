@@ -1,5 +1,4 @@
-"""Image source `regions`: crops of annotated regions, for prompts that are tuned on
-them.
+"""Image source `regions`: crops of annotated regions, to tune prompts on them.
 
 Each object of a COCO or LVIS JSON is an image, or each class of each image of a folder
 of label images (ZSSeg). A crop is the box of the mask, with CLIP's mean colour outside
@@ -54,25 +53,27 @@ def open_split(data: Data, split: str) -> StoredImages:
 
 
 def _objects(data: Data, path: str, classes: ClassSplit | None) -> StoredImages:
+  """Every object of a JSON file that is no crowd and whose box has an area."""
   annotations = read_annotations(path, classes.names if classes else None)
   annotations.check_images(data.root)
-  rows, labels, keys = [], [], []
+  rows = []
+  labels = []
+  keys = []
   for index, image in enumerate(annotations.images):
     truth = annotations.truth(index)
-    for number, label in enumerate(truth.classes.tolist()):
-      if (
-        not truth.crowd[number]
-        and (truth.boxes[number, :2] < truth.boxes[number, 2:]).all()
-      ):
-        rows.append((index, number))
-        labels.append(label)
-        keys.append(f"{image.file_name}:{number}")
-  masked = functools.partial(_object_of, annotations, data.root)
-  storage = _Crops(data.root, np.array(rows, np.int32).reshape(-1, 2), masked)
+    has_area = (truth.boxes[:, :2] < truth.boxes[:, 2:]).all(axis=1)
+    for number in np.flatnonzero(has_area & ~truth.crowd).tolist():
+      rows.append((index, number))
+      labels.append(int(truth.classes[number]))
+      keys.append(f"{image.file_name}:{number}")
+  rows_nx2 = np.array(rows, np.int32).reshape(-1, 2)
+  read = functools.partial(_object_of, annotations, data.root)
+  storage = _Crops(data.root, rows_nx2, read)
   return StoredImages(annotations.names, labels, keys, storage)
 
 
 def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
+  """Every class of every label image."""
   values = "index" if classes.values is None else "listed"
   folder = open_pixels(data.root, path, classes, values)
   stamps = file_stamps(path for _, path in folder.files if path is not None)
@@ -80,11 +81,11 @@ def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
 
   def classes_of_images():
     """Rows (image, class) of the classes in each label image."""
+    rows = []
     with waiting("reading all label images; data.cache stores their classes"):
-      found = [np.unique(folder.labels(index)) for index in range(len(folder))]
-    rows = [
-      (index, c) for index, own in enumerate(found) for c in own[own >= 0].tolist()
-    ]
+      for index in range(len(folder)):
+        labels = np.unique(folder.labels(index))
+        rows += [(index, label) for label in labels[labels >= 0].tolist()]
     return np.array(rows, np.int32).reshape(-1, 2)
 
   rows_nx2 = ArrayCache(data.cache).get(key, classes_of_images)
@@ -94,19 +95,25 @@ def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
 
 
 class _Crops:
-  """Storage of crops; `masked` has image and mask of each row: image and object, or
-  class."""
+  """Storage of crops.
+
+  A row is an image and an object of it, or a class. `masked` reads the image and the
+  mask of a row.
+  """
 
   def __init__(
     self, root: str, rows_nx2: np.ndarray, masked: Callable[[int, int], tuple]
   ):
-    self._root, self._rows, self._masked = root, rows_nx2, masked
+    self._root = root
+    self._rows = rows_nx2
+    self._masked = masked
 
   def read(self, row: int, key: str) -> bytes:
     """The crop of a mask, as PPM, which takes no time to encode or decode."""
     image, mask = self._masked(*self._rows[row].tolist())
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     crop = np.where(mask[box][..., None], image[box], np.array(_FILL, np.uint8))
     height, width, _ = crop.shape
     return f"P6 {width} {height} 255\n".encode() + crop.tobytes()
@@ -116,18 +123,26 @@ class _Crops:
 
 
 def _object_of(annotations: Annotations, root: str, index: int, number: int) -> tuple:
-  image, own = annotations.image(index, root), annotations.rows[index][number]
-  height, width = image.shape[:2]
-  if own.get("segmentation"):
-    mask = mask_api.decode(annotations.run_lengths_of(index, own)).astype(bool)
+  """An image, and the mask of an object: its own, or its box if that is empty."""
+  image = annotations.image(index, root)
+  annotation = annotations.rows[index][number]
+  if annotation.get("segmentation"):
+    lengths = annotations.run_lengths_of(index, annotation)
+    mask = mask_api.decode(lengths).astype(bool)
     if mask.any():
       return image, mask
-  x, y, w, h = own["bbox"]
+  height, width = image.shape[:2]
+  x, y, box_width, box_height = annotation["bbox"]
+  # At least one pixel inside the image: boxes may begin a little outside.
+  left = max(min(int(x), width - 1), 0)
+  top = max(min(int(y), height - 1), 0)
+  right = int(np.ceil(x + box_width))
+  bottom = int(np.ceil(y + box_height))
   mask = np.zeros((height, width), bool)
-  x0, y0 = max(min(int(x), width - 1), 0), max(min(int(y), height - 1), 0)
-  mask[y0 : int(np.ceil(y + h)), x0 : int(np.ceil(x + w))] = True
+  mask[top:bottom, left:right] = True
   return image, mask
 
 
 def _class_of(folder: PixelFolder, index: int, label: int) -> tuple:
+  """An image, and the mask of one class in it."""
   return folder.image(index), folder.labels(index) == label

@@ -63,7 +63,7 @@ def with_automatic_weight(
   """The fields with a weight for `consistency_squared=-1`, by the CLIP's logit scale;
   logs it.
 
-  docs/better_than_words.md has the measurements behind the rule.
+  docs/reproduce/better_than_words.md has the measurements behind the rule.
   """
   own = contrast.of(Consistency)
   if own.consistency_squared != AUTOMATIC:

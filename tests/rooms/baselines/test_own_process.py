@@ -10,6 +10,7 @@ from pomp_jax.hosts import Preempted, peak_mib
 from pomp_jax.rooms.baselines.own_process import ProcessError, in_own_process
 
 
+@pytest.mark.slow("a GiB, and a process that imports JAX")
 def test_the_peak_of_a_process_is_its_own(monkeypatch):
   ballast = np.ones(2**27)
   assert peak_mib() > 1024

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 from transformers import CLIPTextConfig
 
-from docs import dump_sentences
+from docs.scripts import dump_sentences
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.config import ConfigError, unpack
 from pomp_jax.config.fields import Prompt
@@ -77,7 +77,7 @@ def test_a_row_is_a_sentence(world):
   world.model.double()
 
 
-def test_26_steps_equal_torch(world, tmp_path):
+def test_steps_of_all_epochs_equal_torch(world, tmp_path):
   """`forward_backward` of trainers/protext.py in muzairkhattak/ProText f63d96b, with
   its yaml."""
   run = setup.prepare(

@@ -112,6 +112,7 @@ def test_all_classes_run_in_chunks():
   assert measured.peak_mib < 400
 
 
+@pytest.mark.slow("25 s: three steps over 21,841 classes and more")
 def test_whole_steps_at_several_numbers_of_classes_and_with_a_bank(tmp_path, capsys):
   steps = {"k": "", "steps": "16/21841+16/65523", "bank_steps": "16/21841/24"}
   rows = benchmark.run(_config(**steps, bank_dtype="bfloat16"), str(tmp_path))["rows"]

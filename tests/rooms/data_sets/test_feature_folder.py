@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from docs import dump_open_clip as script
+from docs.scripts import dump_open_clip as script
 from pomp_jax.clip.load import load_clip
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.class_lists import VocabularyError
@@ -93,6 +93,7 @@ def on_images(config_of, tmp_path_factory):
   return RunFolder(folder), run_job(config_of(False), folder)
 
 
+@pytest.mark.slow("15 s: open_clip, and a CLIP's towers compiled for its widths")
 def test_the_script_dumps_what_our_image_tower_computes(cut_pictures, tmp_path, capsys):
   torch.manual_seed(0)
   model, clip_folder = small_open_clip(VIT, quick_gelu=True), tmp_path / "clip"
@@ -196,6 +197,10 @@ def test_runs_know_their_own_features(config_of, dumped, copy_of, tmp_path):
   assert run_job(evaluation, tmp_path / "evaluation")["accuracy"] != before
 
 
+def _more(changes):
+  return pytest.param(changes, marks=pytest.mark.slow("15 s a job, on both folders"))
+
+
 @pytest.mark.parametrize(
   "changes",
   [
@@ -210,10 +215,13 @@ def test_runs_know_their_own_features(config_of, dumped, copy_of, tmp_path):
     },
     {"method": "tip_adapter_f", "tip.epochs": 2},
     {"method": "cocoop", "steps": 2, "batch_size": 4, "eval.images": 6},
-    {"job": "repeat", "repeat.seeds": "3", "steps": 2, "eval.images": 6},
-    {"job": "ablate", "ablate.grid": "k=3|4", "steps": 2, "eval.images": 6},
-    {"job": "gradient_bias", "gradient_bias.images": 8, "gradient_bias.k": "3"}
-    | {"gradient_bias.rows": 64, "gradient_bias.samplers": "uniform"},
+    # These three train or read as pretrain and evaluate do.
+    _more({"job": "repeat", "repeat.seeds": "3", "steps": 2, "eval.images": 6}),
+    _more({"job": "ablate", "ablate.grid": "k=3|4", "steps": 2, "eval.images": 6}),
+    _more(
+      {"job": "gradient_bias", "gradient_bias.images": 8, "gradient_bias.k": "3"}
+      | {"gradient_bias.rows": 64, "gradient_bias.samplers": "uniform"}
+    ),
   ],
   ids=lambda changes: changes.get("job", changes.get("method")),
 )

@@ -114,7 +114,13 @@ def made(path, out, selection=None, workers=1, *, dataset="imagenet21k", **optio
   return build(source, out, selection or Selection(), workers)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+  "layout",
+  [
+    *LAYOUTS[:2],
+    pytest.param(tar_of_tars, marks=pytest.mark.slow("worker processes start")),
+  ],
+)
 def test_few_shots_and_held_out_images(tmp_path, layout):
   selection = Selection(shots=2, seed=1, held_out=1)
   workers = 2 if layout is tar_of_tars else 1

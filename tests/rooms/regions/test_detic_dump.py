@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from docs import dump_detic as script
+from docs.scripts import dump_detic as script
 from pomp_jax.rooms.regions.region_folder import RegionFolder
 from pomp_jax.rooms.regions.region_scorer import class_scores
 

@@ -49,6 +49,7 @@ def whole(region_set, shared):
   )
 
 
+@pytest.mark.slow("25 s: three trainings of a network")
 def test_a_killed_run_resumes_bit_for_bit(region_set, whole, tmp_path, monkeypatch):
   """In the third of four steps. Over 20 core-seconds without a cache: three starts
   compile."""
