@@ -2,9 +2,9 @@
 
 `classifier.safetensors` has the tensor `embeddings` [N,E], unit rows, and all that a
 reader needs as metadata; `labels.txt` beside it has a name a line. With
-`classifier.image_tower=stablehlo` the folder also gets `image_tower.stablehlo`, uint8
-pixels in and unit features out, and `preprocessing.json`. docs/how-to/certainty.md opens them
-in a few lines without this package.
+`classifier.image_tower` the folder also gets `image_tower.stablehlo` or
+`image_tower.onnx`, uint8 pixels in and unit features out, and `preprocessing.json`.
+docs/how-to/certainty.md opens them in a few lines without this package.
 
 Shapes: B images, N classes, E embedding, S side of an image.
 """
@@ -53,11 +53,10 @@ from pomp_jax.rooms.certainty.near_names import near_pairs
 FORMAT = "pomp_jax.classifier 1"
 # Of the exported tower, so that one file runs on each.
 PLATFORMS = ("cpu", "cuda", "tpu")
-LABELS, TOWER, PREPROCESSING = (
-  "labels.txt",
-  "image_tower.stablehlo",
-  "preprocessing.json",
-)
+LABELS = "labels.txt"
+PREPROCESSING = "preprocessing.json"
+# Kind of tower -> the library that writes it, of the extra of that name.
+_LIBRARIES = {"stablehlo": "flatbuffers", "onnx": "jax2onnx"}
 # Cosine from which a new name nearly equals an earlier one, and pairs that are listed.
 _NEAR = 0.98
 _MOST_PAIRS = 20
@@ -139,7 +138,8 @@ def compute(
     if scale.calibration.floor is not None:
       metadata["floor"] = repr(scale.calibration.floor)
   facts |= {"shape": rows_NxE.shape, "probabilities": scale.note}
-  tower = tower_bytes(encoder) if settings.image_tower == "stablehlo" else None
+  kind = settings.image_tower
+  tower = None if kind == "none" else tower_bytes(encoder, kind)
 
   def write(path: Path) -> None:
     with replacing(path) as file:
@@ -147,14 +147,10 @@ def compute(
       file.write(safetensors.numpy.save(tensors, metadata))
     write_file(path.parent / LABELS, "".join(f"{name}\n" for name in names))
     if tower is not None:
-      write_file(path.parent / TOWER, tower)
+      write_file(path.parent / f"image_tower.{kind}", tower)
       write_json(path.parent / PREPROCESSING, preprocessing(encoder), checksum=False)
 
   return facts, write
-
-
-# Kind of tower -> the library that writes it, of the extra of that name.
-_LIBRARIES = {"stablehlo": "flatbuffers"}
 
 
 def check_libraries(tower: str) -> None:
@@ -215,10 +211,15 @@ def check_extends(
       )
 
 
-def tower_bytes(encoder: Encoder) -> bytes:
-  """The image tower as StableHLO: uint8 [B,S,S,3], any B, to unit features [B,E].
+def tower_bytes(encoder: Encoder, kind: str) -> bytes:
+  """The image tower: uint8 [B,S,S,3], any B, to unit features [B,E].
 
-  The weights and the channel statistics are inside. `jax.export.deserialize` reads it.
+  The weights and the channel statistics are inside. `jax.export.deserialize` reads
+  `stablehlo`, onnxruntime `onnx`.
+
+  Args:
+    encoder: the CLIP.
+    kind: stablehlo or onnx.
 
   Raises:
     ClassifierFileError: an image tower that can't be exported so.
@@ -229,17 +230,28 @@ def tower_bytes(encoder: Encoder) -> bytes:
   def image_features(images):
     return normalize(tower(params, images))
 
-  (n_images,) = jax.export.symbolic_shape("b")
-  size = encoder.clip.image_size
-  shape = jax.ShapeDtypeStruct((n_images, size, size, 3), jnp.uint8)
+  write = _onnx if kind == "onnx" else _stablehlo
   try:
-    exported = jax.export.export(jax.jit(image_features), platforms=PLATFORMS)(shape)
-    return bytes(exported.serialize())
-  except (ValueError, NotImplementedError) as error:
+    return write(image_features, encoder.clip.image_size)
+  except Exception as error:  # the exporters' errors share no base
     raise ClassifierFileError(
-      f"{encoder.clip.name}: its image tower can't be written as StableHLO"
+      f"{encoder.clip.name}: its image tower can't be written as {kind}"
       f" ({one_line(error, 200)})"
     ) from error
+
+
+def _stablehlo(image_features: Callable[[jax.Array], jax.Array], size: int) -> bytes:
+  (n_images,) = jax.export.symbolic_shape("b")
+  shape = jax.ShapeDtypeStruct((n_images, size, size, 3), jnp.uint8)
+  exported = jax.export.export(jax.jit(image_features), platforms=PLATFORMS)(shape)
+  return bytes(exported.serialize())
+
+
+def _onnx(image_features: Callable[[jax.Array], jax.Array], size: int) -> bytes:
+  from jax2onnx import to_onnx
+
+  shape: Any = jax.ShapeDtypeStruct(("B", size, size, 3), jnp.uint8)
+  return to_onnx(image_features, inputs=[shape]).SerializeToString()
 
 
 def preprocessing(encoder: Encoder) -> dict[str, Any]:

@@ -79,7 +79,9 @@ class ClassifierFile(Group):
 
   extend: str = row("", "earlier classifier that gets the names, its rows unchanged")
   image_tower: str = row(
-    "none", "the image tower beside the classifier", one_of("none", "stablehlo")
+    "none",
+    "the image tower beside the classifier",
+    one_of("none", "stablehlo", "onnx"),
   )
 
   def check_in(self, config: Any) -> None:
