@@ -60,15 +60,15 @@ def run(config: ExportConfig, workdir: str) -> dict:
     return results
   folder.create()
   with writing(path):
+    names = results.get("names") or recorded_classes(export.prompt)
+    if names:
+      # The names travel with what is exported.
+      folder.write_classes(load_class_list(names).names)
     if HUB_UPLOAD and HUB_UPLOAD.open().wanted(export):
       results["url"] = HUB_UPLOAD.open().push(export, prompt, folder.path)
       print(results["url"])
     else:
       write(path)
-    names = results.get("names") or recorded_classes(export.prompt)
-    if names:
-      # The names travel with what was exported.
-      folder.write_classes(load_class_list(names).names)
   results |= {"output": path.name, "bytes": file_size(path)}
   folder.write_results(results)
   print(f"{path}: {export.format}, {' x '.join(map(str, results['shape']))}")

@@ -44,7 +44,7 @@ from pomp_jax.files.atomic import replacing, write_file
 from pomp_jax.files.paths import Path, local_copy
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import recorded_classes
-from pomp_jax.files.run_folder import write_json
+from pomp_jax.files.run_folder import RunFolder, write_json
 from pomp_jax.files.terminal import one_line
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.rooms.certainty.fields import ClassifierFile
@@ -146,6 +146,8 @@ def compute(
       tensors = {"embeddings": np.ascontiguousarray(rows_NxE, np.float32)}
       file.write(safetensors.numpy.save(tensors, metadata))
     write_file(path.parent / LABELS, "".join(f"{name}\n" for name in names))
+    # Those of an earlier classifier, too.
+    RunFolder(path.parent).write_classes(names)
     if tower is not None:
       write_file(path.parent / f"image_tower.{kind}", tower)
       write_json(path.parent / PREPROCESSING, preprocessing(encoder), checksum=False)
