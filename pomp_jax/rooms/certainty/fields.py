@@ -98,7 +98,7 @@ class NearNames(Group):
   prompt: str = row("{}.", "prompt file, run's folder, or another of evaluate.prompts")
   names: str = row("", "class list, or a file of names; empty: the run's")
   bound: float = row(0.95, "cosine from which two names are near", between(-1.0, 1.0))
-  most: int = row(10_000, "pairs in near_names.csv", at_least(1))
+  most: int = row(10_000, "pairs in pairs.csv", at_least(1))
 
   def check(self) -> None:
     """Raises ConfigError without names."""
@@ -109,6 +109,7 @@ class NearNames(Group):
 class NearNamesConfig(Config):
   """The job near_names."""
 
+  data: Data = Data()
   near_names: NearNames = NearNames()
 
   @property

@@ -1,7 +1,7 @@
 """Names that nearly equal others under a prompt: the job near_names.
 
 Two classes whose vectors have a cosine near 1 get about the same score for every image,
-so that one of them hides the other. Leaves `near_names.csv` and `results.json`.
+so that one of them hides the other. Leaves `pairs.csv` and `results.json`.
 
 Shapes: N classes, A and Z rows of two lists, E embedding.
 """
@@ -66,7 +66,9 @@ def run(config: NearNamesConfig, workdir: str) -> dict[str, Any]:
   settings, folder = config.near_names, RunFolder(workdir)
   source = settings.names or recorded_classes(settings.prompt)
   classes = load_class_list(source)
-  encoder = inputs.open_encoder(config.clip, config.mesh.class_size)
+  encoder = inputs.open_encoder(
+    config.clip, config.mesh.class_size, config.data.feature_store
+  )
   rows_NxE = features_under(encoder, classes, open_prompt(settings.prompt))
   check_finite(rows_NxE, "classes")
   start = time.monotonic()
@@ -93,7 +95,7 @@ def run(config: NearNamesConfig, workdir: str) -> dict[str, Any]:
     return results
   folder.create(config.to_dict())
   with writing(folder.path):
-    write_csv(folder.path / "near_names.csv", Pair._fields, pairs)
+    write_csv(folder.path / "pairs.csv", Pair._fields, pairs)
   folder.write_results(results)
   for pair in pairs[:_SHOWN]:
     print(f"{pair.cosine:.4f}  {pair.first}  |  {pair.second}")

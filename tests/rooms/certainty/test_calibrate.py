@@ -82,6 +82,22 @@ def test_figures_of_the_test_split_are_those_of_float64(calibrated, encoder):
   assert results["unknown"]["unknown_images"] == 400
 
 
+def test_each_field_changes_what_it_names(calibrated, tmp_path):
+  """A run with another value of every field beside the one with defaults."""
+  before = calibrated[1]
+  changes = {"calibrate.error": 0.2, "calibrate.coverage": 0.8}
+  changes |= {"calibrate.sets": "raps", "calibrate.test": "", "calibrate.unknown": ""}
+  after = run_job(config_of("{}.", **changes), tmp_path / "run")
+  assert load_prompt(tmp_path / "run").sentences.templates == ("{}.",)
+  assert (before["error"], after["error"]) == (0.05, 0.2)
+  # More right answers may be refused.
+  assert after["floor"] > before["floor"]
+  assert (before["sets"]["kind"], after["sets"]["kind"]) == ("pooled", "raps")
+  assert (before["sets"]["coverage"], after["sets"]["coverage"]) == (0.9, 0.8)
+  assert before["test"]["split"] == "base" and "test" not in after
+  assert before["unknown"]["split"] == "novel" and "unknown" not in after
+
+
 def test_the_report_says_what_is_promised(calibrated):
   folder, results = calibrated
   text = (folder / "report.html").read_text()

@@ -48,7 +48,7 @@ def test_the_job_writes_the_pairs(tmp_path):
   fields = {"job": "near_names", "near_names.names": str(tmp_path / "names.txt")}
   results = run_job(settings(**fields, **{"near_names.bound": -1.0}), tmp_path / "run")
   rows = Encoder(load_clip("world")).class_features(names, "{}.")
-  with (tmp_path / "run/near_names.csv").open() as file:
+  with (tmp_path / "run/pairs.csv").open() as file:
     written = list(csv.DictReader(file))
   assert len(written) == results["pairs"] == 3
   first = written[0]
@@ -57,6 +57,26 @@ def test_the_job_writes_the_pairs(tmp_path):
   cosines = [float(row["cosine"]) for row in written]
   assert cosines == sorted(cosines, reverse=True)
   assert results["nearest"][0]["first"] == first["first"]
+
+
+def test_each_field_changes_what_it_names(tmp_path):
+  names = ["red plain disc on teal", "red shaded disc on teal", "navy star on white"]
+  results = {}
+  for name, own in (("three", names), ("two", names[1:])):
+    (tmp_path / f"{name}.txt").write_text("\n".join(own))
+    fields = {"job": "near_names", "near_names.bound": -1.0}
+    fields |= {"near_names.names": str(tmp_path / f"{name}.txt")}
+    results[name] = run_job(settings(**fields), tmp_path / name)
+    if name == "two":
+      continue
+    for field, value in (("prompt", "the {}"), ("bound", 0.9), ("most", 1)):
+      changes = fields | {f"near_names.{field}": value}
+      results[field] = run_job(settings(**changes), tmp_path / field)
+  cosine = {name: found["nearest"][0]["cosine"] for name, found in results.items()}
+  assert results["two"]["pairs"] == 1 and results["three"]["pairs"] == 3
+  assert cosine["prompt"] != cosine["three"] == cosine["bound"]
+  assert results["bound"]["pairs"] == 1
+  assert results["most"]["pairs"] == 3 and len(results["most"]["nearest"]) == 1
 
 
 @pytest.mark.parametrize(
