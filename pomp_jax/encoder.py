@@ -46,6 +46,7 @@ from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 _LENGTHS = 16
 # Tokens of a device, and embeddings that are read from the host, at least.
 _LEAST_TOKENS, _LEAST_EMBEDDINGS = 512, 1024
+_DIGEST_TOKENS = 64  # whose embeddings tell two CLIPs apart
 CHUNK = 1024  # classes or images that are computed at a time, for features of many
 
 
@@ -235,6 +236,16 @@ class Encoder:
   def image_fingerprint(self) -> str:
     """Cache key of all that image features depend on beside the images."""
     return _fingerprint(self.clip.vision_params, self.clip.settings, self._dtype)
+
+  @functools.cached_property
+  def clip_digest(self) -> str:
+    """Digest by which two CLIPs are told apart: logit scale and the first tokens'
+    embeddings."""
+    n_tokens = len(token_table(self.clip.params))
+    rows = np.arange(min(n_tokens, _DIGEST_TOKENS), dtype=np.int32)
+    embeddings = np.asarray(token_embeddings(self.clip.params, rows), np.float32)
+    scale = np.float32(self.clip.params["logit_scale"])
+    return fingerprint([np.asarray(scale), embeddings])[:16]
 
   def features_of_classes(
     self,

@@ -250,6 +250,14 @@ JOBS = {
     "rooms.reproduce.reproduction_report:reproduction_report",
     processes=False,
   ),
+  "calibrate": Job(
+    "rooms.certainty.calibrate",
+    "rooms.certainty.fields:CalibrateConfig",
+    "rooms.certainty.reports:calibration_report",
+  ),
+  "near_names": Job(
+    "rooms.certainty.near_names", "rooms.certainty.fields:NearNamesConfig"
+  ),
   "gradient_bias": Job(
     "rooms.analysis.gradient_bias",
     "rooms.analysis.fields:GradientBiasConfig",
@@ -286,6 +294,10 @@ EXTENSIONS = {
   "regions": Extension("rooms.regions.fields:Regions", ("Predict", "Page"), "regions"),
   "segment": Extension("rooms.regions.fields:Segment", ("Predict", "Page"), "segment"),
   "detect": Extension("rooms.regions.fields:Detect", ("Predict", "Page"), "detect"),
+  "classifier": Extension(
+    "rooms.certainty.fields:ClassifierFile", ("Export",), "classifier"
+  ),
+  "certain": Extension("rooms.certainty.fields:Certain", ("Predict",), "certain"),
   "propose": Extension("rooms.regions.fields:Propose", ("Predict", "Page"), "propose"),
 }
 
@@ -300,6 +312,7 @@ TASKS = {
   "classify": Task("evaluate.predict:Classify"),
   "segment": Task("rooms.regions.predict_tasks:SegmentPictures"),
   "detect": Task("rooms.regions.predict_tasks:DetectPictures"),
+  "certain": Task("rooms.certainty.predict_task:CertainPictures"),
 }
 
 
@@ -339,6 +352,11 @@ FORMATS = {
     "zero_shot_weights.npy",
     (".npy", ".safetensors"),
     features="rooms.interchange.class_features",
+  ),
+  "classifier": Format(
+    "classifier.safetensors",
+    (".safetensors",),
+    features="rooms.certainty.classifier_file",
   ),
 }
 

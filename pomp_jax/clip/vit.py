@@ -84,7 +84,7 @@ class VisionTransformer(NamedTuple):
     patches_BxhxwxD: Any = convolution.apply(
       {"params": params["patch_embedding"]}, pixels_BxHxWx3
     )
-    n_images = len(pixels_BxHxWx3)
+    n_images = pixels_BxHxWx3.shape[0]  # a symbol in an export
     classes_Bx1xD = jnp.broadcast_to(params["class_embedding"], (n_images, 1, width))
     patches_BxPxD = patches_BxhxwxD.reshape(n_images, -1, width)
     tokens_BxTxD = jnp.concatenate([classes_Bx1xD, patches_BxPxD], axis=1)

@@ -406,6 +406,11 @@ class Predict(Group):
     "class list such as imagenet1k, or a file: one name per line, or JSON; empty: the run's",
   )
   top: int = row(5, "names per image; of other tasks those in the log", at_least(1))
+  calibration: str = row(
+    "auto",
+    "the prompt's temperature: where it fits, required, or never",
+    one_of("auto", "required", "never"),
+  )
 
   def check(self) -> None:
     """Raises ConfigError without pictures, a prompt or names."""

@@ -25,6 +25,7 @@ from pomp_jax.data.class_lists import (
 from pomp_jax.data.images import ImageError, prepare, read_image
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
+from pomp_jax.evaluate.calibrated import AUTO, Scale, scale_of
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import (
   AnyPrompt,
@@ -50,6 +51,8 @@ class Classifier:
 
   `class_features` are unit rows [N,E] of the `names`, or None for a method without
   class vectors. `upright` is whether images are turned as their EXIF orientation says.
+  `scale` is the factor on cosines, with the temperature that the prompt's file holds
+  for these classes, and `scale.note` says so.
 
   An image is a Pillow image, a uint8 array [H,W,3], or the path of a file; of any size.
   One image gives one result; an iterable of images, or an array [B,H,W,3], gives
@@ -64,6 +67,7 @@ class Classifier:
     *,
     upright: bool | None = None,
     batch_size: int = 64,
+    calibration: str = AUTO,
   ):
     """Computes the text features of all names once.
 
@@ -79,6 +83,7 @@ class Classifier:
       none. None: as
         in the training, if the prompt's file records it, and otherwise True.
       batch_size: images that are decoded and computed at a time, at least 1.
+      calibration: use of the prompt's temperature, one of `calibrated.USES`.
 
     InputError for what can't be used, EvaluationError if features are not finite.
     """
@@ -102,6 +107,9 @@ class Classifier:
     if isinstance(clip, str | os.PathLike):
       clip = load_clip(os.fspath(clip))
     self._encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
+    self.scale: Scale = scale_of(
+      self._encoder, opened, self.names, calibration, _described(prompt)
+    )
     classifier: np.ndarray | Scorer
     self._needs_pixels = isinstance(opened, OtherPrompt) and opened.needs_pixels
     if isinstance(opened, OtherPrompt):
@@ -117,8 +125,9 @@ class Classifier:
   def probabilities(
     self, images: ImageLike | Iterable[ImageLike]
   ) -> Float[np.ndarray, "*B N"]:
-    """Returns softmax(logit_scale * cos(f(x), g(t_c))) over the classes, [N] of one
-    image.
+    """Returns softmax(scale * cos(f(x), g(t_c))) over the classes, [N] of one image.
+
+    The scale is the CLIP's, divided by the temperature where `scale` has one.
 
     ImageError if an image can't be read, EvaluationError if features are not finite.
     """
@@ -149,14 +158,15 @@ class Classifier:
   def _batches(self, images: Iterable[Any]) -> Iterator[Float[np.ndarray, "B N"]]:
     """Yields the probabilities of `batch_size` images at a time; the last batch may
     be smaller."""
-    clip, remaining, first = self._encoder.clip, iter(images), 0
+    remaining = iter(images)
+    first = 0
     while part := list(itertools.islice(remaining, self._batch_size)):
       pixels = [self._pixels(image, first + i) for i, image in enumerate(part)]
       # Pad to a power of two, so that a new number of images compiles nothing.
       n_rows = min(self._batch_size, 1 << (len(part) - 1).bit_length())
       pixels += pixels[:1] * (n_rows - len(part))
       cosine_BxN = self._cosines(np.stack(pixels), len(part))
-      yield scipy.special.softmax(clip.logit_scale * cosine_BxN, axis=-1)
+      yield scipy.special.softmax(self.scale.logit_scale * cosine_BxN, axis=-1)
       first += len(part)
 
   def _cosines(

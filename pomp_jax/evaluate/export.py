@@ -1,17 +1,24 @@
 """A prompt for other programs: as a file of theirs, or as features of given names.
 
 docs/reference/formats.md describes the formats. Leaves the file and `results.json` in
-the run's folder. With `config.export.hub` the folder also gets the model card,
-`README.md`, and both are uploaded.
+the run's folder, with `class_names.json` where the classes are known. With
+`config.export.hub` the folder also gets the model card, `README.md`, and both are
+uploaded.
 """
 
 from typing import Any
 
 from pomp_jax import hosts
 from pomp_jax.config.jobs import ExportConfig
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import file_size
-from pomp_jax.files.prompt_file import encode, load_prompt, save_prompt
+from pomp_jax.files.prompt_file import (
+  encode,
+  load_prompt,
+  recorded_classes,
+  save_prompt,
+)
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.hooks import HUB_UPLOAD
 from pomp_jax.registry import FORMATS, load
@@ -53,6 +60,10 @@ def run(config: ExportConfig, workdir: str) -> dict:
     return results
   folder.create()
   with writing(path):
+    names = results.get("names") or recorded_classes(export.prompt)
+    if names:
+      # The names travel with what is exported.
+      folder.write_classes(load_class_list(names).names)
     if HUB_UPLOAD and HUB_UPLOAD.open().wanted(export):
       results["url"] = HUB_UPLOAD.open().push(export, prompt, folder.path)
       print(results["url"])

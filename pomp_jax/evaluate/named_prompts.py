@@ -211,7 +211,7 @@ def features_under(
       len(classes), encoder.clip.config.projection_dim, "class features"
     )
     return prompt.features
-  texts = steps_of(_texts(prompt, classes), "class features of texts", "texts")
+  texts = steps_of(texts_of(prompt, classes), "class features of texts", "texts")
   unit = not prompt.startswith(f"{OUTPUTS}:")
   of_texts = (encoder.class_features(classes.names, text, unit=unit) for text in texts)
   return unit_rows(functools.reduce(np.add, of_texts))
@@ -285,7 +285,7 @@ def check_lengths(
     if prompt.sentences is not None:
       templates += [(text, budget) for text in prompt.sentences.templates]
   else:
-    templates += [(text, budget) for text in _texts(prompt, classes)]
+    templates += [(text, budget) for text in texts_of(prompt, classes)]
   names = normalized_names(classes.names)
   try:
     for template, positions in templates:
@@ -306,7 +306,7 @@ def describe(prompt: AnyPrompt, classes: ClassList) -> list[Any]:
   if isinstance(prompt, OtherPrompt):
     return prompt.describe(classes)
   mean = [OUTPUTS] if prompt.startswith(f"{OUTPUTS}:") else []
-  return [*mean, *_texts(prompt, classes)]
+  return [*mean, *texts_of(prompt, classes)]
 
 
 def _of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> AnyPrompt:
@@ -330,7 +330,8 @@ def _finished_run(folder: str, field: str) -> AnyPrompt | None:
   return _of_checkpoint(read_checkpoint(path), path)
 
 
-def _texts(prompt: str, classes: ClassList) -> Sequence[str]:
+def texts_of(prompt: str, classes: ClassList) -> Sequence[str]:
+  """Texts with {} that a hand-written name, or a text itself, stands for."""
   named = {HAND_WRITTEN: (classes.template,), ENSEMBLE: classes.ensemble}
   return named.get(prompt) or _named_templates(prompt) or (prompt,)
 

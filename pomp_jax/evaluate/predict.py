@@ -117,9 +117,17 @@ class Classify(Task):
   columns = ("name", "probability")
 
   def _open(self, encoder):
-    top, self.facts = self._settings.top, {"n_classes": len(self._synonyms)}
+    top = self._settings.top
     self._size, self._resize = encoder.clip.image_size, encoder.resize
-    classifier = Classifier(encoder, self._settings.prompt, self.names)
+    classifier = Classifier(
+      encoder,
+      self._settings.prompt,
+      self.names,
+      calibration=self._settings.calibration,
+    )
+    self.facts = {"n_classes": len(self._synonyms)}
+    self.facts["probabilities"] = classifier.scale.note
+    log.info("probabilities: %s", classifier.scale.note)
     return lambda block: zip(
       block, classifier.predict([self._picture(row) for row in block], top), strict=True
     )

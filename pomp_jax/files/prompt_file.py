@@ -25,6 +25,7 @@ import numpy as np
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import write_file
+from pomp_jax.files.calibration import ACCEPTED, Calibration, calibration_from_json
 from pomp_jax.files.paths import is_dir, is_file, local_copy
 from pomp_jax.files.run_folder import classes_path, prompt_path
 from pomp_jax.files.terminal import printable
@@ -50,7 +51,7 @@ VERSIONS = (FORMAT_VERSION, SENTENCES_VERSION)
 TEXTS = ("clip_model", "position", "template", "config")
 FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
 # Fields that a file may lack.
-OPTIONAL = {"sentences": str}
+OPTIONAL = {"sentences": str, "calibration": str}
 
 # What is wrong with a prompt that is neither a run's nor in a run's folder.
 NO_NAMES = "has no class_names.json beside it, as in a run's folder: give a file or a list of names"
@@ -119,6 +120,8 @@ class Prompt:
   # Config of the run, as JSON.
   config: dict[str, Any] = dataclasses.field(default_factory=dict)
   sentences: Sentences | None = None
+  # Of its probabilities, for one CLIP and one list of classes.
+  calibration: Calibration | None = None
 
   @property
   def upright(self) -> bool | None:
@@ -332,6 +335,8 @@ def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
       )
       refuse(path, "the prompt", found, accepted)
     text["sentences"] = prompt.sentences.to_json()
+  if prompt.calibration is not None:
+    text["calibration"] = prompt.calibration.to_json()
   try:
     return load(FORMATS[kind].encode)(prompt.context, text)
   except UnicodeEncodeError as error:
@@ -370,6 +375,7 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
     position=fields["position"],
     config=_config(file, fields["config"]),
     sentences=_sentences(file, fields.get("sentences"), fields["format_version"]),
+    calibration=_calibration(file, fields.get("calibration")),
   )
   validate(file, prompt)
   return prompt
@@ -431,6 +437,16 @@ def _sentences(path: str | os.PathLike, text: Any, version: int) -> Sentences | 
     )
     refuse(path, "sentences", printable(repr(text))[:200], accepted)
   return Sentences(tuple(templates), float(weight))
+
+
+def _calibration(path: str | os.PathLike, text: Any) -> Calibration | None:
+  """The calibration of a file's field; None for a file without one."""
+  if text is None:
+    return None
+  try:
+    return calibration_from_json(text)
+  except ValueError as error:
+    refuse(path, "calibration", printable(str(error))[:200], ACCEPTED)
 
 
 def format_of_content(path: str | os.PathLike) -> str | None:

@@ -103,11 +103,14 @@ OPENED = {
   "segment": {"segment.n_images": 1},
   "propose": {"propose.network": "REGIONS/net.pth"},
   "train_masks": {},
+  "calibrate": {"calibrate.prompt": "{}."},
+  "near_names": {"near_names.names": "ROOT/names.txt"},
 }
 
 _WIRING = (
   "tests/train/test_wiring.py::test_a_field_that_matters_changes_its_pieces_alone"
 )
+_CERTAINTY = "tests/rooms/certainty"
 _REGIONS = (
   "tests/rooms/regions/test_region_fields.py::test_a_field_changes_what_it_names"
 )
@@ -560,6 +563,7 @@ CASES = {
         1,
         {"answers": {2}, "printable.text": "teal leaf/0.png: red star 50.0%"},
       ),
+      "predict.calibration": ("never", "Classifier.calibration"),
       "data.upright": (True, {"read_image.upright": True, "upright": True}),
     },
   ),
@@ -880,6 +884,16 @@ ELSEWHERE = {
   **dict.fromkeys(("detect.min_score", "detect.nms", "detect.top"), _REGIONS),
   "propose.": "tests/rooms/regions/test_propose.py::test_each_field_reaches_the_network",
   "train_masks.": "tests/rooms/regions/test_train_masks.py::test_a_field_changes_what_it_names",
+  "calibrate.": f"{_CERTAINTY}/test_calibrate.py::test_each_field_changes_what_it_names",
+  "near_names.": f"{_CERTAINTY}/test_near_names.py::test_each_field_changes_what_it_names",
+  "certain.tree": f"{_CERTAINTY}/test_predict_task.py::test_answers_as_deep_as_they_are_sure",
+  "certain.least": f"{_CERTAINTY}/test_predict_task.py::test_answers_as_deep_as_they_are_sure",
+  "certain.subset": f"{_CERTAINTY}/test_predict_task.py::test_a_subset_is_renormalised_and_said",
+  "certain.rows": f"{_CERTAINTY}/test_predict_task.py::test_int8_rows_say_so",
+  "classifier.extend": f"{_CERTAINTY}/test_classifier_file.py"
+  "::test_new_names_leave_the_other_rows_bit_for_bit",
+  "classifier.image_tower": f"{_CERTAINTY}/test_classifier_file.py"
+  "::test_a_stablehlo_tower_without_this_package",
 }
 
 

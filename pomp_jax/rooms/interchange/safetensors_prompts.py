@@ -82,6 +82,9 @@ def _crc32(context: np.ndarray, text: Mapping[str, str]) -> str:
 
   The format itself has no checksum.
   """
-  described = [list(context.shape), [text.get(field) for field in TEXTS]]
+  texts = [text.get(field) for field in TEXTS]
+  if "calibration" in text:
+    texts.append(text["calibration"])
+  described = [list(context.shape), texts]
   start = zlib.crc32(json.dumps(described).encode())
   return f"{zlib.crc32(np.ascontiguousarray(context, '<f4').tobytes(), start):08x}"

@@ -18,6 +18,7 @@ from pomp_jax.data.class_lists import ClassList, load_templates
 from pomp_jax.data.images import prepare
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import named_prompts
+from pomp_jax.evaluate.calibrated import Scale, scale_of
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import NamedPrompt, describe, features_under
 from pomp_jax.files.paths import without_folders
@@ -71,15 +72,25 @@ class Comparison:
 
   def classify(self, image: Image.Image, names: Sequence[str]) -> list[Answer]:
     """The likeliest names of a picture under each prompt; TokenizeError,
-    EvaluationError."""
-    clip, features = self._encoder.clip, self._class_features(names)
-    pixels = prepare(image, clip.image_size, resize=self._encoder.resize)
+    EvaluationError, CalibrationError."""
+    size = self._encoder.clip.image_size
+    scales = self.scales(names)
+    features = self._class_features(names)
+    pixels = prepare(image, size, resize=self._encoder.resize)
     features_1xE = self._encoder.image_features(pixels[None])
     check_finite(features_1xE, "images")
     logits = [
-      clip.logit_scale * features_1xE[0] @ rows[: len(names)].T for rows in features
+      scale.logit_scale * features_1xE[0] @ rows[: len(names)].T
+      for scale, rows in zip(scales, features, strict=True)
     ]
     return self.answers(names, list(map(scipy.special.softmax, logits)))
+
+  def scales(self, names: Sequence[str]) -> list[Scale]:
+    """Factor on the cosines under each prompt, with what is said of it."""
+    return [
+      scale_of(self._encoder, named.prompt, names, where=named.label)
+      for named in self.prompts
+    ]
 
   def asked(self, image: Image.Image, names: Sequence[str]) -> tuple:
     """What `regions` take: picture, names, what computes their features, labels of

@@ -1,0 +1,279 @@
+"""A classifier that other programs load: class vectors, labels, and the image tower.
+
+`classifier.safetensors` has the tensor `embeddings` [N,E], unit rows, and all that a
+reader needs as metadata; `labels.txt` beside it has a name a line. With
+`classifier.image_tower` the folder also gets `image_tower.stablehlo` or
+`image_tower.onnx`, uint8 pixels in and unit features out, and `preprocessing.json`.
+docs/how-to/certainty.md opens them in a few lines without this package.
+
+Shapes: B images, N classes, E embedding, S side of an image.
+"""
+
+from collections.abc import Callable
+import hashlib
+import importlib.util
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from jaxtyping import Float
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from pomp_jax.clip.vision import image_tower
+from pomp_jax.config.declare import require
+from pomp_jax.config.fields import Clip, Export
+from pomp_jax.data.class_lists import ClassList, check_names, load_class_list
+from pomp_jax.encoder import Encoder
+from pomp_jax.errors import InputError
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.calibrated import scale_of
+from pomp_jax.evaluate.classify import open_prompt, pictures_upright
+from pomp_jax.evaluate.metrics import check_finite
+from pomp_jax.evaluate.named_prompts import (
+  AnyPrompt,
+  NamedPrompt,
+  check_prompt,
+  describe,
+  features_under,
+)
+from pomp_jax.files.atomic import replacing, write_file
+from pomp_jax.files.paths import Path, local_copy
+from pomp_jax.files.pieces import fingerprint
+from pomp_jax.files.prompt_file import recorded_classes
+from pomp_jax.files.run_folder import RunFolder, write_json
+from pomp_jax.files.terminal import one_line
+from pomp_jax.prompt.loss import normalize
+from pomp_jax.rooms.certainty.fields import ClassifierFile
+from pomp_jax.rooms.certainty.near_names import near_pairs
+
+FORMAT = "pomp_jax.classifier 1"
+# Of the exported tower, so that one file runs on each.
+PLATFORMS = ("cpu", "cuda", "tpu")
+LABELS = "labels.txt"
+PREPROCESSING = "preprocessing.json"
+# Kind of tower -> the library that writes it, of the extra of that name.
+_LIBRARIES = {"stablehlo": "flatbuffers", "onnx": "jax2onnx"}
+# Cosine from which a new name nearly equals an earlier one, and pairs that are listed.
+_NEAR = 0.98
+_MOST_PAIRS = 20
+
+
+class ClassifierFileError(InputError, ValueError):
+  """A classifier's file that can't be used; the message is one line."""
+
+
+class Stored(NamedTuple):
+  """Content of a classifier's file."""
+
+  names: tuple[str, ...]
+  rows: Float[np.ndarray, "N E"]  # unit class features
+  metadata: dict[str, str]
+
+
+def check(export: Export, clip: Clip) -> None:
+  """Checks names, prompt, and the classifier to extend; needs no weights."""
+  settings = export.of(ClassifierFile)
+  prompt = open_prompt(export.prompt, "export.prompt")
+  names = load_class_list(export.names or recorded_classes(export.prompt)).names
+  check_names(names, export.names)
+  config = inputs.clip_config(clip.model, clip.image_tower)
+  named = NamedPrompt(export.prompt, prompt)
+  check_prompt(named, [(name,) for name in names], config, clip.model)
+  if settings.image_tower != "none":
+    where = "True where the image tower is exported"
+    require(clip.image_tower, "clip.image_tower", clip.image_tower, where)
+    check_libraries(settings.image_tower)
+  if settings.extend:
+    earlier = read_classifier(settings.extend)
+    again = sorted(set(names) & set(earlier.names))
+    expected = "names that the earlier classifier does not have"
+    require(not again, "export.names", again[:3], expected)
+
+
+def compute(
+  export: Export, encoder: Encoder
+) -> tuple[dict[str, Any], Callable[[Path], None]]:
+  """Facts of the results, and a function that writes the files."""
+  settings = export.of(ClassifierFile)
+  prompt = open_prompt(export.prompt)
+  source = export.names or recorded_classes(export.prompt)
+  classes = load_class_list(source)
+  rows_NxE = unit_features(encoder, classes, prompt)
+  names = classes.names
+  facts: dict[str, Any] = {"clip_model": encoder.clip.name, "names": source}
+  digest = fingerprint(describe(prompt, ClassList(())))
+  if settings.extend:
+    earlier = read_classifier(settings.extend)
+    check_extends(settings.extend, earlier.metadata, encoder.clip_digest, digest)
+    near = near_pairs(
+      rows_NxE, names, earlier.rows, earlier.names, bound=_NEAR, most=_MOST_PAIRS
+    )
+    facts["added"] = len(names)
+    facts["near"] = [pair._asdict() for pair in near.pairs]
+    facts["near_pairs"] = near.n_pairs
+    for pair in near.pairs:
+      print(f"near: {pair.cosine:.4f}  {pair.first}  |  {pair.second}")
+    rows_NxE = np.concatenate([earlier.rows, rows_NxE])
+    names = (*earlier.names, *names)
+  scale = scale_of(encoder, prompt, names, where=export.prompt)
+  metadata = {
+    "format": FORMAT,
+    "labels": json.dumps(names, ensure_ascii=False),
+    "logit_scale": repr(encoder.clip.logit_scale),
+    "normalised": "true",
+    "clip_model": encoder.clip.name.encode(errors="replace").decode(),
+    "clip_digest": encoder.clip_digest,
+    "prompt_digest": digest,
+    "upright": json.dumps(pictures_upright(export.prompt, prompt)),
+    "probabilities": scale.note,
+    "digest": _digest(rows_NxE),
+  }
+  if scale.calibration is not None:
+    metadata["temperature"] = repr(scale.calibration.temperature)
+    metadata["calibration"] = scale.calibration.to_json()
+    if scale.calibration.floor is not None:
+      metadata["floor"] = repr(scale.calibration.floor)
+  facts |= {"shape": rows_NxE.shape, "probabilities": scale.note}
+  kind = settings.image_tower
+  tower = None if kind == "none" else tower_bytes(encoder, kind)
+
+  def write(path: Path) -> None:
+    with replacing(path) as file:
+      tensors = {"embeddings": np.ascontiguousarray(rows_NxE, np.float32)}
+      file.write(safetensors.numpy.save(tensors, metadata))
+    write_file(path.parent / LABELS, "".join(f"{name}\n" for name in names))
+    # Those of an earlier classifier, too.
+    RunFolder(path.parent).write_classes(names)
+    if tower is not None:
+      write_file(path.parent / f"image_tower.{kind}", tower)
+      write_json(path.parent / PREPROCESSING, preprocessing(encoder), checksum=False)
+
+  return facts, write
+
+
+def check_libraries(tower: str) -> None:
+  """Raises ClassifierFileError where the library that writes a tower is missing."""
+  library = _LIBRARIES[tower]
+  if importlib.util.find_spec(library) is None:
+    raise ClassifierFileError(
+      f"classifier.image_tower={tower} needs {library}: pip install 'pomp-jax[{tower}]'"
+    )
+
+
+def unit_features(
+  encoder: Encoder, classes: ClassList, prompt: AnyPrompt
+) -> Float[np.ndarray, "N E"]:
+  """Unit class features under a prompt; EvaluationError if they are not finite."""
+  rows_NxE = features_under(encoder, classes, prompt)
+  check_finite(rows_NxE, "classes")
+  return rows_NxE
+
+
+def read_classifier(path: str) -> Stored:
+  """Reads the names, the rows and the metadata of a classifier.
+
+  Raises:
+    ClassifierFileError: it is missing, damaged, or no classifier of this format.
+  """
+  try:
+    with safetensors.safe_open(str(local_copy(path)), framework="numpy") as file:
+      metadata = dict(file.metadata() or {})
+      rows_NxE = file.get_tensor("embeddings")
+    names = tuple(json.loads(metadata["labels"]))
+  except Exception as error:  # the library's own errors share no base
+    expected = "a file that export:format=classifier wrote"
+    raise ClassifierFileError(
+      f"{path}: not a classifier ({one_line(error, 200)}); expected {expected}"
+    ) from error
+  is_whole = metadata.get("digest") == _digest(rows_NxE)
+  if metadata.get("format") != FORMAT or len(names) != len(rows_NxE) or not is_whole:
+    raise ClassifierFileError(
+      f"{path}: damaged, or of another format than {FORMAT!r}; expected the file as"
+      " export:format=classifier wrote it"
+    )
+  return Stored(names, rows_NxE, metadata)
+
+
+def check_extends(
+  path: str, metadata: dict[str, str], clip_digest: str, prompt_digest: str
+) -> None:
+  """Raises ClassifierFileError where the rows are of another CLIP or prompt."""
+  for key, own, field in (
+    ("clip_digest", clip_digest, "clip.model"),
+    ("prompt_digest", prompt_digest, "export.prompt"),
+  ):
+    if metadata.get(key) != own:
+      raise ClassifierFileError(
+        f"{path}: its rows have the {key} {metadata.get(key)}, but config.{field} has"
+        f" {own}; expected the same"
+      )
+
+
+def tower_bytes(encoder: Encoder, kind: str) -> bytes:
+  """The image tower: uint8 [B,S,S,3], any B, to unit features [B,E].
+
+  The weights and the channel statistics are inside. `jax.export.deserialize` reads
+  `stablehlo`, onnxruntime `onnx`.
+
+  Args:
+    encoder: the CLIP.
+    kind: stablehlo or onnx.
+
+  Raises:
+    ClassifierFileError: an image tower that can't be exported so.
+  """
+  tower = image_tower(encoder.clip, "float32")
+  params = jax.tree.map(jnp.asarray, encoder.clip.vision_params)
+
+  def image_features(images):
+    return normalize(tower(params, images))
+
+  write = _onnx if kind == "onnx" else _stablehlo
+  try:
+    return write(image_features, encoder.clip.image_size)
+  except Exception as error:  # the exporters' errors share no base
+    raise ClassifierFileError(
+      f"{encoder.clip.name}: its image tower can't be written as {kind}"
+      f" ({one_line(error, 200)})"
+    ) from error
+
+
+def _stablehlo(image_features: Callable[[jax.Array], jax.Array], size: int) -> bytes:
+  (n_images,) = jax.export.symbolic_shape("b")
+  shape = jax.ShapeDtypeStruct((n_images, size, size, 3), jnp.uint8)
+  exported = jax.export.export(jax.jit(image_features), platforms=PLATFORMS)(shape)
+  return bytes(exported.serialize())
+
+
+def _onnx(image_features: Callable[[jax.Array], jax.Array], size: int) -> bytes:
+  from jax2onnx import to_onnx
+
+  shape: Any = jax.ShapeDtypeStruct(("B", size, size, 3), jnp.uint8)
+  return to_onnx(image_features, inputs=[shape]).SerializeToString()
+
+
+def preprocessing(encoder: Encoder) -> dict[str, Any]:
+  """How a picture becomes the tower's input."""
+  resize = encoder.resize
+  size = encoder.clip.image_size
+  how = "to the square, whatever its sides" if resize.squash else "shorter side"
+  return {
+    "colours": "RGB, transparent parts over black",
+    "resize": how,
+    "size": size,
+    "interpolation": "bilinear" if resize.bilinear else "bicubic",
+    "library": "Pillow (antialiased)",
+    "crop": "none" if resize.squash else f"centre, {size} x {size}",
+    "input": f"uint8 [B,{size},{size},3]",
+    "output": "unit features [B,E], float32",
+    "mean_and_std": "applied inside",
+    "platforms": list(PLATFORMS),
+  }
+
+
+def _digest(rows_NxE: Float[np.ndarray, "N E"]) -> str:
+  return hashlib.sha256(np.ascontiguousarray(rows_NxE, "<f4").tobytes()).hexdigest()

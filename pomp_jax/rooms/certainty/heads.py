@@ -1,0 +1,166 @@
+"""Class vectors at work: exact top-k by blocks, rows of fewer bits, subsets.
+
+Rows stay on the host and go to the device a block at a time, so that a million classes
+take the memory of their rows and of one block.
+
+Shapes: B images, N classes, E embedding, k answers.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int, Shaped
+import numpy as np
+
+from pomp_jax.rooms.certainty.outputs import cosines
+
+# Classes of a block, whose scores with 256 images take 64 MiB.
+BLOCK = 65_536
+
+
+class Rows(NamedTuple):
+  """Class vectors, of fewer bits perhaps: row c is values[c] * scales[c]."""
+
+  values: Shaped[np.ndarray, "N E"]  # of one of `fields.KINDS`
+  scales: Float[np.ndarray, " N"] | None = None  # of int8
+
+  def __len__(self) -> int:
+    return len(self.values)
+
+  @property
+  def n_bytes(self) -> int:
+    """Bytes of all arrays."""
+    scales = 0 if self.scales is None else self.scales.nbytes
+    return self.values.nbytes + scales
+
+  def part(self, kept: Any) -> "Rows":
+    """Some rows, by a slice or indices."""
+    scales = None if self.scales is None else self.scales[kept]
+    return Rows(self.values[kept], scales)
+
+
+class Best(NamedTuple):
+  """The k likeliest classes of each image, best first."""
+
+  labels: Int[np.ndarray, "B k"]
+  probabilities: Float[np.ndarray, "B k"]  # of a softmax over all classes
+
+
+def rows_of(features_NxE: Float[np.ndarray, "N E"], kind: str) -> Rows:
+  """Rounds unit class features to one of `fields.KINDS`; int8 with a scale for each row."""
+  if kind == "float32":
+    return Rows(np.asarray(features_NxE, np.float32))
+  if kind == "float16":
+    return Rows(features_NxE.astype(np.float16))
+  largest_N = np.maximum(np.abs(features_NxE).max(axis=1), np.finfo(np.float32).tiny)
+  scales_N = (largest_N / 127).astype(np.float32)
+  values_NxE = np.rint(features_NxE / scales_N[:, None])
+  return Rows(values_NxE.astype(np.int8), scales_N)
+
+
+def top_k(
+  features_BxE: Float[np.ndarray, "B E"],
+  rows: Rows,
+  scale: float,
+  k: int,
+  block: int = BLOCK,
+) -> Best:
+  """The k classes with the largest cosines, exactly; of equal ones the first labels.
+
+  The cosines are of the rows as they are stored; a row of fewer bits is a little longer
+  or shorter than 1.
+
+  Args:
+    features_BxE: unit features of the images.
+    rows: class vectors.
+    scale: factor on the cosines before the softmax.
+    k: number of answers, at most N of which are returned.
+    block: classes that are computed at a time.
+  """
+  k = min(k, len(rows))
+  n_images = len(features_BxE)
+  features = jnp.asarray(features_BxE, jnp.float32)
+  best = (
+    jnp.full((n_images, k), -jnp.inf),
+    jnp.zeros((n_images, k), jnp.int32),
+    jnp.full(n_images, -jnp.inf),
+  )
+  for start, part in _blocks(rows, block):
+    best = _merge(best, features, part, jnp.float32(scale), jnp.int32(start))
+  logit_Bxk, label_Bxk, total_B = jax.device_get(best)
+  return Best(label_Bxk, np.exp(logit_Bxk - total_B[:, None]))
+
+
+@jax.jit
+def _merge(best, features_BxE, part, scale, start):
+  logit_Bxk, label_Bxk, total_B = best
+  k = logit_Bxk.shape[1]
+  scores_BxC = scale * _cosines(features_BxE, part)
+  top_Bxt, place_Bxt = jax.lax.top_k(scores_BxC, min(k, scores_BxC.shape[1]))
+  # Earlier classes first: `top_k` keeps the first of equal ones.
+  logits = jnp.concatenate([logit_Bxk, top_Bxt], axis=1)
+  labels = jnp.concatenate([label_Bxk, place_Bxt + start], axis=1)
+  kept_Bxk, order_Bxk = jax.lax.top_k(logits, k)
+  total_B = jnp.logaddexp(total_B, jax.nn.logsumexp(scores_BxC, axis=1))
+  return kept_Bxk, jnp.take_along_axis(labels, order_Bxk, axis=1), total_B
+
+
+def probabilities(
+  features_BxE: Float[np.ndarray, "B E"],
+  rows: Rows,
+  scale: float,
+  block: int = BLOCK,
+) -> Float[np.ndarray, "B N"]:
+  """Softmax over all classes, whose logits are computed by blocks.
+
+  Arguments as of `top_k`.
+  """
+  features = jnp.asarray(features_BxE, jnp.float32)
+  parts = [
+    np.asarray(_scores(features, part, jnp.float32(scale)))
+    for _, part in _blocks(rows, block)
+  ]
+  logit_BxN = np.concatenate(parts, axis=1)
+  logit_BxN -= logit_BxN.max(axis=1, keepdims=True)
+  np.exp(logit_BxN, out=logit_BxN)
+  logit_BxN /= logit_BxN.sum(axis=1, keepdims=True)
+  return logit_BxN
+
+
+@jax.jit
+def _scores(features_BxE, part, scale):
+  return scale * _cosines(features_BxE, part)
+
+
+def _cosines(features_BxE, part):
+  cosine_BxC = cosines(features_BxE, part.values.astype(jnp.float32))
+  return cosine_BxC if part.scales is None else cosine_BxC * part.scales
+
+
+def _blocks(rows: Rows, block: int) -> Iterator[tuple[int, Rows]]:
+  """Yields the first label of each block, and its rows."""
+  for start in range(0, len(rows), block):
+    yield start, rows.part(slice(start, start + block))
+
+
+def agreement(
+  features_BxE: Float[np.ndarray, "B E"], rows: Rows, others: Rows
+) -> float:
+  """Share of images with the same likeliest class under two kinds of rows."""
+  first = top_k(features_BxE, rows, 1.0, 1).labels
+  second = top_k(features_BxE, others, 1.0, 1).labels
+  return float(np.mean(first == second))
+
+
+def size_line(rows: Rows, model_bytes: int) -> str:
+  """A line such as "head 2.66 GB (int8), model 0.33 GB"."""
+  kind = rows.values.dtype.name
+  return f"head {_gigabytes(rows.n_bytes)} ({kind}), model {_gigabytes(model_bytes)}"
+
+
+def _gigabytes(n_bytes: int) -> str:
+  if n_bytes < 10**8:
+    return f"{n_bytes / 1e6:.2f} MB"
+  return f"{n_bytes / 1e9:.2f} GB"

@@ -1,0 +1,192 @@
+"""What images say under class vectors: a few numbers an image, computed by blocks.
+
+Shapes: B images, N classes, E embedding. A matrix [B,N] of a block is on the device
+alone, so that memory does not grow with the images.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+from pomp_jax.files.calibration import Sets
+
+# Scores of a block: 64 MiB in float32.
+_SCORES = 2**24
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Outputs(NamedTuple):
+  """Numbers of each image under one classifier and one factor on its cosines."""
+
+  answer: Int[np.ndarray, " B"]  # the likeliest class
+  confidence: Float[np.ndarray, " B"]  # its probability
+  probability: Float[np.ndarray, " B"]  # of the right class
+  # sum of the probabilities that are above that of the right class
+  mass_above: Float[np.ndarray, " B"]
+  rank: Int[np.ndarray, " B"]  # classes with a probability above the right one's
+  max_cosine: Float[np.ndarray, " B"]
+  energy: Float[np.ndarray, " B"]  # log of the sum of exp(scale * cosine)
+  mcm: Float[np.ndarray, " B"]  # largest softmax of the cosines themselves
+
+
+class Moments(NamedTuple):
+  """Derivatives of the log-likelihood by the factor b on the cosines."""
+
+  log_likelihood: float  # mean over the images
+  first: float  # its derivative by b
+  second: float  # its second derivative, never above 0
+
+
+def blocks(n_images: int, n_classes: int) -> Iterator[slice]:
+  """Yields the images of each block of scores."""
+  size = max(_SCORES // n_classes, 1)
+  for start in range(0, n_images, size):
+    yield slice(start, min(start + size, n_images))
+
+
+def cosines(
+  features_BxE: Float[jax.Array, "B E"], rows_NxE: Float[jax.Array, "N E"]
+) -> Float[jax.Array, "B N"]:
+  """Cosines of unit rows; accelerators would round them to bfloat16 otherwise."""
+  return jnp.matmul(features_BxE, rows_NxE.T, precision=_HIGHEST)
+
+
+def outputs(
+  features_BxE: Float[np.ndarray, "B E"],
+  rows_NxE: Float[np.ndarray, "N E"],
+  labels_B: Int[np.ndarray, " B"],
+  scale: float,
+) -> Outputs:
+  """Computes the numbers of all images.
+
+  Args:
+    features_BxE: unit features of the images.
+    rows_NxE: unit features of the classes.
+    labels_B: right class of each image; any class where it is unknown.
+    scale: factor on the cosines before the softmax.
+  """
+  of_block = lambda *arrays: _outputs(*arrays, jnp.float32(scale))
+  return Outputs(*_by_blocks(of_block, features_BxE, rows_NxE, labels_B))
+
+
+@jax.jit
+def _outputs(features_BxE, rows_NxE, labels_B, scale):
+  cosine_BxN = cosines(features_BxE, rows_NxE)
+  right_Bx1 = jnp.take_along_axis(cosine_BxN, labels_B[:, None], axis=1)
+  probability_BxN = jax.nn.softmax(scale * cosine_BxN, axis=1)
+  is_above_BxN = cosine_BxN > right_Bx1
+  return Outputs(
+    answer=jnp.argmax(cosine_BxN, axis=1),
+    confidence=jnp.max(probability_BxN, axis=1),
+    probability=jnp.take_along_axis(probability_BxN, labels_B[:, None], axis=1)[:, 0],
+    mass_above=jnp.sum(jnp.where(is_above_BxN, probability_BxN, 0), axis=1),
+    rank=jnp.sum(is_above_BxN, axis=1),
+    max_cosine=jnp.max(cosine_BxN, axis=1),
+    energy=jax.nn.logsumexp(scale * cosine_BxN, axis=1),
+    mcm=jnp.max(jax.nn.softmax(cosine_BxN, axis=1), axis=1),
+  )
+
+
+def moments(
+  features_BxE: Float[np.ndarray, "B E"],
+  rows_NxE: Float[np.ndarray, "N E"],
+  labels_B: Int[np.ndarray, " B"],
+  scale: float,
+) -> Moments:
+  """Computes the log-likelihood of the right classes, and its derivatives by `scale`.
+
+  Arguments as of `outputs`. The sums over the images are in float64.
+  """
+  of_block = lambda *arrays: _moments(*arrays, jnp.float32(scale))
+  value_B, first_B, variance_B = _by_blocks(of_block, features_BxE, rows_NxE, labels_B)
+  mean = lambda of_images: float(np.mean(of_images, dtype=np.float64))
+  return Moments(mean(value_B), mean(first_B), -mean(variance_B))
+
+
+@jax.jit
+def _moments(features_BxE, rows_NxE, labels_B, scale):
+  cosine_BxN = cosines(features_BxE, rows_NxE)
+  right_B = jnp.take_along_axis(cosine_BxN, labels_B[:, None], axis=1)[:, 0]
+  # Deviations from the right class stay exact where the probabilities are near 1.
+  deviation_BxN = cosine_BxN - right_B[:, None]
+  probability_BxN = jax.nn.softmax(scale * deviation_BxN, axis=1)
+  mean_B = jnp.sum(probability_BxN * deviation_BxN, axis=1)
+  square_BxN = (deviation_BxN - mean_B[:, None]) ** 2
+  variance_B = jnp.sum(probability_BxN * square_BxN, axis=1)
+  return -jax.nn.logsumexp(scale * deviation_BxN, axis=1), -mean_B, variance_B
+
+
+def set_sizes(
+  features_BxE: Float[np.ndarray, "B E"],
+  rows_NxE: Float[np.ndarray, "N E"],
+  scale: float,
+  least_N: Float[np.ndarray, " N"],
+) -> Int[np.ndarray, " B"]:
+  """Counts the classes whose probability is at least that of `least_N`.
+
+  Args:
+    features_BxE: unit features of the images.
+    rows_NxE: unit features of the classes.
+    scale: factor on the cosines before the softmax.
+    least_N: smallest probability at which a class is in the set.
+  """
+  unused = np.zeros(len(features_BxE), np.int32)
+  least = jnp.asarray(least_N, jnp.float32)
+  count = lambda features, rows, _: (_sizes(features, rows, jnp.float32(scale), least),)
+  return _by_blocks(count, features_BxE, rows_NxE, unused)[0]
+
+
+@jax.jit
+def _sizes(features_BxE, rows_NxE, scale, least_N):
+  probability_BxN = jax.nn.softmax(scale * cosines(features_BxE, rows_NxE), axis=1)
+  return jnp.sum(probability_BxN >= least_N, axis=1)
+
+
+def adaptive_set_sizes(
+  features_BxE: Float[np.ndarray, "B E"],
+  rows_NxE: Float[np.ndarray, "N E"],
+  scale: float,
+  sets: Sets,
+) -> Int[np.ndarray, " B"]:
+  """Counts the classes in the sets of `raps`; arguments as of `set_sizes`."""
+  unused = np.zeros(len(features_BxE), np.int32)
+  ranks_N = np.maximum(np.arange(len(rows_NxE)) + 1 - sets.free_ranks, 0)
+  room_N = jnp.asarray(sets.threshold - sets.penalty * ranks_N, jnp.float32)
+  count = lambda features, rows, _: (
+    _adaptive_sizes(features, rows, jnp.float32(scale), room_N),
+  )
+  return _by_blocks(count, features_BxE, rows_NxE, unused)[0]
+
+
+@jax.jit
+def _adaptive_sizes(features_BxE, rows_NxE, scale, room_N):
+  probability_BxN = jax.nn.softmax(scale * cosines(features_BxE, rows_NxE), axis=1)
+  mass_BxN = jnp.cumsum(-jnp.sort(-probability_BxN, axis=1), axis=1)
+  return jnp.sum(mass_BxN <= room_N, axis=1)
+
+
+def _by_blocks(
+  compute: Callable[..., tuple[Any, ...]],
+  features_BxE: np.ndarray,
+  rows_NxE: np.ndarray,
+  labels_B: np.ndarray,
+) -> list[np.ndarray]:
+  """Results [B] of a function of a block's features, the classes and its labels."""
+  rows = jnp.asarray(rows_NxE, jnp.float32)
+  parts = []
+  for block in blocks(len(features_BxE), len(rows_NxE)):
+    features = jnp.asarray(features_BxE[block], jnp.float32)
+    labels = jnp.asarray(labels_B[block], jnp.int32)
+    parts.append(jax.device_get(compute(features, rows, labels)))
+  return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def is_right(
+  outputs_of: Outputs, labels_B: Int[np.ndarray, " B"]
+) -> Bool[np.ndarray, " B"]:
+  """Whether each answer is the right class."""
+  return outputs_of.answer == labels_B

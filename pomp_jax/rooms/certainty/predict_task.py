@@ -1,0 +1,278 @@
+"""How sure the names of pictures are, how deep in a tree, or none of them: the task
+`certain` of `predict`.
+
+It needs a prompt that the job `calibrate` has written, for the names and the CLIP in
+use.
+
+Shapes: B images, N classes, S classes of a subset.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import logging
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Float, Int
+import numpy as np
+
+from pomp_jax.config import fields
+from pomp_jax.config.declare import require
+from pomp_jax.config.fields import Data, Predict
+from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.images import read_image
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.calibrated import REQUIRED, CalibrationError, Scale
+from pomp_jax.evaluate.classify import Classifier, open_prompt
+from pomp_jax.evaluate.metrics import check_finite
+from pomp_jax.evaluate.predict import Rows, Task
+from pomp_jax.files.calibration import Calibration
+from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.rooms.certainty import depth, heads, promises
+from pomp_jax.rooms.certainty.fields import UNDER, Certain
+from pomp_jax.rooms.certainty.trees import ClassTree, load_class_tree
+
+log = logging.getLogger(__name__)
+
+NONE = "none of these"
+
+
+class Answer(NamedTuple):
+  """What is said of one picture."""
+
+  text: str  # a name, `NONE`, or a path of the tree
+  names: list[tuple[str, float]]  # the likeliest, best first
+  in_set: list[bool] | None  # whether each is in the set; None without sets
+  best: float  # probability of the likeliest
+
+
+class CertainPictures(Task):
+  """How sure the names of a picture are, how deep, or none of them."""
+
+  batch = 64
+  columns = ("name", "probability", "in_set", "answer")
+
+  def __init__(self, settings: Predict, data: Data, clip: fields.Clip):
+    """Reads names, tree and subset, too."""
+    super().__init__(settings, data, clip)
+    self._certain = settings.of(Certain)
+    self._all_names = load_class_list(self.names).names
+    self._tree: ClassTree | None = None
+    if self._certain.tree:
+      self._tree = load_class_tree(self._certain.tree, self._all_names, self.names)
+    self._kept = subset_of(self._certain.subset, self._all_names, self._tree)
+
+  def check(self, files):
+    super().check(files)
+    prompt = open_prompt(self._settings.prompt, "predict.prompt")
+    stored = prompt.calibration if isinstance(prompt, Prompt) else None
+    if stored is None:
+      raise CalibrationError(
+        f"{self._settings.prompt}: has no temperature and no floor; expected a prompt"
+        " that the job calibrate wrote, from validation images"
+      )
+    use = self._settings.calibration
+    expected = "auto or required where predict.task=certain"
+    require(use != "never", "predict.calibration", use, expected)
+
+  def _open(self, encoder: Encoder):
+    certain, settings = self._certain, self._settings
+    self._size, self._resize = encoder.clip.image_size, encoder.resize
+    classifier = Classifier(encoder, settings.prompt, self.names, calibration=REQUIRED)
+    assert classifier.class_features is not None
+    head = Answers(
+      classifier.class_features,
+      self._all_names,
+      scale=classifier.scale,
+      settings=certain,
+      tree=self._tree,
+      kept=self._kept,
+    )
+    model_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(encoder.clip.params))
+    self.facts = {"n_classes": len(self._all_names), "probabilities": head.note}
+    self.facts["size"] = heads.size_line(head.rows, model_bytes)
+    log.info("probabilities: %s", head.note)
+    log.info("%s", self.facts["size"])
+
+    def find(block: Sequence[int]) -> Iterator[tuple[int, Answer]]:
+      pixels = np.stack([self._picture(row) for row in block])
+      features_BxE = encoder.image_features(pixels)
+      check_finite(features_BxE, "images")
+      return zip(block, head.of(features_BxE, settings.top), strict=True)
+
+    return find
+
+  def _read(self, path):
+    return read_image(path, self._size, self._upright, resize=self._resize)
+
+  def _take(self, key: str, picture: Any, answer: Answer) -> Rows:
+    rows = []
+    for rank, (name, probability) in enumerate(answer.names):
+      in_set = None if answer.in_set is None else answer.in_set[rank]
+      text = answer.text if rank == 0 else ""
+      values = (name, probability, in_set, text)
+      rows.append(dict(zip(self.columns, values, strict=True)))
+    return rows
+
+  def _text(self, row: Mapping[str, Any]) -> str:
+    name = f"{row['name']} {100 * row['probability']:.1f}%"
+    return f"{row['answer']} | {name}" if row["answer"] else name
+
+
+class Answers:
+  """Class vectors with a temperature, and what they answer."""
+
+  def __init__(
+    self,
+    features_NxE: Float[np.ndarray, "N E"],
+    names: Sequence[str],
+    *,
+    scale: Scale,
+    settings: Certain,
+    tree: ClassTree | None = None,
+    kept: Int[np.ndarray, " S"] | None = None,
+  ):
+    """Rounds the rows, and says what the probabilities are.
+
+    Args:
+      features_NxE: unit features of all classes.
+      names: their names.
+      scale: factor on cosines, and the calibration.
+      settings: type of the rows, and least probability of a node.
+      tree: tree above all classes; None for names alone.
+      kept: labels of a subset, over which probabilities are renormalised; None for all.
+    """
+    self.rows = heads.rows_of(features_NxE, settings.rows)
+    self._names, self._tree, self._kept = names, tree, kept
+    self._scale, self._least = scale.logit_scale, settings.least
+    self.note = scale.note
+    self._calibration: Calibration | None = scale.calibration
+    if kept is not None:
+      self.note += (
+        f"; renormalised over {len(kept):,} of {len(names):,} names,"
+        " for which floor and sets promise nothing"
+      )
+      self._calibration = None
+    if settings.rows != "float32":
+      self.note += f"; {settings.rows} rows"
+
+  def of(self, features_BxE: Float[np.ndarray, "B E"], top: int) -> list[Answer]:
+    """Answers to images.
+
+    Args:
+      features_BxE: unit features of the images.
+      top: names that an answer has at most.
+    """
+    needs_all = self._tree is not None or self._adaptive
+    if not needs_all:
+      rows = self.rows if self._kept is None else self.rows.part(self._kept)
+      best = heads.top_k(features_BxE, rows, self._scale, top)
+      labels = best.labels if self._kept is None else self._kept[best.labels]
+      pairs = zip(labels, best.probabilities, strict=True)
+      return [self._answer(own, shares) for own, shares in pairs]
+    probability_BxN = self._probabilities(features_BxE)
+    order_BxN = np.argsort(-probability_BxN, axis=1, kind="stable")[:, :top]
+    shares_Bxk = np.take_along_axis(probability_BxN, order_BxN, axis=1)
+    found = []
+    for row_N, order, shares in zip(
+      probability_BxN, order_BxN, shares_Bxk, strict=True
+    ):
+      inside = order[shares > 0]
+      found.append(self._answer(inside, shares[: len(inside)], row_N))
+    if self._tree is not None:
+      found = self._with_depth(found, probability_BxN)
+    return found
+
+  @property
+  def _adaptive(self) -> bool:
+    """Whether a set depends on the probabilities of all classes."""
+    sets = self._calibration.sets if self._calibration else None
+    return sets is not None and sets.kind == "raps"
+
+  def _probabilities(
+    self, features_BxE: Float[np.ndarray, "B E"]
+  ) -> Float[np.ndarray, "B N"]:
+    """Probabilities of all classes, 0 outside of a subset."""
+    if self._kept is None:
+      return heads.probabilities(features_BxE, self.rows, self._scale)
+    found_BxN = np.zeros((len(features_BxE), len(self.rows)), np.float32)
+    rows = self.rows.part(self._kept)
+    found_BxN[:, self._kept] = heads.probabilities(features_BxE, rows, self._scale)
+    return found_BxN
+
+  def _answer(
+    self,
+    labels_k: Int[np.ndarray, " k"],
+    probability_k: Float[np.ndarray, " k"],
+    probability_N: Float[np.ndarray, " N"] | None = None,
+  ) -> Answer:
+    names = [self._names[label] for label in labels_k]
+    best = float(probability_k[0])
+    text = names[0]
+    calibration = self._calibration
+    in_set = None
+    if calibration is not None:
+      if calibration.floor is not None and best < calibration.floor:
+        text = NONE
+      in_set = self._in_set(labels_k, probability_k, probability_N)
+    pairs = list(zip(names, map(float, probability_k), strict=True))
+    return Answer(text, pairs, in_set, best)
+
+  def _in_set(
+    self,
+    labels_k: Int[np.ndarray, " k"],
+    probability_k: Float[np.ndarray, " k"],
+    probability_N: Float[np.ndarray, " N"] | None,
+  ) -> list[bool] | None:
+    """Whether each of the likeliest names is in the set."""
+    assert self._calibration is not None
+    sets = self._calibration.sets
+    if sets is None:
+      return None
+    if sets.kind == "raps":
+      assert probability_N is not None
+      return np.isin(labels_k, promises.members(sets, probability_N)).tolist()
+    least = [1 - sets.of_class.get(int(one), sets.threshold) for one in labels_k]
+    return (probability_k >= np.array(least)).tolist()
+
+  def _with_depth(
+    self, found: list[Answer], probability_BxN: Float[np.ndarray, "B N"]
+  ) -> list[Answer]:
+    """The answers as paths of the tree, but for those that are none of the names."""
+    assert self._tree is not None
+    deep = depth.answers(self._tree, probability_BxN, self._least)
+    answers = []
+    for answer, node, row_N in zip(found, deep.nodes, probability_BxN, strict=True):
+      if answer.text != NONE:
+        sums_n = np.asarray(self._tree.probabilities(row_N[None])[0])
+        answer = answer._replace(text=depth.text_of(self._tree, int(node), sums_n))
+      answers.append(answer)
+    return answers
+
+
+def subset_of(
+  subset: str, names: Sequence[str], tree: ClassTree | None
+) -> Int[np.ndarray, " S"] | None:
+  """Labels of the classes of a subset, ascending; None for all.
+
+  Args:
+    subset: class list or file, `under:NODE` of the tree, or nothing.
+    names: names of all classes.
+    tree: tree above them, or None.
+
+  Raises:
+    ConfigError: an empty subset, or names that are no classes.
+  """
+  if not subset:
+    return None
+  if subset.startswith(UNDER):
+    assert tree is not None
+    return tree.below(subset.removeprefix(UNDER), "certain.subset")
+  wanted = load_class_list(subset).names
+  row = {name: label for label, name in enumerate(names)}
+  missing = [name for name in wanted if name not in row]
+  expected = f"some of the {len(names):,} names"
+  require(wanted, "certain.subset", subset, f"{expected}, not an empty list")
+  if missing:
+    first = f"{len(missing)} of {len(wanted)} are none of them, such as {missing[0]!r}"
+    require(False, "certain.subset", subset, f"{expected}; {first}")
+  return np.unique([row[name] for name in wanted])

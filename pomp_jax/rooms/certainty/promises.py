@@ -1,0 +1,171 @@
+"""A floor and sets of names with a promise: split conformal prediction.
+
+The promise is a theorem for images that are exchangeable with those of the validation:
+drawn likewise, and not looked at before. It holds on average over the choice of the
+validation images, and says nothing of another rendering, camera or mix of classes.
+
+The floor is a lower quantile of the confidence of right answers. Sets are those of
+Sadinle, Lei & Wasserman (2019), pooled or a threshold a class; or RAPS, Angelopoulos et
+al. (2021), without randomisation, which covers at least as much.
+
+Shapes: B images, N classes.
+"""
+
+import math
+
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+from pomp_jax.files.calibration import Sets
+
+# Penalty for each rank below the free ones, of RAPS.
+PENALTY, FREE_RANKS = 0.01, 5
+
+
+def floor_of(confidence_B: Float[np.ndarray, " B"], error: float) -> float | None:
+  """The probability below which an answer is refused; None for too few right answers.
+
+  A new right answer is below it with probability at most `error`.
+
+  Args:
+    confidence_B: probability of each right answer.
+    error: share of right answers that may be refused, above 0 and below 1.
+  """
+  n_below = math.floor((len(confidence_B) + 1) * error + 1e-9)
+  if n_below < 1:
+    return None
+  # The n-th smallest: n - 1 of these are below, and a new one with probability at most
+  # n / (B + 1).
+  return float(np.sort(confidence_B.astype(np.float64))[n_below - 1])
+
+
+def least_right_answers(error: float) -> int:
+  """Right answers that a floor of this error takes at least."""
+  return math.ceil(1 / error - 1 - 1e-9)
+
+
+def threshold_of(scores_B: Float[np.ndarray, " B"], coverage: float) -> float | None:
+  """The score that a new one is at most equal to with probability `coverage` or more.
+
+  The ceil((B + 1) coverage)-th smallest; None for too few scores.
+  """
+  n_within = math.ceil((len(scores_B) + 1) * coverage - 1e-9)
+  if n_within > len(scores_B):
+    return None
+  return float(np.sort(scores_B.astype(np.float64))[n_within - 1])
+
+
+def sets_of(
+  kind: str,
+  coverage: float,
+  probability_B: Float[np.ndarray, " B"],
+  mass_above_B: Float[np.ndarray, " B"],
+  rank_B: Int[np.ndarray, " B"],
+  labels_B: Int[np.ndarray, " B"],
+) -> Sets | None:
+  """Thresholds of sets with a stated coverage; None for too few images.
+
+  Of `classwise` the classes with too few images for a threshold of their own share
+  one, so that the promise holds for each of the others, and for these together.
+
+  Args:
+    kind: one of `files.calibration.SETS`.
+    coverage: share of images whose set is to hold the right class.
+    probability_B: probability of the right class.
+    mass_above_B: sum of the probabilities above it.
+    rank_B: number of these classes.
+    labels_B: right classes.
+  """
+  if kind == "raps":
+    scores_B = raps_scores(probability_B, mass_above_B, rank_B)
+    threshold = threshold_of(scores_B, coverage)
+    if threshold is None:
+      return None
+    return Sets(
+      kind,
+      coverage,
+      threshold,
+      penalty=PENALTY,
+      free_ranks=FREE_RANKS,
+    )
+  scores_B = 1 - probability_B.astype(np.float64)
+  of_class: dict[int, float] = {}
+  rest_B = np.ones(len(labels_B), bool)
+  if kind == "classwise":
+    for label in np.unique(labels_B).tolist():
+      of_label_B = labels_B == label
+      own = threshold_of(scores_B[of_label_B], coverage)
+      if own is not None:
+        of_class[label] = own
+        rest_B &= ~of_label_B
+  threshold = threshold_of(scores_B[rest_B], coverage)
+  if threshold is None and not of_class:
+    return None
+  # Without enough images of the other classes nothing is promised but the whole list.
+  shared = 1.0 if threshold is None else threshold
+  return Sets(kind, coverage, shared, of_class)
+
+
+def raps_scores(
+  probability_B: Float[np.ndarray, " B"],
+  mass_above_B: Float[np.ndarray, " B"],
+  rank_B: Int[np.ndarray, " B"],
+  penalty: float = PENALTY,
+  free_ranks: int = FREE_RANKS,
+) -> Float[np.ndarray, " B"]:
+  """Scores of the right classes: all probability down to them, and the penalty."""
+  ranks_B = np.maximum(rank_B + 1 - free_ranks, 0)
+  return mass_above_B.astype(np.float64) + probability_B + penalty * ranks_B
+
+
+def least_probabilities(sets: Sets, n_classes: int) -> Float[np.ndarray, " N"]:
+  """The probability from which on each class is in a set, but for `raps`."""
+  least_N = np.full(n_classes, 1 - sets.threshold)
+  for label, threshold in sets.of_class.items():
+    least_N[label] = 1 - threshold
+  return least_N
+
+
+def members(
+  sets: Sets, probability_N: Float[np.ndarray, " N"]
+) -> Int[np.ndarray, " S"]:
+  """Labels of the classes in the set of one image, the likeliest first."""
+  order_N = np.argsort(-probability_N, kind="stable")
+  if sets.kind != "raps":
+    least_N = least_probabilities(sets, len(probability_N))
+    return order_N[probability_N[order_N] >= least_N[order_N]]
+  sorted_N = probability_N[order_N].astype(np.float64)
+  ranks_N = np.maximum(np.arange(len(sorted_N)) + 1 - sets.free_ranks, 0)
+  scores_N = np.cumsum(sorted_N) + sets.penalty * ranks_N
+  return order_N[scores_N <= sets.threshold]
+
+
+def covered(
+  sets: Sets,
+  probability_B: Float[np.ndarray, " B"],
+  mass_above_B: Float[np.ndarray, " B"],
+  rank_B: Int[np.ndarray, " B"],
+  labels_B: Int[np.ndarray, " B"],
+) -> Bool[np.ndarray, " B"]:
+  """Whether the set of each image holds its right class.
+
+  Args:
+    sets: thresholds.
+    probability_B: probability of the right class.
+    mass_above_B: sum of the probabilities above it.
+    rank_B: number of these classes.
+    labels_B: right classes.
+  """
+  if sets.kind == "raps":
+    scores_B = raps_scores(
+      probability_B,
+      mass_above_B,
+      rank_B,
+      penalty=sets.penalty,
+      free_ranks=sets.free_ranks,
+    )
+    return scores_B <= sets.threshold
+  threshold_B = np.full(len(labels_B), sets.threshold)
+  for label, threshold in sets.of_class.items():
+    threshold_B[labels_B == label] = threshold
+  return 1 - probability_B.astype(np.float64) <= threshold_B

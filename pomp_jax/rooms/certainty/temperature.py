@@ -1,0 +1,121 @@
+"""A temperature by the likelihood of validation images, and the calibration error.
+
+Guo et al., "On Calibration of Modern Neural Networks" (2017). With b = scale / T the
+mean log-likelihood of the right classes is concave in b, so that Newton's steps, held in
+a bracket, find its one maximum.
+
+Shapes: B images, N classes, E embedding, S confidence bins.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+from pomp_jax.errors import RunError
+from pomp_jax.evaluate.metrics import N_BINS, confidence_bins, wilson_interval
+from pomp_jax.rooms.certainty.outputs import Moments, moments
+
+# Ends of the temperatures that are searched.
+_LEAST, _MOST = 1e-3, 1e3
+_PRECISION = 1e-6  # of the temperature, relative
+_MOST_STEPS = 100
+
+
+class TemperatureError(RunError, ValueError):
+  """Validation images that fix no temperature; the message is one line."""
+
+
+def fit_temperature(
+  features_BxE: Float[np.ndarray, "B E"],
+  rows_NxE: Float[np.ndarray, "N E"],
+  labels_B: Int[np.ndarray, " B"],
+  logit_scale: float,
+) -> float:
+  """Finds T that maximises the likelihood of softmax(logit_scale / T * cosine).
+
+  Args:
+    features_BxE: unit features of the images.
+    rows_NxE: unit features of the classes; N >= 2.
+    labels_B: right class of each image.
+    logit_scale: the CLIP's factor on cosines.
+
+  Raises:
+    TemperatureError: the likelihood has no maximum between 0.001 and 1000, as where
+      all answers are right by far, or none better than by chance.
+  """
+  found = maximum(
+    lambda scale: moments(features_BxE, rows_NxE, labels_B, scale),
+    start=logit_scale,
+    low=logit_scale / _MOST,
+    high=logit_scale / _LEAST,
+  )
+  if found is None:
+    raise TemperatureError(
+      f"{len(labels_B):,} validation images fix no temperature between {_LEAST} and"
+      f" {_MOST:.0f}: all answers are right by far, or none better than by chance"
+    )
+  return logit_scale / found
+
+
+def maximum(
+  at: Callable[[float], Moments], *, start: float, low: float, high: float
+) -> float | None:
+  """Finds where a concave function is largest; None if that is not within the ends.
+
+  Args:
+    at: value and derivatives at a point.
+    start: first point.
+    low: lower end, above 0.
+    high: upper end.
+  """
+  if at(low).first <= 0 or at(high).first >= 0:
+    return None
+  point = start
+  for _ in range(_MOST_STEPS):
+    here = at(point)
+    if here.first > 0:
+      low = point
+    else:
+      high = point
+    step = point - here.first / here.second if here.second < 0 else np.nan
+    # In the bracket, else its middle on a logarithmic scale.
+    following = step if low < step < high else float(np.sqrt(low * high))
+    if abs(following - point) <= _PRECISION * point:
+      return following
+    point = following
+  return point
+
+
+def calibration_figures(
+  confidence_B: Float[np.ndarray, " B"], right_B: Bool[np.ndarray, " B"]
+) -> dict[str, Any]:
+  """Accuracy, ECE and the bins of a reliability diagram, as `Tally.figures` has them.
+
+  ece = sum_s n_s / n |accuracy_s - confidence_s| over bins of equal width.
+
+  Args:
+    confidence_B: probability of each answer.
+    right_B: whether it is right.
+  """
+  bin_B = confidence_bins(confidence_B)
+  sums = [
+    np.bincount(bin_B, weights, N_BINS)
+    for weights in (None, right_B, confidence_B.astype(np.float64))
+  ]
+  images_S, right_S, confidence_S = sums
+  n_images = len(right_B)
+  top1 = float(np.mean(right_B))
+  return {
+    "images": n_images,
+    "top1": top1,
+    "top1_interval": wilson_interval(top1, n_images),
+    "ece": float(np.abs(right_S - confidence_S).sum() / n_images),
+    "mean_confidence": float(np.mean(confidence_B, dtype=np.float64)),
+    "reliability": {
+      "images": images_S.astype(np.int64).tolist(),
+      "accuracy": (right_S / np.maximum(images_S, 1)).tolist(),
+      "confidence": (confidence_S / np.maximum(images_S, 1)).tolist(),
+    },
+  }

@@ -1,0 +1,281 @@
+"""A tree above a list of classes: WordNet's, a CSV of ranks, own groups, COCO's.
+
+| file | its tree |
+| --- | --- |
+| `wordnet` | is-a relations of the synsets of the class list |
+| `.csv` | a column a rank, the coarsest first, the class names last; a header line |
+| `.toml` | `group = ["member", ..]`; a member is a class or another group |
+| `.json` | COCO's or LVIS's categories, with `supercategory` |
+
+A node may have several parents, as a dog is a canine and a domestic animal; a class may
+have others below it. Each counts once for a node above it.
+
+Shapes: B images, N classes, n nodes, P pairs of a class and a node above it.
+"""
+
+from collections.abc import Mapping, Sequence
+import csv
+import io
+import os
+import tomllib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+from pomp_jax.data.class_lists import VocabularyError, load_class_list
+from pomp_jax.data.wordnet import Tree, load_tree
+from pomp_jax.files.paths import read_text, read_user_json
+from pomp_jax.files.terminal import quoted
+from pomp_jax.rooms.certainty.fields import SUFFIXES, WORDNET
+
+_ROOT = "anything"  # above COCO's supercategories
+
+
+class TreeError(VocabularyError):
+  """A tree that can't be used; the message is one line with its file."""
+
+
+class ClassTree(NamedTuple):
+  """A tree with the places of N classes in it."""
+
+  tree: Tree
+  nodes: Int[np.ndarray, " N"]  # of the classes
+  pair_classes: Int[np.ndarray, " P"]
+  pair_nodes: Int[np.ndarray, " P"]  # each class's ancestors, itself included
+  n_below: Int[np.ndarray, " n"]  # classes at and below each node
+  bits: Float[np.ndarray, " n"]  # log2(N / n_below): what an answer with the node tells
+
+  def probabilities(
+    self, probability_BxN: Float[np.ndarray, "B N"] | Float[jax.Array, "B N"]
+  ) -> Float[jax.Array, "B n"]:
+    """Sums the probabilities of the classes at and below each node."""
+    return _sums(
+      jnp.asarray(probability_BxN),
+      self.pair_classes,
+      self.pair_nodes,
+      len(self.tree),
+    )
+
+  def holds(
+    self, nodes_B: Int[np.ndarray, " B"], labels_B: Int[np.ndarray, " B"]
+  ) -> Bool[np.ndarray, " B"]:
+    """Whether each node is the class of the label, or above it."""
+    n_nodes = len(self.tree)
+    known = np.sort(self.pair_classes.astype(np.int64) * n_nodes + self.pair_nodes)
+    asked_B = labels_B.astype(np.int64) * n_nodes + nodes_B
+    place_B = np.minimum(np.searchsorted(known, asked_B), len(known) - 1)
+    return known[place_B] == asked_B
+
+  def below(self, name: str, where: str) -> Int[np.ndarray, " s"]:
+    """Labels of the classes at and below the node of a name.
+
+    Raises:
+      TreeError: no node or several have this name, or no class is below it.
+    """
+    nodes = [node for node, own in enumerate(self.tree.names) if own == name]
+    if not nodes and name in self.tree.ids:
+      nodes = [self.tree.ids.index(name)]
+    kept = [node for node in nodes if self.n_below[node]]
+    if len(kept) != 1:
+      found = f"{len(kept)} nodes with classes are" if nodes else "no node is"
+      raise TreeError(f"{where}: {found} named {quoted(name)}; expected one, or its id")
+    return np.sort(self.pair_classes[self.pair_nodes == kept[0]])
+
+  def path(self, node: int) -> list[int]:
+    """Nodes from below the root down to a node, through the most telling parents."""
+    found = []
+    while node != self.tree.root:
+      found.append(node)
+      parents = self.tree.parents[node].tolist()
+      node = max(parents, key=lambda one: (self.bits[one], self.tree.depth[one]))
+    return found[::-1]
+
+
+def _sum_pairs(probability_BxN, pair_classes, pair_nodes, n_nodes):
+  of_pairs_PxB = probability_BxN.T[pair_classes]
+  return jax.ops.segment_sum(of_pairs_PxB, pair_nodes, num_segments=n_nodes).T
+
+
+_sums = jax.jit(_sum_pairs, static_argnums=3)
+
+
+def load_class_tree(
+  tree: str, names: Sequence[str], class_list: str | os.PathLike
+) -> ClassTree:
+  """Reads a tree and finds the classes in it.
+
+  Args:
+    tree: `wordnet`, or a file.
+    names: the N classes in the order of their labels.
+    class_list: where the names come from, whose synsets `wordnet` takes.
+
+  Raises:
+    TreeError: a cycle, more roots than one, or classes that are not in the tree.
+  """
+  if tree == WORDNET:
+    synsets = load_class_list(class_list).synsets
+    if synsets is None:
+      raise TreeError(f"{class_list}: has no synsets, which the tree wordnet takes")
+    wordnet = load_tree()
+    return of_nodes(wordnet, wordnet.nodes(synsets))
+  parents, node_of_class = _read(tree)
+  missing = [name for name in names if name not in node_of_class]
+  if missing:
+    raise TreeError(
+      f"{tree}: {len(missing)} of {len(names)} names are not in the tree, such as"
+      f" {quoted(missing[0])}; expected each of them"
+    )
+  own = tree_of(parents, tree)
+  return of_nodes(own, own.nodes([node_of_class[name] for name in names]))
+
+
+def of_nodes(tree: Tree, nodes_N: Int[np.ndarray, " N"]) -> ClassTree:
+  """The tree with classes at these nodes."""
+  above = [tree.ancestors[node] for node in nodes_N]
+  lengths = [len(nodes) for nodes in above]
+  pair_classes = np.repeat(np.arange(len(nodes_N), dtype=np.int32), lengths)
+  pair_nodes = np.concatenate(above).astype(np.int32)
+  n_below = np.bincount(pair_nodes, minlength=len(tree))
+  # A node without a class below it is never an answer.
+  bits = np.where(n_below > 0, np.log2(len(nodes_N) / np.maximum(n_below, 1)), -1.0)
+  return ClassTree(tree, nodes_N, pair_classes, pair_nodes, n_below, bits)
+
+
+def tree_of(parents: Mapping[str, Sequence[str]], where: str) -> Tree:
+  """Builds a tree from the parents of each node, by names.
+
+  Raises:
+    TreeError: a cycle, or more roots than one.
+  """
+  cycle = _cycle(parents)
+  if cycle:
+    raise TreeError(f"{where}: a cycle: {' > '.join(map(_shown, cycle))}")
+  roots = sorted(node for node, above in parents.items() if not above)
+  if len(roots) > 1:
+    shown = ", ".join(map(_shown, roots[:3]))
+    more = ", .." if len(roots) > 3 else ""
+    raise TreeError(
+      f"{where}: {len(roots)} roots, {shown}{more}; expected one node above them all"
+    )
+  ids = sorted(parents)
+  names = [_name(node) for node in ids]
+  return Tree(ids, names, [sorted(parents[node]) for node in ids])
+
+
+def _name(node: str) -> str:
+  """The name of a node, whose id may have its rank in front."""
+  return node.rpartition("\t")[2]
+
+
+def _shown(node: str) -> str:
+  return quoted(_name(node))
+
+
+def _cycle(parents: Mapping[str, Sequence[str]]) -> list[str]:
+  """Nodes of a cycle, from one to itself again; none of an acyclic graph."""
+  n_left = {node: len(above) for node, above in parents.items()}
+  children: dict[str, list[str]] = {node: [] for node in parents}
+  for node, above in parents.items():
+    for parent in above:
+      children[parent].append(node)
+  ready = [node for node, count in n_left.items() if not count]
+  while ready:
+    for child in children[ready.pop()]:
+      n_left[child] -= 1
+      if not n_left[child]:
+        ready.append(child)
+  left = [node for node, count in n_left.items() if count]
+  if not left:
+    return []
+  # Each node that is left has a parent that is left too.
+  node = left[0]
+  seen: list[str] = []
+  while node not in seen:
+    seen.append(node)
+    node = next(parent for parent in parents[node] if n_left[parent])
+  return [*seen[seen.index(node) :], node][::-1]
+
+
+def _read(path: str) -> tuple[dict[str, list[str]], dict[str, str]]:
+  """Parents of each node of a file, and the node of each name."""
+  if path.endswith(".csv"):
+    return _read_ranks(path)
+  if path.endswith(".toml"):
+    return _read_groups(path)
+  if path.endswith(".json"):
+    return _read_categories(path)
+  raise TreeError(
+    f"{path}: not a tree; expected {WORDNET}, or a file {', '.join(SUFFIXES)}"
+  )
+
+
+def _read_ranks(path: str) -> tuple[dict[str, list[str]], dict[str, str]]:
+  rows = list(csv.reader(io.StringIO(read_text(path, TreeError))))
+  if len(rows) < 2:
+    raise TreeError(f"{path}: no rows; expected a header and a row a class")
+  header = rows[0]
+  parents: dict[str, list[str]] = {}
+  node_of_class = {}
+  for number, row in enumerate(rows[1:], 2):
+    if not row:
+      continue
+    if len(row) != len(header) or not row[-1].strip():
+      raise TreeError(
+        f"{path}: line {number} has {len(row)} cells; expected {len(header)}, the last"
+        " one a name"
+      )
+    above: list[str] = []
+    for rank, value in zip(header, row, strict=True):
+      # An empty cell is a rank that the class does not have.
+      if not value.strip():
+        continue
+      node = f"{rank.strip()}\t{value.strip()}"
+      known = parents.setdefault(node, above)
+      if known != above:
+        here = _shown(above[0]) if above else "no other"
+        before = _shown(known[0]) if known else "no other"
+        raise TreeError(
+          f"{path}: line {number}: {quoted(value)} is below {here}, and before below"
+          f" {before}"
+        )
+      above = [node]
+    node_of_class[row[-1].strip()] = above[0]
+  return parents, node_of_class
+
+
+def _read_groups(path: str) -> tuple[dict[str, list[str]], dict[str, str]]:
+  try:
+    groups = tomllib.loads(read_text(path, TreeError))
+  except tomllib.TOMLDecodeError as error:
+    raise TreeError(f"{path}: not TOML ({error})") from error
+  parents: dict[str, list[str]] = {group: [] for group in groups}
+  for group, members in groups.items():
+    is_list = isinstance(members, list) and members
+    if not is_list or not all(isinstance(name, str) for name in members):
+      raise TreeError(f"{path}: {quoted(group)} is no list of names")
+    for name in members:
+      above = parents.setdefault(name, [])
+      if group not in above:
+        above.append(group)
+  return parents, {node: node for node in parents}
+
+
+def _read_categories(path: str) -> tuple[dict[str, list[str]], dict[str, str]]:
+  content: Any = read_user_json(path, TreeError)
+  categories = content.get("categories") if isinstance(content, dict) else None
+  if not isinstance(categories, list) or not categories:
+    raise TreeError(f"{path}: no categories; expected COCO's or LVIS's annotations")
+  parents: dict[str, list[str]] = {_ROOT: []}
+  node_of_class = {}
+  for category in categories:
+    texts = [category.get(key) for key in ("name", "supercategory")]
+    if not all(isinstance(text, str) and text for text in texts):
+      raise TreeError(f"{path}: a category without a name and a supercategory")
+    name, above = texts
+    parents.setdefault(f"super\t{above}", [_ROOT])
+    parents[f"class\t{name}"] = [f"super\t{above}"]
+    node_of_class[name.replace("_", " ")] = node_of_class[name] = f"class\t{name}"
+  return parents, node_of_class
