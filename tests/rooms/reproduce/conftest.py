@@ -33,6 +33,17 @@ def trainings_of(shared: Shared):
 
 
 @pytest.fixture(scope="session")
+def finished(shared: Shared, world_data) -> pathlib.Path:
+  """The folder of a finished rehearsal without trainings, of 200 images a set."""
+  from tests.rooms.reproduce.rehearsals import rehearse
+
+  def run(folder):
+    rehearse(folder, reproduce__root=str(world_data), reproduce__quick=True)
+
+  return shared("reproduce_finished", run)
+
+
+@pytest.fixture(scope="session")
 def honest(shared: Shared, world_data, trainings_of) -> pathlib.Path:
   """The folder of a finished rehearsal without a fault, with three trainings."""
   from tests.rooms.reproduce.rehearsals import rehearse

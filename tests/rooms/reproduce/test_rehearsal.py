@@ -1,6 +1,7 @@
 """The rehearsal: planted faults are named, honest runs pass, and a restart resumes."""
 
 import json
+import shutil
 
 import pytest
 
@@ -10,11 +11,10 @@ from pomp_jax.rooms.reproduce.rows import FAIL, NOT_RUN, STAGES
 from tests.rooms.reproduce.rehearsals import FAULTS, rehearse, write_trainings
 from tests.support.report_page import Page
 
-# Faults whose run takes seconds, one for each stage without a training.
+# Faults whose run takes seconds, for the stages that each run comes to.
 _FIRST = (
   "labels shifted by one",
   "averaged before normalisation",
-  "M - 1 vectors",
   "logit scale 1",
 )
 _OTHERS = pytest.mark.slow("the same for the other faults; some train")
@@ -43,6 +43,7 @@ def test_there_are_twenty_five_faults():
   assert len({fault.name for fault in FAULTS}) == len(FAULTS) == 25
 
 
+@pytest.mark.slow("a whole rehearsal")
 def test_a_fault_of_one_set_stops_that_set_alone(rehearsal):
   (fault,) = (one for one in FAULTS if one.name == "two classes swapped")
   fault.plant(rehearsal)
@@ -59,11 +60,11 @@ def test_a_fault_of_one_set_stops_that_set_alone(rehearsal):
   assert row["why"] == "stopped: Inputs failed for the set"
 
 
-def test_without_trainings_it_says_what_was_not_run(world_data, tmp_path):
-  content = rehearse(tmp_path / "run", reproduce__root=str(world_data))
+def test_without_trainings_it_says_what_was_not_run(finished):
+  content = json.loads((finished / "reproduction.json").read_text())
   assert content["verdict"].startswith("REPRODUCED IN PART; not run: Retrained: ")
   assert not content["findings"]
-  page = Page((tmp_path / "run" / "report.html").read_text())
+  page = Page((finished / "report.html").read_text())
   assert content["verdict"] in page.text
   assert {f"{i}. {stage}" for i, stage in enumerate(STAGES, 1)} <= set(page.headings)
 
@@ -89,8 +90,11 @@ def test_ten_honest_runs_do_not_fail(world_data, tmp_path):
     assert rehearse_ok["verdict"].startswith("REPRODUCED ["), start
 
 
-def test_a_restart_measures_what_is_missing(world_data, tmp_path, monkeypatch):
-  first = rehearse(tmp_path / "run", reproduce__root=str(world_data))
+def test_a_restart_measures_what_is_missing(
+  finished, world_data, tmp_path, monkeypatch
+):
+  first = json.loads((finished / "reproduction.json").read_text())
+  shutil.copytree(finished, tmp_path / "run")
   (tmp_path / "run" / "pieces" / "controls-novel.npz").unlink()
   counted = []
   computed = reproduce.Measurer._computed
@@ -100,7 +104,9 @@ def test_a_restart_measures_what_is_missing(world_data, tmp_path, monkeypatch):
     return computed(self, labelled, prompts)
 
   monkeypatch.setattr(reproduce.Measurer, "_computed", counting)
-  again = rehearse(tmp_path / "run", reproduce__root=str(world_data))
+  again = rehearse(
+    tmp_path / "run", reproduce__root=str(world_data), reproduce__quick=True
+  )
   assert counted == [["hand_written", "ensemble", "{}.", "released, M = 4"]]
   assert again["rows"] == first["rows"]
 

@@ -11,17 +11,6 @@ from pomp_jax.registry import load_job
 from pomp_jax.rooms.reproduce.finished_folder import NAME, digests_of_files
 from pomp_jax.rooms.reproduce.reproduce import NotReproducedError
 from pomp_jax.rooms.reproduce.verify import problems_of
-from tests.rooms.reproduce.rehearsals import rehearse
-
-
-@pytest.fixture(scope="session")
-def finished(shared, world_data):
-  """The folder of a finished rehearsal without trainings."""
-
-  def run(folder):
-    rehearse(folder, reproduce__root=str(world_data), reproduce__quick=True)
-
-  return shared("reproduce_finished", run)
 
 
 def verify(folder):
