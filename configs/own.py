@@ -32,7 +32,7 @@ Behind the colon it also sets `data.features=online`.
 import os
 
 from pomp_jax.config import METHODS, ConfigError, base, unpack, with_argument
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.hooks import WORDS
 
 _SHORT = {
@@ -85,13 +85,13 @@ def get_config(argument: str = ""):
   # Another prompt than the default one has no place for words.
   given = config.prompt.m or config.prompt.init or config.prompt.position != "end"
   can_choose = (
-    WORDS and METHODS[config.method].saves_prompt and inputs.has_validation(data)
+    WORDS and METHODS[config.method].saves_prompt and opening.has_validation(data)
   )
   if given or not can_choose:
     config.prompt.m = config.prompt.m or 4
   else:
     config.update_from_flattened_dict(_BETTER_THAN_WORDS)
-  train = inputs.open_source(data, "train")
+  train = opening.open_source(data, "train")
   config.negatives = "all" if len(train.names) <= _MOST_EXACT else "sampled"
   # Of larger sets an epoch has about as many steps.
   config.batch_size = 32 if len(train) < 12_800 else 256

@@ -80,7 +80,7 @@ METHODS = {
 class Source(NamedTuple):
   """One value of `config.data.source`.
 
-  The module of stored images has `splits` and `open_split` for `evaluate.stored`.
+  The module of stored images has `splits` and `open_split` for `evaluate.stored_splits`.
   Others have `open_source`, `n_training_classes` and `evaluation_splits`.
   """
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.encoder import Encoder, rounded_up
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.context import PromptContext
@@ -43,7 +43,7 @@ NAMES = [
 
 @pytest.fixture
 def encoder(one_layer):
-  clip = inputs.open_encoder(small_config(**{"clip.model": one_layer}).clip).clip
+  clip = opening.open_encoder(small_config(**{"clip.model": one_layer}).clip).clip
   return Encoder(clip, chunk=4)
 
 

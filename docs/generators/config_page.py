@@ -4,7 +4,7 @@ python -m docs.generators.config_page > docs/reference/config.md
 """
 
 from pomp_jax.config.command_line import groups_of_fields, summaries
-from pomp_jax.config.declare import name_of_type
+from pomp_jax.config.rows import name_of_type
 
 
 def page() -> str:

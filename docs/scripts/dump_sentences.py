@@ -21,7 +21,7 @@ from docs.scripts.dump_open_clip import open_header, write_header, write_split
 from pomp_jax.config.fields import Clip
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate.inputs import open_encoder
+from pomp_jax.evaluate.opening import open_encoder
 from pomp_jax.rooms.mixtures.descriptions import read_descriptions
 
 

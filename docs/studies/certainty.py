@@ -19,7 +19,7 @@ import numpy as np
 
 from pomp_jax.clip.load import load_clip
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate.classify import open_prompt
+from pomp_jax.evaluate.classifier import open_prompt
 from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.calibration import SETS

@@ -25,7 +25,7 @@ import numpy as np
 from pomp_jax.config import unpack
 from pomp_jax.configs import page as page_config
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.rooms.page import form, runs
 from pomp_jax.rooms.page import page as job
@@ -231,7 +231,7 @@ def main() -> None:
   flags = parser.parse_args()
   config = unpack(page_config.get_config(f"runs={flags.runs}" if flags.runs else ""))
   prompts = shown_prompts(read_prompts(config.page.prompts, "page.prompts"))
-  encoder = inputs.open_encoder(config.clip)
+  encoder = opening.open_encoder(config.clip)
   regions = RegionsOfPictures(encoder, config.clip, config.page)
   comparison = Comparison(encoder, prompts, config.page.top, regions)
   examples = {"classify": job._pictures(), "regions": job._scenes()}

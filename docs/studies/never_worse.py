@@ -41,7 +41,7 @@ from docs.generators.example_sets import write_example_sets
 from docs.studies import better_than_words, glyphs, siglip_context
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets
 from pomp_jax.evaluate.metrics import paired_difference, ranks
 from pomp_jax.evaluate.named_prompts import features_under, read_prompts
@@ -134,12 +134,12 @@ def named_siglip(folder: pathlib.Path) -> Iterator[None]:
   )
   with contextlib.ExitStack() as stack:
     for name in ("load_clip", "read_clip"):
-      usual: Any = getattr(inputs, name)
+      usual: Any = getattr(opening, name)
 
       def reader(source: str, *given: Any, usual: Any = usual, **more: Any) -> Any:
         return own() if source == SIGLIP else usual(source, *given, **more)
 
-      stack.enter_context(mock.patch.object(inputs, name, reader))
+      stack.enter_context(mock.patch.object(opening, name, reader))
     yield
 
 
@@ -170,14 +170,14 @@ class TestSet:
 def opened_sets(world: World, store: pathlib.Path) -> dict[str, TestSet]:
   """The validation images of a world's pictures, and its test sets."""
   config = settings(**{"clip.model": world.clip})
-  encoder = inputs.open_encoder(config.clip)
+  encoder = opening.open_encoder(config.clip)
   own = {
     "data.source": "folder",
     "data.root": str(world.pictures),
     "data.upright": True,
   }
-  source = inputs.open_source(settings(**own).data, "validation")
-  classes = inputs.class_list(config.data, config.eval.template, source.names)
+  source = opening.open_source(settings(**own).data, "validation")
+  classes = opening.class_list(config.data, config.eval.template, source.names)
   opened = [(VALIDATION, source, classes)]
   for prefix, fields in world.sets.items():
     config = settings(job="evaluate", **{"eval.images": 4096}, **fields)

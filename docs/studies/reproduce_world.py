@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.config import defaults
-from pomp_jax.evaluate.inputs import open_encoder
+from pomp_jax.evaluate.opening import open_encoder
 from pomp_jax.files.prompt_file import Prompt, load_prompt
 from pomp_jax.files.run_folder import with_checksum
 from pomp_jax.registry import load_job

@@ -32,9 +32,9 @@ from pomp_jax.clip.load import Clip, load_clip
 from pomp_jax.clip.tokens import _canonical
 from pomp_jax.config import validate
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import features_under
-from pomp_jax.evaluate.predictions import topk_accuracy
+from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
@@ -188,7 +188,7 @@ def main(folder: pathlib.Path) -> None:
   clip = train_text_tower(folder)
   encoder = Encoder(clip)
   # Ours computes what was trained.
-  names = inputs.open_source(settings().data, "train").names[:64]
+  names = opening.open_source(settings().data, "train").names[:64]
   tokens: Any = encoder.vocabulary(names, 0)
   expected = text_features(clip.config.text_config, clip.params, tokens.ids)
   found = encoder.class_features(names, "{}.", unit=False)
@@ -208,8 +208,8 @@ def compare(encoder: Encoder, folder: pathlib.Path) -> None:
   print(f"{clip.name}: logit scale {scale:.1f}, bias {bias:.1f}; base, novel, shifted")
   splits = []
   for split in ("base", "novel", "shifted"):
-    source = inputs.open_source(data, split, n_images=4096)
-    classes = inputs.class_list(data, "a photo of a {}.", source.names)
+    source = opening.open_source(data, split, n_images=4096)
+    classes = opening.class_list(data, "a photo of a {}.", source.names)
     splits.append((classes, split_features(encoder, source)))
 
   def top1(prompt: Any) -> list[float]:

@@ -9,7 +9,8 @@ from pomp_jax import hooks, registry
 from pomp_jax.clip.open_clip import named_clip
 from pomp_jax.clip.precision import DTYPES
 from pomp_jax.clip.text import TEXT_TOWERS, WITHOUT_FLAX, has_flax_clip
-from pomp_jax.config.declare import (
+from pomp_jax.config.group import Group
+from pomp_jax.config.rows import (
   Check,
   ConfigError,
   above,
@@ -20,7 +21,6 @@ from pomp_jax.config.declare import (
   require,
   row,
 )
-from pomp_jax.config.group import Group
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from flax.traverse_util import unflatten_dict
 
-from pomp_jax.config.declare import typed
+from pomp_jax.config.rows import typed
 
 Kind = TypeVar("Kind", bound="Group")
 

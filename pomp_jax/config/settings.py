@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict
 
 from pomp_jax import registry
-from pomp_jax.config.declare import (
+from pomp_jax.config.fields import Clip, Contrast, Loop, Mesh, check_cache
+from pomp_jax.config.group import Extension, Group, own_rows
+from pomp_jax.config.rows import (
   MAX_SEED,
   ConfigError,
   UnknownFieldError,
@@ -22,8 +24,6 @@ from pomp_jax.config.declare import (
   require,
   row,
 )
-from pomp_jax.config.fields import Clip, Contrast, Loop, Mesh, check_cache
-from pomp_jax.config.group import Extension, Group, own_rows
 from pomp_jax.files.compilation import AUTO
 from pomp_jax.registry import JOBS, load
 

@@ -16,13 +16,13 @@ import jax
 import numpy as np
 
 from pomp_jax import hooks, hosts
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Data, Eval, Evaluate
 from pomp_jax.config.jobs import EvaluateConfig
+from pomp_jax.config.rows import require
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import FeatureSource, LabelledSet, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs, named_prompts
+from pomp_jax.evaluate import named_prompts, opening
 from pomp_jax.evaluate.evaluation_sets import (
   EvaluationSet,
   evaluation_sets,
@@ -31,7 +31,7 @@ from pomp_jax.evaluate.evaluation_sets import (
   open_everywhere,
 )
 from pomp_jax.evaluate.named_prompts import NamedPrompt
-from pomp_jax.evaluate.predictions import tally
+from pomp_jax.evaluate.ranking import tally
 from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolder, writing
@@ -70,7 +70,7 @@ def check_prompts(
 ) -> None:
   """Checks that the prompts that a field names (see `read_prompts`) fit the sets to
   evaluate."""
-  clip_config, tokenizer = inputs.clip_config_and_tokenizer(
+  clip_config, tokenizer = opening.clip_config_and_tokenizer(
     clip.model, clip.image_tower
   )
   prompts = named_prompts.read_prompts(names, field, chosen)
@@ -79,7 +79,7 @@ def check_prompts(
   if any(isinstance(labelled.source, StoredImages) for labelled in opened.values()):
     named_prompts.warn_of_turns(prompts, data.upright, f"data.upright={data.upright}")
   for name, (source, classes, _) in opened.items():
-    inputs.check_features(source, clip.model, clip_config)
+    opening.check_features(source, clip.model, clip_config)
     for named in prompts:
       pixels = isinstance(source, FeatureSource) and getattr(
         named.prompt, "needs_pixels", False
@@ -107,7 +107,7 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
   images can't be read.
   """
   folder, first, settings = RunFolder(workdir), hosts.is_first(), config.evaluate
-  encoder = inputs.open_encoder(
+  encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
   prompts = named_prompts.read_prompts(

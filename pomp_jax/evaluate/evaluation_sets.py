@@ -13,7 +13,7 @@ from pomp_jax.config.fields import Data, Eval, Evaluate
 from pomp_jax.data.class_lists import ClassList, VocabularyError, repeats
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.hooks import NAMED_SETS
 from pomp_jax.report.evaluation_report import OWN
 
@@ -124,7 +124,7 @@ def file_name(name: str) -> str:
 
 def _of_data(data: Data, of_split: OfSplit) -> list[EvaluationSet]:
   """Splits on which a training with this config evaluates its prompt."""
-  splits = inputs.evaluation_splits(data)
+  splits = opening.evaluation_splits(data)
   if not SOURCES[data.source].stored:
     return [
       EvaluationSet(
@@ -151,7 +151,7 @@ def _open_split(
   """Opens a split of `config.data`, stored images whole; `images` are those that it
   is made of."""
   stored = SOURCES[data.source].stored
-  source = inputs.open_source(data, split, n_images=0 if stored else n_images)
+  source = opening.open_source(data, split, n_images=0 if stored else n_images)
   return LabelledSet(
     source, ClassList(tuple(source.names), None, template, (template,)), images
   )

@@ -11,7 +11,7 @@ from typing import Any
 from pomp_jax import hosts
 from pomp_jax.config.jobs import ExportConfig
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.paths import file_size
 from pomp_jax.files.prompt_file import (
   encode,
@@ -47,7 +47,7 @@ def run(config: ExportConfig, workdir: str) -> dict:
     "format": export.format,
   }
   if row.features:
-    encoder = inputs.open_encoder(
+    encoder = opening.open_encoder(
       config.clip, config.mesh.class_size, config.data.feature_store
     )
     facts, write = load(row.features).compute(export, encoder)

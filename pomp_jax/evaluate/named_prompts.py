@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.tokens import TokenizeError, Tokenizer, check_token_counts
 from pomp_jax.config import ConfigError
-from pomp_jax.config.declare import require
+from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import (
   TEMPLATES,
   ClassList,
@@ -21,7 +21,7 @@ from pomp_jax.data.class_lists import (
   normalized_names,
 )
 from pomp_jax.encoder import Encoder, unit_rows
-from pomp_jax.evaluate.predictions import Scorer
+from pomp_jax.evaluate.ranking import Scorer
 from pomp_jax.files import prompt_file
 from pomp_jax.files.checkpoints import (
   CheckpointError,

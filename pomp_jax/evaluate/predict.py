@@ -21,8 +21,8 @@ from pomp_jax.data.folder import find_images
 from pomp_jax.data.images import ImageError, read_image
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.classify import Classifier, open_prompt
+from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.classifier import Classifier, open_prompt
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, warn_of_turns
 from pomp_jax.files.paths import Path
 from pomp_jax.files.prompt_file import recorded_classes
@@ -64,7 +64,7 @@ class Task:
     """Raises InputError for what it can't do; opens no picture."""
     opened = open_prompt(self._settings.prompt, "predict.prompt")
     named = NamedPrompt(self._settings.prompt, opened)
-    clip_config = inputs.clip_config(self._clip.model)
+    clip_config = opening.clip_config(self._clip.model)
     check_prompt(named, self._synonyms, clip_config, self._clip.model)
     warn_of_turns([named], self._upright, f"data.upright={self._upright}")
 
@@ -162,7 +162,7 @@ def run(config: PredictConfig, workdir: str) -> dict:
     TASKS[config.predict.task],
   )
   task = load(kind.open)(settings, config.data, config.clip)
-  encoder = inputs.open_encoder(
+  encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
   files = find_images(settings.images, unread=True)

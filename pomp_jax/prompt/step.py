@@ -28,7 +28,7 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ClassFeatures, Frozen, Learner, Seen, TextFeatures
 from pomp_jax.prompt.loss import Contrast, ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, over_all_devices
-from pomp_jax.prompt.sampling import draws, samplers
+from pomp_jax.prompt.sampling import samplers, without_replacement
 
 Batch = dict[str, jax.Array]
 
@@ -118,7 +118,7 @@ def step_token_budget(
     capacity: own tokens of a block, `Encoder.capacity`; None without blocks.
   """
   own_N = np.asarray(lengths_N, np.int32) + np.int32(module.n_own)
-  n_negatives = draws.n_negatives(settings.k, settings.n_classes)
+  n_negatives = without_replacement.n_negatives(settings.k, settings.n_classes)
   n_positives = -(-group_size // class_size)
   if n_negatives == settings.n_classes:
     taken_N = taken_of(own_N, capacity)
@@ -315,7 +315,9 @@ def _device_contrast(
   seen = learner.see(params, frozen, group.images, group.labels, group.frozen)
   # Number of the group among all of the batch, from which its draw is derived.
   number = jax.lax.axis_index(DATA) * parts.accumulate + group.micro
-  key = draws.draw_key(jax.random.wrap_key_data(group.seed_key), group.step, number)
+  key = without_replacement.draw_key(
+    jax.random.wrap_key_data(group.seed_key), group.step, number
+  )
   drawn = learner.draw(key, settings, frozen, seen)
   ids_R = _dealt(jnp.concatenate([seen.labels, drawn.ids]))
   classes = learner.text_features(params, frozen, ids_R, seen.features)

@@ -20,7 +20,7 @@ from pomp_jax.data.loader import SkippedImages, name_of
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import views
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.features import Features, FeatureStoreError
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json
 from pomp_jax.files.terminal import printable, steps_of
@@ -53,7 +53,7 @@ def fill_features(
   start = time.monotonic()
   if missing and hosts.n_processes() > 1:
     # Each process works at its own pace, which no collective allows.
-    encoder = inputs.open_encoder(clip, devices=hosts.devices(local=True))
+    encoder = opening.open_encoder(clip, devices=hosts.devices(local=True))
   _fill(data, features, mine, source, encoder)
   for _ in range(len(mine), -(-len(missing) // jax.process_count())):
     # As often as the process with the most blocks.

@@ -13,11 +13,11 @@ from pomp_jax import hosts
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import METHODS, SOURCES, ConfigError, fields
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data, Eval, Loop
 from pomp_jax.config.jobs import TrainingConfig
+from pomp_jax.config.rows import require
 from pomp_jax.data import class_lists
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import AnyPrompt, check_lengths, read_prompts
 from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.paths import exists
@@ -44,13 +44,13 @@ def check(config: TrainingConfig, workdir: str) -> None:
   """Checks what is known before weights are read; writes nothing."""
   folder = RunFolder(workdir)
   folder.check(config.job)
-  n_classes = inputs.n_training_classes(config.data)
-  clip, tokenizer = inputs.clip_config_and_tokenizer(
+  n_classes = opening.n_training_classes(config.data)
+  clip, tokenizer = opening.clip_config_and_tokenizer(
     config.clip.model, config.clip.image_tower
   )
   if config.data.features == "file":
-    inputs.check_features(
-      inputs.open_source(config.data, "train"), config.clip.model, clip
+    opening.check_features(
+      opening.open_source(config.data, "train"), config.clip.model, clip
     )
   if METHODS[config.method].steps:
     fits = config.negatives != "sampled" or config.k <= n_classes
@@ -66,7 +66,7 @@ def check(config: TrainingConfig, workdir: str) -> None:
       WORDS.open().check(
         config.contrast, config.prompt, config.data, clip, config.clip.model
       )
-    if config.checkpoint.select == "best" and not inputs.has_validation(config.data):
+    if config.checkpoint.select == "best" and not opening.has_validation(config.data):
       raise ConfigError(
         "checkpoint.select", "best", "'last' for data without validation images"
       )
@@ -74,7 +74,7 @@ def check(config: TrainingConfig, workdir: str) -> None:
       check_names(config.prompt, config.data, config.eval, clip, tokenizer)
   check_same_run(config.flat(), folder)
   if hosts.is_first() and not folder.config.exists():
-    inputs.check_readable(config.data, config.eval.images)
+    opening.check_readable(config.data, config.eval.images)
 
 
 def check_names(
@@ -95,11 +95,11 @@ def check_names(
     clip: sizes of the CLIP.
     tokenizer: the CLIP's.
   """
-  splits = ("train", *inputs.evaluation_splits(data))
+  splits = ("train", *opening.evaluation_splits(data))
   names = dict.fromkeys(
-    name for one in splits for name in inputs.open_source(data, one).names
+    name for one in splits for name in opening.open_source(data, one).names
   )
-  classes = inputs.class_list(data, evaluation.template, list(names))
+  classes = opening.class_list(data, evaluation.template, list(names))
   class_lists.check_names(classes.names, f"{data.source} {data.root}")
   prompts: list[AnyPrompt] = [evaluation.template, "{}."]
   if WORDS and (candidates := WORDS.open().candidates(prompt)):
@@ -232,7 +232,7 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
     found["words"] = beside_words.facts
     if beside_words.facts["chosen"] == "words":
       found["evaluated_step"] = 0
-  if left_out := inputs.left_out(run.data):
+  if left_out := opening.left_out(run.data):
     found["left_out"] = left_out
   # On the devices of all processes, so by all of them.
   sheet = (

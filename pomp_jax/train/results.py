@@ -13,8 +13,8 @@ from pomp_jax.config.fields import Data, Log
 from pomp_jax.data.loader import name_of
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.predictions import evaluate
+from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.ranking import evaluate
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.metrics_log import Tracker
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
@@ -72,8 +72,8 @@ def open_splits(
 ) -> dict[str, tuple[Source, SplitFeatures]]:
   """Images and features of the test splits with these classes, or of all."""
   splits = {}
-  for name in inputs.evaluation_splits(data):
-    source = inputs.open_source(data, name, n_images=n_images)
+  for name in opening.evaluation_splits(data):
+    source = opening.open_source(data, name, n_images=n_images)
     if names is None or tuple(source.names) == tuple(names):
       splits[name] = source, batches.readable_features(data, encoder, source, folder)
   return splits
@@ -103,7 +103,7 @@ def evaluate_run(
   start = time.monotonic()
   # A class-specific context knows no class but those it was trained on.
   names = run.source.names if run.prompt.class_specific else None
-  log.info("trained; evaluating on %s", ", ".join(inputs.evaluation_splits(run.data)))
+  log.info("trained; evaluating on %s", ", ".join(opening.evaluation_splits(run.data)))
   splits = open_splits(run.data, run.eval.images, run.encoder, run.folder, names)
   features = {name: split for name, (_, split) in splits.items()}
   own: dict[str, Prompt | str] = (

@@ -27,9 +27,9 @@ from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data.loader import Fetch, Loader, Readers, choose_readers
 from pomp_jax.data.source import Labelled, Source
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.metrics import Accuracy
-from pomp_jax.evaluate.predictions import topk_accuracy
+from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
@@ -283,9 +283,9 @@ class PromptRun(Run):
   def validation(self) -> Callable[[TrainState], Accuracy | None]:
     """Returns state -> accuracy on validation images over all classes; None without
     images."""
-    if not inputs.has_validation(self.data):
+    if not opening.has_validation(self.data):
       return lambda state: None
-    source = inputs.open_source(self.data, "validation", n_images=self.eval.images)
+    source = opening.open_source(self.data, "validation", n_images=self.eval.images)
     split = batches.readable_features(self.data, self.encoder, source, self.folder)
     if not METHODS[self.contrast.method].saves_prompt:
       accuracy = self.accuracy()
@@ -363,15 +363,15 @@ def prepare(
   """
   data, loop = config.data, config.loop
   method = methods.method_of(config.method, config.contrast)
-  encoder = encoder or inputs.open_encoder(
+  encoder = encoder or opening.open_encoder(
     config.clip, config.mesh.class_size, data.feature_store
   )
-  source = source or encoder.sized(inputs.open_source(data, "train"))
+  source = source or encoder.sized(opening.open_source(data, "train"))
   logit_bias_of(config.contrast, encoder)  # raises, before anything is written
   steps_per_epoch, total_steps = length_of(loop, data, source)
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)
   sampling = sampling_arrays(config.sampling, data, source.names, source.labels)
-  classes = inputs.class_list(data, config.eval.template, source.names)
+  classes = opening.class_list(data, config.eval.template, source.names)
   method = method.opened(config.clip, data, encoder, classes)
   contrast = config.contrast
   if WORDS:

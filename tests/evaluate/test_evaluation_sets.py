@@ -94,7 +94,7 @@ def test_lists_of_classes_are_parts_of_one_set(tmp_path):
     assert labelled.split == "test" and labelled.classes.names == lists[part]
   # A split that replaces the test images keeps its name.
   write_world(tmp_path / "a/val", "validation", 1, NAMES)
-  module.inputs.stored.forget_sources()
+  module.opening.stored_splits.forget_sources()
   base, novel = sets_of(tmp_path / "a", **changes)
   assert (base.part, novel.part) == ("base", "novel")
   assert (base.name, base.open().split) == ("a/validation/base", "validation")
@@ -141,7 +141,7 @@ def test_two_sets_never_have_one_file(tmp_path):
 
 
 def test_a_set_is_named_after_its_data_set_and_its_version(tmp_path, monkeypatch):
-  monkeypatch.setattr(module.inputs, "evaluation_splits", lambda data: ("test",))
+  monkeypatch.setattr(module.opening, "evaluation_splits", lambda data: ("test",))
   for source, dataset, name in (
     ("tfds", "dtd/3.*.*", "dtd-3.*.*"),
     ("folder", "", "root"),

@@ -15,7 +15,7 @@ from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import export
-from pomp_jax.evaluate.classify import open_prompt
+from pomp_jax.evaluate.classifier import open_prompt
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder

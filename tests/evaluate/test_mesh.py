@@ -8,14 +8,14 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from pomp_jax import hosts
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import predictions
+from pomp_jax.evaluate import ranking
 from pomp_jax.evaluate.image_batches import image_batches
 from pomp_jax.evaluate.metrics import wilson_interval
-from pomp_jax.evaluate.predictions import topk_accuracy
+from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.mesh import make_mesh
-from tests.evaluate.test_classify import NAMES
-from tests.evaluate.test_predictions import Pictures
+from tests.evaluate.test_classifier import NAMES
+from tests.evaluate.test_ranking import Pictures
 from tests.support.oracles import unit
 
 pytestmark = pytest.mark.mesh
@@ -78,7 +78,7 @@ def test_batches_that_the_devices_do_not_divide(
 @pytest.mark.parametrize("n_devices", [1, 8])
 def test_topk_equals_scikit_learn(n_devices, at_a_time, monkeypatch):
   if at_a_time:
-    monkeypatch.setattr(predictions, "_SCORES", 30 * at_a_time)
+    monkeypatch.setattr(ranking, "_SCORES", 30 * at_a_time)
   images, classes = unit(RNG.normal(size=(200, 8))), unit(RNG.normal(size=(30, 8)))
   labels = RNG.integers(0, 30, 200)
   mesh = make_mesh(devices=jax.devices()[:n_devices])

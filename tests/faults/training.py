@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from pomp_jax.config import Config
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
@@ -62,7 +62,7 @@ class Attempt:
 
 class Training:
   def __init__(self, config: Config, folder: pathlib.Path):
-    encoder = inputs.open_encoder(config.clip, devices=jax.devices()[:DEVICES])
+    encoder = opening.open_encoder(config.clip, devices=jax.devices()[:DEVICES])
     self.config, self.prepared = (
       config,
       setup.prepare(config, RunFolder(folder), encoder=encoder),

@@ -89,8 +89,8 @@ _TESTS_OF = {
   "clip/attention": ("tests/clip/test_packed.py", "tests/clip/test_towers.py"),
   "clip/blocks": ("tests/clip/test_blocks.py", "tests/clip/test_packed.py"),
   "evaluate/predict": (
-    "tests/evaluate/test_predictions.py",
-    "tests/evaluate/test_classify.py",
+    "tests/evaluate/test_ranking.py",
+    "tests/evaluate/test_classifier.py",
   ),
   "files/restricted_pickle": ("tests/files/test_fuzz.py",),
 }

@@ -131,7 +131,12 @@ def test_a_sample_is_drawn_by_its_seed(monkeypatch):
       "tests/prompt/test_loss.py",
       {"tests/prompt/test_bank.py"},
     ),
-    ("prompt/sampling/draws.py", False, "tests/prompt/sampling/test_draws.py", set()),
+    (
+      "prompt/sampling/without_replacement.py",
+      False,
+      "tests/prompt/sampling/test_without_replacement.py",
+      set(),
+    ),
     (
       "clip/attention.py",
       False,

@@ -18,8 +18,8 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.prompt.optimizer import learning_rate
-from pomp_jax.prompt.sampling.draws import draw_key
 from pomp_jax.prompt.sampling.samplers import SamplingSettings
+from pomp_jax.prompt.sampling.without_replacement import draw_key
 from pomp_jax.prompt.step import create_state, step_token_budget
 from tests.support.checks import assert_close
 from tests.support.oracles import unit

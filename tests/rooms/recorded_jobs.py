@@ -31,8 +31,8 @@ from pomp_jax.config.group import Group
 from pomp_jax.data.loader import Loader, SkippedImages
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import evaluate, evaluation_sets, export, inputs, predict
-from pomp_jax.evaluate.classify import Classifier
+from pomp_jax.evaluate import evaluate, evaluation_sets, export, opening, predict
+from pomp_jax.evaluate.classifier import Classifier
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.metrics_log import MetricsWriter
@@ -139,8 +139,8 @@ class Calls:
       return self.encoder
 
     # The session's own has other names of arguments.
-    self.patch.setattr(inputs, "open_encoder", open_encoder)
-    self.note(inputs, "open_encoder", instead)
+    self.patch.setattr(opening, "open_encoder", open_encoder)
+    self.note(opening, "open_encoder", instead)
 
   def note_split(self, owner: Any, name: str) -> None:
     """Features of a split's images, all ones."""
@@ -165,7 +165,7 @@ def check_and_run(config: Config, folder: pathlib.Path) -> Any:
   return job.run(config, str(folder))
 
 
-def opening(calls: Calls, config: Config, folder: pathlib.Path) -> None:
+def open_clip_alone(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """Any job, up to its CLIP."""
   calls.note_encoder(Recorded)
   load_job(config.job).run(config, str(folder))
@@ -173,11 +173,11 @@ def opening(calls: Calls, config: Config, folder: pathlib.Path) -> None:
 
 def encoder(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The CLIP of a config."""
-  calls.note(inputs, "load_clip", lambda *given, **more: unittest.mock.Mock(spec=Clip))
-  calls.note(inputs, "make_mesh", lambda *given: None)
-  calls.note(inputs, "ArrayCache")
-  calls.note(inputs, "Encoder", Recorded)
-  inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
+  calls.note(opening, "load_clip", lambda *given, **more: unittest.mock.Mock(spec=Clip))
+  calls.note(opening, "make_mesh", lambda *given: None)
+  calls.note(opening, "ArrayCache")
+  calls.note(opening, "Encoder", Recorded)
+  opening.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
 
 
 def command_line(calls: Calls, config: Config, folder: pathlib.Path) -> None:
@@ -217,8 +217,8 @@ def training(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """A training of 30 steps with a loss of 1, but of 9 at the 25th."""
   calls.open_encoder()
   calls.note_split(batches, "split_features")
-  calls.note(inputs, "open_source")
-  calls.note(inputs, "check_readable")
+  calls.note(opening, "open_source")
+  calls.note(opening, "check_readable")
   calls.note(setup, "Loader", lambda source, *given, **more: _Loader(source))
   calls.note(setup, "choose_readers")
   calls.note(setup, "memory_plan")
@@ -291,7 +291,7 @@ def images_learner(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.patch.setattr(Encoder, "in_chunks", lambda _, compute, rows, what: rows)
   calls.note_split(batches, "split_features")
   run = setup.prepare(config, RunFolder(folder))
-  source = inputs.open_source(config.data, "validation", n_images=4)
+  source = opening.open_source(config.data, "validation", n_images=4)
   split = batches.split_features(calls.encoder, source)
   run.accuracy()({}, split, source)
 
@@ -343,7 +343,7 @@ def classifier(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.note_split(batches, "split_features")
   calls.note_split(classifiers, "split_features")
   calls.note(classifiers, "fill_features", lambda *given: None)
-  calls.note(inputs, "open_source")
+  calls.note(opening, "open_source")
   calls.note(results, "open_splits", lambda *given: {})
   calls.note(results, "open_tracker", lambda *given: results.Tracker())
   calls.skip(results, "finish")
@@ -712,7 +712,7 @@ def page_regions(calls: Calls, config: Config, folder: pathlib.Path) -> None:
 
 
 RUNS: dict[str, Callable[[Calls, Config, pathlib.Path], None]] = {
-  "open": opening,
+  "open": open_clip_alone,
   "encoder": encoder,
   "main": command_line,
   "source": source,

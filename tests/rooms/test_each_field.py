@@ -14,7 +14,7 @@ import pytest
 
 from pomp_jax.config import defaults, fields_of
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from tests.rooms.field_cases import CASES, ELSEWHERE, write_files
 from tests.rooms.recorded_jobs import RUNS, Calls, Recorded
 from tests.support.processes import ROOT
@@ -48,7 +48,7 @@ def folders(region_set, tmp_path_factory):
 @pytest.fixture(scope="module")
 def records(folders, tmp_path_factory):
   """A function: run, fields -> its records."""
-  encoder = inputs.open_encoder(defaults().clip)
+  encoder = opening.open_encoder(defaults().clip)
   found: dict[str, dict[str, Any]] = {}
 
   def find(run, fields):

@@ -8,8 +8,8 @@ from PIL import Image
 import pytest
 
 from pomp_jax import world
-from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.inputs import open_encoder as open_anew
+from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.opening import open_encoder as open_anew
 from pomp_jax.files import compilation, terminal
 from tests.support.command_line import handlers_kept
 from tests.support.small_run import run_job, small_config
@@ -100,7 +100,7 @@ def talkative(monkeypatch, few_texts):
 def clip(one_layer, tmp_path, monkeypatch):
   """A CLIP in the test's folder, opened anew: what is compiled already would not be
   mentioned."""
-  monkeypatch.setattr(inputs, "open_encoder", open_anew)
+  monkeypatch.setattr(opening, "open_encoder", open_anew)
   (tmp_path / "clip").symlink_to(one_layer)
   return {"clip.model": str(tmp_path / "clip")}
 

@@ -26,7 +26,7 @@ from pomp_jax.clip.architecture import ClipError
 from pomp_jax.clip.load import Clip, load_clip
 from pomp_jax.clip.text import TextTower, text_tower, token_embeddings
 from pomp_jax.clip.tokens import tokenize
-from pomp_jax.evaluate.inputs import clip_config
+from pomp_jax.evaluate.opening import clip_config
 from pomp_jax.files.prompt_file import Prompt
 
 HAS_FLAX_CLIP = int(transformers.__version__.split(".")[0]) < 5

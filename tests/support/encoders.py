@@ -7,14 +7,14 @@ import pathlib
 import pytest
 
 from pomp_jax import hosts
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 
 
 @contextlib.contextmanager
 def encoders_opened_once() -> Iterator[None]:
   """Gives each job the encoder that an earlier one opened with the same fields and
   weights."""
-  opened, encoders = inputs.open_encoder, {}
+  opened, encoders = opening.open_encoder, {}
 
   def open_once(clip, class_size=1, feature_store="", devices=None):
     model = pathlib.Path(clip.model)
@@ -28,5 +28,5 @@ def encoders_opened_once() -> Iterator[None]:
     return encoders[key]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(inputs, "open_encoder", open_once)
+    patch.setattr(opening, "open_encoder", open_once)
     yield

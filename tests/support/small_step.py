@@ -13,7 +13,7 @@ from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.sampling import draws, samplers
+from pomp_jax.prompt.sampling import samplers, without_replacement
 from pomp_jax.prompt.step import StepParts, TrainState, create_state, make_train_step
 from tests.support.clips import PLAIN_TOWER
 
@@ -38,8 +38,10 @@ def settings_of(
 
 def draw_of(step: int, group: int) -> list[int]:
   """Returns the K-1 negatives of a plain draw."""
-  key = draws.draw_key(jax.random.key(SEED), jnp.int32(step), jnp.int32(group))
-  return jax.jit(draws.sample_uniform, static_argnums=(1, 2))(
+  key = without_replacement.draw_key(
+    jax.random.key(SEED), jnp.int32(step), jnp.int32(group)
+  )
+  return jax.jit(without_replacement.sample_uniform, static_argnums=(1, 2))(
     key, K, N_CLASSES
   ).tolist()
 

@@ -10,7 +10,7 @@ from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Data
 from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.evaluate import Classifier, inputs
+from pomp_jax.evaluate import Classifier, opening
 from pomp_jax.files.run_folder import RunFolder
 from tests.support.command_line import handlers_kept, run_main
 from tests.support.pictures import encode, natural_image
@@ -103,7 +103,7 @@ def test_from_pictures_to_figures(tmp_path, monkeypatch, capsys, caplog):
     """One of the chosen classes has no image. The accuracy is the classifier's."""
     data = Data(source="tfds", root=str(records), dataset="imagenet21k")
     source, names = (
-      inputs.open_source(data, "validation"),
+      opening.open_source(data, "validation"),
       [CLASSES.names[c] for c in chosen],
     )
     truth = np.array(source.names)[source.labels]

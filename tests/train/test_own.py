@@ -17,9 +17,9 @@ from pomp_jax.configs import evaluate, own, predict
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.source import SourceError
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate import inputs, stored
+from pomp_jax.evaluate import opening, stored_splits
 from pomp_jax.evaluate import predict as job
-from pomp_jax.evaluate.classify import Classifier
+from pomp_jax.evaluate.classifier import Classifier
 from pomp_jax.files.features import FeatureStoreError
 from pomp_jax.files.prompt_file import load_prompt, save_prompt
 from pomp_jax.train import pretrain
@@ -146,7 +146,7 @@ def test_a_run_on_pictures_of_the_world(tmp_path, caplog):
   (pictures / names[0] / "more.jpg").write_bytes(
     (pictures / names[0] / "0.jpg").read_bytes()
   )
-  stored.forget_sources()
+  stored_splits.forget_sources()
   with pytest.raises(
     FeatureStoreError, match="images were added, removed or renamed; .*--workdir"
   ):
@@ -238,7 +238,7 @@ def test_duplicates_are_kept_on_demand(phone):
   data = unpack(own.get_config(f"root={phone / 'pictures'},clip=world")).data
   counts = {}
   for kept in ("drop", "keep"):
-    source = inputs.open_source(dataclasses.replace(data, duplicates=kept), "test")
+    source = opening.open_source(dataclasses.replace(data, duplicates=kept), "test")
     counts[kept] = len(source)
   assert counts == {"drop": 8, "keep": 9}
 
@@ -249,7 +249,7 @@ def test_an_empty_class_is_an_answer_where_a_list_names_it(phone, tmp_path):
   config = unpack(
     own.get_config(f"root={phone / 'pictures'},clip=world,names={listed}")
   )
-  assert "nothing here" in inputs.open_source(config.data, "test").names
+  assert "nothing here" in opening.open_source(config.data, "test").names
 
 
 def test_a_run_knows_its_classes_and_how_pictures_are_turned(phone, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.prompt_file import PromptFileError, load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json
@@ -106,7 +106,7 @@ def test_a_run_leaves_its_folder(pretrained):
 def test_its_figures_are_those_of_the_features(pretrained):
   """Of each split and prompt, by NumPy."""
   config, results = small_config(), RunFolder(pretrained).read_results()
-  encoder, prompt = inputs.open_encoder(config.clip), load_prompt(pretrained)
+  encoder, prompt = opening.open_encoder(config.clip), load_prompt(pretrained)
   splits = open_splits(
     config.data, config.eval.images, encoder, RunFolder(pretrained), None
   )
@@ -168,7 +168,7 @@ def test_a_restart_has_its_features_and_the_selected_prompt(
 def test_the_best_checkpoint_needs_validation_images(tmp_path, monkeypatch):
   config = small_config(**{"checkpoint.select": "best"})
   pretrain.check(config, str(tmp_path))
-  monkeypatch.setattr(inputs, "has_validation", lambda data: False)
+  monkeypatch.setattr(opening, "has_validation", lambda data: False)
   with pytest.raises(ConfigError, match="'last' for data without validation images"):
     pretrain.check(config, str(tmp_path))
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import loop, setup
 from tests.support.small_run import small_config, trained
@@ -32,7 +32,7 @@ def test_half_the_devices_have_to_draw_twice(
   shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
   for step in (4, 6):
     shutil.rmtree(tmp_path / "checkpoints" / str(step))
-  half = inputs.open_encoder(config.clip, devices=jax.devices()[:4])
+  half = opening.open_encoder(config.clip, devices=jax.devices()[:4])
   run = setup.prepare(config, RunFolder(tmp_path), encoder=half)
   with caplog.at_level("INFO", "pomp_jax"):
     done = loop.train(run)

@@ -17,7 +17,7 @@ from pomp_jax.config import ConfigError, defaults
 from pomp_jax.data.loader import Loader, Readers
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, Sentences, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import pretrain, sampling_data, setup
@@ -28,7 +28,7 @@ from tests.support.small_run import small_config
 
 @pytest.fixture(scope="module")
 def encoder():
-  return inputs.open_encoder(small_config().clip)
+  return opening.open_encoder(small_config().clip)
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_classes_have_room_for_the_vectors_that_the_best_words_choose(
   )
   shared = {"encoder": encoder}
   if given:
-    source = inputs.open_source(config.data, "train")
+    source = opening.open_source(config.data, "train")
     shared["frozen"] = encoder.frozen(encoder.vocabulary(source.names, 0))
 
   def prepare(m):

@@ -10,7 +10,7 @@ import pytest
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files import features as store
 from pomp_jax.files.features import Features, FeatureStoreError
 from pomp_jax.files.prompt_file import load_prompt
@@ -169,8 +169,8 @@ def test_each_field_of_the_augmentation_has_its_own_features(config_of, tmp_path
   """Alone; without augmentation there is no draw that its seed and its crops could
   change."""
   config = config_of(**STORED)
-  encoder = inputs.open_encoder(config.clip)
-  source = encoder.sized(inputs.open_source(config.data, "train"))
+  encoder = opening.open_encoder(config.clip)
+  source = encoder.sized(opening.open_source(config.data, "train"))
 
   def place_of(**changes):
     data = config_of(**STORED | changes).data

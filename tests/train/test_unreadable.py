@@ -10,8 +10,8 @@ import pytest
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import SourceError
-from pomp_jax.evaluate import inputs, predict, stored
-from pomp_jax.evaluate.predictions import evaluate
+from pomp_jax.evaluate import opening, predict, stored_splits
+from pomp_jax.evaluate.ranking import evaluate
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import pretrain, setup
@@ -44,7 +44,7 @@ def config_of(one_layer):
 
 def test_each_unreadable_picture_is_named_before_the_run(config_of, images, caplog):
   """Of training, validation and test, and in which of them are too many."""
-  inputs.check_readable(config_of(images, **{"data.max_corrupt": 0.1}).data, 0)
+  opening.check_readable(config_of(images, **{"data.max_corrupt": 0.1}).data, 0)
   named = [
     line.split(": can't be read")[0]
     for line in caplog.messages
@@ -58,14 +58,14 @@ def test_each_unreadable_picture_is_named_before_the_run(config_of, images, capl
     (0.03, "1 of 30 images|2 of 50 images"),
   ):
     with pytest.raises(SourceError, match=message):
-      inputs.check_readable(config_of(images, **{"data.max_corrupt": share}).data, 0)
+      opening.check_readable(config_of(images, **{"data.max_corrupt": share}).data, 0)
 
 
 def test_a_large_folder_is_not_decoded_before_the_run(
   config_of, images, caplog, monkeypatch
 ):
-  monkeypatch.setattr(stored, "_MOST_DECODED", 99)  # there are 100
-  inputs.check_readable(config_of(images, **{"data.max_corrupt": 0.0}).data, 0)
+  monkeypatch.setattr(stored_splits, "_MOST_DECODED", 99)  # there are 100
+  opening.check_readable(config_of(images, **{"data.max_corrupt": 0.0}).data, 0)
   assert caplog.messages == []
 
 
@@ -105,7 +105,7 @@ def test_a_part_of_the_images_names_its_own_unreadable_ones(
 ):
   """35 of the 50 test images: their places in the part are not those in the split."""
   config = config_of(images, **{"eval.images": 35, "data.max_corrupt": 0.1})
-  encoder = inputs.open_encoder(config.clip)
+  encoder = opening.open_encoder(config.clip)
   splits = open_splits(config.data, 35, encoder, RunFolder(tmp_path), None)
   source, split = splits["test"]
   files = [pathlib.Path(source.where(index)) for index in range(35)]

@@ -17,7 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Bool, Float, Int32
-from pomp_jax.prompt.sampling.draws import n_negatives, sample_uniform, sample_weighted
+from pomp_jax.prompt.sampling.without_replacement import (
+  n_negatives,
+  sample_uniform,
+  sample_weighted,
+)
 
 # What `hard` compares the bank with: features of the images' classes, or of the images.
 ANCHORS = ("classes", "images")

@@ -19,9 +19,9 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip.text import activation_bytes
-from pomp_jax.config.declare import require
+from pomp_jax.config.rows import require
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, writing
@@ -46,7 +46,7 @@ _FOLDER = "cells"
 def check(config: AblateConfig, workdir: str) -> None:
   """Checks each cell as the pretrain job does; InputErrors of one line."""
   every = config.ablate.curve_every
-  fits = not every or inputs.has_validation(config.data)
+  fits = not every or opening.has_validation(config.data)
   require(fits, "ablate.curve_every", every, "0 for data without validation images")
   for cell in make_cells(config.ablate.grid, config.replace):
     training = config.replace(cell.overrides)

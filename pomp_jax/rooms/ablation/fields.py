@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from pomp_jax.config.declare import at_least, pair, row
 from pomp_jax.config.group import Group
 from pomp_jax.config.jobs import TrainingConfig
+from pomp_jax.config.rows import at_least, pair, row
 
 
 @dataclasses.dataclass(frozen=True)

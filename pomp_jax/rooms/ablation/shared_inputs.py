@@ -14,9 +14,9 @@ import numpy as np
 
 from pomp_jax.config.fields import Data, Eval
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.metrics import Accuracy
-from pomp_jax.evaluate.predictions import evaluate, topk_accuracy
+from pomp_jax.evaluate.ranking import evaluate, topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
@@ -52,8 +52,10 @@ class SharedInputs:
     self._replace = replace
     self._streams: dict[Any, Stream] = {}
     # Each of these runs once for equal arguments, for as long as this object lives.
-    self._encoder = functools.cache(inputs.open_encoder)
-    open_source = lambda data, encoder: encoder.sized(inputs.open_source(data, "train"))
+    self._encoder = functools.cache(opening.open_encoder)
+    open_source = lambda data, encoder: encoder.sized(
+      opening.open_source(data, "train")
+    )
     self._source = functools.cache(open_source)
     methods = ("_frozen", "_image_features", "references", "_splits", "_curve_splits")
     for name in methods:
@@ -146,7 +148,7 @@ class SharedInputs:
     self, encoder: Encoder, data: Data, n: int, m: int, class_specific: bool
   ) -> "_CurveSplits":
     """Splits of a curve, of n images at most, for contexts of m vectors."""
-    source = inputs.open_source(data, "validation", n_images=n)
+    source = opening.open_source(data, "validation", n_images=n)
     splits = {
       "validation": batches.readable_features(data, encoder, source, self.folder)
     }

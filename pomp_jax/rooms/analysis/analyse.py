@@ -12,12 +12,12 @@ from typing import Any
 from pomp_jax import hosts
 from pomp_jax.clip.text import token_table
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.evaluate import check_prompts
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets, open_everywhere
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import NamedPrompt, features_under, read_prompts
-from pomp_jax.evaluate.predictions import topk_accuracy
+from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, writing
@@ -47,7 +47,7 @@ def run(config: AnalyseConfig, workdir: str) -> dict[str, Any]:
   """Analyses every prompt on every set; CorruptDataError, or EvaluationError: not
   finite."""
   folder, first = RunFolder(workdir), hosts.is_first()
-  encoder = inputs.open_encoder(
+  encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
   prompts = read_prompts(config.analyse.prompts, _FIELD)

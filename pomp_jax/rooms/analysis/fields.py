@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from pomp_jax.config.declare import Check, at_least, row
 from pomp_jax.config.group import Group
 from pomp_jax.config.jobs import EvaluateConfig, TrainingConfig
+from pomp_jax.config.rows import Check, at_least, row
 from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.sampling.samplers import SAMPLERS
 

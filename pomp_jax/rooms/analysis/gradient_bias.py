@@ -17,12 +17,12 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.config import ConfigError, fields
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Data
+from pomp_jax.config.rows import require
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import FeatureSource, readable_images
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import prompt_of_checkpoint
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.checkpoints import read_checkpoint
@@ -91,7 +91,7 @@ class Gradients(NamedTuple):
 def check(config: GradientBiasConfig, workdir: str) -> None:
   """Refuses what can't work before weights are read; writes nothing. InputErrors of
   one line."""
-  settings, n_classes = config.gradient_bias, inputs.n_training_classes(config.data)
+  settings, n_classes = config.gradient_bias, opening.n_training_classes(config.data)
   k = settings.k
   fits = (
     k
@@ -106,9 +106,9 @@ def check(config: GradientBiasConfig, workdir: str) -> None:
   for field, value in unread.items():
     found = values[field]
     require(found == value, field, found, f"{value!r} where job='gradient_bias'")
-  source = inputs.open_source(config.data, "train", n_images=settings.images)
-  clip = inputs.clip_config(config.clip.model, config.clip.image_tower)
-  inputs.check_features(source, config.clip.model, clip)
+  source = opening.open_source(config.data, "train", n_images=settings.images)
+  clip = opening.clip_config(config.clip.model, config.clip.image_tower)
+  opening.check_features(source, config.clip.model, clip)
   n_images, there = settings.images, len(source)
   require(
     n_images <= there,
@@ -134,7 +134,7 @@ def check(config: GradientBiasConfig, workdir: str) -> None:
 def run(config: GradientBiasConfig, workdir: str) -> dict[str, Any]:
   """Computes the cells that are missing; returns what `results.json` holds."""
   own, seed, start = config.gradient_bias, config.seed, time.monotonic()
-  encoder = inputs.open_encoder(
+  encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
   names, features_BxE, labels_B = _images(config.data, encoder, own.images, seed)
@@ -201,7 +201,7 @@ def _images(
   data: Data, encoder: Encoder, n_images: int, seed: int
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
   """Names of all classes; features [B,E] and labels [B] of readable training images."""
-  source = encoder.sized(inputs.open_source(data, "train", n_images=n_images))
+  source = encoder.sized(opening.open_source(data, "train", n_images=n_images))
   order = np.random.default_rng(seed).permutation(len(source))
   chosen = np.sort(order[:n_images])
   if isinstance(source, FeatureSource):
@@ -247,7 +247,7 @@ def _arrays(
   """Builds the arrays that the samplers read; class counts are those of a training."""
   labels_n = np.zeros(0, np.int32)
   if any("frequency" in SAMPLERS[name].needs for name in samplers):
-    labels_n = inputs.open_source(data, "train").labels
+    labels_n = opening.open_source(data, "train").labels
   arrays = SamplingArrays()
   for name in samplers:
     settings = dataclasses.replace(sampling, name=name)

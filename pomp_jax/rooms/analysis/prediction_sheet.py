@@ -12,8 +12,8 @@ import numpy as np
 
 from pomp_jax.data.source import Source, readable_images
 from pomp_jax.data.subsets import spread_evenly
-from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.classify import Classifier
+from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.classifier import Classifier
 from pomp_jax.files.paths import Path
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.report import drawing
@@ -56,7 +56,7 @@ def prediction_sheet(
   splits = list(results["eval"])
   split = next((name for name in splits if name.endswith(("novel", "new"))), splits[0])
   sources = [
-    run.encoder.sized(inputs.open_source(run.data, split, n_images=n))
+    run.encoder.sized(opening.open_source(run.data, split, n_images=n))
     for n in (_IMAGES, min(_CLASSIFIED, results["eval_images"][split]))
   ]
   classifier = Classifier(run.encoder, prompt, sources[0].names)

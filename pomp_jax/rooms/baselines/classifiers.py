@@ -13,10 +13,10 @@ from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.evaluate.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
-from pomp_jax.evaluate.predictions import topk_accuracy
+from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder, writing
@@ -75,7 +75,9 @@ def run(
   TrainingError if no setting gives a finite classifier.
   """
   data, method = config.data, config.method
-  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, data.feature_store)
+  encoder = opening.open_encoder(
+    config.clip, config.mesh.class_size, data.feature_store
+  )
   start = time.monotonic()
   try:
     fitted = fit and fitted_by(
@@ -93,7 +95,7 @@ def run(
   # A classifier knows only the classes of its training.
   known = fitted and fitted.names
   splits = results.open_splits(data, config.eval.images, encoder, folder, known)
-  classes_of = functools.partial(inputs.class_list, data, config.eval.template)
+  classes_of = functools.partial(opening.class_list, data, config.eval.template)
   scores = {
     name: _scores(encoder, split, method, fitted, classes_of(split.names))
     for name, (_, split) in splits.items()
@@ -107,11 +109,11 @@ def run(
     "seed": config.seed,
     "clip_model": encoder.clip.name,
     **figures,
-    "n_classes": inputs.n_training_classes(data),
+    "n_classes": opening.n_training_classes(data),
     "seconds": round(evaluation - start, 2),
     "eval_seconds": round(time.monotonic() - evaluation, 2),
     "not_evaluated": [
-      name for name in inputs.evaluation_splits(data) if name not in splits
+      name for name in opening.evaluation_splits(data) if name not in splits
     ],
     **({"found": fitted.found} if fitted else {}),
   }
@@ -134,9 +136,9 @@ def fitted_by(
   folder: RunFolder,
 ) -> Fitted:
   """Fits a classifier to the run's images, whose features its folder may store."""
-  source = encoder.sized(inputs.open_source(data, "train"))
+  source = encoder.sized(opening.open_source(data, "train"))
   fill_features(data, clip, folder, source, encoder)
-  images = inputs.open_source(data, "validation", n_images=n_validation)
+  images = opening.open_source(data, "validation", n_images=n_validation)
   validation = batches.readable_features(data, encoder, images, folder)
   classifier, found = fit(Training(data, encoder, folder, source, validation))
   return Fitted(classifier, tuple(source.names), found)

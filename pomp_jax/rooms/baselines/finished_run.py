@@ -22,7 +22,7 @@ from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.named_prompts import OtherPrompt
-from pomp_jax.evaluate.predictions import Scorer
+from pomp_jax.evaluate.ranking import Scorer
 from pomp_jax.files.checkpoints import CheckpointError, Restored
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.prompt.context import PromptContext

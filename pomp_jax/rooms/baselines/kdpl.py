@@ -20,24 +20,24 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.config import fields
-from pomp_jax.config.declare import ConfigError, require
 from pomp_jax.config.fields import Data, Prompt
+from pomp_jax.config.rows import ConfigError, require
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import features_under, read_prompt
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.learner import ClassFeatures, ContextLearner, Frozen, Seen
 from pomp_jax.prompt.loss import Contrast, ContrastSettings, kept_with_margin, normalize
 from pomp_jax.prompt.mesh import CLASS
-from pomp_jax.prompt.sampling.draws import n_negatives
 from pomp_jax.prompt.sampling.samplers import (
   Negatives,
   SamplingArrays,
   SamplingSettings,
   propose_posterior,
 )
+from pomp_jax.prompt.sampling.without_replacement import n_negatives
 from pomp_jax.rooms.baselines.fields import LIKELIEST, Kdpl
 from pomp_jax.train.methods import Pomp
 
@@ -212,7 +212,9 @@ class KDPL(Pomp):
     require(fits, "data.features", data.features, online)
     clip = dataclasses.replace(clip, model=own.teacher, activation="auto")
     try:
-      teacher = inputs.open_encoder(clip, encoder.mesh.shape[CLASS], data.feature_store)
+      teacher = opening.open_encoder(
+        clip, encoder.mesh.shape[CLASS], data.feature_store
+      )
     except InputError as error:
       raise ConfigError("kdpl.teacher", clip.model, str(error)) from error
     # It sees the student's views, however its own images would be resized.

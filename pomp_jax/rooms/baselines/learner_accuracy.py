@@ -19,7 +19,7 @@ from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder, fetched, map_rows
 from pomp_jax.evaluate.image_batches import image_batches
 from pomp_jax.evaluate.metrics import Accuracy, accuracy_of_ranks, ranks
-from pomp_jax.evaluate.predictions import rank_rows, topk_accuracy
+from pomp_jax.evaluate.ranking import rank_rows, topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.learner import Frozen, Learner

@@ -31,7 +31,7 @@ from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data.loader import Fetch, SkippedImages
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.metrics import ranks
 from pomp_jax.evaluate.named_prompts import HAND_WRITTEN, features_under
 from pomp_jax.files.run_folder import RunFolder
@@ -312,7 +312,7 @@ def fit_classifier(
   epochs = view_features(data, source, encoder, fetch, n_views + n_epochs)
   cached = list(itertools.islice(epochs, n_views))
   readable = np.flatnonzero(np.logical_and.reduce([epoch.readable for epoch in cached]))
-  classes = inputs.class_list(data, template, source.names)
+  classes = opening.class_list(data, template, source.names)
   adapter = TipAdapter(
     mean_keys(epoch.features[readable] for epoch in cached),
     np.asarray(source.labels)[readable],

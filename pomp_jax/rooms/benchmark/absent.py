@@ -38,7 +38,7 @@ from pomp_jax.clip.text import token_table, with_embeddings
 from pomp_jax.config import SYNTHETIC_CLIP, ConfigError, fields
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import is_file, join, read_bytes
 from pomp_jax.files.pieces import fingerprint
@@ -319,7 +319,7 @@ def _shapes_of(settings: fields.Clip) -> _Shapes:
     zero_params: Any = jax.tree.map(zeros, parameter_shapes(config), is_leaf=is_size)
     clip = Clip(settings.model, config, zero_params, tokenizer)
   else:
-    clip = inputs.open_clip(settings)
+    clip = opening.open_clip(settings)
   params = with_embeddings(jax.tree.map(_shape, clip.params), token_table(clip.params))
   # The scale and the bias are read as numbers, before the step is compiled.
   params["logit_scale"] = clip.params.get("logit_scale", np.float32(np.log(100)))

@@ -23,7 +23,7 @@ from pomp_jax.clip.packed import MemoryPlan
 from pomp_jax.data.source import StoredImages
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.encoder import CHUNK
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import save_prompt
@@ -258,15 +258,15 @@ def _test_images(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures reading and encoding of test images, as in an evaluation."""
   data = run.data
   encoder = run.encoder
-  split = inputs.evaluation_splits(data)[0]
+  split = opening.evaluation_splits(data)[0]
 
   def features_of(n: int) -> Callable[[], Any]:
-    images = inputs.open_source(data, split, n_images=n)
+    images = opening.open_source(data, split, n_images=n)
     return lambda: split_features(
       encoder, images, threads=data.threads, max_corrupt=data.max_corrupt
     )
 
-  total = len(inputs.open_source(data, split, n_images=_TEST_IMAGES))
+  total = len(opening.open_source(data, split, n_images=_TEST_IMAGES))
   return {"test_images": _cost(features_of, total, _IMAGES * encoder.mesh.size)}
 
 

@@ -24,11 +24,11 @@ from pomp_jax import hosts
 from pomp_jax.clip import huggingface, openai
 from pomp_jax.clip.open_clip import named_clip
 from pomp_jax.config import HERE, METHODS, SYNTHETIC_CLIP, WORLD
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import BEST, Data, Prompt
 from pomp_jax.config.jobs import TrainingConfig
+from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import CLASS_LISTS
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.paths import exists, is_file
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hooks import CONSISTENCY
@@ -151,8 +151,8 @@ def changes_of(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[st
     changes |= {"prompt.init": "", "prompt.m": prompt.m or 4}
   if data.has_folder:
     if not n_images:
-      splits = inputs.evaluation_splits(data)
-      n_images = sum(len(inputs.open_source(data, split)) for split in splits)
+      splits = opening.evaluation_splits(data)
+      n_images = sum(len(opening.open_source(data, split)) for split in splits)
       changes["eval.images"] = max(1, n_images // len(splits))
   elif data.source != WORLD:
     names = data.base or data.names or data.dataset
@@ -201,7 +201,7 @@ def _whole_run(run: setup.PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
   validation = test_images + n_validations * all_classes
   checkpoints = n_validations * figures["checkpoint_seconds"]
   # An evaluation covers the learned prompt, the hand-written one and the name alone.
-  n_splits = len(inputs.evaluation_splits(run.data))
+  n_splits = len(opening.evaluation_splits(run.data))
   evaluation = n_splits * (test_images + 3 * all_classes)
   # Beside `keep` checkpoints there are the best one and the one that is being written.
   n_checkpoints = run.checkpoint.keep + 2

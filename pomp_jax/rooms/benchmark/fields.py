@@ -4,7 +4,8 @@ import dataclasses
 import re
 
 from pomp_jax.clip.precision import DTYPES
-from pomp_jax.config.declare import (
+from pomp_jax.config.group import Group
+from pomp_jax.config.rows import (
   MAX_SEED,
   Check,
   at_least,
@@ -13,7 +14,6 @@ from pomp_jax.config.declare import (
   pair,
   row,
 )
-from pomp_jax.config.group import Group
 from pomp_jax.config.settings import Config
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 

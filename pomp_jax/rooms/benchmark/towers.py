@@ -32,7 +32,7 @@ from pomp_jax.prompt.learner import ContextLearner, Frozen
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import DATA, make_mesh, replicate
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.sampling import draws, samplers
+from pomp_jax.prompt.sampling import samplers, without_replacement
 from pomp_jax.prompt.step import (
   TrainState,
   create_state,
@@ -262,7 +262,7 @@ def whole_step(
   compiled, state, frozen, batch = compile_step(fields, k, n_classes, renew)
   step = training.repeated(compiled, state, frozen, batch)
   lengths_N = np.asarray(frozen.tokens.lengths)
-  n_rows = _GROUP + draws.n_negatives(k, n_classes)
+  n_rows = _GROUP + without_replacement.n_negatives(k, n_classes)
   n_tokens = fields.m + 1 + round(n_rows * float(lengths_N.mean()))
   measurement = Measurement(
     implementation="train_step",

@@ -15,12 +15,12 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config.declare import ConfigError, require
 from pomp_jax.config.fields import Data, Eval
+from pomp_jax.config.rows import ConfigError, require
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.source import FeatureSource
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.metrics import check_finite, wilson_interval
 from pomp_jax.evaluate.named_prompts import (
   NamedPrompt,
@@ -64,8 +64,8 @@ def check(config: CalibrateConfig, workdir: str) -> None:
   """Opens the prompt and every split; writes nothing."""
   data, settings = config.data, config.calibrate
   expected = "a source with validation images: a floor without them promises nothing"
-  require(inputs.has_validation(data), "data.source", data.source, expected)
-  source = inputs.open_source(data, "validation", n_images=config.eval.images)
+  require(opening.has_validation(data), "data.source", data.source, expected)
+  source = opening.open_source(data, "validation", n_images=config.eval.images)
   require(
     len(source) >= 2 * _LEAST_IMAGES,
     "eval.images",
@@ -73,19 +73,19 @@ def check(config: CalibrateConfig, workdir: str) -> None:
     f"{2 * _LEAST_IMAGES} or more validation images",
   )
   require(len(source.names) > 1, "data.source", data.source, "two classes or more")
-  clip_config = inputs.clip_config(config.clip.model, config.clip.image_tower)
-  inputs.check_features(source, config.clip.model, clip_config)
+  clip_config = opening.clip_config(config.clip.model, config.clip.image_tower)
+  opening.check_features(source, config.clip.model, clip_config)
   opened, label = _opened(settings.prompt)
   classes = [(name,) for name in source.names]
   check_prompt(NamedPrompt(label, opened), classes, clip_config, config.clip.model)
   for field in ("test", "unknown"):
     split = getattr(settings, field)
     if split:
-      splits = inputs.evaluation_splits(data)
+      splits = opening.evaluation_splits(data)
       accepted = f"one of {', '.join(splits)}, or nothing"
       require(split in splits, f"calibrate.{field}", split, accepted)
   if settings.unknown:
-    other = inputs.open_source(data, settings.unknown, n_images=config.eval.images)
+    other = opening.open_source(data, settings.unknown, n_images=config.eval.images)
     are_others = bool(set(other.names) - set(source.names))
     accepted = "a split with classes that are not those of the validation"
     require(are_others, "calibrate.unknown", settings.unknown, accepted)
@@ -99,12 +99,12 @@ def run(config: CalibrateConfig, workdir: str) -> dict[str, Any]:
     TemperatureError: the images fix no temperature.
   """
   folder, settings = RunFolder(workdir), config.calibrate
-  encoder = inputs.open_encoder(
+  encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
   opened, _ = _opened(settings.prompt)
   images = _images(encoder, config.data, config.eval, "validation")
-  classes = inputs.class_list(config.data, config.eval.template, images.names)
+  classes = opening.class_list(config.data, config.eval.template, images.names)
   prompt = as_prompt(opened, classes, encoder)
   rows_NxE = features_under(encoder, classes, prompt)
   check_finite(rows_NxE, "classes")
@@ -351,7 +351,7 @@ def _images(
   encoder: Encoder, data: Data, evaluation: Eval, split: str
 ) -> SplitFeatures:
   """Features of the images of a split."""
-  source = inputs.open_source(data, split, n_images=evaluation.images)
+  source = opening.open_source(data, split, n_images=evaluation.images)
   if not isinstance(source, FeatureSource):
     source = encoder.sized(source)
   return split_features(

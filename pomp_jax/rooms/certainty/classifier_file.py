@@ -24,14 +24,14 @@ import safetensors
 import safetensors.numpy
 
 from pomp_jax.clip.vision import image_tower
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Export
+from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import ClassList, check_names, load_class_list
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.calibrated import scale_of
-from pomp_jax.evaluate.classify import open_prompt, pictures_upright
+from pomp_jax.evaluate.classifier import open_prompt, pictures_upright
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import (
   AnyPrompt,
@@ -80,7 +80,7 @@ def check(export: Export, clip: Clip) -> None:
   prompt = open_prompt(export.prompt, "export.prompt")
   names = load_class_list(export.names or recorded_classes(export.prompt)).names
   check_names(names, export.names)
-  config = inputs.clip_config(clip.model, clip.image_tower)
+  config = opening.clip_config(clip.model, clip.image_tower)
   named = NamedPrompt(export.prompt, prompt)
   check_prompt(named, [(name,) for name in names], config, clip.model)
   if settings.image_tower != "none":

@@ -19,8 +19,8 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.data.class_lists import check_names, load_class_list
-from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.classify import open_prompt
+from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.classifier import open_prompt
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, features_under
 from pomp_jax.files.prompt_file import recorded_classes
@@ -56,7 +56,7 @@ def check(config: NearNamesConfig, workdir: str) -> None:
   names = load_class_list(settings.names or recorded_classes(settings.prompt)).names
   check_names(names, settings.names)
   prompt = open_prompt(settings.prompt, "near_names.prompt")
-  clip_config = inputs.clip_config(config.clip.model, config.clip.image_tower)
+  clip_config = opening.clip_config(config.clip.model, config.clip.image_tower)
   named = NamedPrompt(settings.prompt, prompt)
   check_prompt(named, [(name,) for name in names], clip_config, config.clip.model)
 
@@ -66,7 +66,7 @@ def run(config: NearNamesConfig, workdir: str) -> dict[str, Any]:
   settings, folder = config.near_names, RunFolder(workdir)
   source = settings.names or recorded_classes(settings.prompt)
   classes = load_class_list(source)
-  encoder = inputs.open_encoder(
+  encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
   rows_NxE = features_under(encoder, classes, open_prompt(settings.prompt))

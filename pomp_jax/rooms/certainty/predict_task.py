@@ -16,13 +16,13 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.config import fields
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data, Predict
+from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.images import read_image
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.calibrated import REQUIRED, CalibrationError, Scale
-from pomp_jax.evaluate.classify import Classifier, open_prompt
+from pomp_jax.evaluate.classifier import Classifier, open_prompt
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.predict import Rows, Task
 from pomp_jax.files.calibration import Calibration

@@ -16,13 +16,13 @@ from jaxtyping import Float
 import numpy as np
 import safetensors.numpy
 
-from pomp_jax.config.declare import ConfigError
 from pomp_jax.config.fields import Clip, Export
+from pomp_jax.config.rows import ConfigError
 from pomp_jax.data import class_lists
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import RunError
-from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.classify import open_prompt, pictures_upright
+from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.classifier import open_prompt, pictures_upright
 from pomp_jax.evaluate.named_prompts import (
   AnyPrompt,
   NamedPrompt,
@@ -65,7 +65,7 @@ def check(export: Export, clip: Clip) -> None:
     names = [(category.name, *category.synonyms) for category in categories]
   else:
     names = [(category.name,) for category in categories]
-  config = inputs.clip_config(clip.model, clip.image_tower)
+  config = opening.clip_config(clip.model, clip.image_tower)
   check_prompt(NamedPrompt(export.prompt, prompt), names, config, clip.model)
 
 

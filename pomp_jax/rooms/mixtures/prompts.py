@@ -10,7 +10,7 @@ import math
 from jaxtyping import Float
 import numpy as np
 
-from pomp_jax.config.declare import require
+from pomp_jax.config.rows import require
 from pomp_jax.evaluate import named_prompts
 from pomp_jax.evaluate.named_prompts import (
   ENSEMBLE,

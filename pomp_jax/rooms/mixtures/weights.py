@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.config import WORLD
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Data, Eval
+from pomp_jax.config.rows import require
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import (
   NamedPrompt,
   check_lengths,
   check_prompt,
   features_under,
 )
-from pomp_jax.evaluate.predictions import topk_accuracy
+from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import images_key, split_features
 from pomp_jax.report.labels import counted
 from pomp_jax.rooms.mixtures.prompts import Mixture, mixed
@@ -50,19 +50,19 @@ class Weights:
       expected = (
         "weights, such as 0.5*A + 0.5*B, where config.data has no validation images"
       )
-      is_there = fits and inputs.has_validation(data)
+      is_there = fits and opening.has_validation(data)
       require(is_there, "evaluate.prompts", self._open[0].label, expected)
-      self._source = inputs.open_source(data, "validation", n_images=evaluation.images)
-      self._classes = inputs.class_list(data, evaluation.template, self._source.names)
+      self._source = opening.open_source(data, "validation", n_images=evaluation.images)
+      self._classes = opening.class_list(data, evaluation.template, self._source.names)
 
   def check(self) -> None:
     """Raises InputError for a mixture that does not fit the validation images."""
     if self._source is not None:
       model = self._clip.model
-      config, tokenizer = inputs.clip_config_and_tokenizer(
+      config, tokenizer = opening.clip_config_and_tokenizer(
         model, self._clip.image_tower
       )
-      inputs.check_features(self._source, model, config)
+      opening.check_features(self._source, model, config)
       names = [(name,) for name in self._classes.names]
       for label, mixture, _ in self._open:
         where = f"{label}, validation images"

@@ -17,7 +17,7 @@ from PIL import Image
 from pomp_jax import hosts
 from pomp_jax.config import WORLD, ConfigError
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import (
   check_prompt,
   of_one_list,
@@ -51,7 +51,7 @@ def check(config: PageConfig, workdir: str) -> None:
     raise ConfigError("page.runs", page.runs, "a local folder")
   if REGIONS_ON_PAGE:
     REGIONS_ON_PAGE.open().check(page, model)
-  clip_config = inputs.clip_config(model)
+  clip_config = opening.clip_config(model)
   for named in read_prompts(page.prompts, "page.prompts"):
     if of_one_list(named.prompt):
       raise ConfigError("page.prompts", named.label, "a prompt that fits any names")
@@ -67,7 +67,7 @@ def run(config: PageConfig, _: str) -> None:
   page, turns = config.page, server.Turns()
   prompts = shown_prompts(read_prompts(page.prompts, "page.prompts"))
   warn_of_turns(prompts, True, "the page")  # it shows pictures as browsers do
-  encoder = inputs.open_encoder(
+  encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
   regions = None

@@ -20,7 +20,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import check_prompt
 from pomp_jax.files.atomic import checksum
 from pomp_jax.files.paths import Path, file_stamps, read_bytes
@@ -224,6 +224,6 @@ def check_prompts(
   clip_model: str,
 ) -> None:
   """Raises InputError unless the prompts fit a CLIP and classes with these names."""
-  clip_config = inputs.clip_config(clip_model)
+  clip_config = opening.clip_config(clip_model)
   for named in prompts_of(own, propose):
     check_prompt(named, synonyms, clip_config, clip_model)

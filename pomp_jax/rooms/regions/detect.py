@@ -16,7 +16,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.subsets import spread_evenly
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.report.labels import counted
 from pomp_jax.rooms.regions import region_sources
@@ -70,7 +70,9 @@ def run(config: DetectConfig, workdir: str) -> dict[str, Any]:
     config.propose,
     config.clip,
   )
-  encoder = inputs.open_encoder(clip, config.mesh.class_size, config.data.feature_store)
+  encoder = opening.open_encoder(
+    clip, config.mesh.class_size, config.data.feature_store
+  )
   ours = Comparison(_VERSION, encoder, boxes, detect, regions, propose, clip)
   if (finished := folder.finished(key=ours.key)) is not None:
     return finished

@@ -9,7 +9,10 @@ import dataclasses
 import functools
 from typing import Any
 
-from pomp_jax.config.declare import (
+from pomp_jax.config.fields import Checkpoint, Data, Log, Loop, Mesh, Predict
+from pomp_jax.config.group import Group
+from pomp_jax.config.jobs import EvaluateConfig, PredictConfig, TrainingConfig
+from pomp_jax.config.rows import (
   Check,
   above,
   at_least,
@@ -19,9 +22,6 @@ from pomp_jax.config.declare import (
   require,
   row,
 )
-from pomp_jax.config.fields import Checkpoint, Data, Log, Loop, Mesh, Predict
-from pomp_jax.config.group import Group
-from pomp_jax.config.jobs import EvaluateConfig, PredictConfig, TrainingConfig
 from pomp_jax.config.settings import Config
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.rooms.regions.label_images import VALUES

@@ -15,11 +15,11 @@ from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
 
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Data, Predict
+from pomp_jax.config.rows import require
 from pomp_jax.data.images import ImageError
-from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.classify import open_prompt
+from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.classifier import open_prompt
 from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.evaluate.predict import Rows, Task
 from pomp_jax.files.paths import Path
@@ -63,7 +63,7 @@ class _Pictures(Task):
   def check(self, files):
     super().check(files)
     if self._regions.source == "none":
-      check_patches(self._segment, inputs.clip_config(self._clip.model))
+      check_patches(self._segment, opening.clip_config(self._clip.model))
       return
     # Only a file of regions is compared with the pictures.
     compared = files if self._regions.source == "file" else {}

@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float16, Num, UInt8
 import numpy as np
 
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip
+from pomp_jax.config.rows import require
 from pomp_jax.encoder import Encoder, map_rows
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import (
   NamedPrompt,
   check_prompt,
@@ -44,7 +44,7 @@ def network_path(path: str) -> Path:
 
 def check_network(propose: Propose, clip_model: str) -> None:
   """Reads the network; checks its width, and the prompt of its classes."""
-  clip_config = inputs.clip_config(clip_model)
+  clip_config = opening.clip_config(clip_model)
   network = published_weights.read_mask_former(network_path(propose.network))
   accepted = f"a CLIP of {network.config.embedding} numbers, as {propose.network}"
   fits = network.config.embedding == clip_config.projection_dim

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.data.images import PREPROCESSING_VERSION
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.paths import file_stamps
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolder, to_json, writing
@@ -47,7 +47,7 @@ def check(config: ProposeConfig, workdir: str) -> None:
 def run(config: ProposeConfig, workdir: str) -> dict[str, Any]:
   """Writes the regions of all images; returns what `results.json` holds."""
   folder, threshold = RunFolder(workdir), config.regions.mask_threshold
-  encoder = inputs.open_encoder(
+  encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
   proposer = proposals.open_network(config.propose, config.clip, threshold, encoder)

@@ -11,7 +11,7 @@ import numpy as np
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions import fields
@@ -115,7 +115,7 @@ def _open_file(path: str, clip_model: str) -> RegionFolder | RegionResults:
   file = open_regions(path)
   if file.header is not None:
     file.header.check_fits(
-      clip_model, inputs.clip_config(clip_model).projection_dim, path
+      clip_model, opening.clip_config(clip_model).projection_dim, path
     )
   return file
 

@@ -12,7 +12,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.subsets import spread_evenly
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted
@@ -42,7 +42,7 @@ def check(config: SegmentConfig, workdir: str) -> None:
   images = open_pixel_set(segment)
   check_prompts(segment, propose, images.classes.synonyms, clip_model)
   if config.regions.source == "none":
-    check_patches(segment, inputs.clip_config(clip_model))
+    check_patches(segment, opening.clip_config(clip_model))
   with waiting("reading all labels"):
     for index in range(len(images.keys) if segment.source == "folder" else 0):
       images.labels(index)
@@ -62,7 +62,9 @@ def run(config: SegmentConfig, workdir: str) -> dict[str, Any]:
     config.propose,
     config.clip,
   )
-  encoder = inputs.open_encoder(clip, config.mesh.class_size, config.data.feature_store)
+  encoder = opening.open_encoder(
+    clip, config.mesh.class_size, config.data.feature_store
+  )
   ours = Comparison(_VERSION, encoder, images, segment, regions, propose, clip)
   if (finished := folder.finished(key=ours.key)) is not None:
     return finished

@@ -19,8 +19,8 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.clip.precision import precision_of
 from pomp_jax.config import ConfigError
-from pomp_jax.config.declare import require
-from pomp_jax.evaluate import inputs
+from pomp_jax.config.rows import require
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import (
   AnyPrompt,
   NamedPrompt,
@@ -69,7 +69,7 @@ def check(config: TrainMasksConfig, workdir: str) -> None:
   """Opens images, classes, prompt and network; writes nothing. InputError: one line."""
   folder, own = RunFolder(workdir), config.train_masks
   source = open_mask_set(own, config.seed)
-  clip_config = inputs.clip_config(config.clip.model)
+  clip_config = opening.clip_config(config.clip.model)
   _network_sizes(own, clip_config.projection_dim)
   named = read_prompt(own.prompt, _PROMPT)
   check_prompt(named, _synonyms(source.names), clip_config, config.clip.model)
@@ -92,7 +92,7 @@ def run(config: TrainMasksConfig, workdir: str) -> dict:
   folder, own = RunFolder(workdir), config.train_masks
   if (finished := folder.finished()) is not None:
     return finished
-  encoder = inputs.open_encoder(
+  encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
   source, prompt = open_mask_set(own, config.seed), read_prompt(own.prompt, _PROMPT)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 import numpy as np
 
 from pomp_jax.evaluate.metrics import class_weights, paired_difference_over_classes
-from pomp_jax.evaluate.predictions import ranks_of_images
+from pomp_jax.evaluate.ranking import ranks_of_images
 from pomp_jax.evaluate.split_features import SplitFeatures
 
 

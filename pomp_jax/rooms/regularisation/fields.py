@@ -3,7 +3,10 @@
 import dataclasses
 from typing import Any
 
-from pomp_jax.config.declare import (
+from pomp_jax.config.fields import BEST
+from pomp_jax.config.group import Group
+from pomp_jax.config.jobs import TrainingConfig
+from pomp_jax.config.rows import (
   Check,
   at_least,
   below,
@@ -12,9 +15,6 @@ from pomp_jax.config.declare import (
   require,
   row,
 )
-from pomp_jax.config.fields import BEST
-from pomp_jax.config.group import Group
-from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.registry import METHODS
 
 # Terms of the loss: fields `consistency_KIND`, see `rooms.regularisation.consistency`.

@@ -17,11 +17,11 @@ from pomp_jax.clip.load import Clip
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.clip.tokens import TokenizeError, tokenize
 from pomp_jax.config import ConfigError, fields
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import BEST
+from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder, unit_rows
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import (
   ENSEMBLE,
   HAND_WRITTEN,
@@ -31,7 +31,7 @@ from pomp_jax.evaluate.named_prompts import (
   features_under,
   read_prompts,
 )
-from pomp_jax.evaluate.predictions import topk_accuracy
+from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.paths import exists
 from pomp_jax.files.prompt_file import Prompt, Sentences
@@ -94,7 +94,7 @@ def check(
     takes = (
       "words or a file: these data have no validation images to choose the best by"
     )
-    require(inputs.has_validation(data), "prompt.init", BEST, takes)
+    require(opening.has_validation(data), "prompt.init", BEST, takes)
     names = dict.fromkeys(candidates(prompt), _FIELD)
   consistency = contrast.of(Consistency)
   if consistency.weights and consistency.anchors != BEST:
@@ -103,7 +103,7 @@ def check(
     found = read_prompts([name], field)
     require(len(found) == 1, field, name, "one prompt")
     if not isinstance(found[0].prompt, str):
-      classes = inputs.open_source(data, "train").names
+      classes = opening.open_source(data, "train").names
       check_prompt(found[0], [(own,) for own in classes], clip, model)
 
 
@@ -150,7 +150,7 @@ def start(
   )
   found: Scores | None = hosts.from_first(stored, "the candidates")
   if found is None:
-    source = inputs.open_source(data, "validation", n_images=evaluation.images)
+    source = opening.open_source(data, "validation", n_images=evaluation.images)
     split = readable_features(data, encoder, source, folder)
     found = scores(candidates(prompt), encoder, classes, split)
     name = best(found)
@@ -261,9 +261,9 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
       it is better in the same sense.
   """
   assert run.candidates is not None
-  source = inputs.open_source(run.data, "validation", n_images=run.eval.images)
+  source = opening.open_source(run.data, "validation", n_images=run.eval.images)
   split = readable_features(run.data, run.encoder, source, run.folder)
-  classes = inputs.class_list(run.data, run.eval.template, run.source.names)
+  classes = opening.class_list(run.data, run.eval.template, run.source.names)
   name = best(run.candidates)
   contest = Contest(split, run.encoder.mesh)
   checkpoint, trained_NxE = _enter_training(contest, run, last, earlier)

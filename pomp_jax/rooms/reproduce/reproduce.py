@@ -17,10 +17,10 @@ import numpy as np
 from pomp_jax.clip.load import Clip
 from pomp_jax.config.checks import unpack
 from pomp_jax.config.command_line import load_config
-from pomp_jax.config.declare import ConfigError, require
+from pomp_jax.config.rows import ConfigError, require
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.errors import InputError, RunError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets
 from pomp_jax.evaluate.named_prompts import AnyPrompt, check_lengths
 from pomp_jax.files.paths import Path, exists, is_dir, join
@@ -63,7 +63,7 @@ def check(config: ReproduceConfig, workdir: str) -> None:
   fits = table.recipe or not settings.train
   expected = f"0 where reproduce.table={table.name!r}: hand over finished trainings"
   require(fits, "reproduce.train", settings.train, expected)
-  clip = inputs.clip_config(config.clip.model)
+  clip = opening.clip_config(config.clip.model)
   for path in settings.prompts:
     prompt = load_prompt(path)
     width = prompt.context.shape[-1]
@@ -77,7 +77,7 @@ def check(config: ReproduceConfig, workdir: str) -> None:
     if all(_problem(item.open) for item in _items(config_of_sets)):
       expected = "a folder with at least one of the table's sets"
       raise ConfigError("reproduce.root", settings.root, expected)
-    _, tokenizer = inputs.clip_config_and_tokenizer(config.clip.model)
+    _, tokenizer = opening.clip_config_and_tokenizer(config.clip.model)
     prompts: list[AnyPrompt] = [*table.controls]
     prompts += [load_prompt(path) for path in settings.prompts]
     for item in _items(config_of_sets):
@@ -101,7 +101,7 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
   table = ACCURACIES[settings.table]
   record = packaged_record(table.name)
   folder.create(config.to_dict())
-  encoder = inputs.open_encoder(config.clip, config.mesh.class_size)
+  encoder = opening.open_encoder(config.clip, config.mesh.class_size)
   if table.suite:
     sets = _named_sets(config.replace(_fields_of_sets(table, settings.root)))
   else:

@@ -11,7 +11,7 @@ import pytest
 
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.config.settings import flatten
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.prompt_file import Prompt, load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.ablation import ablate, shared_inputs
@@ -151,7 +151,7 @@ def test_a_curve_is_of_its_cells_prompt(
   for number, context in enumerate(contexts.values()):
     prompt = Prompt(context, run.encoder.clip.name, position)
     for split in splits:
-      source = inputs.open_source(run.data, split, n_images=24)
+      source = opening.open_source(run.data, split, n_images=24)
       classes = run.encoder.class_features(source.names, prompt)
       images = run.encoder.image_features(source.images(np.arange(24)))
       given = next(calls).args
@@ -393,7 +393,7 @@ def test_which_cells_are_lanes():
 def test_what_can_not_be_is_found_before_it_writes(
   tmp_path, monkeypatch, grid, changes, line
 ):
-  monkeypatch.setattr(inputs, "has_validation", lambda data: False)
+  monkeypatch.setattr(opening, "has_validation", lambda data: False)
   with pytest.raises(ConfigError, match=f"^{line}"):
     config = config_for(grid, **changes)
     validate(config)

@@ -9,7 +9,7 @@ from pomp_jax.clip.text import token_table
 from pomp_jax.clip.tokens import TokenizeError
 from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import evaluate, inputs
+from pomp_jax.evaluate import evaluate, opening
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.analysis import analyse
@@ -52,7 +52,7 @@ def test_figures(analysed):
   _, config, results = analysed
   encoder = Encoder(WORLD)
   for split in ("novel", "shifted"):
-    source = inputs.open_source(config.data, split, n_images=config.eval.images)
+    source = opening.open_source(config.data, split, n_images=config.eval.images)
     images = encoder.image_features(source.images(np.arange(len(source)))).astype(
       np.float64
     )
@@ -107,7 +107,7 @@ def test_the_page_has_the_figures_and_the_nearest_tokens(analysed):
 def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):
   """float16 and not normalised, as published."""
   config = config_of(["{}.", tmp_path / "rows.npy"], 5)
-  names = inputs.open_source(config.data, "novel", n_images=5).names
+  names = opening.open_source(config.data, "novel", n_images=5).names
   rows = Encoder(WORLD).class_features(names, "{}.", unit=False)
   assert np.all(np.abs(np.linalg.norm(rows, axis=-1) - 1) > 0.05)
   write_detic(tmp_path / "rows.npy", rows)

@@ -19,7 +19,7 @@ import torch
 from pomp_jax.clip.text import text_tower
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
@@ -269,12 +269,12 @@ def test_all_classes_give_the_gradient_of_the_full_softmax(tmp_path, monkeypatch
   config = small_config(
     job="gradient_bias", **{"gradient_bias.images": 16, "data.n_classes": 300}
   )
-  clip = inputs.open_encoder(config.clip).clip
+  clip = opening.open_encoder(config.clip).clip
   params = clip.params | {"logit_scale": np.array(np.log(7), np.float32)}
   encoder = Encoder(dataclasses.replace(clip, params=params))
-  monkeypatch.setattr(inputs, "open_encoder", lambda *_: encoder)
+  monkeypatch.setattr(opening, "open_encoder", lambda *_: encoder)
   gradients, *_ = asked(config, tmp_path, gradient_bias.Gradients, "of_draws")
-  source = inputs.open_source(config.data, "train", n_images=16)
+  source = opening.open_source(config.data, "train", n_images=16)
   module = PromptContext(config.prompt.m, clip.text_width, config.prompt.position)
   drawn = np.random.default_rng(config.seed).permutation(len(source))
   chosen = np.sort(drawn[:16])  # the job's images

@@ -9,7 +9,7 @@ import pytest
 
 from pomp_jax.config import defaults
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.mesh import make_mesh
@@ -54,7 +54,7 @@ def key_of(clip_and_torch, monkeypatch):
       "fingerprint": keys,
     }.items():
       monkeypatch.setattr(gradient_bias, name, value)
-    monkeypatch.setattr(inputs, "open_encoder", lambda *_: encoder)
+    monkeypatch.setattr(opening, "open_encoder", lambda *_: encoder)
     with pytest.raises(Computed):
       gradient_bias.run(changed(CONFIG, given), "nowhere")
     [(parts,)] = [call.args for call in keys.call_args_list]

@@ -14,7 +14,7 @@ from pomp_jax.config import ConfigError, unpack, validate
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.views import Augmentation, draw_view, make_view
-from pomp_jax.evaluate import inputs, named_prompts
+from pomp_jax.evaluate import named_prompts, opening
 from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.run_folder import RunFolder
@@ -131,9 +131,9 @@ def test_zero_shot(monkeypatch, tmp_path, told):
   config = tiny_config(method="zero_shot", **{"eval.images": 200})
   results = pretrain.run(config, str(tmp_path / "run"))
   assert_left_when_written(told)
-  encoder = inputs.open_encoder(config.clip)
+  encoder = opening.open_encoder(config.clip)
   for split in SPLITS:
-    source = inputs.open_source(config.data, split, n_images=200)
+    source = opening.open_source(config.data, split, n_images=200)
     images = encoder.image_features(source.images(np.arange(len(source)))).astype(
       np.float64
     )
@@ -356,7 +356,7 @@ def tip_config(**changes):
 
 @pytest.fixture(scope="module")
 def encoder():
-  return inputs.open_encoder(tip_config().clip)
+  return opening.open_encoder(tip_config().clip)
 
 
 def fitted(config, encoder, folder, monkeypatch):
@@ -399,7 +399,7 @@ def test_keys_are_means_over_views_and_training_sees_fresh_ones(
 ):
   config = tip_config()
   adapter, given = learned(config, encoder, tmp_path, monkeypatch)
-  source = inputs.open_source(config.data, "train")
+  source = opening.open_source(config.data, "train")
   epochs = [raw_features(encoder, source, epoch) for epoch in range(5)]
   np.testing.assert_allclose(adapter.keys, unit(sum(epochs[:3]) / 3), atol=2e-5)
   np.testing.assert_array_equal(adapter.labels, source.labels)
@@ -417,7 +417,7 @@ def test_without_augmentation_the_images_are_as_in_the_test(
 ):
   config = tip_config(**{"data.augment": "none"})
   adapter, given = learned(config, encoder, tmp_path, monkeypatch)
-  split = split_features(encoder, inputs.open_source(config.data, "train"))
+  split = split_features(encoder, opening.open_source(config.data, "train"))
   for found in (adapter.keys, *given["epochs"]):
     np.testing.assert_allclose(found, split.features, atol=2e-5)
 

@@ -9,7 +9,7 @@ from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate import Classifier, inputs
+from pomp_jax.evaluate import Classifier, opening
 from pomp_jax.evaluate.named_prompts import read_prompt
 from pomp_jax.files.checkpoints import Restored
 from pomp_jax.files.run_folder import RunFolder
@@ -110,7 +110,7 @@ def test_a_method_that_sees_pixels_says_so(pictures, one_layer, tmp_path):
     Restored(2, state, {"config": config}, None), "runs/vpt/checkpoints/2"
   )
   assert finished.needs_pixels
-  clip = inputs.clip_config(one_layer)
+  clip = opening.clip_config(one_layer)
   with pytest.raises(
     InputError, match="learned with the CLIP 'world'; got config.clip.model="
   ):

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pomp_jax.clip.load import load_clip
 from pomp_jax.config import ConfigError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
@@ -123,9 +123,9 @@ def test_a_run_reads_no_label(two, tmp_path, monkeypatch):
     assert found[features]["method"] == "kdpl" and found[features]["steps"] == 6
     assert read_prompts([f"{tmp_path / features}/checkpoints"], "evaluate.prompts")
     monkeypatch.setattr(
-      inputs,
+      opening,
       "open_source",
-      lambda data, split, open_source=inputs.open_source, **more: (
+      lambda data, split, open_source=opening.open_source, **more: (
         source := open_source(data, split, **more)
       ).replace(labels=source.labels[::-1] if split == "train" else source.labels),
     )

@@ -19,7 +19,7 @@ from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.config import ConfigError, unpack
 from pomp_jax.config.fields import Prompt
 from pomp_jax.configs import protext
-from pomp_jax.evaluate.inputs import open_source
+from pomp_jax.evaluate.opening import open_source
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.baselines.fields import Tokens

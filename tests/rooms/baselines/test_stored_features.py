@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.baselines import baselines, classifiers, tip_adapter
 from pomp_jax.train import pretrain
@@ -13,7 +13,7 @@ from tests.train.test_stored_features import N_IMAGES, PLAIN, STORED, config_of,
 
 
 def test_a_classifier_reads_stored_features(config_of, shown, tmp_path, monkeypatch):  # noqa: F811
-  keys, encoder = {}, inputs.open_encoder(config_of().clip)
+  keys, encoder = {}, opening.open_encoder(config_of().clip)
 
   def run(config, folder, fit):
     given = config.data, config.clip, config.eval.images, encoder, folder

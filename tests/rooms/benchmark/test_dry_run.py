@@ -17,7 +17,7 @@ from pomp_jax.config import ConfigError, fields, unpack, validate
 from pomp_jax.configs import imagenet21k_rn50, imagenet21k_vit_l14, own
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files import terminal
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark import costs, dry_run, synthetic_clip
@@ -77,7 +77,7 @@ def test_stored_images_are_synthetic(dry, tmp_path, caplog, monkeypatch):
   assert (
     "101 classes, 404 training images, synthetic; 250 steps of 16 views" in caplog.text
   )
-  width = inputs.clip_config("world").projection_dim
+  width = opening.clip_config("world").projection_dim
   assert figures["stored_features_bytes"] == 4 * 404 * 6 * (width + 1)
   assert figures["device_temporaries_mib"] > 0 and figures["process_peak_mib"] > 100
   slower = max(figures["step_seconds"], figures["read"].seconds)
@@ -97,7 +97,7 @@ def test_stored_images_are_synthetic(dry, tmp_path, caplog, monkeypatch):
     2
     * 4
     * config.prompt.m
-    * inputs.clip_config(config.clip.model).text_config.hidden_size
+    * opening.clip_config(config.clip.model).text_config.hidden_size
   )
   assert size < figures["checkpoint_bytes"] < size + 50_000
   assert (
@@ -248,7 +248,7 @@ def test_what_a_dry_run_can_not_do(dry, tmp_path):
 def test_random_weights_are_recorded_as_such(monkeypatch):
   monkeypatch.setattr(synthetic_clip, "random_params", lambda *_, **__: {})
   name = "synthetic:openai/clip-vit-base-patch16"
-  assert inputs.open_clip(fields.Clip(model=name)).name == name
+  assert opening.open_clip(fields.Clip(model=name)).name == name
 
 
 def test_a_recipe_on_a_clip_by_open_clips_name(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.folder import classes_in, open_folder
 from pomp_jax.data.source import SourceError
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs, stored
+from pomp_jax.evaluate import opening, stored_splits
 from pomp_jax.files.features import DamagedFeaturesError, FeatureStoreError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
@@ -43,7 +43,7 @@ def dumped(shared, cut_pictures, one_layer):
 
   def write(out):
     encoder, of_splits = (
-      inputs.open_encoder(small_config(**{"clip.model": one_layer}).clip),
+      opening.open_encoder(small_config(**{"clip.model": one_layer}).clip),
       {},
     )
     for split, folder in FOLDERS.items():
@@ -129,7 +129,7 @@ def test_the_script_dumps_what_our_image_tower_computes(cut_pictures, tmp_path, 
       good = np.setdiff1d(np.arange(len(found)), bad)
       features = Encoder(clip).image_features(expected.images(good), unit=False)
       assert_close(rows[good], features, tolerance)
-      inputs.check_features(found, clip.name, clip.config)
+      opening.check_features(found, clip.name, clip.config)
   # Without an image tower here.
   data = {"data.source": "features", "data.features": "file", "data.root": str(out)}
   clip_alone = {"clip.model": clip.name, "clip.image_tower": False, "data.n_classes": 0}
@@ -189,7 +189,7 @@ def test_runs_know_their_own_features(config_of, dumped, copy_of, tmp_path):
       root, split, *given, rows.shape[1], "float32"
     )
   script.write_header(root, header)
-  stored.forget_sources()
+  stored_splits.forget_sources()
   with pytest.raises(
     FeatureStoreError, match="training_images.json: images is .*features"
   ):
@@ -376,12 +376,12 @@ def test_a_damaged_row_is_one_line_when_it_is_read(
 
 
 def test_another_width_than_the_clips(dumped, config_of, one_layer):
-  source = inputs.open_source(config_of(True).data, "test")
-  clip = inputs.clip_config(one_layer)
+  source = opening.open_source(config_of(True).data, "test")
+  clip = opening.clip_config(one_layer)
   # A dry run has random weights.
-  inputs.check_features(source, f"synthetic:{one_layer}", clip)
+  opening.check_features(source, f"synthetic:{one_layer}", clip)
   with pytest.raises(SourceError, match="width: got 128, expected 65"):
-    inputs.check_features(
+    opening.check_features(
       source, one_layer, dataclasses.replace(clip, projection_dim=65)
     )
 

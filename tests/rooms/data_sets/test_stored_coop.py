@@ -6,9 +6,9 @@ from PIL import Image
 import pytest
 
 from pomp_jax.data.source import SourceError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.rooms.data_sets import coop
-from tests.evaluate.test_stored import data, keys, listed, names_of
+from tests.evaluate.test_stored_splits import data, keys, listed, names_of
 
 
 def test_coop_and_its_names(tmp_path):
@@ -23,7 +23,7 @@ def test_coop_and_its_names(tmp_path):
   settings = {"source": "coop", "dataset": "dtd"}
   few = data(tmp_path, shots=2, **settings)
   sizes = [
-    len(inputs.open_source(few, part)) for part in ("train", "validation", "test")
+    len(opening.open_source(few, part)) for part in ("train", "validation", "test")
   ]
   assert sizes == [6, 6, 12]
   found = keys(data(tmp_path, shots=1, shots_seed=3, **settings), "train")
@@ -38,4 +38,4 @@ def test_coop_and_its_names(tmp_path):
   )
   names = listed(tmp_path, "two.txt", ["one", "two"])
   with pytest.raises(SourceError, match=r"data\.names: got 2"):
-    inputs.n_training_classes(data(tmp_path, names=names, **settings))
+    opening.n_training_classes(data(tmp_path, names=names, **settings))

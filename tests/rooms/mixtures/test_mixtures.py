@@ -14,8 +14,8 @@ import torch
 
 from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import ClassList, VocabularyError
-from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.classify import Classifier, open_prompt
+from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.classifier import Classifier, open_prompt
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets
 from pomp_jax.evaluate.named_prompts import (
   describe,
@@ -206,7 +206,7 @@ def test_the_weight_is_chosen_on_validation_images(tmp_path, caplog, monkeypatch
   monkeypatch.setattr(weights, "split_features", uneven)
   with caplog.at_level(logging.INFO):
     results = run_job(config, tmp_path / "run")
-  encoder = inputs.open_encoder(config.clip)
+  encoder = opening.open_encoder(config.clip)
 
   def answers(source, weight, split_features=split_features):
     own = [weight * encoder.class_features(source.names, texts[0])]
@@ -214,7 +214,7 @@ def test_the_weight_is_chosen_on_validation_images(tmp_path, caplog, monkeypatch
     images = split_features(encoder, source)
     return images.labels, (images.features @ unit(sum(own)).T).argmax(-1)
 
-  source = inputs.open_source(config.data, "validation", n_images=config.eval.images)
+  source = opening.open_source(config.data, "validation", n_images=config.eval.images)
   found = {
     n / 10: balanced_accuracy_score(*answers(source, n / 10, uneven)) for n in range(11)
   }
@@ -264,7 +264,7 @@ def test_jobs_of_one_prompt_take_a_mixture(tmp_path):
   own |= {"predict.images": str(tmp_path / "new"), "export.format": "detic"}
   run_job(small_config(job="export", **own), tmp_path / "features")
   results = run_job(small_config(job="predict", **own), tmp_path / "names")
-  encoder = inputs.open_encoder(small_config().clip)
+  encoder = opening.open_encoder(small_config().clip)
   texts = [(f"a {name}.", f"{name} on white", name) for name in names]
   three = unit(encoder.class_features([x for own in texts for x in own], "{}")).reshape(
     2, 3, -1
@@ -288,7 +288,7 @@ def test_no_weight_is_chosen_without_validation_images(monkeypatch):
   other = dataclasses.replace(config.clip, model="openai/clip-vit-base-patch32")
   with pytest.raises(ConfigError, match="expected weights, such as"):
     Weights(prompts, other, *given)
-  monkeypatch.setattr(inputs, "has_validation", lambda data: False)
+  monkeypatch.setattr(opening, "has_validation", lambda data: False)
   with pytest.raises(ConfigError, match="expected weights, such as"):
     Weights(prompts, config.clip, *given)
 

@@ -5,7 +5,7 @@ import pytest
 
 from pomp_jax.evaluate.named_prompts import NamedPrompt, turned_otherwise, warn_of_turns
 from pomp_jax.rooms.mixtures.prompts import Mixture
-from tests.evaluate.test_classify import recorded
+from tests.evaluate.test_classifier import recorded
 
 
 @pytest.mark.parametrize(

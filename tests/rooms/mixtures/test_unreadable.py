@@ -3,7 +3,7 @@
 import pytest
 
 from pomp_jax.data.loader import CorruptDataError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.rooms.mixtures.weights import Weights
 from tests.train.test_unreadable import config_of, images  # noqa: F401  # fixtures
@@ -13,7 +13,7 @@ def test_weights_of_a_mixture(config_of, images):  # noqa: F811
   """Chosen on the validation images that can be read."""
   prompts = read_prompts(["{}. + a {}."], "evaluate.prompts", chosen=True)
   config = config_of(images)
-  encoder = inputs.open_encoder(config.clip)
+  encoder = opening.open_encoder(config.clip)
   choose = lambda config: Weights(
     prompts, config.clip, config.data, config.eval
   ).choose(encoder)

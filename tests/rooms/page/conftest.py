@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.rooms.page import page as job
@@ -46,7 +46,7 @@ def made(tmp_path_factory):
     },
   )
   prompts = read_prompts(config.page.prompts, "page.prompts")
-  encoder = inputs.open_encoder(config.clip)
+  encoder = opening.open_encoder(config.clip)
   regions = RegionsOfPictures(encoder, config.clip, config.page)
   comparison = Comparison(
     encoder, shown_prompts(prompts), config.page.top, regions, {f"{folder}/prompt.npz"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.config import ConfigError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.rooms.page import page as job
 from pomp_jax.rooms.page import server
@@ -50,7 +50,7 @@ def case(tmp_path_factory):
     **{"detect.min_score": 0.01},
   )
   job.check(config, str(root / "run"))
-  encoder = inputs.open_encoder(config.clip)
+  encoder = opening.open_encoder(config.clip)
   prompts = read_prompts(config.page.prompts, "page.prompts")
   comparison = Comparison(
     encoder, prompts, 5, RegionsOfPictures(encoder, config.clip, config.page)

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.classify import Classifier
+from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.classifier import Classifier
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.rooms.page import server
 from pomp_jax.rooms.page.fields import Page
@@ -67,7 +67,7 @@ def _check_answers(made, answer, prompts):
   assert answer.status_code == 200
   line = r'<span title="([^"]*)">.*?</span><span>([\d.]+)%</span>'
   names, percents = zip(*re.findall(line, answer.data.decode()), strict=True)
-  encoder, expected = inputs.open_encoder(made[3].clip), []
+  encoder, expected = opening.open_encoder(made[3].clip), []
   for prompt in prompts:
     classifier = Classifier(encoder, prompt, NAMES.split("\n"))
     expected += classifier.predict(np.asarray(noise(50, 40)), top=2)

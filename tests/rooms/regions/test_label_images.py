@@ -14,7 +14,7 @@ from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import Source, SourceError
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.rooms.regions import label_images, training_crops
 from pomp_jax.rooms.regions.class_splits import (
   CLASS_SPLITS,
@@ -340,7 +340,7 @@ def test_bad_input_is_one_line(labelled, changes, error):
   }
   with pytest.raises(error) as caught:
     validate(small_config(**{"data.n_classes": 0, "batch_size": 8}).replace(own))
-    inputs.open_source(data, "train")
+    opening.open_source(data, "train")
   assert "\n" not in str(caught.value)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from pomp_jax.config import fields_of
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import opening
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import proposals, propose
 from pomp_jax.rooms.regions.image_sets import open_box_set
@@ -245,7 +245,7 @@ def test_each_field_reaches_the_network(region_set, tmp_path, monkeypatch):
 
   seen = {}
   usual = arguments()
-  classes = inputs.open_encoder(config_of(region_set).clip).class_features(
+  classes = opening.open_encoder(config_of(region_set).clip).class_features(
     TRAINED, "the {}!"
   )
   network = read_mask_former(region_set / "other.pth").params["non_object"]

@@ -14,7 +14,7 @@ import pytest
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Prompt as PromptFields
 from pomp_jax.data.class_lists import ClassList, load_templates
-from pomp_jax.evaluate import Classifier, inputs
+from pomp_jax.evaluate import Classifier, opening
 from pomp_jax.evaluate.metrics import paired_difference_over_classes
 from pomp_jax.evaluate.named_prompts import features_under, read_prompts
 from pomp_jax.evaluate.split_features import SplitFeatures
@@ -34,7 +34,7 @@ BEST = {"prompt.init": "best", "prompt.m": 0, "checkpoint.select": "best"}
 
 @pytest.fixture(scope="module")
 def encoder(one_layer):
-  return inputs.open_encoder(small_config(**{"clip.model": one_layer}).clip)
+  return opening.open_encoder(small_config(**{"clip.model": one_layer}).clip)
 
 
 CLASSES = ClassList(("cat", "guinea pig", "Boeing 747-400", "o'clock"))
@@ -281,7 +281,7 @@ def test_a_run_that_can_not_beat_its_words_says_so(
   again."""
   caplog.set_level(logging.INFO)
   changes = {"optim.lr": 0.0, "consistency_squared": 8.0, "anchors": "best", "steps": 4}
-  names = inputs.open_source(small_config().data, "train").names
+  names = opening.open_source(small_config().data, "train").names
   (sentences := tmp_path / "own.json").write_text(
     json.dumps({name: ["It."] for name in names})
   )
@@ -361,7 +361,7 @@ def test_fields_that_do_not_fit_are_one_line(tmp_path, changes, found):
 
 
 def test_without_validation_images_there_is_no_best(tmp_path, monkeypatch):
-  monkeypatch.setattr(inputs, "has_validation", lambda data: False)
+  monkeypatch.setattr(opening, "has_validation", lambda data: False)
   with pytest.raises(
     ConfigError, match=r"prompt\.init: got 'best', .*no validation images"
   ):

@@ -15,7 +15,7 @@ from PIL import Image
 import scipy.special
 
 from pomp_jax.clip.load import Clip, load_clip
-from pomp_jax.config.declare import ConfigError
+from pomp_jax.config.rows import ConfigError
 from pomp_jax.data.class_lists import (
   ClassList,
   VocabularyError,
@@ -33,7 +33,7 @@ from pomp_jax.evaluate.named_prompts import (
   class_features,
   read_prompt,
 )
-from pomp_jax.evaluate.predictions import Scorer
+from pomp_jax.evaluate.ranking import Scorer
 from pomp_jax.files.prompt_file import (
   NO_NAMES,
   Prompt,

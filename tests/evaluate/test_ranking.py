@@ -12,7 +12,7 @@ from pomp_jax.data.source import FeatureSource, Files, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.image_batches import image_batches
 from pomp_jax.evaluate.metrics import EvaluationError, Tally
-from pomp_jax.evaluate.predictions import evaluate, tally
+from pomp_jax.evaluate.ranking import evaluate, tally
 from pomp_jax.evaluate.split_features import split_features
 from tests.evaluate.test_metrics import answers
 from tests.evaluate.test_split_features import BAD, GOOD, pictures

@@ -7,7 +7,7 @@ import pytest
 from pomp_jax import world
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.source import SourceError
-from pomp_jax.evaluate import inputs, stored
+from pomp_jax.evaluate import opening, stored_splits
 from tests.support.data_files import write_folder, write_world
 from tests.support.small_run import small_config
 
@@ -30,16 +30,16 @@ def flat(tmp_path):
 
 
 def keys(settings, split):
-  return set(inputs.open_source(settings, split).keys.tolist())
+  return set(opening.open_source(settings, split).keys.tolist())
 
 
 def names_of(settings, split):
-  return inputs.open_source(settings, split).names
+  return opening.open_source(settings, split).names
 
 
 def counts(settings, *splits):
   """Images a class of each split, and that no image is in two of them."""
-  opened = [inputs.open_source(settings, split) for split in splits]
+  opened = [opening.open_source(settings, split) for split in splits]
   every = [key for source in opened for key in source.keys.tolist()]
   assert len(set(every)) == len(every)
   return [np.bincount(source.labels, minlength=9).tolist() for source in opened]
@@ -49,7 +49,7 @@ def test_splits_of_a_folder_that_are_missing_are_held_out(flat, tmp_path, caplog
   """Of 6 images a class 1.2 are for the test and 0.6 for validation, to the nearest."""
   every = {path.relative_to(flat).as_posix() for path in flat.glob("*/*.png")}
   with caplog.at_level("INFO", "pomp_jax"):
-    assert inputs.evaluation_splits(data(flat)) == ("test",)
+    assert opening.evaluation_splits(data(flat)) == ("test",)
   assert "has no split 'test': held out 20% of each class's training" in caplog.text
   parts = ("train", "validation", "test")
   assert counts(data(flat), *parts) == [[4] * 9, [1] * 9, [1] * 9]
@@ -81,19 +81,19 @@ def test_where_nothing_can_be_held_out_it_is_called_train(tmp_path, caplog):
   write_world(tmp_path, "train", 1, NAMES)
   single = data(tmp_path)
   with caplog.at_level("INFO", "pomp_jax"):
-    assert inputs.evaluation_splits(single) == ("train",)
+    assert opening.evaluation_splits(single) == ("train",)
   assert "has no split 'test': using the train images instead" in caplog.text
-  assert not inputs.has_validation(single)
-  assert len(inputs.open_source(single, "train")) == 9
+  assert not opening.has_validation(single)
+  assert len(opening.open_source(single, "train")) == 9
   # Classes that are not trained on have no training images.
-  assert inputs.evaluation_splits(data(tmp_path, classes="base")) == (
+  assert opening.evaluation_splits(data(tmp_path, classes="base")) == (
     "train/base",
     "new",
   )
   # A test set alone can't train.
   write_world(tmp_path / "alone/test", "base", 1, NAMES)
   with pytest.raises(SourceError, match="found test"):
-    inputs.n_training_classes(data(tmp_path / "alone"))
+    opening.n_training_classes(data(tmp_path / "alone"))
 
 
 def test_few_shots_leave_the_test_images_as_they_are(flat):
@@ -108,14 +108,14 @@ def test_splits_that_there_are_stay_whole(tmp_path):
   root = tmp_path / "split"
   write_world(root / "train", "train", 5, NAMES)
   write_world(root / "test", "base", 2, NAMES[:5])
-  assert inputs.evaluation_splits(data(root)) == ("test",)
-  assert len(inputs.open_source(data(root), "test")) == 10
+  assert opening.evaluation_splits(data(root)) == ("test",)
+  assert len(opening.open_source(data(root), "test")) == 10
   assert counts(data(root), "train", "validation") == [[4] * 9, [1] * 9]
-  assert len(inputs.open_source(data(root, shots=1), "validation")) == 36
+  assert len(opening.open_source(data(root, shots=1), "validation")) == 36
   write_world(root / "val", "validation", 1, NAMES)
-  stored.forget_sources()
+  stored_splits.forget_sources()
   sizes = [
-    len(inputs.open_source(data(root), split)) for split in ("train", "validation")
+    len(opening.open_source(data(root), split)) for split in ("train", "validation")
   ]
   assert sizes == [45, 9]
   # A class may be missing in a split for testing, whose names are the training's all
@@ -123,21 +123,21 @@ def test_splits_that_there_are_stay_whole(tmp_path):
   assert names_of(data(root), "test") == tuple(sorted(NAMES))
   # ImageNet's folders: what they are tested on is called what it is.
   (root / "test").rename(tmp_path / "elsewhere")
-  assert inputs.evaluation_splits(data(root)) == ("validation",)
+  assert opening.evaluation_splits(data(root)) == ("validation",)
   base = data(root, classes="base")
-  assert inputs.evaluation_splits(base) == ("validation/base", "validation/new")
-  assert len(inputs.open_source(base, "validation/new")) == 4
-  assert len(inputs.open_source(data(root), "train")) == 45
+  assert opening.evaluation_splits(base) == ("validation/base", "validation/new")
+  assert len(opening.open_source(base, "validation/new")) == 4
+  assert len(opening.open_source(data(root), "train")) == 45
   with pytest.raises(
     ValueError, match="no split 'test' to evaluate on; there are validation"
   ):
-    inputs.open_source(data(root), "test")
+    opening.open_source(data(root), "test")
 
 
 def test_halves(flat):
   base = data(flat, classes="base")
-  assert inputs.evaluation_splits(base) == ("base", "new")
-  train, new = (inputs.open_source(base, split) for split in ("train", "new"))
+  assert opening.evaluation_splits(base) == ("base", "new")
+  train, new = (opening.open_source(base, split) for split in ("train", "new"))
   assert (train.names, new.names) == (
     tuple(sorted(NAMES)[:5]),
     tuple(sorted(NAMES)[5:]),
@@ -148,8 +148,8 @@ def test_halves(flat):
   assert names_of(data(flat, classes="new"), "train") == new.names
   two = data(flat, classes="base", n_classes=2)
   assert names_of(two, "train") == (train.names[0], train.names[2])
-  assert [inputs.n_training_classes(one) for one in (base, two)] == [5, 2]
-  assert len(inputs.open_source(data(flat), "test", n_images=7)) == 7
+  assert [opening.n_training_classes(one) for one in (base, two)] == [5, 2]
+  assert len(opening.open_source(data(flat), "test", n_images=7)) == 7
 
 
 def listed(folder, name, names):
@@ -163,13 +163,13 @@ def test_base_and_novel_by_lists(flat, tmp_path):
     listed(tmp_path, "n", NAMES[7:5:-1]),
   )
   both = data(flat, base=base, novel=novel)
-  assert inputs.evaluation_splits(both) == ("base", "novel")
-  train = inputs.open_source(both, "train")
+  assert opening.evaluation_splits(both) == ("base", "novel")
+  train = opening.open_source(both, "train")
   assert train.names == NAMES[4:1:-1]  # in the order of the list
-  assert inputs.n_training_classes(both) == 3
+  assert opening.n_training_classes(both) == 3
   assert np.bincount(train.labels).tolist() == [4, 4, 4]
   for split, names, count in (("base", NAMES[4:1:-1], 1), ("novel", NAMES[7:5:-1], 6)):
-    source = inputs.open_source(both, split)
+    source = opening.open_source(both, split)
     assert source.names == names
     # Nothing of the novel classes is trained on, so all their images are for the test.
     assert np.bincount(source.labels).tolist() == [count] * len(names)
@@ -181,11 +181,11 @@ def test_base_and_novel_by_lists(flat, tmp_path):
   write_world(tmp_path / "split/train", "train", 2, NAMES[:3])
   write_world(tmp_path / "split/test", "base", 1, NAMES)
   some = data(tmp_path / "split", base=listed(tmp_path, "some", NAMES[:3]))
-  assert (inputs.n_training_classes(some), len(names_of(some, "novel"))) == (3, 6)
+  assert (opening.n_training_classes(some), len(names_of(some, "novel"))) == (3, 6)
   with pytest.raises(
     SourceError, match=rf"no training image of data.base's '{NAMES[3]}'"
   ):
-    inputs.n_training_classes(
+    opening.n_training_classes(
       data(tmp_path / "split", base=listed(tmp_path, "w", NAMES[:4]))
     )
 
@@ -214,7 +214,7 @@ def test_lists_that_can_not_be(flat, tmp_path, lists, message):
     field: listed(tmp_path, f"{field}.txt", names) for field, names in lists.items()
   }
   with pytest.raises((ConfigError, SourceError), match=message) as error:
-    inputs.n_training_classes(data(flat, **files))
+    opening.n_training_classes(data(flat, **files))
   assert "\n" not in str(error.value)
 
 
@@ -253,9 +253,9 @@ def test_what_becomes_of_duplicates_is_said(
   same = next((tmp_path / "data/test" / NAMES[0]).iterdir())
   same.write_bytes(one.read_bytes())
   settings = data(tmp_path / "data", duplicates=duplicates)
-  assert len(inputs.open_source(settings, "test")) == n_images
+  assert len(opening.open_source(settings, "test")) == n_images
   assert fate in caplog.text
-  assert inputs.left_out(settings)["duplicates"]["test"] == {str(same): str(one)}
+  assert opening.left_out(settings)["duplicates"]["test"] == {str(same): str(one)}
 
 
 def test_names_and_lists_of_wordnet_ids(flat, tmp_path):

@@ -21,8 +21,8 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.config import SOURCES, ConfigError
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data
+from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.duplicates import find_duplicates
 from pomp_jax.data.folder import classes_of, match_classes

@@ -15,7 +15,7 @@ from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.images import ImageError
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate.classify import Classifier
+from pomp_jax.evaluate.classifier import Classifier
 from pomp_jax.evaluate.metrics import EvaluationError
 from pomp_jax.evaluate.named_prompts import NamedPrompt, turned_otherwise, warn_of_turns
 from pomp_jax.files.pieces import ArrayCache

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pomp_jax.prompt.sampling import draws
-from pomp_jax.prompt.sampling.draws import inclusion_probabilities, sample_weighted
+from pomp_jax.prompt.sampling import without_replacement
+from pomp_jax.prompt.sampling.without_replacement import (
+  inclusion_probabilities,
+  sample_weighted,
+)
 from tests.support.checks import assert_close, equations
 from tests.support.oracles import plain_inclusion
 
@@ -25,7 +28,9 @@ LEVEL = 1e-3
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _draws(k: int, n_classes: int, n_draws: int, seed: jax.Array) -> jax.Array:
   keys = jax.random.split(jax.random.key(seed), n_draws)
-  return jax.vmap(lambda key: draws.sample_uniform(key, k, n_classes))(keys)
+  return jax.vmap(lambda key: without_replacement.sample_uniform(key, k, n_classes))(
+    keys
+  )
 
 
 @st.composite
@@ -56,7 +61,7 @@ def test_a_draw_holds_distinct_classes_in_range(sizes, seed):
 @pytest.mark.parametrize(("k", "n_classes"), [(1, 5), (0, 5), (-3, 5), (6, 5)])
 def test_a_k_that_cannot_be_drawn_is_refused(k, n_classes):
   with pytest.raises(ValueError, match=f"k: got {k}"):
-    draws.sample_uniform(jax.random.key(0), k, n_classes)
+    without_replacement.sample_uniform(jax.random.key(0), k, n_classes)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,8 @@ def test_every_subset_is_as_likely(k, n_classes):
     assert scipy.stats.chisquare(counts).pvalue > LEVEL
   draws = np.sort(draws, axis=1)
   counts = np.bincount(
-    [subsets[tuple(row)] for row in draws.tolist()], minlength=len(subsets)
+    [subsets[tuple(row)] for row in draws.tolist()],
+    minlength=len(subsets),
   )
   assert len(counts) == math.comb(n_classes, k - 1)
   assert LEVEL < scipy.stats.chisquare(counts).pvalue < 1 - LEVEL
@@ -93,9 +99,9 @@ def test_a_draw_with_too_few_distinct_classes_is_drawn_again(monkeypatch):
     return jnp.where(jnp.all(data == first[0]), 7, honest(key, *arguments))
 
   key = jax.random.key(5)
-  usual = draws.sample_uniform(key, 11, 100)
+  usual = without_replacement.sample_uniform(key, 11, 100)
   monkeypatch.setattr(jax.random, "randint", randint)
-  draw = np.asarray(draws.sample_uniform(key, 11, 100))
+  draw = np.asarray(without_replacement.sample_uniform(key, 11, 100))
   assert first
   assert len(set(draw.tolist())) == 10
   assert not np.array_equal(draw, usual)
@@ -104,8 +110,8 @@ def test_a_draw_with_too_few_distinct_classes_is_drawn_again(monkeypatch):
 def test_the_draw_is_a_function_of_seed_step_and_group():
   @jax.jit
   def draw(seed, step, group):
-    return draws.sample_uniform(
-      draws.draw_key(jax.random.key(seed), step, group), 9, 1000
+    return without_replacement.sample_uniform(
+      without_replacement.draw_key(jax.random.key(seed), step, group), 9, 1000
     )
 
   cases = list(itertools.product(range(2), range(4), range(4)))
@@ -116,7 +122,9 @@ def test_the_draw_is_a_function_of_seed_step_and_group():
 
 def test_a_million_classes_need_no_array_of_their_number():
   def largest(k, n_classes):
-    draw = functools.partial(draws.sample_uniform, k=k, n_classes=n_classes)
+    draw = functools.partial(
+      without_replacement.sample_uniform, k=k, n_classes=n_classes
+    )
     program = jax.make_jaxpr(draw)(jax.random.key(0)).jaxpr
     return max(
       getattr(variable.aval, "size", 1)
@@ -127,7 +135,7 @@ def test_a_million_classes_need_no_array_of_their_number():
   assert largest(1000, 10**6) == largest(1000, 10**5) < 3000
   # The measurement sees the permutation, which does need one.
   assert largest(600, 1000) >= 1000
-  draw = np.asarray(draws.sample_uniform(jax.random.key(0), 1000, 10**6))
+  draw = np.asarray(without_replacement.sample_uniform(jax.random.key(0), 1000, 10**6))
   assert len(np.unique(draw)) == 999
   assert draw.max() > 900_000
 

@@ -13,12 +13,12 @@ from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import Clip, load_clip, read_clip
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, fields
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data
+from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.source import FeatureSource, Source
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import stored
+from pomp_jax.evaluate import stored_splits
 from pomp_jax.files.paths import join
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.terminal import waiting
@@ -72,9 +72,11 @@ def open_encoder(
 
 
 def _module(data: Data) -> ModuleType:
-  """Module of `data.source` with three functions below; `stored` has them for stored
-  images."""
-  return stored if SOURCES[data.source].stored else load(SOURCES[data.source].module)
+  """Module of `data.source` with three functions below; `stored_splits` has them
+  for stored images."""
+  if SOURCES[data.source].stored:
+    return stored_splits
+  return load(SOURCES[data.source].module)
 
 
 def open_source(data: Data, split: str, *, n_images: int = 0) -> Source:
@@ -119,8 +121,8 @@ def evaluation_splits(data: Data) -> tuple[str, ...]:
 
 
 def left_out(data: Data) -> dict[str, Any]:
-  """What of stored images is no answer or in no figure; see `stored.left_out`."""
-  return stored.left_out(data) if SOURCES[data.source].stored else {}
+  """What of stored images is no answer or in no figure; see `stored_splits.left_out`."""
+  return stored_splits.left_out(data) if SOURCES[data.source].stored else {}
 
 
 def check_readable(data: Data, n_images: int) -> None:
@@ -134,10 +136,10 @@ def check_readable(data: Data, n_images: int) -> None:
     kept = dataclasses.replace(
       data, features="online", feature_store="", augment="none", views=1
     )
-    stored.check_readable(kept, n_images)
+    stored_splits.check_readable(kept, n_images)
 
 
 def has_validation(data: Data) -> bool:
   """Whether there are validation images beside the training images; always of
   generated ones."""
-  return not SOURCES[data.source].stored or stored.has_validation(data)
+  return not SOURCES[data.source].stored or stored_splits.has_validation(data)
