@@ -38,7 +38,7 @@ if TYPE_CHECKING:
   from pomp_jax.prompt.sampling.samplers import SamplingArrays
   from pomp_jax.report.report import Report, Section
   from pomp_jax.train.resume import Checkpoint
-  from pomp_jax.train.setup import PromptRun, Run
+  from pomp_jax.train.training import PromptRun, Run
 
 Contract = TypeVar("Contract")
 

@@ -31,7 +31,7 @@ def _run_until_first_step() -> None:
   import jax
 
   from pomp_jax import main
-  from pomp_jax.train.setup import PromptRun
+  from pomp_jax.train.training import PromptRun
   from pomp_jax.train.watch import Watch
 
   validation, step = PromptRun.validation, Watch.step

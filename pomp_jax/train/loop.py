@@ -18,7 +18,7 @@ from pomp_jax.files.metrics_log import Tracker
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches
 from pomp_jax.train.resume import Checkpoint, gather_bank, resume
-from pomp_jax.train.setup import Run
+from pomp_jax.train.training import Run
 from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError, Watch
 
 log = logging.getLogger(__name__)

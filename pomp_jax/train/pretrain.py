@@ -37,7 +37,8 @@ from pomp_jax.report.labels import counted, method_label
 from pomp_jax.train import batches, loop, methods, results
 from pomp_jax.train.fill_features import check_same_images, fill_features
 from pomp_jax.train.resume import best, check_same_run
-from pomp_jax.train.setup import PromptRun, prepare
+from pomp_jax.train.setup import prepare
+from pomp_jax.train.training import PromptRun
 
 
 def check(config: TrainingConfig, workdir: str) -> None:

@@ -26,7 +26,7 @@ from pomp_jax.report.labels import method_label, run_labels
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.train import batches
 from pomp_jax.train.resume import Checkpoint
-from pomp_jax.train.setup import PromptRun
+from pomp_jax.train.training import PromptRun
 from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger(__name__)

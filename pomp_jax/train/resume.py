@@ -19,7 +19,7 @@ from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.prompt.bank import place_rows
 from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.prompt.step import TrainState, create_state
-from pomp_jax.train.setup import PromptRun, Run
+from pomp_jax.train.training import PromptRun, Run
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.terminal import Progress
 from pomp_jax.hooks import PROFILER, SHARE_OF_PEAK
-from pomp_jax.train.setup import Run
+from pomp_jax.train.training import Run
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ import pytest
 
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.hosts import Preempted
-from pomp_jax.train import setup
+from pomp_jax.train.training import PromptRun
 from pomp_jax.train.watch import TrainingError
 from tests.faults.training import (
   EVERY,
@@ -220,7 +220,7 @@ def rolled_back(training, rng, folder):
 def nan_after(step: int) -> Iterator[None]:
   """Makes the parameters NaN after a step, with the draws of the first seed key
   only."""
-  real = setup.PromptRun.build_step
+  real = PromptRun.build_step
 
   def build_step(run):
     once, first_key = (
@@ -237,7 +237,7 @@ def nan_after(step: int) -> Iterator[None]:
 
     return poisoned_step
 
-  with mock.patch.object(setup.PromptRun, "build_step", build_step):
+  with mock.patch.object(PromptRun, "build_step", build_step):
     yield
 
 

@@ -78,8 +78,10 @@ from pomp_jax.train import (
   pretrain,
   results,
   setup,
+  training,
 )
 from pomp_jax.train.resume import Checkpoint
+from pomp_jax.train.training import PromptRun
 
 
 class Recorded(BaseException):
@@ -213,15 +215,15 @@ def source(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.seen |= {"names": found.names, "images": len(found)}
 
 
-def training(calls: Calls, config: Config, folder: pathlib.Path) -> None:
+def train(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """A training of 30 steps with a loss of 1, but of 9 at the 25th."""
   calls.open_encoder()
   calls.note_split(batches, "split_features")
   calls.note(opening, "open_source")
   calls.note(opening, "check_readable")
-  calls.note(setup, "Loader", lambda source, *given, **more: _Loader(source))
-  calls.note(setup, "choose_readers")
-  calls.note(setup, "memory_plan")
+  calls.note(training, "Loader", lambda source, *given, **more: _Loader(source))
+  calls.note(training, "choose_readers")
+  calls.note(training, "memory_plan")
   calls.note(memory, "plan_memory")
   calls.note(Encoder, "text_tower")
   calls.note(loop, "LossMonitor")
@@ -238,11 +240,9 @@ def training(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.skip(results, "finish")
   calls.skip(pretrain.plots, "training_curves")
   calls.patch.setattr(pretrain, "PREDICTION_SHEET", "")
-  calls.patch.setattr(
-    setup.PromptRun, "build_step", lambda run: run.learner() and _losses()
-  )
+  calls.patch.setattr(PromptRun, "build_step", lambda run: run.learner() and _losses())
   accuracy = {"top1": 0.5, "macro_top1": 0.5}
-  calls.patch.setattr(setup.PromptRun, "validation", lambda run: lambda state: accuracy)
+  calls.patch.setattr(PromptRun, "validation", lambda run: lambda state: accuracy)
   seen = calls.seen
   with contextlib.suppress(loop.TrainingError):
     seen["results"] = check_and_run(config, folder)
@@ -426,7 +426,7 @@ def ablation(calls: Calls, config: Config, folder: pathlib.Path) -> None:
 
 
 def _untrained(
-  runs: Sequence[setup.PromptRun], streams: Any, size: int, curve_every: int
+  runs: Sequence[PromptRun], streams: Any, size: int, curve_every: int
 ) -> Any:
   losses = np.array([*[1] * 24, 9, *[1] * 5], np.float32)
   for run in runs:
@@ -716,7 +716,7 @@ RUNS: dict[str, Callable[[Calls, Config, pathlib.Path], None]] = {
   "encoder": encoder,
   "main": command_line,
   "source": source,
-  "training": training,
+  "training": train,
   "dry_run": dry_run,
   "absent": absent_machine,
   "taught": taught,

@@ -15,7 +15,7 @@ import pytest
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.train import loop, setup
+from pomp_jax.train import loop, setup, training
 from pomp_jax.train.fill_features import fill_features
 from tests.support.checks import assert_close, spy
 from tests.support.small_run import small_config
@@ -132,7 +132,7 @@ def test_a_row(row, one_layer, tmp_path, monkeypatch):
   config, folder = small_config(**changes), RunFolder(tmp_path)
   kinds = ("stored", "online") if levels["groups"] == "two" else ("online", "stored")
   validate(config)
-  seen = spy(monkeypatch, [(setup, "topk_accuracy")])
+  seen = spy(monkeypatch, [(training, "topk_accuracy")])
   run, state = take(config.replace({"data.features": kinds[0]}), folder)
   first, second = (
     read_checkpoint(folder.checkpoints / str(step)).state for step in (1, 2)

@@ -15,8 +15,9 @@ from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.prompt_file import PromptFileError, load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json
 from pomp_jax.report.labels import prompt_labels
-from pomp_jax.train import batches, loop, pretrain, resume, setup
+from pomp_jax.train import batches, loop, pretrain, resume
 from pomp_jax.train.results import finish, open_splits, writing_results
+from pomp_jax.train.training import PromptRun
 from pomp_jax.train.watch import TrainingError, Watch
 from tests.support.data_files import damage
 from tests.support.small_run import small_config, trained
@@ -145,7 +146,7 @@ def test_a_restart_has_its_features_and_the_selected_prompt(
   clock = mock.Mock(side_effect=[50.0, 1050.0])
   monkeypatch.setattr(loop, "time", mock.Mock(monotonic=clock))
   monkeypatch.setattr(Encoder, "features_of_images", None)
-  monkeypatch.setattr(setup.PromptRun, "validation", lambda run: lambda state: WRONG)
+  monkeypatch.setattr(PromptRun, "validation", lambda run: lambda state: WRONG)
   results = pretrain.run(small_config(**{"checkpoint.select": "best"}), str(folder))
   top1 = dict(zip(*scalars["validation_macro_top1"], strict=True))
   best = max((4, 8), key=lambda step: (top1[step], step))

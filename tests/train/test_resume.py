@@ -18,7 +18,7 @@ from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import loop, resume
 from pomp_jax.train.fill_features import check_same_images
 from pomp_jax.train.resume import Checkpoint, check_same_run
-from pomp_jax.train.setup import Run
+from pomp_jax.train.training import Run
 from pomp_jax.train.watch import BadLossError, TrainingError
 
 MAY_CHANGE = {

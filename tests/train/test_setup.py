@@ -20,9 +20,10 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, Sentences, save_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.train import pretrain, sampling_data, setup
+from pomp_jax.train import pretrain, sampling_data, setup, training
 from pomp_jax.train.resume import check_same_run
 from pomp_jax.train.sampling_data import sampling_arrays
+from pomp_jax.train.training import logit_bias_of
 from tests.support.small_run import small_config
 
 
@@ -229,14 +230,14 @@ def _has_place(encoder, m):
 def test_the_bias_of_a_sigmoid_is_the_configs_or_the_clips(encoder):
   contrast = small_config(loss="sigmoid").contrast
   with pytest.raises(ConfigError, match="logit_bias"):
-    setup.logit_bias_of(contrast, encoder)
+    logit_bias_of(contrast, encoder)
   own = dataclasses.replace(contrast, logit_bias=-3.0)
-  assert setup.logit_bias_of(own, encoder) == -3.0
+  assert logit_bias_of(own, encoder) == -3.0
   params = encoder.clip.params | {"logit_bias": np.float32(-17.0)}
   other = mock.Mock(spec=Encoder, clip=dataclasses.replace(encoder.clip, params=params))
-  assert setup.logit_bias_of(contrast, other) == -17.0
-  assert setup.logit_bias_of(own, other) == -3.0
-  assert setup.logit_bias_of(small_config().contrast, other) == 0.0
+  assert logit_bias_of(contrast, other) == -17.0
+  assert logit_bias_of(own, other) == -3.0
+  assert logit_bias_of(small_config().contrast, other) == 0.0
 
 
 @pytest.fixture(scope="module")
@@ -259,8 +260,8 @@ def test_readers_are_chosen_by_what_an_epoch_decodes(
 ):
   """Of a process that takes half of each batch."""
   asked = mock.Mock(return_value=Readers(2, 0))
-  monkeypatch.setattr(setup, "choose_readers", asked)
-  monkeypatch.setattr(setup, "own_shard", lambda mesh: (1, 2))
+  monkeypatch.setattr(training, "choose_readers", asked)
+  monkeypatch.setattr(training, "own_shard", lambda mesh: (1, 2))
   source = mock.MagicMock(spec=kind, names=("a",), labels=np.zeros(100, np.int32))
   source.__len__.return_value = 100
   data = dataclasses.replace(run.data, threads=3, workers=5, views=2, features=features)
@@ -275,8 +276,8 @@ def test_readers_are_chosen_by_what_an_epoch_decodes(
 
 def test_batches_are_opened_as_the_run_says(run, monkeypatch):
   loader = mock.Mock(return_value=mock.Mock(spec=Loader))
-  monkeypatch.setattr(setup, "Loader", loader)
-  monkeypatch.setattr(setup, "own_shard", lambda mesh: (1, 2))
+  monkeypatch.setattr(training, "Loader", loader)
+  monkeypatch.setattr(training, "own_shard", lambda mesh: (1, 2))
   data = dataclasses.replace(run.data, views=2, max_corrupt=0.25, threads=3, workers=0)
   dataclasses.replace(run, data=data, seed=9).open_batches(7, frozenset((3,)))
   expected = {"batch_size": 16, "seed": 9, "n_views": 2, "start": 7, "shard": (1, 2)}
@@ -302,7 +303,7 @@ def test_towers_that_are_in_memory_together_share_it(
 ):
   """A tower of each image, and both towers of a method that trains on pixels."""
   plan = mock.Mock(return_value=AT_ONCE)
-  monkeypatch.setattr(setup, "memory_plan", plan)
+  monkeypatch.setattr(training, "memory_plan", plan)
   contrast = dataclasses.replace(run.contrast, method=method)
   own = dataclasses.replace(run.method)
   object.__setattr__(own, "per_image_text", per_image)

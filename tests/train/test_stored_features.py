@@ -15,7 +15,7 @@ from pomp_jax.files import features as store
 from pomp_jax.files.features import Features, FeatureStoreError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.train import batches, pretrain, setup
+from pomp_jax.train import batches, pretrain, setup, training
 from pomp_jax.train.fill_features import fill_features
 from tests.support.checks import spy
 from tests.support.data_files import NAMES
@@ -70,7 +70,7 @@ def runs(config_of, shown, tmp_path_factory):
     folder = tmp_path_factory.mktemp(features)
     shown.clear()
     with pytest.MonkeyPatch.context() as patch:
-      seen = spy(patch, [(setup, "make_train_step")])
+      seen = spy(patch, [(training, "make_train_step")])
       results = run_job(config_of(**{"data.features": features}), folder)
     assert results["unreadable_images"] == 1
     found[features] = (

@@ -14,8 +14,9 @@ from pomp_jax.evaluate import opening, predict, stored_splits
 from pomp_jax.evaluate.ranking import evaluate
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.train import pretrain, setup
+from pomp_jax.train import pretrain
 from pomp_jax.train.results import figures_of_splits, open_splits
+from pomp_jax.train.training import PromptRun
 from tests.support.data_files import write_unreadable_set
 from tests.support.small_run import small_config
 
@@ -85,9 +86,7 @@ def test_a_failed_evaluation_leaves_the_prompt(
   shutil.copy(
     broken / "test" / NAMES[3] / "1.png", broken / "test" / NAMES[3] / "0.png"
   )
-  monkeypatch.setattr(
-    setup.PromptRun, "build_step", lambda run: pytest.fail("trains again")
-  )
+  monkeypatch.setattr(PromptRun, "build_step", lambda run: pytest.fail("trains again"))
   results = pretrain.run(config, str(run))
   # Validated and tested on the readable ones alone.
   assert results["eval_unreadable"] == {"test": 1} and results["steps"] == 4

@@ -26,9 +26,10 @@ from pomp_jax.config import METHODS, SOURCES, fields_of
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.train import batches, loop, pretrain, results, setup
+from pomp_jax.train import batches, loop, pretrain, results, setup, training
 from pomp_jax.train.fill_features import fill_features
 from pomp_jax.train.resume import FREE_FIELDS, first_state
+from pomp_jax.train.training import PromptRun
 from tests.support.checks import assert_close, spy
 from tests.support.clips import HAS_FLAX_CLIP, write_fewer_layers
 from tests.support.data_files import write_set
@@ -345,8 +346,8 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
   The loop runs with a step that records what it is given. The real step is lowered with
   that.
   """
-  spied = ("sgd", "adamw", "learning_rate", "make_train_step")
-  seen = spy(patch, [(setup, name) for name in spied])
+  optimizers = [(setup, name) for name in ("sgd", "adamw", "learning_rate")]
+  seen = spy(patch, [*optimizers, (training, "make_train_step")])
   run = setup.prepare(config, folder)
   fill_features(run.data, run.clip, folder, run.source, run.encoder)
   step, given, splits = run.build_step(), [], []
@@ -365,8 +366,8 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
   results.open_splits(config.data, config.eval.images, run.encoder, folder, None)
   tested = list(splits)
   run.validation()
-  patch.setattr(setup.PromptRun, "build_step", lambda run: take)
-  patch.setattr(setup.PromptRun, "validation", lambda run: lambda state: WRONG)
+  patch.setattr(PromptRun, "build_step", lambda run: take)
+  patch.setattr(PromptRun, "validation", lambda run: lambda state: WRONG)
   loop.train(run)
   (state, frozen, batch), *_ = given
   pieces = {

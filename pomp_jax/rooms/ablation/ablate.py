@@ -34,8 +34,9 @@ from pomp_jax.rooms.ablation.grid import Cell, make_cells
 from pomp_jax.rooms.ablation.plots import kind_of
 from pomp_jax.rooms.ablation.shared_inputs import SharedInputs
 from pomp_jax.rooms.ablation.vmapped_training import Trained, curve_steps, train_lanes
-from pomp_jax.train import pretrain, setup
+from pomp_jax.train import pretrain
 from pomp_jax.train.memory import activation_memory
+from pomp_jax.train.training import PromptRun
 from pomp_jax.train.watch import LossMonitor, TrainingError
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,11 @@ def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> N
 
 
 def _finish(
-  shared: SharedInputs, cell: Cell, run: setup.PromptRun, trained: Trained, n_lanes: int
+  shared: SharedInputs,
+  cell: Cell,
+  run: PromptRun,
+  trained: Trained,
+  n_lanes: int,
 ) -> None:
   """Evaluates a lane, all processes together, and writes its cell."""
   try:

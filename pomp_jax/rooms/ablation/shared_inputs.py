@@ -27,6 +27,7 @@ from pomp_jax.rooms.ablation.grid import Cell, Replace
 from pomp_jax.rooms.ablation.vmapped_training import Stream
 from pomp_jax.train import batches, results, setup
 from pomp_jax.train.fill_features import fill_features
+from pomp_jax.train.training import PromptRun
 
 # Images rendered or decoded at a time over all processes, roughly.
 _IMAGES = 1024
@@ -61,7 +62,7 @@ class SharedInputs:
     for name in methods:
       setattr(self, name, functools.cache(getattr(self, name)))
 
-  def prepare(self, cell: Cell) -> setup.PromptRun:
+  def prepare(self, cell: Cell) -> PromptRun:
     """Prepares the training of a cell, which shares its CLIP and its images."""
     config = self._replace(cell.overrides)
     encoder = self._encoder(
@@ -77,7 +78,7 @@ class SharedInputs:
     """Arrays of the training's classes under a context of m vectors."""
     return encoder.frozen(encoder.vocabulary(self._source(data, encoder).names, m))
 
-  def stream(self, run: setup.PromptRun) -> Stream:
+  def stream(self, run: PromptRun) -> Stream:
     """Returns the batches that a run is trained on, as features.
 
     All processes call it together.
@@ -97,7 +98,7 @@ class SharedInputs:
     tower = over_all_devices(encoder.mesh, encoder.image_tower)
     return jax.jit(tower, out_shardings=NamedSharding(encoder.mesh, P()))
 
-  def evaluate(self, run: setup.PromptRun, prompt: Prompt) -> Scores:
+  def evaluate(self, run: PromptRun, prompt: Prompt) -> Scores:
     """Measures a prompt's accuracy on every split, as the job pretrain does."""
     names = None
     if prompt.context.ndim == 3:
@@ -118,9 +119,7 @@ class SharedInputs:
     splits = self._splits(encoder, data, evaluation.images)
     return _accuracy(encoder, splits, by_hand)
 
-  def curve(
-    self, run: setup.PromptRun, contexts: Mapping[int, np.ndarray]
-  ) -> dict[str, Any]:
+  def curve(self, run: PromptRun, contexts: Mapping[int, np.ndarray]) -> dict[str, Any]:
     """Validates the contexts of a run's steps on the available splits of `CURVE`.
 
     Returns the "steps", "top1" by split at each, and the number of "images" by split.
@@ -198,7 +197,7 @@ def _accuracy(
   return scores
 
 
-def _stream(run: setup.PromptRun, image_features: Callable) -> Stream:
+def _stream(run: PromptRun, image_features: Callable) -> Stream:
   """Reads this process's rows of the pretrain job's batches, as features."""
   mesh = run.encoder.mesh
   rows = NamedSharding(mesh, P(DATA))

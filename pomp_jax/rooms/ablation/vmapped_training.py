@@ -30,7 +30,8 @@ from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.prompt.step import repeated
 from pomp_jax.rooms.ablation.grid import Cell
 from pomp_jax.train.resume import first_state
-from pomp_jax.train.setup import PromptRun, optimizer_of
+from pomp_jax.train.setup import optimizer_of
+from pomp_jax.train.training import PromptRun
 
 # Fields of `optim`, and of a training, in which lanes of a program may differ.
 _NUMBERS = ("lr", "momentum", "weight_decay", "warmup_lr")

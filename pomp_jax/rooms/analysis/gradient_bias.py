@@ -43,7 +43,7 @@ from pomp_jax.rooms.analysis import bias
 from pomp_jax.rooms.analysis.fields import GradientBias, GradientBiasConfig
 from pomp_jax.train.memory import memory_plan
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
-from pomp_jax.train.setup import logit_bias_of
+from pomp_jax.train.training import logit_bias_of
 
 log = logging.getLogger(__name__)
 

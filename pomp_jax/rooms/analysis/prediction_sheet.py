@@ -18,7 +18,7 @@ from pomp_jax.files.paths import Path
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted
-from pomp_jax.train.setup import PromptRun
+from pomp_jax.train.training import PromptRun
 
 log = logging.getLogger(__name__)
 

@@ -48,8 +48,9 @@ from pomp_jax.prompt.mesh import make_mesh, slice_of
 from pomp_jax.prompt.step import TrainState, create_state
 from pomp_jax.rooms.benchmark import costs, synthetic_clip
 from pomp_jax.rooms.benchmark.chips import GIB, Machine, machine_of
-from pomp_jax.train import pretrain, setup
+from pomp_jax.train import pretrain
 from pomp_jax.train.memory import share_of_device
+from pomp_jax.train.training import PromptRun
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class Job(NamedTuple):
   class_size: int
   loop: fields.Loop
   data: fields.Data
-  prepare: Callable[[Encoder], setup.PromptRun]  # `setup.prepare` with the other fields
+  prepare: Callable[[Encoder], PromptRun]  # `setup.prepare` with the other fields
 
 
 def check(text: str, class_size: int, loop: fields.Loop, n_views: int) -> list[Any]:
@@ -239,8 +240,8 @@ def _missing(library: str, extra: str) -> str:
 class Outcome(NamedTuple):
   """A training of shapes, and its step for the machine."""
 
-  here: setup.PromptRun  # on this machine's first device, to read images
-  there: setup.PromptRun
+  here: PromptRun  # on this machine's first device, to read images
+  there: PromptRun
   compiled: Compiled | None  # None if the compiler ran out of the machine's memory
   changes: dict[str, Any]  # fields that the last try has changed
   problems: list[tuple[dict[str, Any], str]]  # changes of each try that does not fit
@@ -280,8 +281,8 @@ def run(text: str, job_of: Callable[[Mapping[str, Any]], Job]) -> Outcome:
 class Prepared(NamedTuple):
   """A training of shapes."""
 
-  here: setup.PromptRun  # on this machine's first device, to read images
-  there: setup.PromptRun  # on the machine
+  here: PromptRun  # on this machine's first device, to read images
+  there: PromptRun  # on the machine
 
 
 def prepare(job: Job, machine: Machine, devices: Sequence[Any]) -> Prepared:
@@ -332,7 +333,7 @@ def _shapes_of(settings: fields.Clip) -> _Shapes:
   return _Shapes(**attributes)
 
 
-def step_arguments(run: setup.PromptRun) -> tuple[TrainState, Any, dict[str, Any]]:
+def step_arguments(run: PromptRun) -> tuple[TrainState, Any, dict[str, Any]]:
   """Returns shapes of state, frozen arrays and batch, sharded over the run's mesh."""
   mesh = run.encoder.mesh
   everywhere = NamedSharding(mesh, P())
@@ -352,7 +353,7 @@ def step_arguments(run: setup.PromptRun) -> tuple[TrainState, Any, dict[str, Any
 
 
 def compile_step(
-  run: setup.PromptRun, options: dict[str, str | bool] | None = None
+  run: PromptRun, options: dict[str, str | bool] | None = None
 ) -> Compiled:
   """Lowers and compiles the step of `prepare` with the compiler's `options`.
 
@@ -385,7 +386,7 @@ def compile_step(
 
 
 def _file_of_program(
-  run: setup.PromptRun,
+  run: PromptRun,
   lowered: jax.stages.Lowered,
   options: dict[str, str | bool] | None,
 ) -> Any:
@@ -434,7 +435,7 @@ def _read_stored(file: Any) -> tuple[Memory, str] | None:
     return None
 
 
-def _compile(run: setup.PromptRun, machine: Machine) -> tuple[Compiled | None, str]:
+def _compile(run: PromptRun, machine: Machine) -> tuple[Compiled | None, str]:
   """The compiled step, and what does not fit; "" if all does."""
   options = GPU_OPTIONS if machine.chip.gpu else None
   try:

@@ -30,8 +30,9 @@ from pomp_jax.files.prompt_file import save_prompt
 from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.step import TrainState, repeated
-from pomp_jax.train import batches, setup
+from pomp_jax.train import batches
 from pomp_jax.train.resume import blank_state, gather_bank, place_bank
+from pomp_jax.train.training import PromptRun
 
 # A part is measured on all of its rows if a warmup and two measurements take at most
 # this many seconds.
@@ -59,7 +60,7 @@ class Cost(NamedTuple):
   total: int  # number of all rows
 
 
-def measure(run: setup.PromptRun) -> dict[str, Any]:
+def measure(run: PromptRun) -> dict[str, Any]:
   """Measures every part of a run on available data, and writes to its folder.
 
   Returns figures by name: a `Cost` of each part, and numbers.
@@ -76,7 +77,7 @@ def measure(run: setup.PromptRun) -> dict[str, Any]:
   return figures
 
 
-def noise_state(run: setup.PromptRun) -> TrainState:
+def noise_state(run: PromptRun) -> TrainState:
   """Returns a first state; a bank is noise, which costs a step as much as features."""
   state = blank_state(run)
   if state.bank is None:
@@ -86,7 +87,7 @@ def noise_state(run: setup.PromptRun) -> TrainState:
   return place_bank(run, state.replace(bank=bank_NxE))
 
 
-def reading(run: setup.PromptRun, state: TrainState | None = None) -> dict[str, Any]:
+def reading(run: PromptRun, state: TrainState | None = None) -> dict[str, Any]:
   """Measures reading on a smaller batch of this process; views are read one by one."""
   _, n_shards = batches.own_shard(run.encoder.mesh)
   n_images = run.loop.batch_size // run.data.views
@@ -105,7 +106,7 @@ def reading(run: setup.PromptRun, state: TrainState | None = None) -> dict[str, 
   return {"read": Cost(seconds, measured=n_views, total=run.loop.batch_size)}
 
 
-def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
+def _step(run: PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures the step, or some of its images and some of its classes if it is long."""
   batch = batch_shapes(run)
   with waiting("compiling the training step"):
@@ -134,7 +135,7 @@ def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   return figures
 
 
-def _is_short(run: setup.PromptRun) -> bool:
+def _is_short(run: PromptRun) -> bool:
   """Whether the step is short by its FLOP, so that no part need be compiled first."""
   n_tokens = run.n_prefix + run.token_budget
   flops = 3 * text_flops(run, n_tokens)  # forward and backward
@@ -145,13 +146,13 @@ def _is_short(run: setup.PromptRun) -> bool:
   return flops <= _FEW_FLOPS
 
 
-def text_flops(run: setup.PromptRun, n_tokens: float | int) -> float:
+def text_flops(run: PromptRun, n_tokens: float | int) -> float:
   """Counts the FLOP of the text tower's dense layers, forward."""
   layers = jax.tree.leaves(run.frozen.text["text_model"]["encoder"])
   return 2.0 * sum(leaf.size for leaf in layers) * n_tokens
 
 
-def _image_cost(run: setup.PromptRun) -> Cost:
+def _image_cost(run: PromptRun) -> Cost:
   """Measures the image tower on the images of a step."""
   encoder = run.encoder
   size = encoder.clip.image_size
@@ -166,7 +167,7 @@ def _image_cost(run: setup.PromptRun) -> Cost:
   return _cost(encoding_of, run.loop.batch_size, _IMAGES * encoder.mesh.size)
 
 
-def _class_cost(run: setup.PromptRun) -> Cost:
+def _class_cost(run: PromptRun) -> Cost:
   """Measures a step on random features: draw, text tower, loss, gradient, update."""
   n_rows_of_step = run.group_size + run.k
 
@@ -190,7 +191,7 @@ def _class_cost(run: setup.PromptRun) -> Cost:
   return cost._replace(seconds=measured_seconds * (n_tokens / n_measured_tokens))
 
 
-def _with_fewer_classes(run: setup.PromptRun, n_rows: int) -> setup.PromptRun:
+def _with_fewer_classes(run: PromptRun, n_rows: int) -> PromptRun:
   """A run whose step has this many rows: images and classes, in the proportions of `run`.
 
   Its image features are stored, so that the step is the text tower's.
@@ -213,7 +214,7 @@ def _with_fewer_classes(run: setup.PromptRun, n_rows: int) -> setup.PromptRun:
   )
 
 
-def batch_shapes(run: setup.PromptRun) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(run: PromptRun) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of a batch, its rows split over the data axis."""
   clip = run.encoder.clip
   n_images = run.loop.batch_size
@@ -233,7 +234,7 @@ def ones(batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
   }
 
 
-def _all_classes(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
+def _all_classes(run: PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures the features of all classes under the prompt, without gradient."""
   encoder = run.encoder
   position = run.module.position
@@ -254,7 +255,7 @@ def _all_classes(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   return {"class_features": _cost(features_of, n_classes, least)}
 
 
-def _test_images(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
+def _test_images(run: PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures reading and encoding of test images, as in an evaluation."""
   data = run.data
   encoder = run.encoder
@@ -270,7 +271,7 @@ def _test_images(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   return {"test_images": _cost(features_of, total, _IMAGES * encoder.mesh.size)}
 
 
-def _saving(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
+def _saving(run: PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures saving a checkpoint, and the bytes of a checkpoint and of the prompt."""
   with Checkpoints(run.folder.checkpoints, 1) as checkpoints:
     save = lambda: checkpoints.save(
@@ -287,7 +288,7 @@ def _saving(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   }
 
 
-def disk(run: setup.PromptRun) -> dict[str, int]:
+def disk(run: PromptRun) -> dict[str, int]:
   """Estimates the bytes of a run's parts on a disk, by name.
 
   It writes a checkpoint to the run's folder. `images` are the training images, of the
@@ -315,7 +316,7 @@ def disk(run: setup.PromptRun) -> dict[str, int]:
   }
 
 
-def stored_views(run: setup.PromptRun) -> int:
+def stored_views(run: PromptRun) -> int:
   """Counts the views whose features are computed before the first step, if stored."""
   augmentation = batches.augmentation(run.data)
   if augmentation.kind != "none" and not augmentation.view_epochs:

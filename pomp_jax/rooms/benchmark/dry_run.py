@@ -37,6 +37,7 @@ from pomp_jax.rooms.benchmark.chips import machine_of
 from pomp_jax.rooms.benchmark.fields import Price
 from pomp_jax.rooms.benchmark.synthetic_clip import is_synthetic
 from pomp_jax.train import pretrain, setup
+from pomp_jax.train.training import PromptRun
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +184,7 @@ def _random_features(
   return features_BxVxE, np.ones(len(indices), bool)
 
 
-def _whole_run(run: setup.PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
+def _whole_run(run: PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
   """Adds up the seconds and bytes of the run."""
   test = figures["test_images"]
   all_classes = figures["class_features"].seconds
@@ -218,7 +219,7 @@ def _whole_run(run: setup.PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def _lines(run: setup.PromptRun, figures: dict[str, Any]) -> list[str]:
+def _lines(run: PromptRun, figures: dict[str, Any]) -> list[str]:
   """Writes the report of a run that was measured here."""
   batch_size = run.loop.batch_size
   step = figures["step_seconds"]

@@ -9,10 +9,10 @@ import numpy as np
 from pomp_jax.config import METHODS
 from pomp_jax.prompt.mesh import CLASS
 from pomp_jax.rooms.benchmark.chips import chip_of
-from pomp_jax.train import setup
+from pomp_jax.train.training import PromptRun, Run
 
 
-def share_of_peak(run: setup.Run) -> Callable[[float], dict[str, float]]:
+def share_of_peak(run: Run) -> Callable[[float], dict[str, float]]:
   """Returns a function that maps the seconds of a step to {"mfu": utilisation}.
 
   Model FLOP/s utilisation is `step_flops` per second over the peak of the run's
@@ -21,13 +21,13 @@ def share_of_peak(run: setup.Run) -> Callable[[float], dict[str, float]]:
   for a training that does not learn a prompt.
   """
   chip = chip_of(run.encoder.mesh.devices.flat[0].device_kind)
-  if chip is None or not isinstance(run, setup.PromptRun):
+  if chip is None or not isinstance(run, PromptRun):
     return lambda seconds: {}
   least_seconds = sum(step_flops(run).values()) / chip.peak[run.clip.dtype]
   return lambda seconds: {"mfu": least_seconds / seconds}
 
 
-def step_flops(run: setup.PromptRun) -> dict[str, float]:
+def step_flops(run: PromptRun) -> dict[str, float]:
   """Counts the FLOP of a step's matrix products on one device, by "classes" and "images".
 
   The counts are the least that the mathematics needs: each class of a draw once, with
@@ -43,7 +43,7 @@ def step_flops(run: setup.PromptRun) -> dict[str, float]:
   return flops
 
 
-def _class_flops(run: setup.PromptRun) -> float:
+def _class_flops(run: PromptRun) -> float:
   """FLOP of the text tower for the classes of a step on one device."""
   text = run.encoder.clip.config.text_config
   lengths_N = np.asarray(run.frozen.tokens.lengths) + run.module.n_own
@@ -64,7 +64,7 @@ def _class_flops(run: setup.PromptRun) -> float:
   return dense + attention
 
 
-def image_flops(run: setup.PromptRun) -> float:
+def image_flops(run: PromptRun) -> float:
   """Counts the FLOP of the image tower's products for one image."""
   encoder = run.images
   size = encoder.clip.image_size

@@ -13,12 +13,12 @@ from pomp_jax.rooms.benchmark import costs, hlo
 from pomp_jax.rooms.benchmark.absent import Outcome
 from pomp_jax.rooms.benchmark.chips import GIB, SOURCES, Machine
 from pomp_jax.rooms.benchmark.flops import image_flops, step_flops
-from pomp_jax.train import setup
+from pomp_jax.train.training import PromptRun
 
 _MIB = 2**20
 
 
-def read_rate(run: setup.PromptRun) -> float:
+def read_rate(run: PromptRun) -> float:
   """Measures how many views/s a core of this machine reads for a training."""
   read = costs.reading(run)["read"]
   threads, workers = run.readers
@@ -91,7 +91,7 @@ def _of_slice(sizes: dict[str, int], n_slices: int) -> dict[str, int]:
   return sizes | {DATA: max(1, sizes[DATA] // n_slices)}
 
 
-def lines(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) -> list[str]:
+def lines(run: PromptRun, machine: Machine, figures: dict[str, Any]) -> list[str]:
   """Writes the report of `figures_of`, with the source of each figure.
 
   Args:
@@ -126,7 +126,7 @@ def lines(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) -> li
 
 
 def _memory_lines(
-  run: setup.PromptRun, machine: Machine, figures: dict[str, Any]
+  run: PromptRun, machine: Machine, figures: dict[str, Any]
 ) -> list[str]:
   """Memory of a device, and what its limit makes of the text tower."""
   memory = figures["memory"]
@@ -143,9 +143,7 @@ def _memory_lines(
   ]
 
 
-def _step_lines(
-  run: setup.PromptRun, machine: Machine, figures: dict[str, Any]
-) -> list[str]:
+def _step_lines(run: PromptRun, machine: Machine, figures: dict[str, Any]) -> list[str]:
   """Time of a step by floor and estimate, its collectives, and the reading it needs."""
   chip = machine.chip
   memory = figures["memory"]
@@ -193,9 +191,7 @@ def _step_lines(
   return text
 
 
-def _whole_run(
-  run: setup.PromptRun, machine: Machine, figures: dict[str, Any]
-) -> list[str]:
+def _whole_run(run: PromptRun, machine: Machine, figures: dict[str, Any]) -> list[str]:
   """Hours of the training, and their price."""
   hours_per_second = run.total_steps / 3600  # hours of the run, per second of a step
   hours = hours_per_second * figures["floor_seconds"]
@@ -219,7 +215,7 @@ def _whole_run(
   return text
 
 
-def _reading(run: setup.PromptRun, figures: dict[str, Any], rate: float) -> str:
+def _reading(run: PromptRun, figures: dict[str, Any], rate: float) -> str:
   """Views/s that hosts must deliver, beside those that a core of this one reads."""
   n_hosts = figures["n_hosts"]
   hosts_text = "the host" if n_hosts == 1 else f"each of {n_hosts} hosts"

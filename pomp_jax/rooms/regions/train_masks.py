@@ -51,7 +51,8 @@ from pomp_jax.rooms.regions.mask_views import MaskViews
 from pomp_jax.train import loop
 from pomp_jax.train.pretrain import check_mesh
 from pomp_jax.train.resume import Checkpoint, check_same_run
-from pomp_jax.train.setup import Run, length_of
+from pomp_jax.train.setup import length_of
+from pomp_jax.train.training import Run
 
 log = logging.getLogger(__name__)
 

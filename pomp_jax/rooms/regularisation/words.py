@@ -41,7 +41,7 @@ from pomp_jax.rooms.regularisation.contest import Contest
 from pomp_jax.rooms.regularisation.fields import AUTOMATIC, Consistency, Words
 from pomp_jax.train.batches import readable_features
 from pomp_jax.train.resume import Checkpoint
-from pomp_jax.train.setup import PromptRun
+from pomp_jax.train.training import PromptRun
 
 log = logging.getLogger(__name__)
 

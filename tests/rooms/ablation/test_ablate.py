@@ -22,7 +22,8 @@ from pomp_jax.rooms.ablation.vmapped_training import (
   lanes_of_program,
   program_groups,
 )
-from pomp_jax.train import pretrain, setup
+from pomp_jax.train import pretrain
+from pomp_jax.train.training import PromptRun
 from pomp_jax.train.watch import TrainingError
 from tests.support.small_run import run_job, small_config, trained
 
@@ -163,9 +164,9 @@ def test_a_curve_is_of_its_cells_prompt(
 
 
 def test_each_lane_has_its_own_bank(tmp_path, monkeypatch):
-  features = setup.PromptRun.class_features
+  features = PromptRun.class_features
   computed = mock.create_autospec(features, side_effect=features)
-  monkeypatch.setattr(setup.PromptRun, "class_features", computed)
+  monkeypatch.setattr(PromptRun, "class_features", computed)
   grid = "sampling.name=posterior;seed=0|1;optim.lr=0.05|0.1"
   # Under a CLIP of fewer layers rounding decides what is drawn.
   config = config_for(grid, steps=4, **{"sampling.renew": 8})

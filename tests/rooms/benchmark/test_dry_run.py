@@ -23,6 +23,7 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark import costs, dry_run, synthetic_clip
 from pomp_jax.rooms.benchmark.synthetic_images import open_split
 from pomp_jax.train import setup
+from pomp_jax.train.training import PromptRun
 from tests.support.data_files import write_folder, write_world
 from tests.support.small_run import small_config
 
@@ -51,9 +52,9 @@ def run(config, tmp_path, caplog):
 
 def test_stored_images_are_synthetic(dry, tmp_path, caplog, monkeypatch):
   built = []
-  build = setup.PromptRun.build_step
+  build = PromptRun.build_step
   monkeypatch.setattr(
-    setup.PromptRun,
+    PromptRun,
     "build_step",
     lambda run, **kwargs: built.append(run) or build(run, **kwargs),
   )

@@ -12,6 +12,7 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark import flops
 from pomp_jax.rooms.benchmark.chips import CHIPS, chip_of
 from pomp_jax.train import setup
+from pomp_jax.train.training import Run
 from tests.support.small_run import small_config
 
 
@@ -39,7 +40,7 @@ def test_the_share_of_the_peak(tmp_path, monkeypatch, dtype, passes):
   least = sum(flops.step_flops(run).values()) * passes / 197e12
   assert flops.share_of_peak(run)(4 * least)["mfu"] == pytest.approx(0.25)
   # A training of masks is no `PromptRun`, and has no such count.
-  masks = mock.Mock(spec=setup.Run, encoder=run.encoder, clip=run.clip)
+  masks = mock.Mock(spec=Run, encoder=run.encoder, clip=run.clip)
   assert flops.share_of_peak(masks)(4 * least) == {}
 
 

@@ -19,6 +19,7 @@ from pomp_jax.prompt.optimizer import result_of, sgd
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.rooms.regularisation.averaging import Averaged, averaging
 from pomp_jax.train import setup
+from pomp_jax.train.training import PromptRun
 from tests.support.checks import assert_close
 from tests.support.small_run import run_job, small_config
 
@@ -141,9 +142,9 @@ def test_each_method_validates_the_average(tmp_path, one_layer, monkeypatch, met
     seen.append(params)
     return np.eye(2, dtype=np.float32)
 
-  monkeypatch.setattr(setup.PromptRun, "class_features", class_features)
+  monkeypatch.setattr(PromptRun, "class_features", class_features)
   accuracy = lambda run: lambda params, split, source: seen.append(params)
-  monkeypatch.setattr(setup.PromptRun, "accuracy", accuracy)
+  monkeypatch.setattr(PromptRun, "accuracy", accuracy)
   run = setup.prepare(config, RunFolder(tmp_path))
   last, mean = {"context": np.zeros(1)}, {"context": np.ones(1)}
   state = TrainState(
@@ -157,13 +158,13 @@ def test_a_run_validates_the_average_that_it_keeps(tmp_path, one_layer, monkeypa
   """Not the last parameters, whose class features differ."""
   config = small_config(**{"clip.model": one_layer, "optim.average": "ema", "steps": 4})
   validated = []
-  of_parameters = setup.PromptRun.class_features
+  of_parameters = PromptRun.class_features
 
   def class_features(run, params):
     validated.append(np.asarray(params["context"]))
     return of_parameters(run, params)
 
-  monkeypatch.setattr(setup.PromptRun, "class_features", class_features)
+  monkeypatch.setattr(PromptRun, "class_features", class_features)
   run_job(config, tmp_path / "run")
   state = read_checkpoint(tmp_path / "run/checkpoints/4").state
   average = result_of(None, state["opt_state"])["context"]

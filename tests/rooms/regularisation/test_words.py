@@ -24,6 +24,7 @@ from pomp_jax.rooms.regularisation import contest, words
 from pomp_jax.rooms.regularisation.fields import Consistency
 from pomp_jax.train import setup
 from pomp_jax.train.resume import Checkpoint
+from pomp_jax.train.training import PromptRun
 from tests.support.checks import assert_close
 from tests.support.clips import with_logit_scale
 from tests.support.small_run import run_job, small_config
@@ -122,7 +123,7 @@ def contest_of(monkeypatch, encoder, right, *, name=MEAN, uneven=False, taken="l
   monkeypatch.setattr(words, "readable_features", lambda *_: split)
   context = np.ones((2, encoder.clip.text_width), np.float32)
   run = mock.Mock(
-    spec=setup.PromptRun,
+    spec=PromptRun,
     candidates={LONG: 0.1, name: 0.2},
     config={"seed": 7},
     data=small_config().data,
