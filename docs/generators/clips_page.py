@@ -31,8 +31,9 @@ embeddings) only the rows that the names use are read. VPT, MaPLe, IVLP and dens
 ViT of OpenAI's kind. Images are resized as the table says, to a square or with a centre crop,
 bilinear or bicubic: RGB and grey files to open_clip's pixels. Files with a palette, 1 bit,
 transparency or CMYK become RGB before they are resized, and after it in open_clip, whose pixels
-differ ([image files](data.md#image-files)). A CLIP with another image tower gives its text tower
-(`clip.image_tower=False`), beside [features of a file](data.md#features-without-images).
+differ ([image files](../how-to/data.md#image-files)). A CLIP with another image tower gives its
+text tower (`clip.image_tower=False`), beside
+[features of a file](../how-to/data.md#features-without-images).
 
 Read beside the rows of [the table](#the-table) are {more}.
 

@@ -44,7 +44,8 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets
 from pomp_jax.evaluate.metrics import paired_difference, ranks
-from pomp_jax.evaluate.named_prompts import features_under, read_prompts
+from pomp_jax.evaluate.named_prompts import read_prompts
+from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.paths import to_path
 from pomp_jax.files.run_folder import RunFolder

@@ -12,7 +12,7 @@ from pomp_jax.config.checks import (
   with_argument,
   with_jobs,
 )
+from pomp_jax.config.errors import ConfigError, near_match
 from pomp_jax.config.fields import SYNTHETIC_CLIP
-from pomp_jax.config.rows import ConfigError, near_match
 from pomp_jax.config.settings import HERE, Config, defaults, fields_of, value_of_text
 from pomp_jax.registry import JOBS, METHODS, READERS, SOURCES, WORLD, load_job

@@ -11,7 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pomp_jax import registry
-from pomp_jax.config.rows import ConfigError, check_name, check_value
+from pomp_jax.config.errors import ConfigError, check_name
+from pomp_jax.config.rows import check_value
 from pomp_jax.config.settings import (
   Config,
   check_read,

@@ -9,18 +9,9 @@ from pomp_jax import hooks, registry
 from pomp_jax.clip.open_clip import named_clip
 from pomp_jax.clip.precision import DTYPES
 from pomp_jax.clip.text import TEXT_TOWERS, WITHOUT_FLAX, has_flax_clip
+from pomp_jax.config.errors import ConfigError, require
 from pomp_jax.config.group import Group
-from pomp_jax.config.rows import (
-  Check,
-  ConfigError,
-  above,
-  at_least,
-  below,
-  between,
-  one_of,
-  require,
-  row,
-)
+from pomp_jax.config.rows import Check, above, at_least, below, between, one_of, row
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from pomp_jax import hooks
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import (
   BEST,
   Checkpoint,
@@ -22,7 +23,6 @@ from pomp_jax.config.fields import (
   Prompt,
   Sampling,
 )
-from pomp_jax.config.rows import require
 from pomp_jax.config.settings import HERE, Config
 from pomp_jax.prompt.sampling.samplers import SAMPLERS
 from pomp_jax.registry import METHODS

@@ -1,34 +1,13 @@
-"""Rows of the table of fields, and the errors for unknown names and values."""
+"""Rows of the table of fields: types, and what a value must fit."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
-import difflib
 import math
 import typing
 from typing import Any, NamedTuple
 
-from pomp_jax.errors import InputError
+from pomp_jax.config.errors import ConfigError, near_match
 from pomp_jax.files.paths import problem_of
-from pomp_jax.files.terminal import printable
-
-
-class ConfigError(InputError):
-  """A wrong field: one line with its name, the value and what is expected.
-
-  No ValueError: ml_collections rewrites those that config files raise.
-  """
-
-  def __init__(self, field: str, got: Any, expected: str):
-    super().__init__(f"config.{printable(field)}: got {got!r}, expected {expected}")
-    self.field = field
-
-
-class UnknownFieldError(ConfigError):
-  """A field that does not exist: one line with its name and a hint."""
-
-  def __init__(self, field: str, hint: str = ""):
-    InputError.__init__(self, f"unknown field config.{printable(field)}{hint}")
-    self.field = field
 
 
 class Check(NamedTuple):
@@ -149,35 +128,3 @@ def check_value(field: str, check: Check, value: Any) -> None:
     raise ConfigError(
       field, value, check.expected + near_match(str(value), check.choices)
     )
-
-
-def near_match(name: str, known: Iterable[str]) -> str:
-  """A hint at the most similar of the known names, for the end of a message."""
-  near = difflib.get_close_matches(name, list(known), 1)
-  return (
-    f" (did you mean {printable(near[0], 80)!r}?)" if near and near[0] != name else ""
-  )
-
-
-def require(fits: Any, field: str, value: Any, expected: str) -> None:
-  """Raises ConfigError for a value that does not fit.
-
-  Args:
-    fits: whether it fits.
-    field: dotted name of the field to change.
-    value: its value.
-    expected: what would fit, and beside which other field.
-  """
-  if not fits:
-    raise ConfigError(field, value, expected)
-
-
-def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:
-  """Raises UnknownFieldError for a field that does not exist, with the nearest name."""
-  if field not in known:
-    # The last part alone finds `config.optim.lr` for `config.lr`, and `steps` for
-    # `optim.steps`.
-    same = [name for name in known if name.split(".")[-1] == field.split(".")[-1]]
-    matches = difflib.get_close_matches
-    near = matches(field, same, 1, 0.0) or matches(field, known, 1)
-    raise UnknownFieldError(field, f" (did you mean config.{near[0]}?)" if near else "")

@@ -10,18 +10,15 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict
 
 from pomp_jax import registry
+from pomp_jax.config.errors import ConfigError, UnknownFieldError, check_name, require
 from pomp_jax.config.fields import Clip, Contrast, Loop, Mesh, check_cache
 from pomp_jax.config.group import Extension, Group, own_rows
 from pomp_jax.config.rows import (
   MAX_SEED,
-  ConfigError,
-  UnknownFieldError,
   between,
-  check_name,
   check_value,
   name_of_type,
   one_of,
-  require,
   row,
 )
 from pomp_jax.files.compilation import AUTO

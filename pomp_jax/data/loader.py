@@ -1,13 +1,11 @@
-"""Batches of images for training, shuffled and endless; what reads ahead; unreadable
-images.
+"""Batches of images for training, shuffled and endless, and what reads ahead.
 
 Shapes: G rows of a global batch, V views an image, B images of a batch that a process
 reads.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 import concurrent.futures
-import dataclasses
 import functools
 import itertools
 import logging
@@ -25,7 +23,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.data.source import Labelled
-from pomp_jax.errors import RunError
+from pomp_jax.data.unreadable import CorruptDataError, SkippedImages, name_of
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +57,6 @@ class Readers(NamedTuple):
 
 
 _READERS = Readers(threads=2, workers=0)
-
-
-class CorruptDataError(RunError, RuntimeError):
-  """More unreadable images than allowed; one line that names one of them."""
 
 
 class Loader(Iterator[dict[str, np.ndarray]]):
@@ -243,11 +237,6 @@ def _begin_worker(*_: int) -> None:
   threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def name_of(source: Labelled, index: int) -> str:
-  """Name of an image for messages."""
-  return source.where(index) if hasattr(source, "where") else f"image {index}"
-
-
 def _read_batch(
   labels_n: np.ndarray,
   fetch: Fetch,
@@ -279,44 +268,3 @@ def _read_batch(
     views[again], readable_B[again] = fetch(shown_B[again], epochs_B[again])
   found = f"{_MAX_SKIPS} consecutive images, up to number {shown_B[again[0]]}"
   raise CorruptDataError(f"{found}, can't be read")
-
-
-@dataclasses.dataclass
-class SkippedImages:
-  """Unreadable images that are skipped: a share `max_corrupt` may be, and one unless it
-  is 0.
-
-  `reasons` has the reason, which names the file, for the index of each.
-  """
-
-  source: Labelled
-  max_corrupt: float
-  reasons: dict[int, str] = dataclasses.field(default_factory=dict)
-
-  def add(self, reasons: Mapping[int, str]) -> None:
-    """Adds unreadable images; CorruptDataError if more than allowed, or none is
-    left."""
-    self.reasons |= reasons
-    n_found, n_images = len(self.reasons), len(self.source)
-    n_allowed = max(1, int(self.max_corrupt * n_images)) if self.max_corrupt else 0
-    if n_found > n_allowed or n_found == n_images > 0:
-      counts = f"{n_found} of {n_images} images can't be read, {n_allowed} are allowed"
-      raise CorruptDataError(f"{counts} by data.max_corrupt; {self._first()}")
-
-  def note(self, indices: Iterable[int]) -> None:
-    """Adds unreadable images by their names alone."""
-    self.add({index: name_of(self.source, index) for index in indices})
-
-  def gather(self) -> None:
-    """Adds the other processes' images and warns once; all processes call it
-    together."""
-    for _, found in hosts.gather(sorted(self.reasons.items()), "unreadable images"):
-      self.add(dict(found))
-    if self.reasons:
-      counts = len(self.reasons), len(self.source)
-      log.warning(
-        "%d of %d images can't be read and are SKIPPED; %s", *counts, self._first()
-      )
-
-  def _first(self) -> str:
-    return f"the first: {self.reasons[min(self.reasons)]}"

@@ -15,7 +15,7 @@ from PIL import Image
 import scipy.special
 
 from pomp_jax.clip.load import Clip, load_clip
-from pomp_jax.config.rows import ConfigError
+from pomp_jax.config.errors import ConfigError
 from pomp_jax.data.class_lists import (
   ClassList,
   VocabularyError,
@@ -27,12 +27,8 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.calibrated import AUTO, Scale, scale_of
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.evaluate.named_prompts import (
-  AnyPrompt,
-  OtherPrompt,
-  class_features,
-  read_prompt,
-)
+from pomp_jax.evaluate.named_prompts import AnyPrompt, OtherPrompt, read_prompt
+from pomp_jax.evaluate.prompt_features import class_features
 from pomp_jax.evaluate.ranking import Scorer
 from pomp_jax.files.prompt_file import (
   NO_NAMES,

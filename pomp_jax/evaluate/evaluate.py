@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from pomp_jax import hooks, hosts
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Clip, Data, Eval, Evaluate
 from pomp_jax.config.jobs import EvaluateConfig
-from pomp_jax.config.rows import require
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import FeatureSource, LabelledSet, StoredImages
 from pomp_jax.encoder import Encoder
@@ -31,6 +31,7 @@ from pomp_jax.evaluate.evaluation_sets import (
   open_everywhere,
 )
 from pomp_jax.evaluate.named_prompts import NamedPrompt
+from pomp_jax.evaluate.prompt_features import classifier_under
 from pomp_jax.evaluate.ranking import tally
 from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
@@ -204,10 +205,7 @@ def _evaluate(
   tallies = tally(
     encoder,
     source,
-    {
-      one.label: named_prompts.classifier_under(encoder, classes, one.prompt)
-      for one in prompts
-    },
+    {one.label: classifier_under(encoder, classes, one.prompt) for one in prompts},
     more=more,
     reference=prompts[0].label,
     batch_size=batch_size,

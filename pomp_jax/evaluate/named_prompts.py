@@ -13,14 +13,14 @@ from transformers import CLIPTextConfig
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.tokens import TokenizeError, Tokenizer, check_token_counts
 from pomp_jax.config import ConfigError
-from pomp_jax.config.rows import require
+from pomp_jax.config.errors import require
 from pomp_jax.data.class_lists import (
   TEMPLATES,
   ClassList,
   load_templates,
   normalized_names,
 )
-from pomp_jax.encoder import Encoder, unit_rows
+from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.ranking import Scorer
 from pomp_jax.files import prompt_file
 from pomp_jax.files.checkpoints import (
@@ -31,7 +31,6 @@ from pomp_jax.files.checkpoints import (
 )
 from pomp_jax.files.paths import is_dir, join
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.files.terminal import steps_of
 from pomp_jax.hooks import CLASS_FEATURES, FINISHED_RUN, OTHER_PROMPTS
 from pomp_jax.prompt.optimizer import result_of
 from pomp_jax.registry import METHODS
@@ -191,54 +190,6 @@ def warn_of_turns(prompts: Sequence[NamedPrompt], upright: bool, where: str) -> 
       ", ".join(map(repr, others)),
       "did not turn its own" if upright else "turned its own",
     )
-
-
-def features_under(
-  encoder: Encoder, classes: ClassList, prompt: AnyPrompt
-) -> np.ndarray:
-  """Computes unit features [N,E] of a class list under the prompt of a `NamedPrompt`.
-
-  Features under several texts are averaged and normalised (Radford et al., 2021,
-  section 3.1.4): unit features under `ensemble`, the text tower's outputs under
-  `outputs`, as PromptSRC's anchors.
-  """
-  if isinstance(prompt, OtherPrompt):
-    return prompt.features(encoder, classes)
-  if isinstance(prompt, prompt_file.Prompt):
-    return encoder.class_features(classes.names, prompt)
-  if isinstance(prompt, prompt_file.ClassFeatures):
-    prompt.check_fits(
-      len(classes), encoder.clip.config.projection_dim, "class features"
-    )
-    return prompt.features
-  texts = steps_of(texts_of(prompt, classes), "class features of texts", "texts")
-  unit = not prompt.startswith(f"{OUTPUTS}:")
-  of_texts = (encoder.class_features(classes.names, text, unit=unit) for text in texts)
-  return unit_rows(functools.reduce(np.add, of_texts))
-
-
-def classifier_under(
-  encoder: Encoder, classes: ClassList, prompt: AnyPrompt
-) -> np.ndarray | Scorer:
-  """What `predictions.tally` takes: features as `features_under`, or what scores
-  images."""
-  if isinstance(prompt, OtherPrompt):
-    return prompt.classifier(encoder, classes)
-  return features_under(encoder, classes, prompt)
-
-
-def class_features(
-  encoder: Encoder, classes: ClassList, prompt: AnyPrompt, *, unit: bool = True
-) -> np.ndarray:
-  """Computes features [N,E] as `features_under`, but a text's are the tower's own.
-
-  Those of a text or a learned prompt alone may have other than unit rows.
-  """
-  if isinstance(prompt, prompt_file.Prompt) or (
-    isinstance(prompt, str) and prompt.count("{}") == 1
-  ):
-    return encoder.class_features(classes.names, prompt, unit=unit)
-  return features_under(encoder, classes, prompt)
 
 
 def check_prompt(

@@ -13,8 +13,8 @@ from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import Clip, load_clip, read_clip
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, fields
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Data
-from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.source import FeatureSource, Source
 from pomp_jax.encoder import Encoder

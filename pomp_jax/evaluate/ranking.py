@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import FeatureSource, Source
+from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.encoder import Encoder, chunks, fetched, map_rows
 from pomp_jax.evaluate.image_batches import NO_LABEL, image_batches
 from pomp_jax.evaluate.metrics import Accuracy, Tally, accuracy_of_ranks, ranks

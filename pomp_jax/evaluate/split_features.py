@@ -20,8 +20,8 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError
-from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import FeatureSource, Source, StoredImages
+from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.encoder import Encoder, fetched
 from pomp_jax.evaluate.image_batches import NO_LABEL, image_batches
 from pomp_jax.evaluate.metrics import check_finite

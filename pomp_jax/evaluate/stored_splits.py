@@ -21,12 +21,11 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.config import SOURCES, ConfigError
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Data
-from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.duplicates import find_duplicates
 from pomp_jax.data.folder import classes_of, match_classes
-from pomp_jax.data.loader import CorruptDataError, SkippedImages
 from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import (
   even_sample,
@@ -35,6 +34,7 @@ from pomp_jax.data.subsets import (
   held_out,
   spread_evenly,
 )
+from pomp_jax.data.unreadable import CorruptDataError, SkippedImages
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.registry import load

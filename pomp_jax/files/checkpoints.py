@@ -23,7 +23,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.errors import RunError
-from pomp_jax.files import checkpoint_folders
+from pomp_jax.files import orbax_folders
 from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import Path, exists, is_dir, read_file, to_path
 from pomp_jax.files.run_folder import DamagedFileError, parse_json, with_checksum
@@ -83,7 +83,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     if hosts.is_first():
       try:
         self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint_folders.remove_incomplete(self.folder)
+        orbax_folders.remove_incomplete(self.folder)
         write_file(self.folder / _OWNER, self._owner)
       except OSError as error:
         reason = error.strerror or error
@@ -156,7 +156,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       "meta": meta,
       "metric": value,
     }
-    checkpoint_folders.save(self.folder / str(step), arrays, with_checksum(facts))
+    orbax_folders.save(self.folder / str(step), arrays, with_checksum(facts))
     self._metrics[step] = value
 
   def _discard_old(self) -> None:
@@ -165,7 +165,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     for old in self.steps()[: -self._keep]:
       if old not in best:
         with contextlib.suppress(OSError):  # left to the next save
-          checkpoint_folders.discard(self.folder / str(old))
+          orbax_folders.discard(self.folder / str(old))
 
   def _describe_failure(self, step: int, error: Exception) -> CheckpointError:
     """Removes what a failed save has left, and says which checkpoint is the last good."""
@@ -174,13 +174,13 @@ class Checkpoints(contextlib.AbstractContextManager):
       earlier = [stored for stored in self.steps() if stored != step]
       if earlier:
         last = f"the last good one is of step {max(earlier)}"
-      checkpoint_folders.remove_incomplete(self.folder)
+      orbax_folders.remove_incomplete(self.folder)
     what = f"could not save the checkpoint of step {step} ({_as_line(error)})"
     return CheckpointError(f"{self.folder}: {what}; {last}")
 
   def steps(self) -> list[int]:
     """Steps of all checkpoints, ascending."""
-    return checkpoint_folders.steps(self.folder)
+    return orbax_folders.steps(self.folder)
 
   def restore(self, abstract_state: PyTree, *, best: bool = False) -> Restored | None:
     """Restores the newest intact checkpoint, or the one with the highest metric.
@@ -271,7 +271,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     if exists(target):
       target = target.with_name(f"{target.name}-{secrets.token_hex(4)}")
     try:
-      checkpoint_folders.move(self.folder / str(step), target)
+      orbax_folders.move(self.folder / str(step), target)
     except OSError as error:
       raise CheckpointError(
         f"{self.folder / str(step)}: damaged, and can't be renamed ({error.strerror})"
@@ -313,7 +313,7 @@ def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
   """
   if not is_dir(folder):
     raise CheckpointError(f"{folder}: no such folder of checkpoints")
-  for step in checkpoint_folders.steps(to_path(folder)):
+  for step in orbax_folders.steps(to_path(folder)):
     yield read_checkpoint(to_path(folder) / str(step))
 
 
@@ -338,7 +338,7 @@ def _read(path: Path) -> Restored:
   """Reads a checkpoint and compares its checksums."""
   facts = _read_facts(path)
   try:
-    state = jax.tree.map(np.asarray, checkpoint_folders.restore(path))
+    state = jax.tree.map(np.asarray, orbax_folders.restore(path))
   except Exception as error:  # a damaged file fails in any layer
     raise DamagedFileError(f"{path}: can't be read ({_as_line(error)})") from error
   checksums = _checksums(state)

@@ -11,7 +11,7 @@ import numpy as np
 from pomp_jax.hooks import BY_CLASS, SUITES
 from pomp_jax.registry import WORLD
 from pomp_jax.report import report
-from pomp_jax.report.intervals import bootstrap
+from pomp_jax.report.bootstrap import bootstrap
 from pomp_jax.report.labels import counted
 
 _TITLES = {

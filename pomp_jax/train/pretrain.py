@@ -13,9 +13,9 @@ from pomp_jax import hosts
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import METHODS, SOURCES, ConfigError, fields
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Data, Eval, Loop
 from pomp_jax.config.jobs import TrainingConfig
-from pomp_jax.config.rows import require
 from pomp_jax.data import class_lists
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import AnyPrompt, check_lengths, read_prompts

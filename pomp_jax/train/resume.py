@@ -12,7 +12,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError, fields_of
-from pomp_jax.config.rows import UnknownFieldError
+from pomp_jax.config.errors import UnknownFieldError
 from pomp_jax.config.settings import flatten
 from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.files.run_folder import RunFolder, read_json

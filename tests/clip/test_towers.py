@@ -16,7 +16,7 @@ from pomp_jax.clip.packed import AT_ONCE, MemoryPlan
 from pomp_jax.clip.text import text_tower
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.config import defaults, fields, validate
-from pomp_jax.config.rows import ConfigError
+from pomp_jax.config.errors import ConfigError
 from pomp_jax.errors import InputError
 from tests.support.checks import assert_close, equations
 from tests.support.clips import HAS_FLAX_CLIP, TOWERS, encode_texts, pooled

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
+from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import split_features as module
 from pomp_jax.evaluate.split_features import split_features

@@ -20,8 +20,8 @@ import numpy as np
 import optax
 import pytest
 
-from pomp_jax.files import checkpoint_folders
 from pomp_jax.files import checkpoints as module
+from pomp_jax.files import orbax_folders
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints, read_checkpoints
 from pomp_jax.files.run_folder import DamagedFileError
 from tests.support.checkpoint_states import META, assert_same, make_state
@@ -243,7 +243,7 @@ def test_errors_without_a_place_go_on_to_the_hook_of_before(monkeypatch):
   handled already."""
   heard = []
   monkeypatch.setattr(sys, "unraisablehook", heard.append)
-  importlib.reload(checkpoint_folders)
+  importlib.reload(orbax_folders)
   of_tensorstore, other = (
     types.SimpleNamespace(exc_value=RuntimeError(text))
     for text in ("Event loop is closed", "stopped by SIGTERM")

@@ -14,13 +14,13 @@ from pomp_jax.evaluate.metrics import paired_difference
 from pomp_jax.files import provenance
 from pomp_jax.registry import METHODS
 from pomp_jax.report import drawing
+from pomp_jax.report.bootstrap import bootstrap
 from pomp_jax.report.evaluation_report import (
   SetFigures,
   accuracy_by_group,
   comparisons_by_group,
   counts_by_group,
 )
-from pomp_jax.report.intervals import bootstrap
 from pomp_jax.report.labels import method_label, prompt_labels, run_labels, shorten
 from tests.support.report_page import AWKWARD, PATHS, Case, check_page, page_of
 

@@ -28,8 +28,9 @@ from pomp_jax import main
 from pomp_jax.clip.load import Clip
 from pomp_jax.config import SOURCES, Config, load_job
 from pomp_jax.config.group import Group
-from pomp_jax.data.loader import Loader, SkippedImages
+from pomp_jax.data.loader import Loader
 from pomp_jax.data.source import Files, StoredImages
+from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import evaluate, evaluation_sets, export, opening, predict
 from pomp_jax.evaluate.classifier import Classifier

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import SourceError
+from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.evaluate import opening, predict, stored_splits
 from pomp_jax.evaluate.ranking import evaluate
 from pomp_jax.files.prompt_file import load_prompt

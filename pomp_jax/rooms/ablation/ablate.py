@@ -19,7 +19,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip.text import activation_bytes
-from pomp_jax.config.rows import require
+from pomp_jax.config.errors import require
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import opening
 from pomp_jax.files.pieces import Pieces

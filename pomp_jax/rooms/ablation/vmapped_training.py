@@ -209,7 +209,7 @@ def _step(run: PromptRun):
   on_features = _on_features(run)
   has_own_loss = CORRECTIONS[run.contrast.correction].loss is not None
 
-  def step_of_lane(state, numbers, frozen, batch):
+  def step_of_cells(state, numbers, frozen, batch):
     traced = {name: numbers[name] for name in _NUMBERS}
     optimizer, _ = optimizer_of(run.optim, run.steps_per_epoch, run.total_steps, traced)
     lane = dataclasses.replace(on_features, optimizer=optimizer)
@@ -217,7 +217,7 @@ def _step(run: PromptRun):
     step = lane.build_step(scale)
     return step(state, frozen, batch)
 
-  return jax.jit(jax.vmap(step_of_lane, in_axes=(0, 0, None, 0)), donate_argnums=0)
+  return jax.jit(jax.vmap(step_of_cells, in_axes=(0, 0, None, 0)), donate_argnums=0)
 
 
 def _on_features(run: PromptRun) -> PromptRun:

@@ -16,7 +16,8 @@ from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.evaluate import check_prompts
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets, open_everywhere
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.evaluate.named_prompts import NamedPrompt, features_under, read_prompts
+from pomp_jax.evaluate.named_prompts import NamedPrompt, read_prompts
+from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.prompt_file import Prompt

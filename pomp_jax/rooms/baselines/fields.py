@@ -4,9 +4,10 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from pomp_jax.config.errors import require
 from pomp_jax.config.group import Group
 from pomp_jax.config.jobs import TrainingConfig
-from pomp_jax.config.rows import MAX_SEED, Check, at_least, one_of, require, row
+from pomp_jax.config.rows import MAX_SEED, Check, at_least, one_of, row
 from pomp_jax.registry import METHODS
 
 _seeds = Check(

@@ -20,13 +20,14 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.config import fields
+from pomp_jax.config.errors import ConfigError, require
 from pomp_jax.config.fields import Data, Prompt
-from pomp_jax.config.rows import ConfigError, require
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import opening
-from pomp_jax.evaluate.named_prompts import features_under, read_prompt
+from pomp_jax.evaluate.named_prompts import read_prompt
+from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.learner import ClassFeatures, ContextLearner, Frozen, Seen
 from pomp_jax.prompt.loss import Contrast, ContrastSettings, kept_with_margin, normalize

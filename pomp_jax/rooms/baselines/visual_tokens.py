@@ -26,8 +26,8 @@ from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.config import ConfigError, fields
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Prompt
-from pomp_jax.config.rows import require
 from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.context import INIT_STDDEV, ClassTokens
 from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner, Seen, TextFeatures

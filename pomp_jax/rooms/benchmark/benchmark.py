@@ -12,7 +12,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip.text import has_flax_clip
-from pomp_jax.config.rows import require
+from pomp_jax.config.errors import require
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark.fields import Benchmark, BenchmarkConfig, numbers
 from pomp_jax.rooms.benchmark.measurement import (

@@ -8,7 +8,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from pomp_jax.config.rows import ConfigError
+from pomp_jax.config.errors import ConfigError
 
 GIB = 2**30
 _CLOUD = "https://docs.cloud.google.com/tpu/docs"

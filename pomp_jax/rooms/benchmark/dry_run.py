@@ -24,9 +24,9 @@ from pomp_jax import hosts
 from pomp_jax.clip import huggingface, openai
 from pomp_jax.clip.open_clip import named_clip
 from pomp_jax.config import HERE, METHODS, SYNTHETIC_CLIP, WORLD
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import BEST, Data, Prompt
 from pomp_jax.config.jobs import TrainingConfig
-from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.evaluate import opening
 from pomp_jax.files.paths import exists, is_file

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.config.errors import ConfigError, require
 from pomp_jax.config.fields import Data, Eval
-from pomp_jax.config.rows import ConfigError, require
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.source import FeatureSource
 from pomp_jax.encoder import Encoder
@@ -25,10 +25,10 @@ from pomp_jax.evaluate.metrics import check_finite, wilson_interval
 from pomp_jax.evaluate.named_prompts import (
   NamedPrompt,
   check_prompt,
-  features_under,
   read_prompt,
   texts_of,
 )
+from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.calibration import SETS, Calibration, Sets, classes_digest
 from pomp_jax.files.prompt_file import Prompt, Sentences, save_prompt

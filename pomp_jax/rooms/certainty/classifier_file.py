@@ -24,8 +24,8 @@ import safetensors
 import safetensors.numpy
 
 from pomp_jax.clip.vision import image_tower
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Clip, Export
-from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import ClassList, check_names, load_class_list
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
@@ -38,8 +38,8 @@ from pomp_jax.evaluate.named_prompts import (
   NamedPrompt,
   check_prompt,
   describe,
-  features_under,
 )
+from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.files.atomic import replacing, write_file
 from pomp_jax.files.paths import Path, local_copy
 from pomp_jax.files.pieces import fingerprint

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.config import fields
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Data, Predict
-from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.images import read_image
 from pomp_jax.encoder import Encoder

@@ -8,8 +8,8 @@ from jaxtyping import Int
 import numpy as np
 
 from pomp_jax.config import READERS, SOURCES, ConfigError, near_match
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Evaluate
-from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import ClassList, load_class_list, repeats
 from pomp_jax.data.folder import classes_in, open_folder, split_folders
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages

@@ -28,7 +28,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from pomp_jax import hosts
-from pomp_jax.config.rows import require
+from pomp_jax.config.errors import require
 from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import ranked
 from pomp_jax.files.atomic import replacing

@@ -16,19 +16,15 @@ from jaxtyping import Float
 import numpy as np
 import safetensors.numpy
 
+from pomp_jax.config.errors import ConfigError
 from pomp_jax.config.fields import Clip, Export
-from pomp_jax.config.rows import ConfigError
 from pomp_jax.data import class_lists
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import RunError
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.classifier import open_prompt, pictures_upright
-from pomp_jax.evaluate.named_prompts import (
-  AnyPrompt,
-  NamedPrompt,
-  check_prompt,
-  class_features,
-)
+from pomp_jax.evaluate.named_prompts import AnyPrompt, NamedPrompt, check_prompt
+from pomp_jax.evaluate.prompt_features import class_features
 from pomp_jax.files.atomic import replacing, write_file
 from pomp_jax.files.paths import Path, is_file, local_copy, read_user_json, to_path
 from pomp_jax.files.prompt_file import (

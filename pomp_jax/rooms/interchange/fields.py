@@ -6,9 +6,10 @@ import importlib.util
 import re
 from typing import Any
 
+from pomp_jax.config.errors import require
 from pomp_jax.config.group import Group
 from pomp_jax.config.jobs import ExportConfig
-from pomp_jax.config.rows import one_of, require, row
+from pomp_jax.config.rows import one_of, row
 from pomp_jax.files.prompt_file import is_hub
 
 TRACKERS = ("wandb",)

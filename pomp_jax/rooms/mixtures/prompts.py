@@ -10,7 +10,7 @@ import math
 from jaxtyping import Float
 import numpy as np
 
-from pomp_jax.config.rows import require
+from pomp_jax.config.errors import require
 from pomp_jax.evaluate import named_prompts
 from pomp_jax.evaluate.named_prompts import (
   ENSEMBLE,
@@ -19,6 +19,7 @@ from pomp_jax.evaluate.named_prompts import (
   NamedPrompt,
   OtherPrompt,
 )
+from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.prompt_file import ClassFeatures, is_hub, is_prompt_file
 from pomp_jax.rooms.mixtures.descriptions import Waffle, is_waffle, read_descriptions
@@ -47,9 +48,7 @@ class Mixture(OtherPrompt):
     )
 
   def features(self, encoder, classes):
-    own = [
-      named_prompts.features_under(encoder, classes, part.prompt) for part in self.parts
-    ]
+    own = [features_under(encoder, classes, part.prompt) for part in self.parts]
     return mixed(own, self.weights)
 
   def check(self, label, synonyms, clip_config, clip_model):

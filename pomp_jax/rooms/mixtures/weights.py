@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.config import WORLD
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Clip, Data, Eval
-from pomp_jax.config.rows import require
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
-from pomp_jax.evaluate.named_prompts import (
-  NamedPrompt,
-  check_lengths,
-  check_prompt,
-  features_under,
-)
+from pomp_jax.evaluate.named_prompts import NamedPrompt, check_lengths, check_prompt
+from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import images_key, split_features
 from pomp_jax.report.labels import counted

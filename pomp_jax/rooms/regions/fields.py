@@ -9,19 +9,11 @@ import dataclasses
 import functools
 from typing import Any
 
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Checkpoint, Data, Log, Loop, Mesh, Predict
 from pomp_jax.config.group import Group
 from pomp_jax.config.jobs import EvaluateConfig, PredictConfig, TrainingConfig
-from pomp_jax.config.rows import (
-  Check,
-  above,
-  at_least,
-  below,
-  between,
-  one_of,
-  require,
-  row,
-)
+from pomp_jax.config.rows import Check, above, at_least, below, between, one_of, row
 from pomp_jax.config.settings import Config
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.rooms.regions.label_images import VALUES

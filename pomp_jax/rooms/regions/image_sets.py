@@ -11,7 +11,7 @@ import functools
 from jaxtyping import Int32
 import numpy as np
 
-from pomp_jax.config.rows import require
+from pomp_jax.config.errors import require
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.files.paths import Path

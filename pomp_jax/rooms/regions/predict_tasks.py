@@ -15,8 +15,8 @@ from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
 
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Clip, Data, Predict
-from pomp_jax.config.rows import require
 from pomp_jax.data.images import ImageError
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.classifier import open_prompt

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float16, Num, UInt8
 import numpy as np
 
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Clip
-from pomp_jax.config.rows import require
 from pomp_jax.encoder import Encoder, map_rows
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import (

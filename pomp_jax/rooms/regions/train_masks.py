@@ -19,7 +19,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.clip.precision import precision_of
 from pomp_jax.config import ConfigError
-from pomp_jax.config.rows import require
+from pomp_jax.config.errors import require
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import (
   AnyPrompt,

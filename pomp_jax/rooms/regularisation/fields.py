@@ -3,18 +3,11 @@
 import dataclasses
 from typing import Any
 
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import BEST
 from pomp_jax.config.group import Group
 from pomp_jax.config.jobs import TrainingConfig
-from pomp_jax.config.rows import (
-  Check,
-  at_least,
-  below,
-  between,
-  one_of,
-  require,
-  row,
-)
+from pomp_jax.config.rows import Check, at_least, below, between, one_of, row
 from pomp_jax.registry import METHODS
 
 # Terms of the loss: fields `consistency_KIND`, see `rooms.regularisation.consistency`.

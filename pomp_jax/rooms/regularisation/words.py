@@ -17,8 +17,8 @@ from pomp_jax.clip.load import Clip
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.clip.tokens import TokenizeError, tokenize
 from pomp_jax.config import ConfigError, fields
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import BEST
-from pomp_jax.config.rows import require
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder, unit_rows
 from pomp_jax.evaluate import opening
@@ -28,9 +28,9 @@ from pomp_jax.evaluate.named_prompts import (
   OUTPUTS,
   check_prompt,
   describe,
-  features_under,
   read_prompts,
 )
+from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.paths import exists

@@ -17,7 +17,7 @@ import numpy as np
 from pomp_jax.clip.load import Clip
 from pomp_jax.config.checks import unpack
 from pomp_jax.config.command_line import load_config
-from pomp_jax.config.rows import ConfigError, require
+from pomp_jax.config.errors import ConfigError, require
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.evaluate import opening

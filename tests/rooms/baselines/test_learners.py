@@ -267,9 +267,19 @@ def test_a_depth_has_at_most_the_layers_of_the_shallower_tower(
 @pytest.mark.parametrize(
   ("name", "terms"),
   [
-    ("pomp", {"squared": 8.0}),  # KgCoOp
-    ("pomp", {"l1": 25.0, "kl": 1.0}),  # PromptSRC of a context alone
-    ("ivlp", {"l1": 25.0, "kl": 1.0, "images": 10.0}),  # PromptSRC
+    pytest.param("pomp", {"squared": 8.0}, id="KgCoOp"),
+    pytest.param(
+      "pomp",
+      {"l1": 25.0, "kl": 1.0},
+      id="PromptSRC of a context alone",
+      marks=pytest.mark.slow("the terms are tested one by one"),
+    ),
+    pytest.param(
+      "ivlp",
+      {"l1": 25.0, "kl": 1.0, "images": 10.0},
+      id="PromptSRC",
+      marks=pytest.mark.slow("the terms are tested one by one"),
+    ),
   ],
 )
 def test_five_epochs_equal_the_published_trainer(tiny, name, terms):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.evaluate import named_prompts
+from pomp_jax.evaluate import named_prompts, prompt_features
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.main import main
 from pomp_jax.rooms.data_sets import coop
@@ -153,7 +153,8 @@ def test_imagenet21k_from_command_to_verdict(fourteen, tmp_path, monkeypatch, ca
   monkeypatch.setattr(accuracies, "TEST_IMAGES", {IMAGENET21K: len(classes.synsets)})
   # The random CLIP's tokenizer has a token a letter.
   texts = {"hand_written": ("a {}.",), "ensemble": ("a {}.", "the {}.")}
-  monkeypatch.setattr(named_prompts, "_texts", lambda prompt, _: texts[prompt])
+  for module in (named_prompts, prompt_features):
+    monkeypatch.setattr(module, "texts_of", lambda prompt, _: texts[prompt])
   own = tmp_path / "run"
   arguments = [
     f"--config=reproduce:table=imagenet21k,root={root},clip={fourteen / 'clip'}"

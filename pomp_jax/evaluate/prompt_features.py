@@ -1,0 +1,60 @@
+"""Features of a class list under a prompt of any kind, and the mean over templates."""
+
+import functools
+
+import numpy as np
+
+from pomp_jax.data.class_lists import ClassList
+from pomp_jax.encoder import Encoder, unit_rows
+from pomp_jax.evaluate.named_prompts import OUTPUTS, AnyPrompt, OtherPrompt, texts_of
+from pomp_jax.evaluate.ranking import Scorer
+from pomp_jax.files import prompt_file
+from pomp_jax.files.terminal import steps_of
+
+
+def features_under(
+  encoder: Encoder, classes: ClassList, prompt: AnyPrompt
+) -> np.ndarray:
+  """Computes unit features [N,E] of a class list under the prompt of a `NamedPrompt`.
+
+  Features under several texts are averaged and normalised (Radford et al., 2021,
+  section 3.1.4): unit features under `ensemble`, the text tower's outputs under
+  `outputs`, as PromptSRC's anchors.
+  """
+  if isinstance(prompt, OtherPrompt):
+    return prompt.features(encoder, classes)
+  if isinstance(prompt, prompt_file.Prompt):
+    return encoder.class_features(classes.names, prompt)
+  if isinstance(prompt, prompt_file.ClassFeatures):
+    prompt.check_fits(
+      len(classes), encoder.clip.config.projection_dim, "class features"
+    )
+    return prompt.features
+  texts = steps_of(texts_of(prompt, classes), "class features of texts", "texts")
+  unit = not prompt.startswith(f"{OUTPUTS}:")
+  of_texts = (encoder.class_features(classes.names, text, unit=unit) for text in texts)
+  return unit_rows(functools.reduce(np.add, of_texts))
+
+
+def classifier_under(
+  encoder: Encoder, classes: ClassList, prompt: AnyPrompt
+) -> np.ndarray | Scorer:
+  """What `predictions.tally` takes: features as `features_under`, or what scores
+  images."""
+  if isinstance(prompt, OtherPrompt):
+    return prompt.classifier(encoder, classes)
+  return features_under(encoder, classes, prompt)
+
+
+def class_features(
+  encoder: Encoder, classes: ClassList, prompt: AnyPrompt, *, unit: bool = True
+) -> np.ndarray:
+  """Computes features [N,E] as `features_under`, but a text's are the tower's own.
+
+  Those of a text or a learned prompt alone may have other than unit rows.
+  """
+  if isinstance(prompt, prompt_file.Prompt) or (
+    isinstance(prompt, str) and prompt.count("{}") == 1
+  ):
+    return encoder.class_features(classes.names, prompt, unit=unit)
+  return features_under(encoder, classes, prompt)
