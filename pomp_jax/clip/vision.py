@@ -16,7 +16,8 @@ from pomp_jax.clip.precision import precision_of
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 from pomp_jax.clip.vit import VisionTransformer
 
-ImageTower = Callable[[Params, Num[Array, "B H W 3"]], Float[Array, "B E"]]
+# Function (params, images [B,H,W,3]) -> features; a ViT takes learned tokens too.
+ImageTower = Callable[..., Float[Array, "B E"]]
 
 
 def image_tower(

@@ -4,7 +4,7 @@ Shapes: B images, N classes, E embedding, S confidence bins.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 from jaxtyping import Bool, Float, Int
@@ -35,6 +35,18 @@ def check_finite(features_nxE: Float[np.ndarray, "n E"], items: str) -> None:
       f"{broken} of {len(features_nxE)} {items} have features that are not finite: the CLIP's"
       " weights or the prompt are broken, or too large for config.clip.dtype"
     )
+
+
+@overload
+def ranks(
+  scores_BxN: Float[np.ndarray, "B N"], labels_B: Int[np.ndarray, " B"]
+) -> Int[np.ndarray, " B"]: ...
+
+
+@overload
+def ranks(
+  scores_BxN: Float[jax.Array, "B N"], labels_B: Int[jax.Array, " B"]
+) -> Int[jax.Array, " B"]: ...
 
 
 def ranks(

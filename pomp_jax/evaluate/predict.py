@@ -12,6 +12,9 @@ import functools
 import logging
 from typing import Any
 
+from jaxtyping import UInt8
+import numpy as np
+
 from pomp_jax import hosts
 from pomp_jax.config import fields
 from pomp_jax.config.fields import Data, Predict
@@ -116,7 +119,9 @@ class Classify(Task):
   batch = 256
   columns = ("name", "probability")
 
-  def _open(self, encoder):
+  def _open(
+    self, encoder: Encoder
+  ) -> Callable[[Sequence[int]], Iterator[tuple[int, Any]]]:
     top = self._settings.top
     self._size, self._resize = encoder.clip.image_size, encoder.resize
     classifier = Classifier(
@@ -132,13 +137,18 @@ class Classify(Task):
       block, classifier.predict([self._picture(row) for row in block], top), strict=True
     )
 
-  def _read(self, path):
+  def _read(self, path: Path) -> UInt8[np.ndarray, "S S 3"]:
     return read_image(path, self._size, self._upright, resize=self._resize)
 
-  def _take(self, key, picture, found):
+  def _take(
+    self,
+    key: str,
+    picture: UInt8[np.ndarray, "S S 3"],
+    found: Sequence[tuple[str, float]],
+  ) -> Rows:
     return [{"name": name, "probability": p} for name, p in found]
 
-  def _text(self, row):
+  def _text(self, row: Mapping[str, Any]) -> str:
     return f"{row['name']} {100 * row['probability']:.1f}%"
 
 

@@ -106,7 +106,10 @@ def ranks_of_images(
   classes = replicate(np.asarray(class_features_NxE, np.float32), mesh)
   compute = rank_rows(mesh)
   batches = _row_batches(image_features_BxE, labels_B, len(class_features_NxE), mesh)
-  ranked = fetched((compute(classes, rows), n_images) for *rows, n_images in batches)
+  ranked = fetched(
+    (compute(classes, (features, labels)), n_images)
+    for features, labels, n_images in batches
+  )
   return np.concatenate([rank_B[:n_images] for rank_B, n_images in ranked])
 
 
@@ -118,7 +121,10 @@ def rank_rows(mesh: Mesh) -> Callable[..., Int[jax.Array, " B"]]:
   Images and labels are split over the devices of the mesh; all else is on all of them.
   """
 
-  def ranks_of_rows(class_features_NxE, rows):
+  def ranks_of_rows(
+    class_features_NxE: Float[jax.Array, "N E"],
+    rows: tuple[Float[jax.Array, "B E"], Int[jax.Array, " B"]],
+  ) -> Int[jax.Array, " B"]:
     image_features_BxE, labels_B = rows
     # HIGHEST: accelerators would round the product to bfloat16, and thousands of
     # classes lie close.
@@ -199,7 +205,9 @@ def _count(
   )
   under_vectors, under_cosines = _score(encoder.mesh, encoder.clip.logit_scale)
 
-  def answers_of(features, images, labels):
+  def answers_of(
+    features: jax.Array, images: jax.Array | None, labels: jax.Array
+  ) -> list[tuple[jax.Array, ...]]:
     """Answers under the vectors together, and under each scorer."""
     together = (
       [] if text_PxNxE is None else [under_vectors(features, text_PxNxE, labels)]
@@ -240,7 +248,9 @@ def _score(
   """
   rows, everywhere = NamedSharding(mesh, P((DATA, CLASS))), NamedSharding(mesh, P())
 
-  def ranked(cosine_BxN, labels_B):
+  def ranked(
+    cosine_BxN: Float[jax.Array, "B N"], labels_B: Int[jax.Array, " B"]
+  ) -> tuple[Int[jax.Array, " B"], Int[jax.Array, " B"], Float[jax.Array, " B"]]:
     is_right_BxN = labels_B[:, None] == jnp.arange(cosine_BxN.shape[1])
     rank_B = ranks(cosine_BxN, labels_B)
     best_of_rest_B = jnp.argmax(jnp.where(is_right_BxN, -jnp.inf, cosine_BxN), axis=1)
@@ -250,10 +260,14 @@ def _score(
     return rank_B, answer_B, confidence_B
 
   # The log shows the names of functions that are compiled.
-  def answers(features_BxE, text_PxNxE, labels_B):
+  def answers(
+    features_BxE: Float[jax.Array, "B E"],
+    text_PxNxE: Float[jax.Array, "P N E"],
+    labels_B: Int[jax.Array, " B"],
+  ) -> tuple[jax.Array, ...]:
     features_BxE = jax.lax.with_sharding_constraint(features_BxE, rows)
 
-    def of_prompt(text_NxE):
+    def of_prompt(text_NxE: Float[jax.Array, "N E"]) -> tuple[jax.Array, ...]:
       # HIGHEST: accelerators would round the product to bfloat16; thousands of classes
       # lie close.
       cosine_BxN = jnp.matmul(
@@ -264,7 +278,9 @@ def _score(
     # A sequential map keeps the scores [B,N] of only one prompt in memory.
     return labels_B, *jax.lax.map(of_prompt, text_PxNxE)
 
-  def answers_to_cosines(cosine_BxN, labels_B):
+  def answers_to_cosines(
+    cosine_BxN: Float[jax.Array, "B N"], labels_B: Int[jax.Array, " B"]
+  ) -> tuple[jax.Array, ...]:
     cosine_BxN = jax.lax.with_sharding_constraint(cosine_BxN, rows)
     return labels_B, *(one[None] for one in ranked(cosine_BxN, labels_B))
 

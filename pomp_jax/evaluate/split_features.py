@@ -7,6 +7,7 @@ start.
 Shapes: n images of a split, N classes, B images of a batch, E embedding.
 """
 
+from collections.abc import Iterator
 import logging
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ def split_features(
   missing = np.flatnonzero(~np.isfinite(features_nxE).all(axis=1))
   mark = jax.jit(_nan_where_unreadable, out_shardings=NamedSharding(encoder.mesh, P()))
 
-  def computed():
+  def computed() -> Iterator[tuple[Float[jax.Array, "B E"], int]]:
     task = "features of images"
     for batch in image_batches(
       encoder, source, skipped, _BATCH, threads, task, missing

@@ -267,7 +267,7 @@ class Progress(contextlib.AbstractContextManager):
   def tick(self) -> None:
     """Redraws the bar, or prints a line if one is due."""
     bar = self._bar
-    if bar.disable or time.time() >= bar.start_t + bar.delay:
+    if bar.disable or time.time() >= bar.start_t + (bar.delay or 0):
       bar.refresh()
 
   def close(self) -> None:

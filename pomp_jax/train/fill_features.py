@@ -109,7 +109,10 @@ def _fill(
     for start in range(features.rows(block).start, features.rows(block).stop, at_a_time)
   ]
 
-  def read(number: int):
+  def read(
+    number: int,
+  ) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    # Block, epoch, indices, versions, pixels, and which images could be read.
     _, epoch, indices = parts[number]
     epochs = np.full(len(indices), epoch)
     return (

@@ -145,11 +145,11 @@ def _radial(radii: list[float]) -> _Part:
   return _polygon(*corners)
 
 
-def _disc(u0, v0, radius) -> _Part:
+def _disc(u0: float | int, v0: float | int, radius: float) -> _Part:
   return lambda u, v: (u - u0) ** 2 + (v - v0) ** 2 < radius**2
 
 
-def _box(u0, v0, u1, v1) -> _Part:
+def _box(u0: float, v0: float, u1: float, v1: float) -> _Part:
   return lambda u, v: (u > u0) & (u < u1) & (v > v0) & (v < v1)
 
 
@@ -246,7 +246,7 @@ def _wave(x: np.ndarray) -> np.ndarray:
   return np.clip((np.abs(2 * _fract(x) - 1) - 0.5) * 3 + 0.5, 0, 1)
 
 
-def _dots(x, y, radius, sharpness) -> np.ndarray:
+def _dots(x: np.ndarray, y: np.ndarray, radius: float, sharpness: int) -> np.ndarray:
   """Discs in the middle of unit squares, in [0, 1]."""
   dx = _fract(x) - 0.5
   dy = _fract(y) - 0.5
@@ -327,7 +327,9 @@ def _atlas_cell(coordinate: np.ndarray) -> np.ndarray:
   return np.clip(cell, 0, _ATLAS_SIZE - 1).astype(np.int32)
 
 
-def _place(key_B: np.ndarray, style: Style):
+def _place(
+  key_B: np.ndarray, style: Style
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   """Centres x, y, scales and angles [B] of the objects."""
   scale = style.scale + style.scales * uniform(key_B, 0)
   angle = uniform(key_B, 1, -1, 1) * style.angle
@@ -433,7 +435,9 @@ def _noise_from(start: int | np.integer, shape: tuple[int, ...]) -> np.ndarray:
   return _NOISE[start : start + math.prod(shape)].reshape(shape)
 
 
-def _inked(thing, ground, distance, ink_B) -> np.ndarray:
+def _inked(
+  thing: np.ndarray, ground: np.ndarray, distance: np.ndarray, ink_B: np.ndarray
+) -> np.ndarray:
   """The object on its ground, with an outline: [B, P, 3].
 
   The outline is dark at an ink of 1, and none at 0.

@@ -5,6 +5,7 @@ import os
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
 import numpy as np
 
@@ -206,7 +207,7 @@ def _draw_line(
   shift: float,
   scale: float,
   between: str,
-):
+) -> ErrorbarContainer:
   """Draws means with error bars, a line style between them, and the seeds as dots."""
   x = shift + np.array([tick for tick, _ in points])
   means = scale * np.array([spread.mean for _, spread in points])

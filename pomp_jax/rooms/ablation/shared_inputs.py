@@ -74,7 +74,7 @@ class SharedInputs:
       config, self.folder, encoder=encoder, source=source, frozen=frozen
     )
 
-  def _frozen(self, encoder: Encoder, data: Data, m: int):
+  def _frozen(self, encoder: Encoder, data: Data, m: int) -> Frozen:
     """Arrays of the training's classes under a context of m vectors."""
     return encoder.frozen(encoder.vocabulary(self._source(data, encoder).names, m))
 

@@ -25,9 +25,10 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.prompt.learner import Frozen
 from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.mesh import DATA, replicate
-from pomp_jax.prompt.step import repeated
+from pomp_jax.prompt.step import Batch, TrainState, repeated
 from pomp_jax.rooms.ablation.grid import Cell
 from pomp_jax.train.resume import first_state
 from pomp_jax.train.setup import optimizer_of
@@ -204,12 +205,14 @@ def _batch(
   return {"image": build(rows, features), "label": build(rows, labels)}
 
 
-def _step(run: PromptRun):
+def _step(run: PromptRun) -> jax.stages.Wrapped:
   """The pretrain job's step over all lanes, whose numbers are arguments."""
   on_features = _on_features(run)
   has_own_loss = CORRECTIONS[run.contrast.correction].loss is not None
 
-  def step_of_cells(state, numbers, frozen, batch):
+  def step_of_cells(
+    state: TrainState, numbers: Mapping[str, jax.Array], frozen: Frozen, batch: Batch
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
     traced = {name: numbers[name] for name in _NUMBERS}
     optimizer, _ = optimizer_of(run.optim, run.steps_per_epoch, run.total_steps, traced)
     lane = dataclasses.replace(on_features, optimizer=optimizer)

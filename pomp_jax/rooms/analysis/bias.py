@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pomp_jax.array_types import Array, Float, Int32
+from pomp_jax.array_types import Array, Bool, Float, Int32
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.learner import Frozen, Learner
 from pomp_jax.prompt.loss import ContrastSettings, local_contrast, normalize
@@ -40,8 +40,12 @@ def gradient_function(
 
   @jax.jit
   def gradients(
-    params: Any, frozen: Frozen, features_BxE: jax.Array, labels_B: jax.Array, key
-  ):
+    params: Any,
+    frozen: Frozen,
+    features_BxE: jax.Array,
+    labels_B: jax.Array,
+    key: jax.Array,
+  ) -> Float[Array, "corrections P"]:
     drawn = draw_negatives(
       key,
       settings.sampling,
@@ -54,7 +58,9 @@ def gradient_function(
     ids_C = jnp.concatenate([labels_B, drawn.ids])
     n_images = labels_B.size
 
-    def classes(params):
+    def classes(
+      params: Any,
+    ) -> tuple[Float[Array, "C ... E"], Bool[Array, " C"] | None]:
       found = learner.text_features(params, frozen, ids_C, features_BxE)
       return found.features, found.available
 
@@ -64,14 +70,13 @@ def gradient_function(
       settings.sampling, frozen.sampling, drawn, labels_B, available_S
     )
 
-    def one(correction):
-      kind = {"loss": "softmax", "correction": correction}
+    def one(correction: str) -> Float[Array, " P"]:
+      own = dataclasses.replace(settings, loss="softmax", correction=correction)
       if correction == "sigmoid":
-        kind = {"loss": "sigmoid", "correction": "log"}
+        own = dataclasses.replace(settings, loss="sigmoid", correction="log")
 
-      def loss(class_features_CxE):
+      def loss(class_features_CxE: Float[Array, "C ... E"]) -> Float[Array, ""]:
         parts = class_features_CxE[:n_images], class_features_CxE[-negatives.ids.size :]
-        own = dataclasses.replace(settings, **kind)
         return local_contrast(own, features_BxE, *parts, labels_B, negatives).loss
 
       (gradient,) = pull_back(jax.grad(loss)(class_features_CxE))

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pomp_jax.array_types import Array, Float
+from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.config.fields import Clip, Prompt
 from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.learner import (
@@ -62,7 +62,9 @@ class CoCoOpLearner(Learner):
     hidden_BxH = jax.nn.relu(dense(net["hidden"], normalize(image_features_BxE)))
     shift_BxD = dense(net["shift"], hidden_BxH)
 
-    def of_one_image(shift_D):
+    def of_one_image(
+      shift_D: Float[Array, " D"],
+    ) -> tuple[Float[Array, "R E"], Int32[Array, " R"]]:
       own = {"context": params["context"] + shift_D}
       sequences = class_sequences(self.plain.module, own, frozen, class_ids_R)
       return self.plain.text_tower(frozen.text, *sequences), sequences.lengths

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.config.fields import Data
@@ -56,19 +57,30 @@ class CompiledLearner:
   """
 
   def __init__(self, learner: Learner, mesh: Mesh):
-    def of_images(params, frozen, images_B):
-      return normalize(learner.image_features(params, frozen, images_B))
+    pixel_learner: Any = learner  # where it learns images, else `images` is not called
 
-    def of_classes(params, frozen, ids_R):
+    def of_images(
+      params: Any, frozen: Frozen, images_B: jax.Array
+    ) -> Float[jax.Array, "B E"]:
+      return normalize(pixel_learner.image_features(params, frozen, images_B))
+
+    def of_classes(
+      params: Any, frozen: Frozen, ids_R: Int[jax.Array, " R"]
+    ) -> Float[jax.Array, "R E"]:
       no_images = jnp.zeros((0, 1))
       return normalize(learner.text_features(params, frozen, ids_R, no_images).features)
 
-    def cosines_of_pairs(params, frozen, ids_N, features_BxE):
+    def cosines_of_pairs(
+      params: Any,
+      frozen: Frozen,
+      ids_N: Int[jax.Array, " N"],
+      features_BxE: Float[jax.Array, "B E"],
+    ) -> Float[jax.Array, "B N"]:
       unit_BxE = normalize(features_BxE)
       # The last chunk is padded with the first class.
       ids_PxR = jnp.pad(ids_N, (0, -ids_N.size % _CLASSES)).reshape(-1, _CLASSES)
 
-      def of_part(ids_R):
+      def of_part(ids_R: Int[jax.Array, " R"]) -> Float[jax.Array, "B R"]:
         classes = learner.text_features(params, frozen, ids_R, features_BxE)
         return jnp.einsum(
           "be,rbe->br",
@@ -81,7 +93,12 @@ class CompiledLearner:
       scores_BxN = jnp.moveaxis(scores_PxBxR, 0, 1).reshape(features_BxE.shape[0], -1)
       return scores_BxN[:, : ids_N.size]
 
-    def ranks_of_pairs(params, frozen, ids_N, rows):
+    def ranks_of_pairs(
+      params: Any,
+      frozen: Frozen,
+      ids_N: Int[jax.Array, " N"],
+      rows: tuple[Float[jax.Array, "B E"], Int[jax.Array, " B"]],
+    ) -> Int[jax.Array, " B"]:
       features_BxE, labels_B = rows
       return ranks(cosines_of_pairs(params, frozen, ids_N, features_BxE), labels_B)
 
@@ -91,7 +108,12 @@ class CompiledLearner:
     # (params, frozen, ids [R]) -> unit features [R,E], equal for all images.
     self.classes = map_rows(mesh, of_classes, 2)
 
-    def cosines_in_parts(params, frozen, ids_N, features_BxE):
+    def cosines_in_parts(
+      params: Any,
+      frozen: Frozen,
+      ids_N: Int[jax.Array, " N"],
+      features_BxE: Float[jax.Array, "B E"],
+    ) -> Float[jax.Array, "B N"]:
       of_one = lambda feature_E: cosines_of_pairs(
         params, frozen, ids_N, feature_E[None]
       )[0]
@@ -117,22 +139,24 @@ def learner_accuracy(
   mesh, compiled = encoder.mesh, CompiledLearner(learner, encoder.mesh)
 
   def ranks_of_images(
-    params, frozen, split, source, classes_NxE
-  ) -> tuple[np.ndarray, np.ndarray]:
+    params: Any,
+    frozen: Frozen,
+    split: SplitFeatures,
+    source: Source,
+    classes_NxE: Float[np.ndarray, "N E"],
+  ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Ranks and labels of the images, read again; those that can't be read any more
     are dropped."""
-    skipped, classes_NxE = (
-      SkippedImages(source, data.max_corrupt),
-      replicate(classes_NxE, mesh),
-    )
+    skipped = SkippedImages(source, data.max_corrupt)
+    replicated_NxE = replicate(classes_NxE, mesh)
     task = "features of images"
     read = image_batches(
       encoder, source, skipped, _IMAGES, data.threads, task, split.indices
     )
     rows = (
-      (compiled.images(params, frozen, x.images), x.labels, x.n_images) for x in read
+      ((compiled.images(params, frozen, x.images), x.labels), x.n_images) for x in read
     )
-    ranked = ((rank_rows(mesh)(classes_NxE, row), n) for *row, n in rows)
+    ranked = ((rank_rows(mesh)(replicated_NxE, row), n) for row, n in rows)
     ranks_n = np.concatenate([rank_B[:n] for rank_B, n in fetched(ranked)])
     skipped.gather()
     is_read_n = ~np.isin(split.indices, list(skipped.reasons))

@@ -57,7 +57,9 @@ def fit(
   objective = _objective(shape)
   features, labels = jnp.asarray(features_nxE, jnp.float32), jnp.asarray(labels_n)
 
-  def value_and_gradient(weights):
+  def value_and_gradient(
+    weights: Float[np.ndarray, " P"],
+  ) -> tuple[float, Float[np.ndarray, " P"]]:
     value, gradient = objective(
       jnp.asarray(weights, jnp.float32), features, labels, strength
     )
@@ -66,14 +68,17 @@ def fit(
   first = np.zeros(shape[0] * n_classes + n_classes)
   if start is not None:
     first[:] = np.concatenate([start.kernel.ravel(), start.bias])
-  options = {
-    "maxiter": iterations,
-    "maxfun": 2 * iterations,
-    "ftol": 1e-9,
-    "gtol": 1e-8,
-  }
   found = scipy.optimize.minimize(
-    value_and_gradient, first, jac=True, method="L-BFGS-B", options=options
+    value_and_gradient,
+    first,
+    jac=True,
+    method="L-BFGS-B",
+    options={
+      "maxiter": iterations,
+      "maxfun": 2 * iterations,
+      "ftol": 1e-9,
+      "gtol": 1e-8,
+    },
   )
   kernel, bias = np.split(found.x.astype(np.float32), [shape[0] * n_classes])
   return LinearProbe(kernel.reshape(shape), bias, strength)
@@ -84,7 +89,12 @@ def _objective(shape: tuple[int, int]) -> Callable:
   """Compiles the mean loss over the images, once for all strengths, with its
   gradient."""
 
-  def value(weights, features_nxE, labels_n, strength):
+  def value(
+    weights: Float[jax.Array, " P"],
+    features_nxE: Float[jax.Array, "n E"],
+    labels_n: Int[jax.Array, " n"],
+    strength: Float[jax.Array, ""],
+  ) -> Float[jax.Array, ""]:
     kernel, bias = jnp.split(weights, [shape[0] * shape[1]])
     kernel_ExN = kernel.reshape(shape)
     logits_nxN = (
@@ -115,7 +125,7 @@ def search(
   tried: dict[float, float] = {}
   best, best_accuracy = None, -1.0
 
-  def attempt(strength):
+  def attempt(strength: float) -> None:
     nonlocal best, best_accuracy
     if strength in tried:
       return

@@ -169,7 +169,14 @@ def tune(
   )
 
   @jax.jit
-  def step(keys, state, key_labels, text_features, features_BxE, labels_B):
+  def step(
+    keys: Float[Array, "n E"],
+    state: optax.OptState,
+    key_labels: Int[Array, " n"],
+    text_features: Float[Array, "N E"],
+    features_BxE: Float[Array, "B E"],
+    labels_B: Int[Array, " B"],
+  ) -> tuple[Float[Array, "n E"], optax.OptState]:
     slope = gradient(keys, key_labels, text_features, features_BxE, labels_B)
     updates, state = optimizer.update(slope, state, keys)
     return optax.apply_updates(keys, updates), state
@@ -262,7 +269,7 @@ def view_features(
   size = max(1, VIEWS // data.views)
   parts = np.split(np.arange(len(source)), range(size, len(source), size))
 
-  def read(number: int):
+  def read(number: int) -> tuple[np.ndarray, np.ndarray]:
     indices = parts[number % len(parts)]
     return fetch(indices, np.full(len(indices), number // len(parts)))
 

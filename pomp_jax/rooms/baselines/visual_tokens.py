@@ -295,7 +295,9 @@ def prompted_image_tower(
   config: Any = clip.config.vision_config
   plain, remat = (image_tower(clip, dtype, chunk, remat) for remat in (False, True))
 
-  def tower(params, images_BxHxWx3, tokens_JxVxD):
+  def tower(
+    params: Params, images_BxHxWx3: jax.Array, tokens_JxVxD: jax.Array
+  ) -> jax.Array:
     n_images, n_learned = images_BxHxWx3.shape[0], tokens_JxVxD.shape[1]
     # One chunk would need all of its activations at once in either case.
     several = 0 < chunk < n_images

@@ -106,7 +106,7 @@ def _large_product(name: str) -> tuple[Callable[[], Any], float]:
   factors = left.astype(dtype), right.astype(dtype)
 
   @jax.jit
-  def chain(left, right):
+  def chain(left: jax.Array, right: jax.Array) -> jax.Array:
     for _ in range(n_products):
       left = jnp.matmul(left, right, precision=precision)
     return left

@@ -173,7 +173,7 @@ def random_params(shapes: dict[str, Any], seed: int) -> dict[str, Any]:
   """Draws parameters of FlaxCLIP's tree by the tree of their shapes, in float32."""
   rng = np.random.default_rng(seed)
 
-  def draw(path, shape) -> np.ndarray:
+  def draw(path: jax.tree_util.KeyPath, shape: tuple[int, ...]) -> np.ndarray:
     kind = path[-1].key
     if kind in ("bias", "mean"):
       return np.zeros(shape, np.float32)

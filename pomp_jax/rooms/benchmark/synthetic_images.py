@@ -2,6 +2,7 @@
 
 import functools
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -82,7 +83,7 @@ def natural_image(seed: int, height: int, width: int) -> Image.Image:
   return Image.fromarray(levels.astype(np.uint8))
 
 
-def encode(image: Image.Image, form: str = "JPEG", **options) -> bytes:
+def encode(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
   """Encodes an image file; a JPEG has quality 90 by default."""
   if form == "JPEG":
     options.setdefault("quality", 90)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
 import numpy as np
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
@@ -173,13 +174,21 @@ def _tower_step(
   params, prefix_PxD = random_inputs(config, fields.m, fields.seed)
 
   @jax.jit
-  def gradient(params, prefix_PxD, suffix_KxLxD, lengths_K, cotangent_KxE):
-    def loss(prefix_PxD):
+  def gradient(
+    params: Any,
+    prefix_PxD: Float[jax.Array, "P D"],
+    suffix_KxLxD: Float[jax.Array, "K L D"],
+    lengths_K: Int[jax.Array, " K"],
+    cotangent_KxE: Float[jax.Array, "K E"],
+  ) -> tuple[Float[jax.Array, ""], Float[jax.Array, "P D"]]:
+    def loss(prefix_PxD: Float[jax.Array, "P D"]) -> Float[jax.Array, ""]:
       return jnp.vdot(tower(params, prefix_PxD, suffix_KxLxD, lengths_K), cotangent_KxE)
 
     return jax.value_and_grad(loss)(prefix_PxD)
 
-  def inputs(start, n_rows):
+  def inputs(
+    start: int, n_rows: int
+  ) -> tuple[Float[jax.Array, "K L D"], Int[jax.Array, " K"], Float[jax.Array, "K E"]]:
     key = jax.random.fold_in(jax.random.key(fields.seed), start)
     return (
       0.02 * jax.random.normal(key, (n_rows, longest, config.hidden_size)),

@@ -9,9 +9,17 @@ from collections.abc import Mapping, Sequence
 import functools
 import re
 
+from jaxtyping import Float
 import numpy as np
 
-from pomp_jax.data.class_lists import check_names, load_class_list, normalized_name
+from pomp_jax.clip.architecture import ClipConfig
+from pomp_jax.data.class_lists import (
+  ClassList,
+  check_names,
+  load_class_list,
+  normalized_name,
+)
+from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.named_prompts import OtherPrompt
 from pomp_jax.files.paths import read_user_json
 from pomp_jax.files.prompt_file import PromptFileError, refuse
@@ -34,7 +42,7 @@ class Descriptions(OtherPrompt):
   def __init__(self, path: str, sentences: Mapping[str, Sequence[str]]):
     self._path, self._sentences = path, sentences
 
-  def features(self, encoder, classes):
+  def features(self, encoder: Encoder, classes: ClassList) -> Float[np.ndarray, "N E"]:
     """Mean unit features of the sentences, normalised; long ones are cut, as in
     CuPL's code."""
     sentences = self.of(classes.names, self._path)
@@ -45,10 +53,16 @@ class Descriptions(OtherPrompt):
     sums_NxE = np.add.reduceat(features_SxE, starts, axis=0)
     return sums_NxE / np.linalg.norm(sums_NxE, axis=-1, keepdims=True)
 
-  def check(self, label, synonyms, clip_config, clip_model):
+  def check(
+    self,
+    label: str,
+    synonyms: Sequence[Sequence[str]],
+    clip_config: ClipConfig,
+    clip_model: str,
+  ) -> None:
     self.of([name for names in synonyms for name in names], label)
 
-  def describe(self, classes):
+  def describe(self, classes: ClassList) -> list[str]:
     return [repr(self._sentences)]
 
   def of(self, names: Sequence[str], where: str) -> list[Sequence[str]]:
@@ -96,14 +110,14 @@ class Waffle(OtherPrompt):
     seed, file = found.groups() if found else (None, None)
     self._seed, (self._words, self._characters) = int(seed or 0), _words(file)
 
-  def features(self, encoder, classes):
+  def features(self, encoder: Encoder, classes: ClassList) -> Float[np.ndarray, "N E"]:
     texts = steps_of(self.describe(classes), "class features of texts", "texts")
     total_NxE = sum(
       encoder.class_features(classes.names, text, cut=True) for text in texts
     )
     return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
 
-  def describe(self, classes):
+  def describe(self, classes: ClassList) -> list[str]:
     return list(waffle_texts(self._seed, self._words, self._characters, classes.names))
 
 

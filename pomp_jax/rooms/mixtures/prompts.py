@@ -6,11 +6,17 @@ Shapes: N classes, E embedding.
 
 from collections.abc import Sequence
 import math
+from typing import Any
 
 from jaxtyping import Float
 import numpy as np
+from transformers import CLIPTextConfig
 
+from pomp_jax.clip.architecture import ClipConfig
+from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config.errors import require
+from pomp_jax.data.class_lists import ClassList
+from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import named_prompts
 from pomp_jax.evaluate.named_prompts import (
   ENSEMBLE,
@@ -47,21 +53,33 @@ class Mixture(OtherPrompt):
       getattr(x, "has_rows", isinstance(x, ClassFeatures)) for x in prompts
     )
 
-  def features(self, encoder, classes):
+  def features(self, encoder: Encoder, classes: ClassList) -> Float[np.ndarray, "N E"]:
     own = [features_under(encoder, classes, part.prompt) for part in self.parts]
     return mixed(own, self.weights)
 
-  def check(self, label, synonyms, clip_config, clip_model):
+  def check(
+    self,
+    label: str,
+    synonyms: Sequence[Sequence[str]],
+    clip_config: ClipConfig,
+    clip_model: str,
+  ) -> None:
     for part in self.parts:
       own = part._replace(label=f"{part.label} of {label}")
       named_prompts.check_prompt(own, synonyms, clip_config, clip_model)
 
-  def check_lengths(self, classes, tokenizer, text_config, where):
+  def check_lengths(
+    self,
+    classes: ClassList,
+    tokenizer: Tokenizer,
+    text_config: CLIPTextConfig,
+    where: str,
+  ) -> None:
     for part in self.parts:
       own = f"{part.label} of {where}"
       named_prompts.check_lengths(part.prompt, classes, tokenizer, text_config, own)
 
-  def describe(self, classes):
+  def describe(self, classes: ClassList) -> list[Any]:
     parts = [
       ["part", *named_prompts.describe(part.prompt, classes)] for part in self.parts
     ]

@@ -25,6 +25,9 @@ _CHUNK = 64  # regions that all devices compute at a time
 _IMAGES = 16  # images of these regions
 _BUCKET = 128  # images are padded to multiples of this many pixels
 
+# Of each crop the number of its image, its pixel range, and its mask, if it has one.
+_Rows = tuple[Int[Array, " R"], Int[Array, "R 4"], Bool[Array, "R H W"] | None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Cropping:
@@ -148,7 +151,7 @@ class RegionEncoder:
     width = self._encoder.clip.config.projection_dim
     results = [np.zeros((len(boxes_Rx4), width), np.float32) for boxes_Rx4 in boxes]
 
-    def computed():
+    def computed() -> Iterator[tuple[list[tuple[int, int]], jax.Array]]:
       for shape, rows in self._rows_of_chunks(images, boxes, masks):
         crops = self._crops(*self._inputs(shape, rows, images, boxes, masks))
         yield rows, self._encoder.features_of_images(crops)
@@ -160,13 +163,16 @@ class RegionEncoder:
     return results
 
   def _rows_of_chunks(
-    self, images, boxes, masks
-  ) -> Iterator[tuple[tuple, list[tuple[int, int]]]]:
+    self,
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    boxes: Sequence[Float[np.ndarray, "_ 4"]],
+    masks: Sequence[Bool[np.ndarray, "_ _ _"]] | None,
+  ) -> Iterator[tuple[tuple[int, ...], list[tuple[int, int]]]]:
     """Yields the padded shape and the (image, region) pairs of each chunk.
 
     Regions without a pixel are left out.
     """
-    rows_of_shape: dict[tuple, list[tuple[int, int]]] = {}
+    rows_of_shape: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for index, (image, boxes_Rx4) in enumerate(zip(images, boxes, strict=True)):
       height, width, _ = image.shape
       low = np.maximum(boxes_Rx4[:, :2], 0)
@@ -186,7 +192,14 @@ class RegionEncoder:
         yield shape, chunk
         rows = rows[len(chunk) :]
 
-  def _inputs(self, shape, rows, images, boxes, masks):
+  def _inputs(
+    self,
+    shape: tuple[int, ...],
+    rows: Sequence[tuple[int, int]],
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    boxes: Sequence[Float[np.ndarray, "_ 4"]],
+    masks: Sequence[Bool[np.ndarray, "_ _ _"]] | None,
+  ) -> tuple[UInt8[Array, "N H W 3"], Int[Array, "N 2"], _Rows]:
     """Arguments of `_crops` on the devices."""
     distinct = dict.fromkeys(image for image, _ in rows)
     slot_of = {image: slot for slot, image in enumerate(distinct)}
@@ -207,7 +220,7 @@ class RegionEncoder:
       slot_R[number] = slot_of[image]
       box = boxes[image][region : region + 1]
       ranges_Rx4[number] = pixel_ranges(box, height, width, self._cropping)[0]
-      if mask_RxHxW is not None:
+      if masks is not None and mask_RxHxW is not None:
         mask_RxHxW[number, :height, :width] = masks[image][region]
     mesh = self._encoder.mesh
     images_of_chunk, sizes_of_chunk = replicate((pixels, sizes), mesh)
@@ -215,13 +228,17 @@ class RegionEncoder:
     return images_of_chunk, sizes_of_chunk, crops
 
 
-def _crops(images_NxHxWx3, sizes_Nx2, rows, cropping: Cropping):
-  """Crops of a device's rows: [R,S,S,3].
+def _crops(
+  images_NxHxWx3: UInt8[Array, "N H W 3"],
+  sizes_Nx2: Int[Array, "N 2"],
+  rows: _Rows,
+  cropping: Cropping,
+) -> Float[Array, "R S S 3"]:
+  """Crops of a device's rows."""
 
-  A row is the number of an image, a pixel range, and a mask or None.
-  """
-
-  def crop(row):
+  def crop(
+    row: tuple[Int[Array, ""], Int[Array, "4"], Bool[Array, "H W"] | None],
+  ) -> Float[Array, "S S 3"]:
     slot, range_4, mask_HxW = row
     return crop_region(
       images_NxHxWx3[slot], sizes_Nx2[slot], range_4, mask_HxW, cropping

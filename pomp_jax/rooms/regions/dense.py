@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import functools
 import itertools
 import math
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -225,6 +226,9 @@ def _starts(last: int, stride: int) -> np.ndarray:
   return np.minimum(np.arange(-(-last // stride) + 1) * stride, last)
 
 
+_Array = TypeVar("_Array", np.ndarray, jax.Array)
+
+
 class Taps(NamedTuple):
   """Two old pixels of each new one, and the second one's weight."""
 
@@ -233,7 +237,12 @@ class Taps(NamedTuple):
   weight: Any
 
 
-def taps(n_out: int, n_in, length=None, xp=np) -> Taps:
+def taps(
+  n_out: int,
+  n_in: int | Int[Array, ""],
+  length: int | Int[Array, ""] | None = None,
+  xp: ModuleType = np,
+) -> Taps:
   """Bilinear samples of a line: torch's `interpolate`, no align_corners, no antialias.
 
   Args:
@@ -251,7 +260,7 @@ def taps(n_out: int, n_in, length=None, xp=np) -> Taps:
   return Taps(low, high, xp.minimum(position - low, 1))
 
 
-def resize(array, axis: int, taps: Taps):
+def resize(array: _Array, axis: int, taps: Taps) -> _Array:
   """Resamples one axis of an array by the samples of a line."""
   n_axes_behind = array.ndim - axis % array.ndim - 1
   weight = taps.weight.reshape(-1, *[1] * n_axes_behind).astype(np.float32)
@@ -310,17 +319,17 @@ def _padded(windows: _Windows, patches_NxhxwxE: np.ndarray) -> _Padded:
 @functools.partial(jax.jit, static_argnames=("sides", "out", "refine"))
 def _label_map(
   padded: _Padded,
-  out_shape_2,
-  text_nxKxE,
-  class_nxK,
-  scale,
-  below,
-  steps,
+  out_shape_2: Int[Array, "2"],
+  text_nxKxE: Float[Array, "n K E"],
+  class_nxK: Int[Array, "n K"],
+  scale: Float[Array, ""],
+  below: Float[Array, ""],
+  steps: Int[Array, ""],
   *,
   sides: tuple[int, int],
   out: tuple[int, int],
   refine: bool,
-):
+) -> tuple[Int32[Array, "H W"], Float32[Array, "H W"]]:
   """Classes of an image's pixels and their probabilities, with the image's padding.
 
   Cosines of each window's patches are resized to the window, averaged where windows
@@ -350,7 +359,10 @@ def _label_map(
     refine=refine,
   )
 
-  def add_chunk(so_far, chunk):
+  def add_chunk(
+    so_far: tuple[Float[Array, "H W"], Int[Array, "H W"], Float[Array, "H W"]],
+    chunk: tuple[Float[Array, "K E"], Int[Array, " K"]],
+  ) -> tuple[tuple[Float[Array, "H W"], Int[Array, "H W"], Float[Array, "H W"]], None]:
     """Highest logit so far, its class, and the softmax's sum relative to it."""
     best_HxW, label_HxW, total_HxW = so_far
     text_KxE, class_K = chunk
@@ -374,11 +386,20 @@ def _label_map(
 
 
 def _scores_of_names(
-  padded: _Padded, text_KxE, *, out_shape_2, steps, sides, out, refine
-):
+  padded: _Padded,
+  text_KxE: Float[Array, "K E"],
+  *,
+  out_shape_2: Int[Array, "2"],
+  steps: Int[Array, ""],
+  sides: tuple[int, int],
+  out: tuple[int, int],
+  refine: bool,
+) -> Float[Array, "K _ _"]:
   """Cosines of every pixel of the label map with each name: [K, *out]."""
 
-  def add_window(number, total_KxHxW):
+  def add_window(
+    number: Int[Array, ""], total_KxHxW: Float[Array, "K H W"]
+  ) -> Float[Array, "K H W"]:
     with jax.default_matmul_precision("highest"):
       cosine_Kxhxw = jnp.einsum("hwe,ke->khw", padded.patches_NxhxwxE[number], text_KxE)
     for axis in (1, 2):
@@ -405,7 +426,7 @@ def pamr(
   scores_SxHxW: Float[Array, "S H W"],
   image_HxWx3: Float[Array, "H W 3"],
   shape_2: Int[Array, "2"],
-  steps,
+  steps: int | Int[Array, ""],
 ) -> Float[Array, "S H W"]:
   """Fits scores to edges by pixel-adaptive mask refinement (Araslanov & Roth, 2020).
 
@@ -430,7 +451,7 @@ def pamr(
   rows = jnp.clip(jnp.arange(-margin, n_rows + margin), 0, shape_2[0] - 1)
   columns = jnp.clip(jnp.arange(-margin, n_columns + margin), 0, shape_2[1] - 1)
 
-  def neighbours(maps):
+  def neighbours(maps: Float[Array, "*X H W"]) -> Iterator[Float[Array, "*X H W"]]:
     """Maps [.., H, W] moved by each offset, without a copy of each."""
     around = maps[..., rows, :][..., columns]
     for y, x in offsets:
@@ -445,10 +466,10 @@ def pamr(
   difference = jnp.abs(around_Qx3xHxW - image_3xHxW) / (1e-8 + 0.1 * deviation)
   weights_QxHxW = jax.nn.softmax(-difference.mean(axis=1), axis=0)
 
-  def step(_, maps):
-    return sum(
-      weight * moved
-      for weight, moved in zip(weights_QxHxW, neighbours(maps), strict=True)
-    )
+  def step(_: Int[Array, ""], maps: Float[Array, "S H W"]) -> Float[Array, "S H W"]:
+    total = jnp.zeros_like(maps)
+    for weight, moved in zip(weights_QxHxW, neighbours(maps), strict=True):
+      total += weight * moved
+    return total
 
   return jax.lax.fori_loop(0, steps, step, scores_SxHxW)

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
 import numpy as np
 
-from pomp_jax.clip.load import Clip
+from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.precision import precision_of
 from pomp_jax.clip.vision import normalized, project
 from pomp_jax.clip.vit import Last, VisionTransformer
@@ -54,14 +55,16 @@ def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32) -> Callabl
   config: Any = clip.config.vision_config
   dtype, products = precision_of(dtype)
 
-  def with_positions_of(grid, vit_params):
+  def with_positions_of(grid: tuple[int, int], vit_params: Params) -> Params:
     embeddings = vit_params["embeddings"]
     positions = embeddings["position_embedding"]["embedding"]
     side = config.image_size // config.patch_size
     resampled = {"embedding": _resampled(positions, side, grid, recipe.offset)}
     return vit_params | {"embeddings": embeddings | {"position_embedding": resampled}}
 
-  def features(params, images_BxHxWx3):
+  def features(
+    params: Params, images_BxHxWx3: Num[Array, "B H W 3"]
+  ) -> Float[Array, "B h w E"]:
     n_images, height, width, _ = images_BxHxWx3.shape
     grid = (height // config.patch_size, width // config.patch_size)
     nearness = _nearness(grid, recipe.nearness)

@@ -31,7 +31,7 @@ from pomp_jax.rooms.regions.detections import (
 from pomp_jax.rooms.regions.fields import DetectConfig
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set
 from pomp_jax.rooms.regions.plots import detection_sheet
-from pomp_jax.rooms.regions.region_scorer import RegionScorer, short_labels
+from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored, short_labels
 
 # Images between two saves.
 _BLOCK = 32
@@ -93,7 +93,7 @@ def run(config: DetectConfig, workdir: str) -> dict[str, Any]:
   annotations = boxes.annotations
   most = MAX_DETECTIONS["coco" if annotations.frequencies is None else "lvis"]
 
-  def take(found):
+  def take(found: Iterator[tuple[int, Scored]]) -> Taken:
     """Of each image `rows` of COCO results under each prompt, and classes of true
     regions.
 
@@ -105,9 +105,8 @@ def run(config: DetectConfig, workdir: str) -> dict[str, Any]:
       kept = [
         detections_of(one.regions, scores_RxC, *limits) for scores_RxC in one.scores
       ]
-      rows = [
-        result_rows(boxes.keys[index], annotations.category_ids, own) for own in kept
-      ]
+      image_id = annotations.images[index].id
+      rows = [result_rows(image_id, annotations.category_ids, own) for own in kept]
       labels = boxes.regions(index, masks=False)[1].tolist() if of_truth else []
       best = [
         own_RxC.argmax(axis=1).tolist() if labels else [] for own_RxC in one.scores

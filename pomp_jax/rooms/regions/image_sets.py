@@ -121,7 +121,7 @@ def open_pixel_set(segment: Segment) -> PixelSet:
   if segment.source == "world":
     scenes = Scenes("test", segment.n_images, segment.scene_classes)
 
-    def regions(index):
+    def regions(index: int) -> Regions:
       scene = scenes.scene(index)
       return Regions(scene.boxes, masks=scene.masks)
 
@@ -133,7 +133,7 @@ def open_pixel_set(segment: Segment) -> PixelSet:
   classes = with_background(read_class_split(segment.names), segment.background)
   folder = _pixel_folder(segment, classes)
 
-  def regions_of_labels(index):
+  def regions_of_labels(index: int) -> Regions:
     """One region for each class; negative labels have none."""
     labels_HxW = folder.labels(index)
     classes = np.unique(labels_HxW[labels_HxW >= 0])

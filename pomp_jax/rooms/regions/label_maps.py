@@ -10,7 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int32, Num
+from jaxtyping import Array, Bool, Float, Int, Int32, Num
 import numpy as np
 
 from pomp_jax.rooms.regions.dense import Taps, padded_sides, resize, taps
@@ -91,14 +91,14 @@ def _block(n_numbers: int, width: int) -> tuple[int, int]:
 
 @functools.partial(jax.jit, static_argnames=("out", "block"))
 def _label_maps(
-  scores_PxRxC,
-  masks_Rxhxw,
-  sides_2,
-  out_sides_2,
+  scores_PxRxC: Float[Array, "P R C"],
+  masks_Rxhxw: Num[Array, "R h w"],
+  sides_2: Int[Array, "2"],
+  out_sides_2: Int[Array, "2"],
   *,
   out: tuple[int, int],
   block: tuple[int, int],
-):
+) -> Int32[Array, "P H W"]:
   """Label maps [P, *out]; blocks in the padding of the image are not computed.
 
   Masks keep their scale, since a factor on all weights changes no argmax.
@@ -106,13 +106,15 @@ def _label_maps(
   lines = [taps(n, sides_2[i], out_sides_2[i], xp=jnp) for i, n in enumerate(out)]
   n_blocks_2 = -(-out_sides_2 // np.array(block))
 
-  def samples(axis, start):
+  def samples(axis: int, start: Int[Array, ""]) -> Taps:
     """Taps of a block's rows or columns."""
     return Taps(
       *(jax.lax.dynamic_slice_in_dim(part, start, block[axis]) for part in lines[axis])
     )
 
-  def add_block(number, labels_PxHxW):
+  def add_block(
+    number: Int[Array, ""], labels_PxHxW: Int32[Array, "P H W"]
+  ) -> Int32[Array, "P H W"]:
     block_row, block_column = divmod(number, n_blocks_2[1])
     top = block_row * block[0]
     left = block_column * block[1]
@@ -120,7 +122,7 @@ def _label_maps(
     weights_Rxhxw = resize(weights_Rxhxw, 2, samples(1, left))
     weights_PixelsxR = weights_Rxhxw.reshape(len(weights_Rxhxw), -1).T
 
-    def classes_under(scores_RxC):
+    def classes_under(scores_RxC: Float[Array, "R C"]) -> Int32[Array, " Pixels"]:
       sums = jnp.matmul(
         weights_PixelsxR, scores_RxC, precision=jax.lax.Precision.HIGHEST
       )

@@ -8,7 +8,7 @@ import dataclasses
 import pathlib
 import tempfile
 
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int, UInt8
 import numpy as np
 from PIL import Image
 
@@ -202,10 +202,14 @@ def _matrix(features_SxE: Float[np.ndarray, "S E"]) -> ClassMatrix:
 
 
 def _drawn(
-  sheet: Callable[..., None], pixels: np.ndarray, found: Sequence, *texts
+  sheet: Callable[..., None],
+  pixels: UInt8[np.ndarray, "H W 3"],
+  found: Sequence[Detections] | Sequence[Int[np.ndarray, "H W"]],
+  titles: Sequence[str],
+  names: Sequence[str],
 ) -> bytes:
   """The PNG that a function of `plots` writes of what is found under each prompt."""
   with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
     path = pathlib.Path(folder) / "plot.png"
-    sheet(path, [pixels], [found], *texts)
+    sheet(path, [pixels], [found], titles, names)
     return path.read_bytes()

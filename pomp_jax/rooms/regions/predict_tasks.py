@@ -4,13 +4,14 @@ With `propose.network` or a file of regions, regions are scored. Otherwise `segm
 takes the classes of patches, by a training-free recipe.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import os
 import posixpath
 from typing import Any
 
+from jaxtyping import UInt8
 from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from PIL import Image
 from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Clip, Data, Predict
 from pomp_jax.data.images import ImageError
+from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.classifier import open_prompt
 from pomp_jax.evaluate.named_prompts import NamedPrompt
@@ -25,7 +27,7 @@ from pomp_jax.evaluate.predict import Rows, Task
 from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import write_json, writing
 from pomp_jax.rooms.regions import fields
-from pomp_jax.rooms.regions.class_matrix import class_matrix
+from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix
 from pomp_jax.rooms.regions.class_splits import undivided
 from pomp_jax.rooms.regions.dense import DenseSegmenter, PixelMap, check_patches
 from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, detections_of, result_rows
@@ -60,7 +62,7 @@ class _Pictures(Task):
     self._regions = regions
     self._classes = undivided([name for (name,) in self._synonyms])
 
-  def check(self, files):
+  def check(self, files: Mapping[str, Path]) -> None:
     super().check(files)
     if self._regions.source == "none":
       check_patches(self._segment, opening.clip_config(self._clip.model))
@@ -72,7 +74,9 @@ class _Pictures(Task):
       self._regions, self._propose, self._clip.model, images, self._settings.task
     )
 
-  def _open(self, encoder):
+  def _open(
+    self, encoder: Encoder
+  ) -> Callable[[Sequence[int]], Iterator[tuple[int, Any]]]:
     keys = self._keys
     # Batches are padded, so never ask for more than there are pictures.
     batch_size = min(self._propose.batch_size, len(keys))
@@ -90,7 +94,7 @@ class _Pictures(Task):
       case "none":
         self.facts["recipe"] = self._segment.recipe
 
-    def pixels(row):
+    def pixels(row: int) -> UInt8[np.ndarray, "H W 3"]:
       image, _ = self._picture(row)
       return image
 
@@ -105,7 +109,14 @@ class _Pictures(Task):
 
   _finder: Callable[..., Any]
 
-  def _scorer(self, encoder, images, matrices, scale, tight=False):
+  def _scorer(
+    self,
+    encoder: Encoder,
+    images: Images,
+    matrices: Sequence[ClassMatrix],
+    scale: float,
+    tight: bool = False,
+  ) -> RegionScorer:
     source = open_region_source(
       self._regions, self._propose, self._clip, encoder, images
     )
@@ -119,7 +130,7 @@ class _Pictures(Task):
       tight=tight,
     )
 
-  def _read(self, path):
+  def _read(self, path: Path) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[int, int]]:
     """The picture, perhaps reduced, and the height and width of its file."""
     image = read_rgb(path, self._upright)
     height, width = image.shape[:2]
@@ -142,12 +153,12 @@ class SegmentPictures(_Pictures):
 
   columns = ("name", "value", "share", "probability")
 
-  def __init__(self, settings, data, clip):
+  def __init__(self, settings: Predict, data: Data, clip: Clip):
     super().__init__(settings, data, clip)
     self._classes = with_background(self._classes, self._segment.background)
     self._synonyms = self._classes.synonyms
 
-  def check(self, files):
+  def check(self, files: Mapping[str, Path]) -> None:
     n_names = len(self._classes)
     require(
       n_names <= _MAX_NAMES,
@@ -157,7 +168,9 @@ class SegmentPictures(_Pictures):
     )
     super().check(files)
 
-  def _finder(self, encoder, images, matrices):
+  def _finder(
+    self, encoder: Encoder, images: Images, matrices: Sequence[ClassMatrix]
+  ) -> Callable[[Sequence[int]], Iterator[tuple[int, list[PixelMap]]]]:
     segment = self._segment
     if self._regions.source != "none":
       return self._scorer(
@@ -166,7 +179,12 @@ class SegmentPictures(_Pictures):
     segmenter = DenseSegmenter(encoder, segment, dtype=self._clip.dtype)
     return segmenter.finder(images.pixels, matrices)
 
-  def _take(self, key: str, picture: tuple, found: Sequence[PixelMap]) -> Rows:
+  def _take(
+    self,
+    key: str,
+    picture: tuple[UInt8[np.ndarray, "H W 3"], tuple[int, int]],
+    found: Sequence[PixelMap],
+  ) -> Rows:
     image, sides = picture
     [pixel_map] = found
     names = self._classes.names
@@ -191,7 +209,7 @@ class SegmentPictures(_Pictures):
       rows.append(row)
     return rows
 
-  def _text(self, row):
+  def _text(self, row: Mapping[str, Any]) -> str:
     return f"{row['name']} {100 * row['share']:.1f}% of pixels"
 
 
@@ -200,12 +218,19 @@ class DetectPictures(_Pictures):
 
   columns = ("name", "score", "x", "y", "width", "height")
 
-  def _finder(self, encoder, images, matrices):
+  def _finder(
+    self, encoder: Encoder, images: Images, matrices: Sequence[ClassMatrix]
+  ) -> Callable[[Sequence[int]], Iterator[tuple[int, Scored]]]:
     self._ids = dict(zip(self._keys, _image_ids(self._keys), strict=True))
-    self._results = []
+    self._results: list[dict[str, Any]] = []
     return self._scorer(encoder, images, matrices, self._detect.logit_scale).scored
 
-  def _take(self, key: str, picture: tuple, found: Scored) -> Rows:
+  def _take(
+    self,
+    key: str,
+    picture: tuple[UInt8[np.ndarray, "H W 3"], tuple[int, int]],
+    found: Scored,
+  ) -> Rows:
     image, sides = picture
     [scores_RxC] = found.scores
     names = self._classes.names
@@ -233,10 +258,10 @@ class DetectPictures(_Pictures):
       rows.append(dict(zip(self.columns, cells, strict=True)))
     return rows
 
-  def _text(self, row):
+  def _text(self, row: Mapping[str, Any]) -> str:
     return f"{row['name']} {row['score']:.2f}"
 
-  def finish(self):
+  def finish(self) -> None:
     write_json(self._folder.path / "detections.json", self._results)
 
 

@@ -11,7 +11,7 @@ from faster_coco_eval.core import mask as mask_api
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float16, Num, UInt8
+from jaxtyping import Array, Bool, Float, Float16, Int, Num, UInt8
 import numpy as np
 
 from pomp_jax.config.errors import require
@@ -141,9 +141,13 @@ class Proposer:
     self._batch_size = -(-propose.batch_size // mesh.size) * mesh.size
     predict = model.mask_predictor(network.config, clip.dtype)
 
-    def of_batch(params, batch):
-      (params, classes_NxE), (images_BxHxWx3, sizes_Bx2) = params, batch
-      logits, embeddings_BxQxE = predict(params, images_BxHxWx3, sizes_Bx2)
+    def of_batch(
+      params: tuple[model.Params, Float[Array, "N E"] | None],
+      batch: tuple[UInt8[Array, "B H W 3"], Int[Array, "B 2"]],
+    ) -> tuple[Num[Array, "B Q h w"], Float16[Array, "B Q E"], Float[Array, "B Q"]]:
+      network_params, classes_NxE = params
+      images_BxHxWx3, sizes_Bx2 = batch
+      logits, embeddings_BxQxE = predict(network_params, images_BxHxWx3, sizes_Bx2)
       if stride != model.MASK_STRIDE:
         # Bilinear, as torch without align_corners.
         shape = (
@@ -166,7 +170,7 @@ class Proposer:
       )
       if classes_NxE is not None:
         scores = model.class_logits(
-          embeddings_BxQxE, classes_NxE, params["non_object"][0]
+          embeddings_BxQxE, classes_NxE, network_params["non_object"][0]
         )
         objectness_BxQ *= 1 - jax.nn.softmax(scores)[..., -1]
       # A mean of ones may be above 1 by rounding.

@@ -6,6 +6,7 @@ found. Leaves `regions/` and `results.json`, with annotated objects' recall. A r
 resumes after a block.
 """
 
+from collections.abc import Iterator
 import json
 import logging
 from typing import Any
@@ -23,7 +24,7 @@ from pomp_jax.rooms.regions.blocks import Blocks, Taken
 from pomp_jax.rooms.regions.fields import Detect, ProposeConfig, Segment
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set, open_pixel_set
 from pomp_jax.rooms.regions.masks import hard_masks
-from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionWriter
+from pomp_jax.rooms.regions.region_folder import RegionFolder, Regions, RegionWriter
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def run(config: ProposeConfig, workdir: str) -> dict[str, Any]:
   blocks = Blocks(folder, config.to_dict(), key, len(images.keys), _BLOCK)
   regions = folder.path / "regions"
 
-  def take(found):
+  def take(found: Iterator[tuple[int, Regions]]) -> Taken:
     files = {}
     for index, of_image in found:
       image = images.keys[index]

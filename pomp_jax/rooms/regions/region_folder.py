@@ -126,7 +126,7 @@ class RegionFolder:
     height: int,
     width: int,
     most: int | None = None,
-    header_only=False,
+    header_only: bool = False,
   ) -> Regions:
     """Reads the regions of an image of `height` x `width` pixels, `most` at most
     (`Regions.top`).
@@ -386,7 +386,13 @@ class RegionResults:
       masks = np.stack([mask_api.decode(rle).astype(bool) for rle in rles])
     return Regions(boxes, scores, masks)
 
-  def _best(self, key: str | int, height: int, width: int, most: int | None):
+  def _best(
+    self, key: str | int, height: int, width: int, most: int | None
+  ) -> tuple[
+    Float32[np.ndarray, "R 4"],
+    Float32[np.ndarray, " R"],
+    list[dict[str, Any] | None],
+  ]:
     """Boxes, scores, and masks as RLE or None each."""
     rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])[
       :most

@@ -133,10 +133,15 @@ def region_scores(
   # A power of two, for fewer compilations.
   n_rows = 1 << max(n_regions - 1, 1).bit_length()
 
-  def scores_of(rows, *activation):
+  def scores_of(
+    rows: Float[np.ndarray, "R ..."],
+    activation: str,
+    scale: float,
+    null_E: Float[np.ndarray, " E"] | None = None,
+  ) -> Scores:
     padded = np.zeros((n_rows, *rows.shape[1:]), np.float32)
     padded[:n_regions] = rows
-    classes, null = class_scores(padded, matrix.features, *activation)
+    classes, null = class_scores(padded, matrix.features, activation, scale, null_E)
     return Scores(matrix.over_names(np.asarray(classes)), null)
 
   net = clip = None

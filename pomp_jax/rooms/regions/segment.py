@@ -4,7 +4,7 @@ Without regions the classes of patches, by a training-free recipe; with regions 
 classes of crops and of a network's embeddings, added up over the regions of a pixel.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted
 from pomp_jax.rooms.regions.blocks import Blocks, Comparison, Taken, check_prompts
-from pomp_jax.rooms.regions.dense import DenseSegmenter, check_patches
+from pomp_jax.rooms.regions.dense import DenseSegmenter, PixelMap, check_patches
 from pomp_jax.rooms.regions.fields import SegmentConfig
 from pomp_jax.rooms.regions.image_sets import PixelSet, open_pixel_set
 from pomp_jax.rooms.regions.label_images import IGNORED, read_values, write_labels
@@ -81,7 +81,7 @@ def run(config: SegmentConfig, workdir: str) -> dict[str, Any]:
     ).label_maps
   written = range(n_images) if segment.output else spread_evenly(_SHOWN, n_images)
 
-  def take(found):
+  def take(found: Iterator[tuple[int, list[PixelMap]]]) -> Taken:
     """Counts pixels under each prompt, and writes label images."""
     tallies, files = [PixelTally(len(images.classes)) for _ in ours.prompts], {}
     for index, maps in found:

@@ -5,13 +5,17 @@
 
 import jax.numpy as jnp
 
-from pomp_jax.array_types import Array, Float
+from pomp_jax.array_types import Array, Float, Int
 
 _A = -0.75
 
 
 def bicubic_matrix(
-  n_out: int, n_in: int, low=0, high=None, scale: float | None = None
+  n_out: int,
+  n_in: int,
+  low: int | Int[Array, ""] = 0,
+  high: int | Int[Array, ""] | None = None,
+  scale: float | None = None,
 ) -> Float[Array, "n_out n_in"]:
   """Weights of pixels [low, high) of a line in each pixel of a resized line.
 
@@ -44,11 +48,11 @@ def bicubic_matrix(
   return matrix
 
 
-def _near(x):
+def _near(x: Float[Array, " n_out"]) -> Float[Array, " n_out"]:
   """The kernel (Keys, 1981) at distances from 0 to 1."""
   return ((_A + 2) * x - (_A + 3)) * x * x + 1
 
 
-def _far(x):
+def _far(x: Float[Array, " n_out"]) -> Float[Array, " n_out"]:
   """The kernel at distances from 1 to 2."""
   return _A * (((x - 5) * x + 8) * x - 4)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import functools
 
 from faster_coco_eval.core import mask as mask_api
+from jaxtyping import Int32
 import numpy as np
 
 from pomp_jax.config.fields import Data
@@ -79,7 +80,7 @@ def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
   stamps = file_stamps(path for _, path in folder.files if path is not None)
   key = fingerprint(["region crops", str(classes), *folder.keys, stamps])
 
-  def classes_of_images():
+  def classes_of_images() -> Int32[np.ndarray, "n 2"]:
     """Rows (image, class) of the classes in each label image."""
     rows = []
     with waiting("reading all label images; data.cache stores their classes"):

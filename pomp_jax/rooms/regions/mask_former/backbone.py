@@ -94,7 +94,7 @@ class _Stem(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B _ _ _"]:
     half = self.channels // 2
     for i, (channels, stride) in enumerate(
       [(half, 2), (half, 1), (self.channels, 1)], 1
@@ -113,7 +113,7 @@ class _Stage(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B _ _ _"]:
     for i, dilation in enumerate(self.dilations):
       stride = self.stride if i == 0 else 1
       x = _Bottleneck(self.width, stride, dilation, self.dtype, name=str(i))(x)
@@ -130,7 +130,7 @@ class _Bottleneck(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B _ _ _"]:
     channels = self.width * _EXPANSION
     out = nn.relu(NormConv(self.width, 1, dtype=self.dtype, name="conv1")(x))
     middle = NormConv(

@@ -101,7 +101,13 @@ class _Layers(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, memory_BxTxD, positions_TxD, queries_QxD, train):
+  def __call__(
+    self,
+    memory_BxTxD: Float[Array, "B T D"],
+    positions_TxD: Float[Array, "T D"],
+    queries_QxD: Float[Array, "Q D"],
+    train: bool,
+  ) -> list[Float[Array, "B Q D"]]:
     state = jnp.zeros((memory_BxTxD.shape[0], *queries_QxD.shape), self.dtype)
     states = []
     for j in range(self.config.n_layers):
@@ -119,7 +125,14 @@ class _Layer(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x, memory_BxTxD, positions_TxD, queries_QxD, train):
+  def __call__(
+    self,
+    x: Float[Array, "B Q D"],
+    memory_BxTxD: Float[Array, "B T D"],
+    positions_TxD: Float[Array, "T D"],
+    queries_QxD: Float[Array, "Q D"],
+    train: bool,
+  ) -> Float[Array, "B Q D"]:
     norm = functools.partial(
       nn.LayerNorm, epsilon=_LAYER_NORM_EPSILON, dtype=self.dtype
     )
@@ -148,14 +161,20 @@ class _Attention(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, queries_BxQxD, keys_BxTxD, values_BxTxD, train):
+  def __call__(
+    self,
+    queries_BxQxD: Float[Array, "B Q D"],
+    keys_BxTxD: Float[Array, "B T D"],
+    values_BxTxD: Float[Array, "B T D"],
+    train: bool,
+  ) -> Float[Array, "B Q D"]:
     width, n_heads, dropout = (
       queries_BxQxD.shape[-1],
       self.config.n_heads,
       self.config.dropout,
     )
 
-    def heads(rows, name):
+    def heads(rows: Float[Array, "B T D"], name: str) -> Float[Array, "B T n e"]:
       dense = nn.Dense(width, dtype=self.dtype, kernel_init=_stacked_xavier, name=name)
       return dense(rows).reshape(*rows.shape[:2], n_heads, width // n_heads)
 
@@ -197,7 +216,7 @@ def sine_positions(height: int, width: int, channels: int) -> Float[np.ndarray, 
   half = channels // 2
   frequencies = _TEMPERATURE ** (-2 * (np.arange(half) // 2) / half)
 
-  def waves(n):
+  def waves(n: int) -> Float[np.ndarray, "n half"]:
     phases = (np.arange(n) + 1) / (n + 1e-6) * 2 * math.pi
     angles = phases[:, None] * frequencies
     return np.where(np.arange(half) % 2 == 0, np.sin(angles), np.cos(angles))

@@ -7,6 +7,7 @@ images of a batch, S side of an image in pixels, T targets, N classes, E embeddi
 """
 
 import functools
+from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
@@ -15,10 +16,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 import optax
 
-from pomp_jax.array_types import Array, Int
+from pomp_jax.array_types import Array, Float, Int
 from pomp_jax.prompt.mesh import DATA
+from pomp_jax.prompt.step import Batch, TrainState
 from pomp_jax.rooms.regions.mask_former.losses import (
   LossWeights,
+  MaskLosses,
   Predictions,
   Targets,
   mask_losses,
@@ -27,6 +30,7 @@ from pomp_jax.rooms.regions.mask_former.losses import (
 from pomp_jax.rooms.regions.mask_former.model import (
   STRIDE,
   MaskFormer,
+  Params,
   class_logits,
   normalized_pixels,
   parameter_groups,
@@ -62,9 +66,11 @@ def make_mask_step(
     check_vma=False,
   )
 
-  def loss_of(params, classes_NxE, batch, key):
+  def loss_of(
+    params: Params, classes_NxE: Float[Array, "N E"], batch: Batch, key: jax.Array
+  ) -> tuple[Float[Array, ""], MaskLosses]:
     pixels = normalized_pixels(batch["image"], batch["sides"])
-    output = model.apply(
+    output: Any = model.apply(
       {"params": params}, pixels, all_layers=True, train=True, rngs={"dropout": key}
     )
     logits = class_logits(output.embeddings_JxBxQxE, classes_NxE, output.non_object_E)
@@ -75,7 +81,9 @@ def make_mask_step(
     return losses.loss, losses
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def train_step(state, classes_NxE, batch):
+  def train_step(
+    state: TrainState, classes_NxE: Float[Array, "N E"], batch: Batch
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), state.step)
     (_, losses), gradient = jax.value_and_grad(loss_of, has_aux=True)(
       state.params, classes_NxE, batch, key
@@ -108,7 +116,7 @@ def targets_of(owners: Int[Array, "G S S"], labels: Int[Array, "G T"]) -> Target
 def poly_schedule(base: float, power: float, steps: int) -> optax.Schedule:
   """base * (1 - t / steps)^power, detectron2's WarmupPolyLR without a warmup."""
 
-  def rate(step):
+  def rate(step: int | Int[Array, ""]) -> Float[Array, ""]:
     return base * (1 - jnp.minimum(step / steps, 1.0)) ** power
 
   return rate

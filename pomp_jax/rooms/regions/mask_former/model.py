@@ -102,10 +102,14 @@ def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callab
   dtype, products = precision_of(dtype)
   model = MaskFormer(config, dtype)
 
-  def predict(params, images_BxHxWx3, sizes_Bx2):
+  def predict(
+    params: Params,
+    images_BxHxWx3: UInt8[Array | np.ndarray, "B H W 3"],
+    sizes_Bx2: Int[Array | np.ndarray, "B 2"] | None,
+  ) -> tuple[Float[Array, "B Q h w"], Float[Array, "B Q E"]]:
     pixels = normalized_pixels(images_BxHxWx3, sizes_Bx2)
-    masks_JxBxQxhxw, embeddings_JxBxQxE, _ = model.apply({"params": params}, pixels)
-    return masks_JxBxQxhxw[-1], embeddings_JxBxQxE[-1]
+    output: Any = model.apply({"params": params}, pixels)
+    return output.masks_JxBxQxhxw[-1], output.embeddings_JxBxQxE[-1]
 
   return jax.default_matmul_precision(products)(predict)
 
@@ -162,7 +166,7 @@ def parameter_groups(params: Params) -> Params:
   flat = flatten_dict(params)
   frozen = {path[:-1] for path in flat if path[-1] == "var"}
 
-  def group(path):
+  def group(path: tuple[str, ...]) -> str:
     if path[:-1] in frozen:
       return "frozen"
     return "backbone" if path[0] == "backbone" else "heads"

@@ -142,7 +142,7 @@ def stored_tensors(
 
 def write_mask_former(
   file: BinaryIO, content: MaskFormerFile, context: np.ndarray | None = None
-):
+) -> None:
   """Writes a safetensors file; equal content makes equal bytes.
 
   ZSSeg's code, which keeps its own CLIP, loads the tensors of a network with R101c
