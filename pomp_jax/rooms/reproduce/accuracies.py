@@ -22,7 +22,7 @@ from pomp_jax.rooms.reproduce import (
 from pomp_jax.rooms.reproduce.digests import digests_of_clip, digests_of_set
 from pomp_jax.rooms.reproduce.findings import Finding, finding
 from pomp_jax.rooms.reproduce.measure import Measured, Measurer
-from pomp_jax.rooms.reproduce.retrained_stage import SeedsTarget, Training
+from pomp_jax.rooms.reproduce.retrained_stage import SeedsTarget, TrainingGroup
 from pomp_jax.rooms.reproduce.rows import (
   CONTROLS,
   FAIL,
@@ -254,7 +254,7 @@ class Reproduction:
   def published(self, prompts: Mapping[str, Prompt]) -> None:
     """Stage 3: released prompts, by label; their columns, not the paper's row."""
     if not prompts:
-      why = "no released prompt was handed over: reproduce.prompts"
+      why = self.table.no_prompts
       self.rows.append(not_run(PUBLISHED, "all sets", "top-1", why))
       return
     usable = {}
@@ -374,53 +374,57 @@ class Reproduction:
       )
     return None
 
-  def retrained(
-    self, trainings: Sequence[Training], recipe: Mapping[str, Any], why_not: str
-  ) -> None:
-    """Stage 4: trainings of several seeds.
+  def retrained(self, group: TrainingGroup) -> None:
+    """Stage 4: trainings of several seeds, beside a row of a table.
 
     Args:
-      trainings: finished, a seed each; empty where none was run.
-      recipe: fields of the target's training by dotted name.
-      why_not: why there is none.
+      group: the trainings; without any, why there are none.
     """
-    if not trainings:
-      self.rows.append(not_run(RETRAINED, "all sets", "top-1, retrained", why_not))
+    label = group.label
+    if not group.trainings:
+      quantity = controls_stage.quantity_of(label)
+      self.rows.append(not_run(RETRAINED, "all sets", quantity, group.why_not))
       return
-    rows, findings = retrained_stage.recipe_rows(trainings, recipe)
+    of = label if self.table.methods else ""
+    rows, findings = retrained_stage.recipe_rows(group, of)
     self._add(rows, findings)
     if findings:
       for name in (*self.sets.names, *self.table.means):
-        self._skip(RETRAINED, name, "retrained", "Retrained failed for the recipe")
+        self._skip(RETRAINED, name, label, "Retrained failed for the recipe")
       return
-    prompts: dict[str, AnyPrompt] = {one.label: one.prompt for one in trainings}
+    prompts: dict[str, AnyPrompt] = {one.label: one.prompt for one in group.trainings}
     figures: dict[str, list[float]] = {}
     for name in self.sets.names:
       if reason := self.stopped.get(name):
-        self._skip(RETRAINED, name, "retrained", reason)
+        self._skip(RETRAINED, name, label, reason)
         continue
       measured = self._measure(RETRAINED, name, prompts)
       figures[name] = [one.top1 for one in measured.values()]
     rows = []
     for name, values in figures.items():
-      target = self._seeds_target(name)
-      if target is not None:
-        row = retrained_stage.seeds_row(name, np.array(values), target, loose=True)
+      target = self._seeds_target(name, group.target)
+      if target is not None or group.target is None:
+        row = retrained_stage.seeds_row(
+          name, np.array(values), target, group, loose=True
+        )
         rows.append(row)
     for mean, sets in self.table.means.items():
-      target = self._seeds_target(mean)
-      if target is None:
+      target = self._seeds_target(mean, group.target)
+      if target is None and group.target is not None:
         continue
       if not controls_stage.complete(sets, figures):
-        self._skip(RETRAINED, mean, "retrained", "some of its sets were stopped")
+        self._skip(RETRAINED, mean, label, "some of its sets were stopped")
         continue
       values_of_seeds = np.mean([figures[name] for name in sets], axis=0)
-      rows.append(retrained_stage.seeds_row(mean, values_of_seeds, target, loose=False))
+      row = retrained_stage.seeds_row(mean, values_of_seeds, target, group, loose=False)
+      rows.append(row)
     self._add(rows, ())
-    if (found := retrained_stage.training_finding(rows)) is not None:
+    if (found := retrained_stage.training_finding(rows, of)) is not None:
       self.findings.append(found)
 
-  def _seeds_target(self, subject: str) -> SeedsTarget | None:
+  def _seeds_target(
+    self, subject: str, of: tuple[str, str] | None
+  ) -> SeedsTarget | None:
     """Figure of the target's seeds and where it stands."""
     trained = self.record.get("trained", {})
     if trained:
@@ -428,7 +432,7 @@ class Reproduction:
       seeds = np.mean([trained[name] for name in sets], axis=0)
       of_seeds = seeds_of(list(map(float, seeds)))
       return SeedsTarget(of_seeds, f"{_RECORD}, {len(seeds)} seeds")
-    target = self.table.target(self.table.paper, subject)
+    target = self.table.target(of, subject)
     if target is None:
       return None
     figure = Seeds(target.value / 100, 0.0, 1)

@@ -22,7 +22,12 @@ from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets
-from pomp_jax.evaluate.named_prompts import AnyPrompt, check_lengths
+from pomp_jax.evaluate.named_prompts import (
+  AnyPrompt,
+  NamedPrompt,
+  check_lengths,
+  check_prompt,
+)
 from pomp_jax.files.paths import Path, exists, is_dir, join
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import Prompt, load_prompt
@@ -33,13 +38,19 @@ from pomp_jax.rooms.reproduce.digests import packaged_record
 from pomp_jax.rooms.reproduce.fields import WORLD_TABLE, ReproduceConfig
 from pomp_jax.rooms.reproduce.measure import Measurer
 from pomp_jax.rooms.reproduce.reproduction_report import succeeded, verdict_of
-from pomp_jax.rooms.reproduce.retrained_stage import read_training
+from pomp_jax.rooms.reproduce.retrained_stage import (
+  Training,
+  TrainingGroup,
+  read_training,
+)
 from pomp_jax.rooms.reproduce.rows import to_dict
 from pomp_jax.rooms.reproduce.tables import (
   ACCURACIES,
   RELEASED,
   WORLD_RECIPE,
   Accuracies,
+  Method,
+  method_name,
 )
 
 log = logging.getLogger(__name__)
@@ -70,8 +81,15 @@ def check(config: ReproduceConfig, workdir: str) -> None:
     expected = f"a prompt of width {clip.text_config.hidden_size}, as the CLIP's"
     fits = prompt.context.ndim == 2 and width == clip.text_config.hidden_size
     require(fits, "reproduce.prompts", path, expected)
-  for folder in settings.runs:
-    read_training(folder)
+  require(
+    not (table.methods and settings.prompts),
+    "reproduce.prompts",
+    settings.prompts,
+    f"'' where reproduce.table={table.name!r}: its methods are reproduce.runs",
+  )
+  for training in _finished(table, settings.runs):
+    named = NamedPrompt(training.label, training.prompt)
+    check_prompt(named, (), clip, config.clip.model)
   if table.suite:
     config_of_sets = config.replace(_fields_of_sets(table, settings.root))
     if all(_problem(item.open) for item in _items(config_of_sets)):
@@ -113,7 +131,7 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
     encoder, folder.path / _PIECES, dtype=config.clip.dtype, quick=settings.quick
   )
   released = _released(settings.prompts, record, encoder.clip)
-  finished = [read_training(one) for one in settings.runs]
+  finished = _finished(table, settings.runs)
   state = accuracies.Reproduction(
     table=table,
     sets=sets,
@@ -135,7 +153,8 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
       config.replace, recipe, range(settings.train), os.path.join(workdir, _TRAININGS)
     )
     finished = [read_training(one) for one in runs]
-  state.retrained(finished, recipe, why_not)
+  for group in _groups(table, finished, recipe, why_not):
+    state.retrained(group)
   if settings.record:
     _write_record(folder.path, state, settings.recorded_by)
   return _finish(folder, config.to_dict(), state)
@@ -214,6 +233,60 @@ def _released(
     label = f"released, M = {len(prompt.context)}"
     prompts[label if label not in prompts else path] = prompt
   return prompts
+
+
+def _finished(table: Accuracies, folders: Sequence[str]) -> list[Training]:
+  """Finished trainings; of a table of methods with the method in the label."""
+  trainings = [read_training(folder) for folder in folders]
+  if not table.methods:
+    return trainings
+  return [
+    one._replace(label=f"{method_name(one.fields)}, {one.label}") for one in trainings
+  ]
+
+
+def _groups(
+  table: Accuracies,
+  trainings: Sequence[Training],
+  recipe: Mapping[str, Any],
+  why_not: str,
+) -> list[TrainingGroup]:
+  """Trainings beside the row that each is compared with.
+
+  Args:
+    table: of the reproduction.
+    trainings: finished ones.
+    recipe: of a table of one method.
+    why_not: why there is none, of a table of one method.
+  """
+  if not table.methods:
+    return [TrainingGroup("retrained", trainings, recipe, table.paper, why_not)]
+  by_method: dict[str, list[Training]] = {one.name: [] for one in table.methods}
+  for training in trainings:
+    by_method.setdefault(method_name(training.fields), []).append(training)
+  known = {one.name: one for one in table.methods}
+  groups = []
+  for name, of_method in by_method.items():
+    if name not in known:
+      why = f"table 2 has no row of {name}"
+      groups.append(TrainingGroup(name, of_method, {}, None, why))
+      continue
+    method = known[name]
+    why = f"no training of {name}: reproduce.runs has folders of finished ones"
+    if not method.recipe:
+      why = f"there is no trainer of {name} here"
+    group = TrainingGroup(name, of_method, _fields_of(method), ("2", name), why)
+    groups.append(group)
+  return groups
+
+
+def _fields_of(method: Method) -> dict[str, Any]:
+  """Fields of the training that a row of the table has, by dotted name."""
+  if not method.recipe:
+    return {}
+  packaged = unpack(load_config(method.recipe), "pretrain").replace(method.changes)
+  fields = dict(packaged.flat())
+  return {name: value for name, value in fields.items() if name not in method.unstated}
 
 
 def _recipe(table: Accuracies, root: str, clip_model: str) -> Mapping[str, Any]:

@@ -26,6 +26,57 @@ RELEASED = {4: "M = 4, 5 epochs", 16: "M = 16, 20 epochs"}
 
 
 @dataclasses.dataclass(frozen=True)
+class Method:
+  """A method whose trainings are compared with a row of a table."""
+
+  name: str  # of the row
+  recipe: str = ""  # packaged config; "" where the room has no such trainer
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of its fields
+  # Fields of the packaged config that the table does not state.
+  unstated: Sequence[str] = ()
+
+
+# Trained on ImageNet-1K with 16 images a class, as table 2 says of its rows.
+_ON_IMAGENET = {"data.dataset": "imagenet1k", "data.classes": "all"}
+METHODS = (
+  Method("CoOp", "coop:imagenet", unstated=("prompt.m",)),
+  Method("CoCoOp", "cocoop", _ON_IMAGENET),
+  Method("LASP"),
+  Method("VPT", "vpt", _ON_IMAGENET),
+  Method("MaPLe", "maple:cross"),
+)
+
+
+def method_name(fields: Mapping[str, Any]) -> str:
+  """The method of a training under the name that papers give it.
+
+  Args:
+    fields: of the training, by dotted name.
+  """
+  name = str(fields.get("method"))
+  if name != "pomp":
+    return _NAMES.get(name, name)
+  if fields.get("data.source") == "features" and fields.get("loss") == "l2":
+    return "ProText"
+  if fields.get("consistency_squared"):
+    return "KgCoOp"
+  if fields.get("consistency_l1"):
+    return "PromptSRC"
+  return "CoOp" if fields.get("negatives") == "all" else "POMP"
+
+
+_NAMES = {
+  "cocoop": "CoCoOp",
+  "vpt_shallow": "VPT",
+  "vpt_deep": "VPT",
+  "maple": "MaPLe",
+  "ivlp": "PromptSRC",
+  "protext": "ProText",
+  "kdpl": "KDPL",
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class Accuracies:
   """A table of accuracies: sets, their means, and where the targets stand."""
 
@@ -38,6 +89,10 @@ class Accuracies:
   paper: tuple[str, str] | None  # table and row of the paper's own prompt
   column: str = ""  # column of the only set; "" where columns are named as sets
   recipe: str = ""  # packaged config of the trainings; "" where none is run here
+  # Rows of the table that trainings are compared with, where it has several.
+  methods: Sequence[Method] = ()
+  # Why there is no prompt to publish.
+  no_prompts: str = "no released prompt was handed over: reproduce.prompts"
 
   def target(self, of: tuple[str, str] | None, subject: str) -> Target | None:
     """The figure of a set or a mean in the row of a table."""
@@ -65,6 +120,15 @@ ACCURACIES = {
     means={"mean of 10": TEN, "mean of 4": FOUR},
     controls={"hand_written": ("2", "hard prompt")},
     paper=("2", "POMP"),
+  ),
+  "baselines": Accuracies(
+    "baselines",
+    suite="fourteen",
+    means={"mean of 10": TEN, "mean of 4": FOUR},
+    controls={"hand_written": ("2", "hard prompt")},
+    paper=None,
+    methods=METHODS,
+    no_prompts="the methods of other papers have no prompt that this table is of",
   ),
   "imagenet21k": Accuracies(
     "imagenet21k",

@@ -5,15 +5,20 @@ import json
 import numpy as np
 import pytest
 
+from pomp_jax.config import unpack
+from pomp_jax.config.command_line import load_config
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.evaluate import named_prompts
 from pomp_jax.files.prompt_file import Prompt, save_prompt
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.main import main
 from pomp_jax.rooms.data_sets import coop
-from pomp_jax.rooms.reproduce import accuracies
-from pomp_jax.rooms.reproduce.tables import FOUR, IMAGENET21K, TEN
+from pomp_jax.rooms.reproduce import accuracies, controls_stage, reproduce, targets
+from pomp_jax.rooms.reproduce.rows import Tolerance
+from pomp_jax.rooms.reproduce.tables import FOUR, IMAGENET21K, METHODS, TEN, method_name
 from tests.support.clips import write_random_clip
 from tests.support.pictures import encode, natural_image
+from tests.support.small_run import run_job, small_config
 
 JPEGS = [encode(natural_image(seed, 40, 48)) for seed in range(3)]
 
@@ -97,6 +102,28 @@ def read(workdir):
   return content, status
 
 
+@pytest.fixture(scope="session")
+def two_sets(shared):
+  """EuroSAT and DTD with an image a class, and a random CLIP."""
+
+  def fill(root):
+    for name in ("eurosat", "dtd"):
+      write_split_set(root / "DATA", name)
+    write_random_clip(root / "clip")
+
+  return shared("reproduce_two_sets", fill)
+
+
+@pytest.fixture
+def only_two(monkeypatch):
+  """Leaves of the fourteen sets the two, with the images that they have."""
+  items = reproduce._items
+  counts = {"eurosat": 10, "dtd": 47}
+  kept = lambda config: [item for item in items(config) if item.name in counts]
+  monkeypatch.setattr(reproduce, "_items", kept)
+  monkeypatch.setattr(accuracies, "TEST_IMAGES", counts)
+
+
 @pytest.mark.slow("fourteen sets, 3,600 names")
 def test_fourteen_sets_from_command_to_verdict(fourteen, tmp_path, monkeypatch, capsys):
   counts = dict.fromkeys((*TEN, *FOUR), None)
@@ -164,3 +191,157 @@ def test_imagenet21k_from_command_to_verdict(fourteen, tmp_path, monkeypatch, ca
   assert status["Controls", IMAGENET21K] == {"FAIL"}
   sources = {row["source"] for row in content["rows"] if row["stage"] == "Controls"}
   assert sources == {"table 1, zero-shot CLIP", "table 1, prompt ensemble"}
+
+
+def finished_run(folder, recipe, seed, **changes):
+  """A finished training with the fields of a packaged config, and a random context."""
+  config = unpack(load_config(recipe), "pretrain").replace({"seed": seed, **changes})
+  run = RunFolder(folder)
+  run.create(config.to_dict())
+  context_MxD = np.random.default_rng(seed).normal(size=(4, 32)).astype(np.float32)
+  save_prompt(run.prompt, Prompt(context_MxD, "random", "end"))
+  run.write_results({"job": "pretrain", "method": "pomp"})
+  return folder
+
+
+@pytest.fixture(scope="session")
+def trained_methods(shared, two_sets):
+  """Finished trainings: two of CoOp, one of KgCoOp, and one of VPT without a prompt."""
+
+  def fill(root):
+    for seed in (1, 2):
+      finished_run(root / "runs" / f"coop_{seed}", "coop:imagenet", seed)
+    finished_run(root / "runs" / "kgcoop", "kgcoop", 1)
+    small = {"k": 4, "batch_size": 8, "steps": 1, "checkpoint.every": 1}
+    small |= {"data.n_classes": 0, "eval.images": 0, "prompt.visual_tokens": 2}
+    small |= {"data.source": "folder", "data.root": str(root / "pictures")}
+    small |= {"clip.model": str(two_sets / "clip"), "method": "vpt_shallow"}
+    for number in range(24):
+      split = "train" if number % 3 else "test"
+      write(root / "pictures" / split / f"kind {number % 8}" / f"{number}.jpg", number)
+    run_job(small_config(**small), root / "runs" / "vpt")
+
+  return shared("reproduce_methods", fill) / "runs"
+
+
+def baselines(two_sets, trained_methods, workdir):
+  runs = ";".join(str(path) for path in sorted(trained_methods.iterdir()))
+  arguments = f"table=baselines,root={two_sets / 'DATA'},clip={two_sets / 'clip'}"
+  return main(
+    [
+      f"--config=reproduce:{arguments}",
+      f"--workdir={workdir}",
+      f"--config.reproduce.runs={runs}",
+    ]
+  )
+
+
+@pytest.mark.slow("a training of VPT")
+def test_baselines_stop_at_the_controls_of_random_weights(
+  two_sets, trained_methods, only_two, tmp_path, capsys
+):
+  assert baselines(two_sets, trained_methods, tmp_path / "run") == 1
+  assert "error: NOT REPRODUCED: Controls" in capsys.readouterr().err
+  content, status = read(tmp_path / "run")
+  assert status["Inputs", "dtd"] == {"PASS", "NOT RUN"}
+  assert status["Controls", "dtd"] == {"FAIL"}
+  assert status["Published prompts", "all sets"] == {"NOT RUN"}
+  of_dtd = {
+    row["quantity"]: row["why"]
+    for row in content["rows"]
+    if (row["stage"], row["subject"]) == ("Retrained", "dtd")
+  }
+  # VPT's recipe is not that of the little training.
+  names = {"top-1, CoOp", "top-1, KgCoOp", "top-1, VPT"}
+  assert of_dtd.keys() == names
+  assert of_dtd["top-1, CoOp"] == "stopped: Controls failed for the set"
+  assert of_dtd["top-1, VPT"] == "stopped: Retrained failed for the recipe"
+  missing = {
+    row["quantity"]: row["why"]
+    for row in content["rows"]
+    if (row["stage"], row["subject"]) == ("Retrained", "all sets")
+  }
+  assert missing["top-1, LASP"] == "there is no trainer of LASP here"
+  assert missing.keys() == {"top-1, LASP", "top-1, CoCoOp", "top-1, MaPLe"}
+  assert main([f"--config=reproduce:verify={tmp_path / 'run'}"]) == 0
+
+
+@pytest.mark.slow("a training of VPT")
+def test_a_method_is_compared_with_its_row(
+  two_sets, trained_methods, only_two, tmp_path, monkeypatch
+):
+  """With controls that pass, random contexts are worse than CoOp on DTD."""
+  all_pass = lambda *_: Tolerance(1.0, "a test")
+  monkeypatch.setattr(controls_stage, "control_tolerance", all_pass)
+  # Fields of the little training stand for VPT's.
+  monkeypatch.setattr(reproduce, "_fields_of", lambda method: {})
+  assert baselines(two_sets, trained_methods, tmp_path / "run") == 1
+  content, _ = read(tmp_path / "run")
+  rows = {
+    row["quantity"]: row
+    for row in content["rows"]
+    if (row["stage"], row["subject"]) == ("Retrained", "dtd")
+  }
+  assert rows["top-1, CoOp"]["expected"] == 0.419
+  assert rows["top-1, CoOp"]["source"] == "table 2, CoOp"
+  assert (rows["top-1, CoOp"]["status"], rows["top-1, CoOp"]["n"]) == ("FAIL", 2)
+  right = [
+    one["right"] / one["images"]
+    for one in content["answers"]
+    if (one["stage"], one["set"]) == ("Retrained", "dtd")
+    and one["prompt"].startswith("CoOp, seed")
+  ]
+  assert len(right) == 2
+  assert rows["top-1, CoOp"]["got"] == pytest.approx(np.mean(right))
+  assert rows["top-1, VPT"]["why"].startswith("one seed has no interval")
+  assert rows["top-1, KgCoOp"]["status"] == "NOT RUN"
+  assert rows["top-1, KgCoOp"]["got"] is not None
+  assert rows["top-1, KgCoOp"]["why"] == "table 2 has no row of KgCoOp"
+  sentences = [one["sentence"] for one in content["findings"]]
+  assert "trainings of CoOp are worse than the target on" in " ".join(sentences)
+  assert main([f"--config=reproduce:verify={tmp_path / 'run'}"]) == 0
+
+
+def test_baselines_take_runs_alone(two_sets, tmp_path, capsys):
+  save_prompt(tmp_path / "m4.npz", Prompt(np.ones((4, 32), np.float32), "x"))
+  command_line = [
+    f"--config=reproduce:table=baselines,root={two_sets / 'DATA'}",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.clip.model={two_sets / 'clip'}",
+  ]
+  for field, value in (("prompts", tmp_path / "m4.npz"), ("train", 3)):
+    assert main([*command_line, f"--config.reproduce.{field}={value}"]) == 2
+    assert f"config.reproduce.{field}" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("recipe", "name"),
+  [
+    ("coop:imagenet", "CoOp"),
+    ("cocoop", "CoCoOp"),
+    ("vpt", "VPT"),
+    ("vpt:shallow", "VPT"),
+    ("maple:cross", "MaPLe"),
+    ("kgcoop", "KgCoOp"),
+    ("promptsrc:cross", "PromptSRC"),
+    ("promptsrc:prompt", "PromptSRC"),
+    ("protext", "ProText"),
+    ("protext:shallow", "ProText"),
+    ("kdpl", "KDPL"),
+    ("imagenet21k_vit_b16", "POMP"),
+  ],
+)
+def test_a_training_is_named_after_its_paper(recipe, name):
+  fields = unpack(load_config(recipe), "pretrain").flat()
+  assert method_name(fields) == name
+
+
+def test_each_row_of_table_2_is_a_method_or_a_control():
+  rows = {"hard prompt", "POMP", *(one.name for one in METHODS)}
+  assert targets.tables()["2"]["rows"].keys() == rows
+  for method in METHODS:
+    if method.recipe:
+      fields = reproduce._fields_of(method)
+      assert fields["data.dataset"] == "imagenet1k"
+      assert fields["data.classes"] == "all" and fields["data.shots"] == 16

@@ -33,8 +33,8 @@ class Recorder(accuracies.Reproduction):
   def published(self, prompts):
     self.seen["prompts"] = list(prompts)
 
-  def retrained(self, trainings, recipe, why_not):
-    self.seen["trainings"] = [one.label for one in trainings]
+  def retrained(self, group):
+    self.seen["trainings"] = [one.label for one in group.trainings]
 
 
 @pytest.fixture
