@@ -17,6 +17,7 @@ from pomp_jax.rooms.reproduce import (
   controls_stage,
   diagnose,
   inputs_stage,
+  orders_stage,
   retrained_stage,
 )
 from pomp_jax.rooms.reproduce.digests import digests_of_clip, digests_of_set
@@ -421,6 +422,67 @@ class Reproduction:
     self._add(rows, ())
     if (found := retrained_stage.training_finding(rows, of)) is not None:
       self.findings.append(found)
+
+  def orders(self, arms: Sequence[TrainingGroup]) -> None:
+    """Stage 4 of an ablation: which arm is better, on each set and mean of sets.
+
+    Args:
+      arms: trainings of each arm that there are any of.
+    """
+    answers: dict[str, dict[str, list[Measured]]] = {}
+    reasons: dict[str, str] = {}
+    for group in arms:
+      rows, findings = retrained_stage.recipe_rows(group, group.label)
+      self._add(rows, findings)
+      if findings:
+        reasons[group.label] = f"stopped: the recipe of {group.label} failed"
+        continue
+      prompts: dict[str, AnyPrompt] = {one.label: one.prompt for one in group.trainings}
+      answers[group.label] = {
+        name: list(self._measure(RETRAINED, name, prompts).values())
+        for name in self._going_on()
+      }
+    for one in self.table.orders:
+      for subject in one.printed:
+        self._order(one, subject, answers, reasons)
+    for subject, why in self.table.not_trained.items():
+      self.rows.append(not_run(RETRAINED, subject, "fixed margins", why))
+    self.findings += orders_stage.order_findings(self.rows)
+
+  def _going_on(self) -> list[str]:
+    """The sets that no earlier stage stopped."""
+    return [name for name in self.sets.names if name not in self.stopped]
+
+  def _order(
+    self,
+    one: orders_stage.Order,
+    subject: str,
+    answers: Mapping[str, Mapping[str, Sequence[Measured]]],
+    reasons: Mapping[str, str],
+  ) -> None:
+    """The row of an order on a subject, or why it was not run."""
+    sets = self.table.means.get(subject, (subject,))
+    why = ""
+    for arm in (one.better, one.worse):
+      if arm not in answers:
+        missing = f"no training of {arm}: reproduce.runs has folders of finished ones"
+        why = why or reasons.get(arm, missing)
+    missing_sets = [name for name in sets if name not in self._going_on()]
+    if missing_sets and not why:
+      reason = self.stopped.get(missing_sets[0], "the set is not there")
+      why = f"stopped: {', '.join(missing_sets)}: {reason}"
+    if why:
+      row = not_run(RETRAINED, subject, one.quantity, why, source=one.source)
+    else:
+      row = orders_stage.order_row(
+        one,
+        subject,
+        sets,
+        better=answers[one.better],
+        worse=answers[one.worse],
+        quick=self.quick,
+      )
+    self._add([row], ())
 
   def _seeds_target(
     self, subject: str, of: tuple[str, str] | None

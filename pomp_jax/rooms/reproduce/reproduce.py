@@ -21,7 +21,7 @@ from pomp_jax.config.rows import ConfigError, require
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.evaluate import opening
-from pomp_jax.evaluate.evaluation_sets import evaluation_sets
+from pomp_jax.evaluate.evaluation_sets import EvaluationSet, evaluation_sets
 from pomp_jax.evaluate.named_prompts import (
   AnyPrompt,
   NamedPrompt,
@@ -42,14 +42,17 @@ from pomp_jax.rooms.reproduce.retrained_stage import (
   Training,
   TrainingGroup,
   read_training,
+  read_trainings,
 )
 from pomp_jax.rooms.reproduce.rows import to_dict
 from pomp_jax.rooms.reproduce.tables import (
   ACCURACIES,
+  ARMS,
   RELEASED,
   WORLD_RECIPE,
   Accuracies,
   Method,
+  arm_of,
   method_name,
 )
 
@@ -81,24 +84,21 @@ def check(config: ReproduceConfig, workdir: str) -> None:
     expected = f"a prompt of width {clip.text_config.hidden_size}, as the CLIP's"
     fits = prompt.context.ndim == 2 and width == clip.text_config.hidden_size
     require(fits, "reproduce.prompts", path, expected)
-  require(
-    not (table.methods and settings.prompts),
-    "reproduce.prompts",
-    settings.prompts,
-    f"'' where reproduce.table={table.name!r}: its methods are reproduce.runs",
-  )
+  expected = f"'' where reproduce.table={table.name!r}: it compares reproduce.runs"
+  fits = not settings.prompts or not (table.methods or table.arms)
+  require(fits, "reproduce.prompts", settings.prompts, expected)
   for training in _finished(table, settings.runs):
     named = NamedPrompt(training.label, training.prompt)
     check_prompt(named, (), clip, config.clip.model)
   if table.suite:
-    config_of_sets = config.replace(_fields_of_sets(table, settings.root))
-    if all(_problem(item.open) for item in _items(config_of_sets)):
+    items = _items(config, table)
+    if all(_problem(item.open) for item in items):
       expected = "a folder with at least one of the table's sets"
       raise ConfigError("reproduce.root", settings.root, expected)
     _, tokenizer = opening.clip_config_and_tokenizer(config.clip.model)
     prompts: list[AnyPrompt] = [*table.controls]
     prompts += [load_prompt(path) for path in settings.prompts]
-    for item in _items(config_of_sets):
+    for item in items:
       if not _problem(item.open):
         for one in prompts:
           check_lengths(
@@ -121,7 +121,7 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
   folder.create(config.to_dict())
   encoder = opening.open_encoder(config.clip, config.mesh.class_size)
   if table.suite:
-    sets = _named_sets(config.replace(_fields_of_sets(table, settings.root)))
+    sets = _named_sets(_items(config, table))
   else:
     root = settings.root or os.path.join(workdir, _DATA)
     if not settings.root:
@@ -153,8 +153,11 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
       config.replace, recipe, range(settings.train), os.path.join(workdir, _TRAININGS)
     )
     finished = [read_training(one) for one in runs]
-  for group in _groups(table, finished, recipe, why_not):
-    state.retrained(group)
+  if table.arms:
+    state.orders(_arms(table, finished))
+  else:
+    for group in _groups(table, finished, recipe, why_not):
+      state.retrained(group)
   if settings.record:
     _write_record(folder.path, state, settings.recorded_by)
   return _finish(folder, config.to_dict(), state)
@@ -236,13 +239,43 @@ def _released(
 
 
 def _finished(table: Accuracies, folders: Sequence[str]) -> list[Training]:
-  """Finished trainings; of a table of methods with the method in the label."""
-  trainings = [read_training(folder) for folder in folders]
-  if not table.methods:
-    return trainings
-  return [
-    one._replace(label=f"{method_name(one.fields)}, {one.label}") for one in trainings
-  ]
+  """Finished trainings; of a table of several with the method or arm in the label.
+
+  ConfigError: a training that is no arm of an ablation.
+  """
+  trainings = []
+  for folder in folders:
+    for one in read_trainings(folder):
+      label = one.label
+      if table.methods:
+        label = f"{method_name(one.fields)}, {label}"
+      if table.arms:
+        label = f"{_arm(folder, one)}, {label}"
+      trainings.append(one._replace(label=label))
+  return trainings
+
+
+def _arm(folder: str, training: Training) -> str:
+  """The arm of a training; ConfigError for what is none."""
+  arm = arm_of(training.fields)
+  if arm is None:
+    names = ("k", "correction", "sampling.name")
+    found = ", ".join(f"{name}={training.fields.get(name)}" for name in names)
+    expected = f"trainings of {', '.join(ARMS)}"
+    raise ConfigError("reproduce.runs", f"{folder} ({found})", expected)
+  return arm
+
+
+def _arms(table: Accuracies, trainings: Sequence[Training]) -> list[TrainingGroup]:
+  """The trainings of each arm that has any, with the arm's recipe."""
+  packaged = unpack(load_config(table.recipe_of_runs), "pretrain")
+  groups = []
+  for name, changes in table.arms.items():
+    of_arm = [one for one in trainings if arm_of(one.fields) == name]
+    if of_arm:
+      recipe = dict(packaged.replace(changes).flat())
+      groups.append(TrainingGroup(name, of_arm, recipe, None))
+  return groups
 
 
 def _groups(
@@ -312,21 +345,26 @@ def _recipe(table: Accuracies, root: str, clip_model: str) -> Mapping[str, Any]:
 _RECIPE = "imagenet21k_vit_b16"
 
 
-def _fields_of_sets(table: Accuracies, root: str) -> dict[str, Any]:
+def _fields_of_sets(suite: str, root: str) -> dict[str, Any]:
   """Fields of the job evaluate that open a suite in a folder."""
-  fields: dict[str, Any] = {"job": "evaluate", "evaluate.suite": table.suite}
+  fields: dict[str, Any] = {"job": "evaluate", "evaluate.suite": suite}
   fields["evaluate.root"] = root
-  if table.suite == "imagenet21k":
+  if suite == "imagenet21k":
     # Records of TFDS lie in a folder of the data set's name.
     records = is_dir(join(root, "imagenet21k"))
     fields["evaluate.source"] = "tfds" if records else "folder"
   return fields
 
 
-def _items(config_of_sets: Any) -> list[Any]:
-  return evaluation_sets(
-    config_of_sets.evaluate, config_of_sets.data, config_of_sets.eval
-  )
+def _items(config: ReproduceConfig, table: Accuracies) -> list[EvaluationSet]:
+  """The sets of a table, unopened."""
+  settings = config.reproduce
+  found: list[EvaluationSet] = []
+  for field, suite in {"root": table.suite, **table.other_suites}.items():
+    fields = _fields_of_sets(suite, getattr(settings, field))
+    one: Any = config.replace(fields)
+    found += evaluation_sets(one.evaluate, one.data, one.eval)
+  return found
 
 
 def _problem(opened: Any) -> str:
@@ -338,9 +376,9 @@ def _problem(opened: Any) -> str:
   return ""
 
 
-def _named_sets(config_of_sets: Any) -> accuracies.Sets:
-  """Sets of a suite."""
-  items = {item.name: item for item in _items(config_of_sets)}
+def _named_sets(unopened: Sequence[EvaluationSet]) -> accuracies.Sets:
+  """Sets of suites."""
+  items = {item.name: item for item in unopened}
   names = list(items)
   return accuracies.Sets(names, lambda name: items[name].open())
 

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pomp_jax.report import report
+from pomp_jax.rooms.reproduce.orders_stage import DIFFERENCE
 from pomp_jax.rooms.reproduce.rows import (
   BETTER,
   FAIL,
   NOT_RUN,
   PASS,
   STAGES,
+  STATUSES,
+  UNDECIDED,
   Row,
   from_dict,
 )
@@ -26,7 +29,7 @@ _COLUMNS = (
   "why",
   "target",
 )
-_MARKS = {FAIL: "failed", BETTER: "best", PASS: "", NOT_RUN: ""}
+_MARKS = {FAIL: "failed", BETTER: "best", PASS: "", UNDECIDED: "", NOT_RUN: ""}
 
 
 def verdict_of(rows: Sequence[Row], findings: Sequence[Mapping[str, Any]]) -> str:
@@ -36,10 +39,7 @@ def verdict_of(rows: Sequence[Row], findings: Sequence[Mapping[str, Any]]) -> st
     rows: of all stages.
     findings: causes, the first of the earliest stage.
   """
-  counts = {
-    status: sum(row.status == status for row in rows)
-    for status in (PASS, FAIL, BETTER, NOT_RUN)
-  }
+  counts = {status: sum(row.status == status for row in rows) for status in STATUSES}
   shown = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
   if counts[FAIL]:
     first = findings[0] if findings else None
@@ -49,13 +49,25 @@ def verdict_of(rows: Sequence[Row], findings: Sequence[Mapping[str, Any]]) -> st
         f": {first['stage']}, {first['kind']} ({first['subject']}): {first['sentence']}"
       )
     return f"NOT REPRODUCED{cause} [{shown}]"
-  if not counts[PASS] + counts[BETTER]:
+  n_passed = counts[PASS] + counts[BETTER]
+  if not n_passed + counts[UNDECIDED]:
     return f"NOTHING WAS RUN [{shown}]"
   skipped = list(
     dict.fromkeys(f"{row.stage}: {row.why}" for row in rows if row.status == NOT_RUN)
   )
-  if skipped:
-    return f"REPRODUCED IN PART; not run: {'; '.join(skipped)} [{shown}]"
+  undecided = [
+    f"{row.quantity.removeprefix(DIFFERENCE)} on {row.subject}"
+    for row in rows
+    if row.status == UNDECIDED
+  ]
+  if skipped or undecided:
+    parts = []
+    if undecided:
+      parts.append(f"undecided by the seeds: {', '.join(undecided)}")
+    if skipped:
+      parts.append(f"not run: {'; '.join(skipped)}")
+    what = "REPRODUCED IN PART" if n_passed else "NOTHING IS DECIDED"
+    return f"{what}; {'; '.join(parts)} [{shown}]"
   return f"REPRODUCED [{shown}]"
 
 

@@ -81,6 +81,27 @@ def read_training(folder: str) -> Training:
   return Training(label, fields, read_prompt(folder, "reproduce.runs").prompt)
 
 
+def read_trainings(folder: str) -> list[Training]:
+  """Reads a finished training, or every cell of a finished job `ablate`.
+
+  Raises:
+    RunFolderError: the run has not finished, or has no cells.
+    InputError: as `read_training`.
+  """
+  run = RunFolder(folder)
+  if not exists(run.results) or read_json(run.results).get("job") != "ablate":
+    return [read_training(folder)]
+  paths = sorted((run.path / "cells").glob("*.npz"))
+  if not paths:
+    raise RunFolderError(f"{folder}: no cells/*.npz; expected a finished ablation")
+  trainings = []
+  for path in paths:
+    prompt = load_prompt(path)
+    fields = flatten(prompt.config)
+    trainings.append(Training(f"seed {fields.get('seed')}", fields, prompt))
+  return trainings
+
+
 def recipe_rows(group: TrainingGroup, of: str = "") -> tuple[list[Row], list[Finding]]:
   """Fields of the trainings beside the recipe's, and whether each has a seed of its
   own.

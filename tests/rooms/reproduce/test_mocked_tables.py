@@ -1,9 +1,11 @@
 """Tables of the paper on mocked data of the true layouts, from command to verdict."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from pomp_jax.config import unpack
 from pomp_jax.config.command_line import load_config
@@ -13,9 +15,23 @@ from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.main import main
 from pomp_jax.rooms.data_sets import coop
-from pomp_jax.rooms.reproduce import accuracies, controls_stage, reproduce, targets
-from pomp_jax.rooms.reproduce.rows import Tolerance
-from pomp_jax.rooms.reproduce.tables import FOUR, IMAGENET21K, METHODS, TEN, method_name
+from pomp_jax.rooms.reproduce import (
+  accuracies,
+  controls_stage,
+  reproduce,
+  targets,
+  verify,
+)
+from pomp_jax.rooms.reproduce.orders_stage import DIFFERENCE
+from pomp_jax.rooms.reproduce.rows import Tolerance, from_dict
+from pomp_jax.rooms.reproduce.tables import (
+  ACCURACIES,
+  FOUR,
+  IMAGENET21K,
+  METHODS,
+  TEN,
+  method_name,
+)
 from tests.support.clips import write_random_clip
 from tests.support.pictures import encode, natural_image
 from tests.support.small_run import run_job, small_config
@@ -119,7 +135,7 @@ def only_two(monkeypatch):
   """Leaves of the fourteen sets the two, with the images that they have."""
   items = reproduce._items
   counts = {"eurosat": 10, "dtd": 47}
-  kept = lambda config: [item for item in items(config) if item.name in counts]
+  kept = lambda *of: [item for item in items(*of) if item.name in counts]
   monkeypatch.setattr(reproduce, "_items", kept)
   monkeypatch.setattr(accuracies, "TEST_IMAGES", counts)
 
@@ -300,6 +316,141 @@ def test_a_method_is_compared_with_its_row(
   sentences = [one["sentence"] for one in content["findings"]]
   assert "trainings of CoOp are worse than the target on" in " ".join(sentences)
   assert main([f"--config=reproduce:verify={tmp_path / 'run'}"]) == 0
+
+
+@pytest.fixture(scope="session")
+def ablated(shared):
+  """Finished trainings of three arms, three seeds each; those of K = 500 as cells."""
+
+  def fill(root):
+    recipe = "imagenet21k_vit_b16:m=4"
+    for seed in range(3):
+      finished_run(root / f"k1000_{seed}", recipe, seed)
+      changes = {"correction": "none"}
+      finished_run(root / f"none_{seed}", recipe, 10 + seed, **changes)
+    cells = RunFolder(root / "cells_of_500")
+    cells.create({})
+    (root / "cells_of_500" / "cells").mkdir()
+    for seed in range(3):
+      config = unpack(load_config(recipe), "pretrain").replace({"k": 500, "seed": seed})
+      rng = np.random.default_rng(20 + seed)
+      context_MxD = rng.normal(size=(4, 32)).astype(np.float32)
+      prompt = Prompt(context_MxD, "random", "end", config.to_dict())
+      save_prompt(root / "cells_of_500" / "cells" / f"{seed}.npz", prompt)
+    cells.write_results({"job": "ablate"})
+
+  return shared("reproduce_ablated", fill)
+
+
+@pytest.fixture
+def smaller_means(monkeypatch):
+  """Means over the two sets that are there."""
+  means = {"mean of 10": ("eurosat", "dtd"), "mean of 4": ("dtd",)}
+  smaller = dataclasses.replace(ACCURACIES["ablation"], means=means)
+  monkeypatch.setitem(ACCURACIES, "ablation", smaller)
+
+
+def ablation(two_sets, runs, workdir, *more):
+  root = two_sets / "DATA"
+  return main(
+    [
+      f"--config=reproduce:table=ablation,root={root},data={root}",
+      f"--config.clip.model={two_sets / 'clip'}",
+      f"--workdir={workdir}",
+      f"--config.reproduce.runs={';'.join(map(str, runs))}",
+      *more,
+    ]
+  )
+
+
+def of_orders(content):
+  return {
+    (row["subject"], row["quantity"].removeprefix(DIFFERENCE)): row
+    for row in content["rows"]
+    if row["quantity"].startswith(DIFFERENCE)
+  }
+
+
+@pytest.mark.slow("compiles the towers")
+def test_an_ablation_stops_at_the_controls_of_random_weights(
+  two_sets, ablated, only_two, smaller_means, tmp_path, capsys
+):
+  runs = sorted(ablated.iterdir())
+  assert ablation(two_sets, runs, tmp_path / "run") == 1
+  assert "error: NOT REPRODUCED: Controls" in capsys.readouterr().err
+  content, status = read(tmp_path / "run")
+  assert status["Controls", "dtd"] == {"FAIL"}
+  rows = of_orders(content)
+  assert len(rows) == 3 * 5 + 1
+  assert {row["status"] for row in rows.values()} == {"NOT RUN"}
+  why = rows["mean of 4", "K = 1000 over K = 500"]["why"]
+  assert why == "stopped: dtd: Controls failed for the set"
+  why = rows["mean of 4", "K = 500 over K = 100"]["why"]
+  assert why.startswith("no training of K = 100")
+  assert status["Retrained", "table 12"] == {"NOT RUN"}
+  assert main([f"--config=reproduce:verify={tmp_path / 'run'}"]) == 0
+
+
+@pytest.mark.slow("compiles the towers")
+def test_an_ablation_tests_the_order_of_its_arms(
+  two_sets, ablated, only_two, smaller_means, tmp_path, monkeypatch
+):
+  all_pass = lambda *_: Tolerance(1.0, "a test")
+  monkeypatch.setattr(controls_stage, "control_tolerance", all_pass)
+  ablation(two_sets, sorted(ablated.iterdir()), tmp_path / "run")
+  content, _ = read(tmp_path / "run")
+  row = of_orders(content)["mean of 10", "K = 1000 over K = 1000, no correction"]
+  assert row["expected"] == pytest.approx(0.012)
+  figures = []
+  for arm in ("K = 1000", "K = 1000, no correction"):
+    shares = [
+      [
+        one["right"] / one["images"]
+        for one in content["answers"]
+        if one["stage"] == "Retrained" and one["set"] == name
+        if one["prompt"] in [f"{arm}, seed {seed}" for seed in (0, 1, 2, 10, 11, 12)]
+      ]
+      for name in ("eurosat", "dtd")
+    ]
+    figures.append(np.mean(shares, axis=0))
+    assert len(figures[-1]) == 3
+  assert row["got"] == pytest.approx(figures[0].mean() - figures[1].mean())
+  test = scipy.stats.ttest_ind(*figures, equal_var=False, alternative="greater")
+  assert f"p = {test.pvalue:.2g};" in row["why"]
+  expected = "UNDECIDED"
+  if test.pvalue < 0.05:
+    expected = "PASS"
+  if test.pvalue > 0.95:
+    expected = "FAIL"
+  assert row["status"] == expected
+  assert not list((tmp_path / "run" / ".eval_results").glob("*over*"))
+  assert main([f"--config=reproduce:verify={tmp_path / 'run'}"]) == 0
+  rows = [from_dict(one) for one in content["rows"]]
+  assert verify._orders(content, rows) == []
+  moved = [one._replace(tolerance=1.0) for one in rows if one.rule == "order"]
+  assert len(verify._orders(content, moved)) == len(moved) > 0
+
+
+def test_a_training_that_is_no_arm(two_sets, tmp_path, capsys):
+  odd = finished_run(tmp_path / "odd", "imagenet21k_vit_b16:m=4", 0, k=77)
+  assert ablation(two_sets, [odd], tmp_path / "run") == 2
+  assert "k=77, correction=log10" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow("compiles the towers")
+def test_an_arm_of_another_recipe(two_sets, only_two, smaller_means, tmp_path):
+  recipe = "imagenet21k_vit_b16:m=4"
+  changes = {"optim.lr": 0.02, "k": 500}
+  runs = [finished_run(tmp_path / str(n), recipe, n, **changes) for n in range(2)]
+  runs.append(finished_run(tmp_path / "1000", recipe, 0))
+  assert ablation(two_sets, runs, tmp_path / "run") == 1
+  content, status = read(tmp_path / "run")
+  assert "FAIL" in status["Retrained", "recipe, K = 500"]
+  (found,) = (one for one in content["findings"] if one["stage"] == "Retrained")
+  assert (found["kind"], found["subject"]) == ("optimizer", "recipe, K = 500")
+  why = of_orders(content)["mean of 4", "K = 1000 over K = 500"]["why"]
+  assert why == "stopped: the recipe of K = 500 failed"
 
 
 def test_baselines_take_runs_alone(two_sets, tmp_path, capsys):
