@@ -78,6 +78,7 @@ class Reproduction:
   digests: dict[str, Any] = dataclasses.field(default_factory=dict)
   answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   measured: dict[str, Any] = dataclasses.field(default_factory=dict)
+  figures: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # none
 
   def inputs(self) -> None:
     """Stage 1: opens the sets and compares digests."""

@@ -37,6 +37,11 @@ from pomp_jax.rooms.reproduce import accuracies, finished_folder, verify, world_
 from pomp_jax.rooms.reproduce.digests import packaged_record
 from pomp_jax.rooms.reproduce.fields import WORLD_TABLE, ReproduceConfig
 from pomp_jax.rooms.reproduce.measure import Measurer
+from pomp_jax.rooms.reproduce.region_cases import (
+  STAGES_OF_CASES,
+  RegionReproduction,
+)
+from pomp_jax.rooms.reproduce.region_tables import REGION_TABLES
 from pomp_jax.rooms.reproduce.reproduction_report import succeeded, verdict_of
 from pomp_jax.rooms.reproduce.retrained_stage import (
   Training,
@@ -70,9 +75,8 @@ def check(config: ReproduceConfig, workdir: str) -> None:
   settings = config.reproduce
   if settings.verify:
     return
-  if settings.table not in ACCURACIES:
-    expected = f"one of {', '.join(ACCURACIES)}; the others are not written yet"
-    raise ConfigError("reproduce.table", settings.table, expected)
+  if settings.table in REGION_TABLES:
+    return _check_regions(config, workdir)
   table = ACCURACIES[settings.table]
   fits = table.recipe or not settings.train
   expected = f"0 where reproduce.table={table.name!r}: hand over finished trainings"
@@ -116,6 +120,8 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
   if settings.verify:
     return _verify(settings.verify)
   folder = RunFolder(workdir)
+  if settings.table in REGION_TABLES:
+    return _run_regions(config, folder, workdir)
   table = ACCURACIES[settings.table]
   record = packaged_record(table.name)
   folder.create(config.to_dict())
@@ -163,8 +169,53 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
   return _finish(folder, config.to_dict(), state)
 
 
+def _check_regions(config: ReproduceConfig, workdir: str) -> None:
+  """Checks a table of regions; ConfigError for fields that it does not read."""
+  settings = config.reproduce
+  where = f"where reproduce.table={settings.table!r}"
+  for name in ("prompts", "runs"):
+    value = getattr(settings, name)
+    require(
+      not value, f"reproduce.{name}", value, f"'' {where}: the root has all files"
+    )
+  expected = f"0 {where}: no network is trained here"
+  require(not settings.train, "reproduce.train", settings.train, expected)
+  expected = f"False {where}: IoU and AP of 200 images have no interval"
+  require(not settings.quick, "reproduce.quick", settings.quick, expected)
+  _regions(config, workdir).check()
+
+
+def _regions(config: ReproduceConfig, workdir: str) -> RegionReproduction:
+  table = REGION_TABLES[config.reproduce.table]
+  return RegionReproduction(
+    table=table,
+    root=config.reproduce.root,
+    workdir=workdir,
+    config=config,
+    record=packaged_record(table.name),
+  )
+
+
+def _run_regions(
+  config: ReproduceConfig, folder: RunFolder, workdir: str
+) -> dict[str, Any]:
+  """Runs the stages of a table of regions, and writes report and verdict."""
+  folder.create(config.to_dict())
+  state = _regions(config, workdir)
+  encoder = opening.open_encoder(config.clip, config.mesh.class_size)
+  state.inputs(encoder.clip)
+  for stage in STAGES_OF_CASES:
+    state.compare(stage)
+  state.retrained()
+  if config.reproduce.record:
+    _write_record(folder.path, state, config.reproduce.recorded_by)
+  return _finish(folder, config.to_dict(), state)
+
+
 def _finish(
-  folder: RunFolder, config: Mapping[str, Any], state: accuracies.Reproduction
+  folder: RunFolder,
+  config: Mapping[str, Any],
+  state: accuracies.Reproduction | RegionReproduction,
 ) -> dict[str, Any]:
   """Writes the report and reproduction.json; NotReproducedError where a row failed."""
   findings = [one._asdict() for one in state.findings]
@@ -178,7 +229,8 @@ def _finish(
     "findings": findings,
     "means": {name: list(sets) for name, sets in state.table.means.items()},
     "answers": state.answers,
-    "digests": _summary(state.digests),
+    "figures": state.figures,
+    "digests": _summary(state.digests, config["reproduce"]["table"] in REGION_TABLES),
   }
   clip = config["clip"]["model"]
   finish_run(folder, config, results)
@@ -205,17 +257,22 @@ def _verify(folder: str) -> dict[str, Any]:
   return {}
 
 
-def _summary(digests: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(digests: Mapping[str, Any], table_of_regions: bool) -> dict[str, Any]:
   """One digest for the CLIP and for each part of a set."""
   clip = fingerprint([repr(sorted(digests["clip"].items(), key=lambda item: item[0]))])
   keys = ("ids", "pairs", "names", "content")
   sets = {
-    name: {key: one[key] for key in keys} for name, one in digests["sets"].items()
+    name: {key: value for key, value in one.items() if key in keys or table_of_regions}
+    for name, one in digests["sets"].items()
   }
   return {"clip": clip, "sets": sets}
 
 
-def _write_record(path: Path, state: accuracies.Reproduction, recorded_by: str) -> None:
+def _write_record(
+  path: Path,
+  state: accuracies.Reproduction | RegionReproduction,
+  recorded_by: str,
+) -> None:
   """Writes what was found, for others to be compared with."""
   date = datetime.datetime.now(datetime.UTC).date().isoformat()
   head = {"recorded_by": recorded_by, "date": date}

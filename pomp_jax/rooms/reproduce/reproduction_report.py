@@ -126,7 +126,8 @@ def _is(row: Row, stage: str, status: str) -> bool:
 
 
 def _cells(row: Row) -> list[str]:
-  figure = _percent if "top-1" in row.quantity else _plain
+  is_share = "top-1" in row.quantity or "(%)" in row.quantity
+  figure = _percent if is_share else _plain
   expected = figure(row.expected)
   if row.beside is not None:
     expected = f"{expected} ({figure(row.beside)})"
