@@ -135,7 +135,8 @@ class RegionReproduction:
     self.digests["sets"][data] = found
     expected = self.record.get("sets", {}).get(data, {})
     for name, digest in found.items():
-      row = inputs_stage.digest_row(data, name, expected.get(name), digest)
+      quantity = f"files of {name}"
+      row = inputs_stage.digest_row(data, quantity, expected.get(name), digest)
       self.rows.append(row)
       if row.status == FAIL:
         text = f"{name} are other files than those of the record"

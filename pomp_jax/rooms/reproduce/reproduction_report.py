@@ -5,6 +5,7 @@ from typing import Any
 
 from pomp_jax.report import report
 from pomp_jax.rooms.reproduce.orders_stage import DIFFERENCE
+from pomp_jax.rooms.reproduce.region_tables import REGION_TABLES
 from pomp_jax.rooms.reproduce.rows import (
   BETTER,
   FAIL,
@@ -91,6 +92,9 @@ def reproduction_report(
     columns = ("stage", "subject", "kind", "what was found", "check first")
     table = report.Table(columns, shown, ["failed"] * len(shown))
     sections.append(report.Section("What to check first", table=table, brief=True))
+  texts = _TEXTS
+  if results["table"] in REGION_TABLES:
+    texts = {**_TEXTS, **_TEXTS_OF_REGIONS}
   counts = [
     [stage, *(str(sum(_is(row, stage, status) for row in rows)) for status in _MARKS)]
     for stage in STAGES
@@ -100,13 +104,10 @@ def reproduction_report(
   for number, stage in enumerate(STAGES, 1):
     of_stage = [row for row in rows if row.stage == stage]
     if of_stage:
-      table = report.Table(
-        _COLUMNS,
-        [_cells(row) for row in of_stage],
-        [_MARKS[row.status] for row in of_stage],
-      )
       title = f"{number}. {stage}"
-      sections.append(report.Section(title, _TEXTS[stage], table, brief=True))
+      text = texts[stage]
+      table = _table_of(of_stage)
+      sections.append(report.Section(title, text, table, brief=True))
   title = f"Reproduction: {results['table']}"
   return report.Report(title, results["verdict"], sections)
 
@@ -119,6 +120,22 @@ _TEXTS = {
   ),
   "Retrained": "Trained here: not worse than the target, one-sided; in percent.",
 }
+
+
+_TEXTS_OF_REGIONS = {
+  "Controls": "The other network's row and hand-written prompts; in percent.",
+  "Published prompts": "POMP's rows in percent; in brackets the released README's.",
+  "Retrained": "Networks.",
+}
+
+
+def _table_of(rows: Sequence[Row]) -> report.Table:
+  """Rows of a stage, without columns that all of them leave empty."""
+  cells = [_cells(row) for row in rows]
+  kept = [n for n in range(len(_COLUMNS)) if any(row[n] for row in cells)]
+  shown = [[row[n] for n in kept] for row in cells]
+  marks = [_MARKS[row.status] for row in rows]
+  return report.Table([_COLUMNS[n] for n in kept], shown, marks)
 
 
 def _is(row: Row, stage: str, status: str) -> bool:

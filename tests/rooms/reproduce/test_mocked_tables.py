@@ -196,7 +196,7 @@ def test_imagenet21k_from_command_to_verdict(fourteen, tmp_path, monkeypatch, ca
   monkeypatch.setattr(accuracies, "TEST_IMAGES", {IMAGENET21K: len(classes.synsets)})
   # The random CLIP's tokenizer has a token a letter.
   texts = {"hand_written": ("a {}.",), "ensemble": ("a {}.", "the {}.")}
-  monkeypatch.setattr(named_prompts, "_texts", lambda prompt, _: texts[prompt])
+  monkeypatch.setattr(named_prompts, "texts_of", lambda prompt, _: texts[prompt])
   own = tmp_path / "run"
   arguments = [
     f"--config=reproduce:table=imagenet21k,root={root},clip={fourteen / 'clip'}"

@@ -16,6 +16,7 @@ from pomp_jax.rooms.reproduce.region_tables import (
   SEGMENTATION,
 )
 from tests.rooms.reproduce import region_roots
+from tests.support.report_page import Page
 
 
 @pytest.fixture(scope="session")
@@ -299,3 +300,22 @@ def test_what_the_readme_prints_is_within_the_tolerance():
   assert max(differences) == pytest.approx(MOVED_BETWEEN_PUBLICATIONS)
   assert len(DETECTION.cases) == 10
   np.testing.assert_allclose(sorted(differences), [0.001, 0.005])
+
+
+def test_the_report_says_what_failed_and_leaves_out_empty_columns(
+  pixel_root, few_images, as_printed, tmp_path
+):
+  as_printed["single prompt", "ADE20K", "mIoU"] = 0.30
+  assert command(pixel_root, "segmentation", tmp_path / "run") == 1
+  page = Page((tmp_path / "run" / "report.html").read_text())
+  assert "1 of 11 figures are off" in page.text
+  columns = ("subject", "what", "expected", "got", "n", "tolerance", "status")
+  shown = [
+    rows for rows in page.tables if tuple(rows[0]) == (*columns, "why", "target")
+  ]
+  assert len(shown) == 2  # of the controls and of the published prompts
+  (failed,) = (row for row in shown[0] if "FAIL" in row)
+  what = "mIoU (%), single prompt, table 13, ADE20K"
+  assert failed[:7] == ["ade20k", what, "17.80", "30.00", "4", "0.55", "FAIL"]
+  assert failed[-1] == "table 13, single prompt"
+  assert "hand-written prompts; in percent" in page.text
