@@ -91,7 +91,10 @@ def check(config: ReproduceConfig, workdir: str) -> None:
   expected = f"'' where reproduce.table={table.name!r}: it compares reproduce.runs"
   fits = not settings.prompts or not (table.methods or table.arms)
   require(fits, "reproduce.prompts", settings.prompts, expected)
+  by_length: dict[int, AnyPrompt] = {}
   for training in _finished(table, settings.runs):
+    if isinstance(training.prompt, Prompt):
+      by_length[training.prompt.context.shape[-2]] = training.prompt
     named = NamedPrompt(training.label, training.prompt)
     check_prompt(named, (), clip, config.clip.model)
   if table.suite:
@@ -102,6 +105,8 @@ def check(config: ReproduceConfig, workdir: str) -> None:
     _, tokenizer = opening.clip_config_and_tokenizer(config.clip.model)
     prompts: list[AnyPrompt] = [*table.controls]
     prompts += [load_prompt(path) for path in settings.prompts]
+    # Of contexts of one length one tells which names are too long.
+    prompts += by_length.values()
     for item in items:
       if not _problem(item.open):
         for one in prompts:

@@ -181,19 +181,25 @@ def test_another_number_of_images_fails_at_inputs(fourteen, tmp_path):
   assert first["sentence"] == "100 images, and 2,465 are published"
 
 
-@pytest.mark.slow("10,450 class folders and their names")
-def test_imagenet21k_from_command_to_verdict(fourteen, tmp_path, monkeypatch, capsys):
+def write_records(root, picture):
+  """ImageNet-21K as a folder: a picture in each class folder of the test split."""
   classes = load_class_list(IMAGENET21K)
-  root = tmp_path / "RECORDS"
-  (tmp_path / "x.jpg").write_bytes(JPEGS[0])
+  picture.write_bytes(JPEGS[0])
   for split, synsets in (
     ("imagenet21k_train", classes.synsets[:1]),
     ("imagenet21k_val", classes.synsets),
   ):
     for synset in synsets:
       (root / split / synset).mkdir(parents=True)
-      (root / split / synset / "x.jpg").hardlink_to(tmp_path / "x.jpg")
-  monkeypatch.setattr(accuracies, "TEST_IMAGES", {IMAGENET21K: len(classes.synsets)})
+      (root / split / synset / "x.jpg").hardlink_to(picture)
+  return len(classes.synsets)
+
+
+@pytest.mark.slow("10,450 class folders and their names")
+def test_imagenet21k_from_command_to_verdict(fourteen, tmp_path, monkeypatch, capsys):
+  root = tmp_path / "RECORDS"
+  n_images = write_records(root, tmp_path / "x.jpg")
+  monkeypatch.setattr(accuracies, "TEST_IMAGES", {IMAGENET21K: n_images})
   # The random CLIP's tokenizer has a token a letter.
   texts = {"hand_written": ("a {}.",), "ensemble": ("a {}.", "the {}.")}
   monkeypatch.setattr(named_prompts, "texts_of", lambda prompt, _: texts[prompt])
@@ -429,6 +435,42 @@ def test_an_ablation_tests_the_order_of_its_arms(
   assert verify._orders(content, rows) == []
   moved = [one._replace(tolerance=1.0) for one in rows if one.rule == "order"]
   assert len(verify._orders(content, moved)) == len(moved) > 0
+
+
+@pytest.mark.slow("fifteen sets, 14,000 names")
+def test_an_ablation_on_all_fifteen_sets(
+  fourteen, ablated, tmp_path, monkeypatch, capsys
+):
+  root = tmp_path / "RECORDS"
+  counts = {IMAGENET21K: write_records(root, tmp_path / "x.jpg")}
+  for name in (*TEN, *FOUR):
+    listed = name if name not in ("imagenet_v2", "imagenet_sketch") else "imagenet1k"
+    counts[name] = len(load_class_list(listed).names)
+  monkeypatch.setattr(accuracies, "TEST_IMAGES", counts)
+  # The random CLIP's tokenizer has a token a letter.
+  monkeypatch.setattr(named_prompts, "texts_of", lambda prompt, _: ("a {}.",))
+  runs = [ablated / name for name in ("k1000_0", "k1000_1", "none_0", "none_1")]
+  command_line = [
+    f"--config=reproduce:table=ablation,root={root},data={fourteen / 'DATA'}",
+    f"--config.clip.model={fourteen / 'clip'}",
+    f"--config.reproduce.runs={';'.join(map(str, runs))}",
+    "--config.reproduce.quick",
+    f"--workdir={tmp_path / 'run'}",
+  ]
+  assert main(command_line) == 1
+  assert "error: NOT REPRODUCED: Controls" in capsys.readouterr().err
+  content, status = read(tmp_path / "run")
+  assert {name for stage, name in status if stage == "Controls"} >= counts.keys()
+  sources = {
+    row["subject"]: row["source"]
+    for row in content["rows"]
+    if row["stage"] == "Controls" and row["got"] is not None
+  }
+  assert sources[IMAGENET21K] == "table 1, zero-shot CLIP"
+  assert sources["dtd"] == "table 2, hard prompt"
+  assert status["Controls", IMAGENET21K] == {"FAIL"}
+  assert {row["status"] for row in of_orders(content).values()} == {"NOT RUN"}
+  assert main([f"--config=reproduce:verify={tmp_path / 'run'}"]) == 0
 
 
 def test_a_training_that_is_no_arm(two_sets, tmp_path, capsys):
