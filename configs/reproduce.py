@@ -12,6 +12,18 @@ A table of the paper, with the released prompts; `quick=true` takes 200 images a
   python -m pomp_jax.main --config=configs/reproduce.py:table=imagenet21k,root=RECORDS \
     --workdir=runs/r21k --config.reproduce.train=3
 
+Other methods' rows of table 2, and the order of an ablation's arms (tables 8, 9, 12),
+from finished trainings; segmentation and detection (4 to 7, 13) from stored regions:
+
+  python -m pomp_jax.main --config=configs/reproduce.py:table=baselines,root=DATA \
+    --workdir=runs/methods --config.reproduce.runs="runs/coop_1;runs/coop_2"
+  python -m pomp_jax.main --config=configs/reproduce.py:table=ablation,root=RECORDS,data=DATA \
+    --workdir=runs/arms --config.reproduce.runs="runs/k1000;runs/k500;runs/k100"
+  python -m pomp_jax.main --config=configs/reproduce.py:table=segmentation,root=PIXELS \
+    --workdir=runs/pixels
+  python -m pomp_jax.main --config=configs/reproduce.py:table=detection,root=BOXES \
+    --workdir=runs/boxes
+
 A folder that somebody else made, with nothing computed again:
 
   python -m pomp_jax.main --config=configs/reproduce.py:verify=runs/r

@@ -17,12 +17,13 @@ from pomp_jax.rooms.reproduce import (
   controls_stage,
   diagnose,
   inputs_stage,
+  orders_stage,
   retrained_stage,
 )
 from pomp_jax.rooms.reproduce.digests import digests_of_clip, digests_of_set
 from pomp_jax.rooms.reproduce.findings import Finding, finding
 from pomp_jax.rooms.reproduce.measure import Measured, Measurer
-from pomp_jax.rooms.reproduce.retrained_stage import SeedsTarget, Training
+from pomp_jax.rooms.reproduce.retrained_stage import SeedsTarget, TrainingGroup
 from pomp_jax.rooms.reproduce.rows import (
   CONTROLS,
   FAIL,
@@ -77,6 +78,7 @@ class Reproduction:
   digests: dict[str, Any] = dataclasses.field(default_factory=dict)
   answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   measured: dict[str, Any] = dataclasses.field(default_factory=dict)
+  figures: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # none
 
   def inputs(self) -> None:
     """Stage 1: opens the sets and compares digests."""
@@ -254,7 +256,7 @@ class Reproduction:
   def published(self, prompts: Mapping[str, Prompt]) -> None:
     """Stage 3: released prompts, by label; their columns, not the paper's row."""
     if not prompts:
-      why = "no released prompt was handed over: reproduce.prompts"
+      why = self.table.no_prompts
       self.rows.append(not_run(PUBLISHED, "all sets", "top-1", why))
       return
     usable = {}
@@ -374,53 +376,118 @@ class Reproduction:
       )
     return None
 
-  def retrained(
-    self, trainings: Sequence[Training], recipe: Mapping[str, Any], why_not: str
-  ) -> None:
-    """Stage 4: trainings of several seeds.
+  def retrained(self, group: TrainingGroup) -> None:
+    """Stage 4: trainings of several seeds, beside a row of a table.
 
     Args:
-      trainings: finished, a seed each; empty where none was run.
-      recipe: fields of the target's training by dotted name.
-      why_not: why there is none.
+      group: the trainings; without any, why there are none.
     """
-    if not trainings:
-      self.rows.append(not_run(RETRAINED, "all sets", "top-1, retrained", why_not))
+    label = group.label
+    if not group.trainings:
+      quantity = controls_stage.quantity_of(label)
+      self.rows.append(not_run(RETRAINED, "all sets", quantity, group.why_not))
       return
-    rows, findings = retrained_stage.recipe_rows(trainings, recipe)
+    of = label if self.table.methods else ""
+    rows, findings = retrained_stage.recipe_rows(group, of)
     self._add(rows, findings)
     if findings:
       for name in (*self.sets.names, *self.table.means):
-        self._skip(RETRAINED, name, "retrained", "Retrained failed for the recipe")
+        self._skip(RETRAINED, name, label, "Retrained failed for the recipe")
       return
-    prompts: dict[str, AnyPrompt] = {one.label: one.prompt for one in trainings}
+    prompts: dict[str, AnyPrompt] = {one.label: one.prompt for one in group.trainings}
     figures: dict[str, list[float]] = {}
     for name in self.sets.names:
       if reason := self.stopped.get(name):
-        self._skip(RETRAINED, name, "retrained", reason)
+        self._skip(RETRAINED, name, label, reason)
         continue
       measured = self._measure(RETRAINED, name, prompts)
       figures[name] = [one.top1 for one in measured.values()]
     rows = []
     for name, values in figures.items():
-      target = self._seeds_target(name)
-      if target is not None:
-        row = retrained_stage.seeds_row(name, np.array(values), target, loose=True)
+      target = self._seeds_target(name, group.target)
+      if target is not None or group.target is None:
+        row = retrained_stage.seeds_row(
+          name, np.array(values), target, group, loose=True
+        )
         rows.append(row)
     for mean, sets in self.table.means.items():
-      target = self._seeds_target(mean)
-      if target is None:
+      target = self._seeds_target(mean, group.target)
+      if target is None and group.target is not None:
         continue
       if not controls_stage.complete(sets, figures):
-        self._skip(RETRAINED, mean, "retrained", "some of its sets were stopped")
+        self._skip(RETRAINED, mean, label, "some of its sets were stopped")
         continue
       values_of_seeds = np.mean([figures[name] for name in sets], axis=0)
-      rows.append(retrained_stage.seeds_row(mean, values_of_seeds, target, loose=False))
+      row = retrained_stage.seeds_row(mean, values_of_seeds, target, group, loose=False)
+      rows.append(row)
     self._add(rows, ())
-    if (found := retrained_stage.training_finding(rows)) is not None:
+    if (found := retrained_stage.training_finding(rows, of)) is not None:
       self.findings.append(found)
 
-  def _seeds_target(self, subject: str) -> SeedsTarget | None:
+  def orders(self, arms: Sequence[TrainingGroup]) -> None:
+    """Stage 4 of an ablation: which arm is better, on each set and mean of sets.
+
+    Args:
+      arms: trainings of each arm that there are any of.
+    """
+    answers: dict[str, dict[str, list[Measured]]] = {}
+    reasons: dict[str, str] = {}
+    for group in arms:
+      rows, findings = retrained_stage.recipe_rows(group, group.label)
+      self._add(rows, findings)
+      if findings:
+        reasons[group.label] = f"stopped: the recipe of {group.label} failed"
+        continue
+      prompts: dict[str, AnyPrompt] = {one.label: one.prompt for one in group.trainings}
+      answers[group.label] = {
+        name: list(self._measure(RETRAINED, name, prompts).values())
+        for name in self._going_on()
+      }
+    for one in self.table.orders:
+      for subject in one.printed:
+        self._order(one, subject, answers, reasons)
+    for subject, why in self.table.not_trained.items():
+      self.rows.append(not_run(RETRAINED, subject, "fixed margins", why))
+    self.findings += orders_stage.order_findings(self.rows)
+
+  def _going_on(self) -> list[str]:
+    """The sets that no earlier stage stopped."""
+    return [name for name in self.sets.names if name not in self.stopped]
+
+  def _order(
+    self,
+    one: orders_stage.Order,
+    subject: str,
+    answers: Mapping[str, Mapping[str, Sequence[Measured]]],
+    reasons: Mapping[str, str],
+  ) -> None:
+    """The row of an order on a subject, or why it was not run."""
+    sets = self.table.means.get(subject, (subject,))
+    why = ""
+    for arm in (one.better, one.worse):
+      if arm not in answers:
+        missing = f"no training of {arm}: reproduce.runs has folders of finished ones"
+        why = why or reasons.get(arm, missing)
+    missing_sets = [name for name in sets if name not in self._going_on()]
+    if missing_sets and not why:
+      reason = self.stopped.get(missing_sets[0], "the set is not there")
+      why = f"stopped: {', '.join(missing_sets)}: {reason}"
+    if why:
+      row = not_run(RETRAINED, subject, one.quantity, why, source=one.source)
+    else:
+      row = orders_stage.order_row(
+        one,
+        subject,
+        sets,
+        better=answers[one.better],
+        worse=answers[one.worse],
+        quick=self.quick,
+      )
+    self._add([row], ())
+
+  def _seeds_target(
+    self, subject: str, of: tuple[str, str] | None
+  ) -> SeedsTarget | None:
     """Figure of the target's seeds and where it stands."""
     trained = self.record.get("trained", {})
     if trained:
@@ -428,7 +495,7 @@ class Reproduction:
       seeds = np.mean([trained[name] for name in sets], axis=0)
       of_seeds = seeds_of(list(map(float, seeds)))
       return SeedsTarget(of_seeds, f"{_RECORD}, {len(seeds)} seeds")
-    target = self.table.target(self.table.paper, subject)
+    target = self.table.target(of, subject)
     if target is None:
       return None
     figure = Seeds(target.value / 100, 0.0, 1)

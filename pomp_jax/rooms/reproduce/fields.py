@@ -36,7 +36,8 @@ class Reproduce(Group):
     (), "released prompt files, M = 4 and M = 16; of world empty: the packaged one"
   )
   runs: tuple[str, ...] = row(
-    (), "folders of finished trainings, a seed each, instead of trainings here"
+    (),
+    "folders of finished trainings, a seed each, or of ablate, instead of trainings here",
   )
   train: int = row(0, "seeds to train here; 0: none", at_least(0))
   quick: bool = row(False, "200 images a set and wide intervals")

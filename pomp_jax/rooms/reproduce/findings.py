@@ -25,6 +25,7 @@ KINDS = {
   "weights": "the weights: which CLIP they are of, and whether the file is whole",
   "logit scale": "the logit scale in the weights: OpenAI's is 100",
   "precision": "config.clip.dtype: the targets were computed in float32",
+  "regions": "the regions: the network and data set that they were made with",
   "prompt": "the prompt file: its CLIP, its number of vectors, the name's position",
   "optimizer": "the fields optim.*, batch_size and steps of the training",
   "sampling": "k and the sampler of the training",

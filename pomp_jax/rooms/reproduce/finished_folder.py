@@ -64,7 +64,7 @@ def eval_results(results: Mapping[str, Any], clip_model: str) -> dict[str, str]:
   files: dict[str, str] = {}
   for row in results["rows"]:
     learned = row["stage"] in (PUBLISHED, RETRAINED)
-    is_accuracy = "top-1" in row["quantity"] and isinstance(row["got"], float)
+    is_accuracy = row["quantity"].startswith("top-1") and isinstance(row["got"], float)
     if not (learned and is_accuracy and row["status"] != NOT_RUN):
       continue
     label = row["quantity"].removeprefix("top-1, ")

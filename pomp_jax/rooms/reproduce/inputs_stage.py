@@ -22,9 +22,18 @@ class Inputs(NamedTuple):
   findings: list[Finding]
 
 
-def _digest_row(
+def digest_row(
   subject: str, quantity: str, expected: str | None, got: str, why: str = _EXACT
 ) -> Row:
+  """A digest beside the record's; not run where nobody has recorded one.
+
+  Args:
+    subject: the set.
+    quantity: what the digest is of.
+    expected: the record's; None where there is none.
+    got: what was found.
+    why: of the comparison.
+  """
   if expected is None:
     return not_run(INPUTS, subject, quantity, _NO_RECORD)
   return compared(
@@ -173,7 +182,7 @@ def set_inputs(
     ("pairs (image id, label)", "pairs"),
     ("content of images", "content"),
   ):
-    rows.append(_digest_row(name, quantity, record.get(key), got[key]))
+    rows.append(digest_row(name, quantity, record.get(key), got[key]))
   expected = " | ".join(record["templates"]) if record else None
   templates = " | ".join(got["templates"])
   if expected is None:

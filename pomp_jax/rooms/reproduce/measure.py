@@ -16,7 +16,7 @@ from pomp_jax.data.subsets import even_sample
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.named_prompts import AnyPrompt, describe
-from pomp_jax.evaluate.prompt_features import features_under
+from pomp_jax.evaluate.prompt_features import classifier_under
 from pomp_jax.evaluate.ranking import tally
 from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
@@ -167,7 +167,7 @@ class Measurer:
     """Arrays and facts of a piece."""
     sample = self.sampled(labelled)
     classifiers = {
-      label: features_under(self._encoder, labelled.classes, prompt)
+      label: classifier_under(self._encoder, labelled.classes, prompt)
       for label, prompt in prompts.items()
     }
     tallies = tally(
@@ -188,7 +188,11 @@ class Measurer:
       "set_of": labelled.split,
       "n_classes": len(labelled.classes),
       "prompts": list(prompts),
-      "text_sketches": [sketch(features) for features in classifiers.values()],
+      # A method that computes its classes from each image has no rows to sketch.
+      "text_sketches": [
+        sketch(one) if isinstance(one, np.ndarray) else []
+        for one in classifiers.values()
+      ],
       "image_sketch": self._image_sketch(labelled),
       "digests": digests,
       "right": [

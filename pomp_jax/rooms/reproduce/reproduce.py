@@ -21,8 +21,13 @@ from pomp_jax.config.errors import ConfigError, require
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.evaluate import opening
-from pomp_jax.evaluate.evaluation_sets import evaluation_sets
-from pomp_jax.evaluate.named_prompts import AnyPrompt, check_lengths
+from pomp_jax.evaluate.evaluation_sets import EvaluationSet, evaluation_sets
+from pomp_jax.evaluate.named_prompts import (
+  AnyPrompt,
+  NamedPrompt,
+  check_lengths,
+  check_prompt,
+)
 from pomp_jax.files.paths import Path, exists, is_dir, join
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import Prompt, load_prompt
@@ -32,14 +37,28 @@ from pomp_jax.rooms.reproduce import accuracies, finished_folder, verify, world_
 from pomp_jax.rooms.reproduce.digests import packaged_record
 from pomp_jax.rooms.reproduce.fields import WORLD_TABLE, ReproduceConfig
 from pomp_jax.rooms.reproduce.measure import Measurer
+from pomp_jax.rooms.reproduce.region_cases import (
+  STAGES_OF_CASES,
+  RegionReproduction,
+)
+from pomp_jax.rooms.reproduce.region_tables import REGION_TABLES
 from pomp_jax.rooms.reproduce.reproduction_report import succeeded, verdict_of
-from pomp_jax.rooms.reproduce.retrained_stage import read_training
+from pomp_jax.rooms.reproduce.retrained_stage import (
+  Training,
+  TrainingGroup,
+  read_training,
+  read_trainings,
+)
 from pomp_jax.rooms.reproduce.rows import to_dict
 from pomp_jax.rooms.reproduce.tables import (
   ACCURACIES,
+  ARMS,
   RELEASED,
   WORLD_RECIPE,
   Accuracies,
+  Method,
+  arm_of,
+  method_name,
 )
 
 log = logging.getLogger(__name__)
@@ -56,9 +75,8 @@ def check(config: ReproduceConfig, workdir: str) -> None:
   settings = config.reproduce
   if settings.verify:
     return
-  if settings.table not in ACCURACIES:
-    expected = f"one of {', '.join(ACCURACIES)}; the others are not written yet"
-    raise ConfigError("reproduce.table", settings.table, expected)
+  if settings.table in REGION_TABLES:
+    return _check_regions(config, workdir)
   table = ACCURACIES[settings.table]
   fits = table.recipe or not settings.train
   expected = f"0 where reproduce.table={table.name!r}: hand over finished trainings"
@@ -70,17 +88,26 @@ def check(config: ReproduceConfig, workdir: str) -> None:
     expected = f"a prompt of width {clip.text_config.hidden_size}, as the CLIP's"
     fits = prompt.context.ndim == 2 and width == clip.text_config.hidden_size
     require(fits, "reproduce.prompts", path, expected)
-  for folder in settings.runs:
-    read_training(folder)
+  expected = f"'' where reproduce.table={table.name!r}: it compares reproduce.runs"
+  fits = not settings.prompts or not (table.methods or table.arms)
+  require(fits, "reproduce.prompts", settings.prompts, expected)
+  by_length: dict[int, AnyPrompt] = {}
+  for training in _finished(table, settings.runs):
+    if isinstance(training.prompt, Prompt):
+      by_length[training.prompt.context.shape[-2]] = training.prompt
+    named = NamedPrompt(training.label, training.prompt)
+    check_prompt(named, (), clip, config.clip.model)
   if table.suite:
-    config_of_sets = config.replace(_fields_of_sets(table, settings.root))
-    if all(_problem(item.open) for item in _items(config_of_sets)):
+    items = _items(config, table)
+    if all(_problem(item.open) for item in items):
       expected = "a folder with at least one of the table's sets"
       raise ConfigError("reproduce.root", settings.root, expected)
     _, tokenizer = opening.clip_config_and_tokenizer(config.clip.model)
     prompts: list[AnyPrompt] = [*table.controls]
     prompts += [load_prompt(path) for path in settings.prompts]
-    for item in _items(config_of_sets):
+    # Of contexts of one length one tells which names are too long.
+    prompts += by_length.values()
+    for item in items:
       if not _problem(item.open):
         for one in prompts:
           check_lengths(
@@ -98,12 +125,14 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
   if settings.verify:
     return _verify(settings.verify)
   folder = RunFolder(workdir)
+  if settings.table in REGION_TABLES:
+    return _run_regions(config, folder, workdir)
   table = ACCURACIES[settings.table]
   record = packaged_record(table.name)
   folder.create(config.to_dict())
   encoder = opening.open_encoder(config.clip, config.mesh.class_size)
   if table.suite:
-    sets = _named_sets(config.replace(_fields_of_sets(table, settings.root)))
+    sets = _named_sets(_items(config, table))
   else:
     root = settings.root or os.path.join(workdir, _DATA)
     if not settings.root:
@@ -113,7 +142,7 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
     encoder, folder.path / _PIECES, dtype=config.clip.dtype, quick=settings.quick
   )
   released = _released(settings.prompts, record, encoder.clip)
-  finished = [read_training(one) for one in settings.runs]
+  finished = _finished(table, settings.runs)
   state = accuracies.Reproduction(
     table=table,
     sets=sets,
@@ -135,14 +164,63 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
       config.replace, recipe, range(settings.train), os.path.join(workdir, _TRAININGS)
     )
     finished = [read_training(one) for one in runs]
-  state.retrained(finished, recipe, why_not)
+  if table.arms:
+    state.orders(_arms(table, finished))
+  else:
+    for group in _groups(table, finished, recipe, why_not):
+      state.retrained(group)
   if settings.record:
     _write_record(folder.path, state, settings.recorded_by)
   return _finish(folder, config.to_dict(), state)
 
 
+def _check_regions(config: ReproduceConfig, workdir: str) -> None:
+  """Checks a table of regions; ConfigError for fields that it does not read."""
+  settings = config.reproduce
+  where = f"where reproduce.table={settings.table!r}"
+  for name in ("prompts", "runs"):
+    value = getattr(settings, name)
+    require(
+      not value, f"reproduce.{name}", value, f"'' {where}: the root has all files"
+    )
+  expected = f"0 {where}: no network is trained here"
+  require(not settings.train, "reproduce.train", settings.train, expected)
+  expected = f"False {where}: IoU and AP of 200 images have no interval"
+  require(not settings.quick, "reproduce.quick", settings.quick, expected)
+  _regions(config, workdir).check()
+
+
+def _regions(config: ReproduceConfig, workdir: str) -> RegionReproduction:
+  table = REGION_TABLES[config.reproduce.table]
+  return RegionReproduction(
+    table=table,
+    root=config.reproduce.root,
+    workdir=workdir,
+    config=config,
+    record=packaged_record(table.name),
+  )
+
+
+def _run_regions(
+  config: ReproduceConfig, folder: RunFolder, workdir: str
+) -> dict[str, Any]:
+  """Runs the stages of a table of regions, and writes report and verdict."""
+  folder.create(config.to_dict())
+  state = _regions(config, workdir)
+  encoder = opening.open_encoder(config.clip, config.mesh.class_size)
+  state.inputs(encoder.clip)
+  for stage in STAGES_OF_CASES:
+    state.compare(stage)
+  state.retrained()
+  if config.reproduce.record:
+    _write_record(folder.path, state, config.reproduce.recorded_by)
+  return _finish(folder, config.to_dict(), state)
+
+
 def _finish(
-  folder: RunFolder, config: Mapping[str, Any], state: accuracies.Reproduction
+  folder: RunFolder,
+  config: Mapping[str, Any],
+  state: accuracies.Reproduction | RegionReproduction,
 ) -> dict[str, Any]:
   """Writes the report and reproduction.json; NotReproducedError where a row failed."""
   findings = [one._asdict() for one in state.findings]
@@ -156,7 +234,8 @@ def _finish(
     "findings": findings,
     "means": {name: list(sets) for name, sets in state.table.means.items()},
     "answers": state.answers,
-    "digests": _summary(state.digests),
+    "figures": state.figures,
+    "digests": _summary(state.digests, config["reproduce"]["table"] in REGION_TABLES),
   }
   clip = config["clip"]["model"]
   finish_run(folder, config, results)
@@ -183,17 +262,22 @@ def _verify(folder: str) -> dict[str, Any]:
   return {}
 
 
-def _summary(digests: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(digests: Mapping[str, Any], table_of_regions: bool) -> dict[str, Any]:
   """One digest for the CLIP and for each part of a set."""
   clip = fingerprint([repr(sorted(digests["clip"].items(), key=lambda item: item[0]))])
   keys = ("ids", "pairs", "names", "content")
   sets = {
-    name: {key: one[key] for key in keys} for name, one in digests["sets"].items()
+    name: {key: value for key, value in one.items() if key in keys or table_of_regions}
+    for name, one in digests["sets"].items()
   }
   return {"clip": clip, "sets": sets}
 
 
-def _write_record(path: Path, state: accuracies.Reproduction, recorded_by: str) -> None:
+def _write_record(
+  path: Path,
+  state: accuracies.Reproduction | RegionReproduction,
+  recorded_by: str,
+) -> None:
   """Writes what was found, for others to be compared with."""
   date = datetime.datetime.now(datetime.UTC).date().isoformat()
   head = {"recorded_by": recorded_by, "date": date}
@@ -214,6 +298,90 @@ def _released(
     label = f"released, M = {len(prompt.context)}"
     prompts[label if label not in prompts else path] = prompt
   return prompts
+
+
+def _finished(table: Accuracies, folders: Sequence[str]) -> list[Training]:
+  """Finished trainings; of a table of several with the method or arm in the label.
+
+  ConfigError: a training that is no arm of an ablation.
+  """
+  trainings = []
+  for folder in folders:
+    for one in read_trainings(folder):
+      label = one.label
+      if table.methods:
+        label = f"{method_name(one.fields)}, {label}"
+      if table.arms:
+        label = f"{_arm(folder, one)}, {label}"
+      trainings.append(one._replace(label=label))
+  return trainings
+
+
+def _arm(folder: str, training: Training) -> str:
+  """The arm of a training; ConfigError for what is none."""
+  arm = arm_of(training.fields)
+  if arm is None:
+    names = ("k", "correction", "sampling.name")
+    found = ", ".join(f"{name}={training.fields.get(name)}" for name in names)
+    expected = f"trainings of {', '.join(ARMS)}"
+    raise ConfigError("reproduce.runs", f"{folder} ({found})", expected)
+  return arm
+
+
+def _arms(table: Accuracies, trainings: Sequence[Training]) -> list[TrainingGroup]:
+  """The trainings of each arm that has any, with the arm's recipe."""
+  packaged = unpack(load_config(table.recipe_of_runs), "pretrain")
+  groups = []
+  for name, changes in table.arms.items():
+    of_arm = [one for one in trainings if arm_of(one.fields) == name]
+    if of_arm:
+      recipe = dict(packaged.replace(changes).flat())
+      groups.append(TrainingGroup(name, of_arm, recipe, None))
+  return groups
+
+
+def _groups(
+  table: Accuracies,
+  trainings: Sequence[Training],
+  recipe: Mapping[str, Any],
+  why_not: str,
+) -> list[TrainingGroup]:
+  """Trainings beside the row that each is compared with.
+
+  Args:
+    table: of the reproduction.
+    trainings: finished ones.
+    recipe: of a table of one method.
+    why_not: why there is none, of a table of one method.
+  """
+  if not table.methods:
+    return [TrainingGroup("retrained", trainings, recipe, table.paper, why_not)]
+  by_method: dict[str, list[Training]] = {one.name: [] for one in table.methods}
+  for training in trainings:
+    by_method.setdefault(method_name(training.fields), []).append(training)
+  known = {one.name: one for one in table.methods}
+  groups = []
+  for name, of_method in by_method.items():
+    if name not in known:
+      why = f"table 2 has no row of {name}"
+      groups.append(TrainingGroup(name, of_method, {}, None, why))
+      continue
+    method = known[name]
+    why = f"no training of {name}: reproduce.runs has folders of finished ones"
+    if not method.recipe:
+      why = f"there is no trainer of {name} here"
+    group = TrainingGroup(name, of_method, _fields_of(method), ("2", name), why)
+    groups.append(group)
+  return groups
+
+
+def _fields_of(method: Method) -> dict[str, Any]:
+  """Fields of the training that a row of the table has, by dotted name."""
+  if not method.recipe:
+    return {}
+  packaged = unpack(load_config(method.recipe), "pretrain").replace(method.changes)
+  fields = dict(packaged.flat())
+  return {name: value for name, value in fields.items() if name not in method.unstated}
 
 
 def _recipe(table: Accuracies, root: str, clip_model: str) -> Mapping[str, Any]:
@@ -239,21 +407,26 @@ def _recipe(table: Accuracies, root: str, clip_model: str) -> Mapping[str, Any]:
 _RECIPE = "imagenet21k_vit_b16"
 
 
-def _fields_of_sets(table: Accuracies, root: str) -> dict[str, Any]:
+def _fields_of_sets(suite: str, root: str) -> dict[str, Any]:
   """Fields of the job evaluate that open a suite in a folder."""
-  fields: dict[str, Any] = {"job": "evaluate", "evaluate.suite": table.suite}
+  fields: dict[str, Any] = {"job": "evaluate", "evaluate.suite": suite}
   fields["evaluate.root"] = root
-  if table.suite == "imagenet21k":
+  if suite == "imagenet21k":
     # Records of TFDS lie in a folder of the data set's name.
     records = is_dir(join(root, "imagenet21k"))
     fields["evaluate.source"] = "tfds" if records else "folder"
   return fields
 
 
-def _items(config_of_sets: Any) -> list[Any]:
-  return evaluation_sets(
-    config_of_sets.evaluate, config_of_sets.data, config_of_sets.eval
-  )
+def _items(config: ReproduceConfig, table: Accuracies) -> list[EvaluationSet]:
+  """The sets of a table, unopened."""
+  settings = config.reproduce
+  found: list[EvaluationSet] = []
+  for field, suite in {"root": table.suite, **table.other_suites}.items():
+    fields = _fields_of_sets(suite, getattr(settings, field))
+    one: Any = config.replace(fields)
+    found += evaluation_sets(one.evaluate, one.data, one.eval)
+  return found
 
 
 def _problem(opened: Any) -> str:
@@ -265,9 +438,9 @@ def _problem(opened: Any) -> str:
   return ""
 
 
-def _named_sets(config_of_sets: Any) -> accuracies.Sets:
-  """Sets of a suite."""
-  items = {item.name: item for item in _items(config_of_sets)}
+def _named_sets(unopened: Sequence[EvaluationSet]) -> accuracies.Sets:
+  """Sets of suites."""
+  items = {item.name: item for item in unopened}
   names = list(items)
   return accuracies.Sets(names, lambda name: items[name].open())
 

@@ -4,12 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pomp_jax.report import report
+from pomp_jax.rooms.reproduce.orders_stage import DIFFERENCE
+from pomp_jax.rooms.reproduce.region_tables import REGION_TABLES
 from pomp_jax.rooms.reproduce.rows import (
   BETTER,
   FAIL,
   NOT_RUN,
   PASS,
   STAGES,
+  STATUSES,
+  UNDECIDED,
   Row,
   from_dict,
 )
@@ -26,7 +30,7 @@ _COLUMNS = (
   "why",
   "target",
 )
-_MARKS = {FAIL: "failed", BETTER: "best", PASS: "", NOT_RUN: ""}
+_MARKS = {FAIL: "failed", BETTER: "best", PASS: "", UNDECIDED: "", NOT_RUN: ""}
 
 
 def verdict_of(rows: Sequence[Row], findings: Sequence[Mapping[str, Any]]) -> str:
@@ -36,10 +40,7 @@ def verdict_of(rows: Sequence[Row], findings: Sequence[Mapping[str, Any]]) -> st
     rows: of all stages.
     findings: causes, the first of the earliest stage.
   """
-  counts = {
-    status: sum(row.status == status for row in rows)
-    for status in (PASS, FAIL, BETTER, NOT_RUN)
-  }
+  counts = {status: sum(row.status == status for row in rows) for status in STATUSES}
   shown = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
   if counts[FAIL]:
     first = findings[0] if findings else None
@@ -49,13 +50,25 @@ def verdict_of(rows: Sequence[Row], findings: Sequence[Mapping[str, Any]]) -> st
         f": {first['stage']}, {first['kind']} ({first['subject']}): {first['sentence']}"
       )
     return f"NOT REPRODUCED{cause} [{shown}]"
-  if not counts[PASS] + counts[BETTER]:
+  n_passed = counts[PASS] + counts[BETTER]
+  if not n_passed + counts[UNDECIDED]:
     return f"NOTHING WAS RUN [{shown}]"
   skipped = list(
     dict.fromkeys(f"{row.stage}: {row.why}" for row in rows if row.status == NOT_RUN)
   )
-  if skipped:
-    return f"REPRODUCED IN PART; not run: {'; '.join(skipped)} [{shown}]"
+  undecided = [
+    f"{row.quantity.removeprefix(DIFFERENCE)} on {row.subject}"
+    for row in rows
+    if row.status == UNDECIDED
+  ]
+  if skipped or undecided:
+    parts = []
+    if undecided:
+      parts.append(f"undecided by the seeds: {', '.join(undecided)}")
+    if skipped:
+      parts.append(f"not run: {'; '.join(skipped)}")
+    what = "REPRODUCED IN PART" if n_passed else "NOTHING IS DECIDED"
+    return f"{what}; {'; '.join(parts)} [{shown}]"
   return f"REPRODUCED [{shown}]"
 
 
@@ -79,6 +92,9 @@ def reproduction_report(
     columns = ("stage", "subject", "kind", "what was found", "check first")
     table = report.Table(columns, shown, ["failed"] * len(shown))
     sections.append(report.Section("What to check first", table=table, brief=True))
+  texts = _TEXTS
+  if results["table"] in REGION_TABLES:
+    texts = {**_TEXTS, **_TEXTS_OF_REGIONS}
   counts = [
     [stage, *(str(sum(_is(row, stage, status) for row in rows)) for status in _MARKS)]
     for stage in STAGES
@@ -88,13 +104,10 @@ def reproduction_report(
   for number, stage in enumerate(STAGES, 1):
     of_stage = [row for row in rows if row.stage == stage]
     if of_stage:
-      table = report.Table(
-        _COLUMNS,
-        [_cells(row) for row in of_stage],
-        [_MARKS[row.status] for row in of_stage],
-      )
       title = f"{number}. {stage}"
-      sections.append(report.Section(title, _TEXTS[stage], table, brief=True))
+      text = texts[stage]
+      table = _table_of(of_stage)
+      sections.append(report.Section(title, text, table, brief=True))
   title = f"Reproduction: {results['table']}"
   return report.Report(title, results["verdict"], sections)
 
@@ -109,12 +122,29 @@ _TEXTS = {
 }
 
 
+_TEXTS_OF_REGIONS = {
+  "Controls": "The other network's row and hand-written prompts; in percent.",
+  "Published prompts": "POMP's rows in percent; in brackets the released README's.",
+  "Retrained": "Networks.",
+}
+
+
+def _table_of(rows: Sequence[Row]) -> report.Table:
+  """Rows of a stage, without columns that all of them leave empty."""
+  cells = [_cells(row) for row in rows]
+  kept = [n for n in range(len(_COLUMNS)) if any(row[n] for row in cells)]
+  shown = [[row[n] for n in kept] for row in cells]
+  marks = [_MARKS[row.status] for row in rows]
+  return report.Table([_COLUMNS[n] for n in kept], shown, marks)
+
+
 def _is(row: Row, stage: str, status: str) -> bool:
   return row.stage == stage and row.status == status
 
 
 def _cells(row: Row) -> list[str]:
-  figure = _percent if "top-1" in row.quantity else _plain
+  is_share = "top-1" in row.quantity or "(%)" in row.quantity
+  figure = _percent if is_share else _plain
   expected = figure(row.expected)
   if row.beside is not None:
     expected = f"{expected} ({figure(row.beside)})"

@@ -7,9 +7,11 @@ from jaxtyping import Float
 import numpy as np
 
 from pomp_jax.config.settings import flatten
+from pomp_jax.data.class_lists import ClassList
+from pomp_jax.evaluate.named_prompts import AnyPrompt, describe, read_prompt
 from pomp_jax.files.paths import exists
 from pomp_jax.files.pieces import fingerprint
-from pomp_jax.files.prompt_file import Prompt, load_prompt
+from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json
 from pomp_jax.rooms.reproduce.findings import Finding, finding
 from pomp_jax.rooms.reproduce.rows import (
@@ -31,7 +33,26 @@ class Training(NamedTuple):
 
   label: str  # such as "seed 3"
   fields: Mapping[str, Any]  # dotted name -> value
-  prompt: Prompt
+  # A context, or of a method without one what its checkpoint holds.
+  prompt: AnyPrompt
+
+  @property
+  def digest(self) -> str:
+    """Digest of what was learned."""
+    return fingerprint(describe(self.prompt, _NO_CLASSES))
+
+
+class TrainingGroup(NamedTuple):
+  """Trainings that differ in the seed, and what they are compared with."""
+
+  label: str  # "retrained", or the name of a method
+  trainings: Sequence[Training]
+  recipe: Mapping[str, Any]  # fields of the target's training by dotted name
+  target: tuple[str, str] | None  # table and row; None where none is printed
+  why_not: str = ""  # why there are no trainings, or no target
+
+
+_NO_CLASSES = ClassList((), None, "", ())
 
 
 class SeedsTarget(NamedTuple):
@@ -42,29 +63,56 @@ class SeedsTarget(NamedTuple):
 
 
 def read_training(folder: str) -> Training:
-  """Reads a finished training's config and prompt.
+  """Reads a finished training's config, and what it has learned.
 
   Raises:
     RunFolderError: the run has not finished.
     PromptFileError: a prompt that can't be read.
+    CheckpointError: likewise a checkpoint, of a method without a prompt.
+    ConfigError: a run that learns for the classes of its training alone.
   """
   run = RunFolder(folder)
   if not exists(run.results):
     raise RunFolderError(f"{folder}: no results.json; expected a finished training")
   fields = flatten(read_json(run.config))
-  return Training(f"seed {fields.get('seed')}", fields, load_prompt(run.prompt))
+  label = f"seed {fields.get('seed')}"
+  if exists(run.prompt):
+    return Training(label, fields, load_prompt(run.prompt))
+  return Training(label, fields, read_prompt(folder, "reproduce.runs").prompt)
 
 
-def recipe_rows(
-  trainings: Sequence[Training], recipe: Mapping[str, Any]
-) -> tuple[list[Row], list[Finding]]:
+def read_trainings(folder: str) -> list[Training]:
+  """Reads a finished training, or every cell of a finished job `ablate`.
+
+  Raises:
+    RunFolderError: the run has not finished, or has no cells.
+    InputError: as `read_training`.
+  """
+  run = RunFolder(folder)
+  if not exists(run.results) or read_json(run.results).get("job") != "ablate":
+    return [read_training(folder)]
+  paths = sorted((run.path / "cells").glob("*.npz"))
+  if not paths:
+    raise RunFolderError(f"{folder}: no cells/*.npz; expected a finished ablation")
+  trainings = []
+  for path in paths:
+    prompt = load_prompt(path)
+    fields = flatten(prompt.config)
+    trainings.append(Training(f"seed {fields.get('seed')}", fields, prompt))
+  return trainings
+
+
+def recipe_rows(group: TrainingGroup, of: str = "") -> tuple[list[Row], list[Finding]]:
   """Fields of the trainings beside the recipe's, and whether each has a seed of its
   own.
 
   Args:
-    trainings: of at least one seed.
-    recipe: fields of the target's training, by dotted name.
+    group: trainings of at least one seed.
+    of: name of the method, where a table has several.
   """
+  trainings = group.trainings
+  recipe = group.recipe
+  behind = f", {of}" if of else ""
   rows: list[Row] = []
   findings: list[Finding] = []
   for kind, names in RECIPE_FIELDS.items():
@@ -74,42 +122,49 @@ def recipe_rows(
       values = {str(one.fields.get(name)) for one in trainings}
       got = " and ".join(sorted(values))
       expected = str(recipe[name])
-      row = compared(RETRAINED, "recipe", name, expected, got, source="the recipe")
+      subject = f"recipe{behind}"
+      row = compared(RETRAINED, subject, name, expected, got, source="the recipe")
       rows.append(row._replace(why="a field of the training"))
       if row.status == FAIL:
         text = f"{name} is {got} in the training, and {expected} in the recipe"
-        findings.append(finding(RETRAINED, kind, "recipe", text))
+        findings.append(finding(RETRAINED, kind, subject, text))
   seeds = len({one.fields.get("seed") for one in trainings})
-  contexts = len({fingerprint([one.prompt.context]) for one in trainings})
+  prompts = len({one.digest for one in trainings})
   expected = f"{len(trainings)} different"
-  for quantity, count in (("seeds", seeds), ("prompts", contexts)):
-    row = compared(RETRAINED, "seeds", quantity, expected, f"{count} different")
+  for quantity, count in (("seeds", seeds), ("prompts", prompts)):
+    subject = f"seeds{behind}"
+    row = compared(RETRAINED, subject, quantity, expected, f"{count} different")
     rows.append(row._replace(why="equal trainings count once", n=len(trainings)))
     if row.status == FAIL and not any(one.kind == "seeds" for one in findings):
       text = f"{len(trainings)} trainings have {count} different {quantity}: reused"
-      findings.append(finding(RETRAINED, "seeds", "seeds", text))
+      findings.append(finding(RETRAINED, "seeds", subject, text))
   return rows, findings
 
 
 def seeds_row(
   subject: str,
   values: Float[np.ndarray, " seeds"],
-  target: SeedsTarget,
+  target: SeedsTarget | None,
+  group: TrainingGroup,
   loose: bool,
 ) -> Row:
-  """One-sided test of a figure over seeds.
+  """One-sided test of a figure over seeds; without a target the figure alone.
 
   Args:
     subject: set or mean of sets.
     values: our figure of each seed, fractions of 1.
-    target: figure of the target.
+    target: figure of the target; None where none is printed.
+    group: the trainings.
     loose: whether it is a single set.
   """
   ours = seeds_of([float(value) for value in values])
+  quantity = f"top-1, {group.label}"
+  if target is None:
+    row = not_run(RETRAINED, subject, quantity, group.why_not, n=ours.n)
+    return row._replace(got=ours.mean)
   expected, source = target
   theirs = expected if expected.n > 1 else None
   tolerance = seeds_tolerance(ours, theirs, loose)
-  quantity = "top-1, retrained"
   if tolerance is None:
     why = "one seed has no interval; train two or more"
     return not_run(
@@ -131,13 +186,17 @@ def seeds_row(
   )
 
 
-def training_finding(rows: Sequence[Row]) -> Finding | None:
-  """Why retrained prompts fail where recipe and seeds are right; None if none fails."""
+def training_finding(rows: Sequence[Row], of: str = "") -> Finding | None:
+  """Why retrained prompts fail where recipe and seeds are right; None if none fails.
+
+  Args:
+    rows: of one group of trainings.
+    of: name of the method, where a table has several.
+  """
   failing = [row for row in rows if row.status == FAIL]
   if not failing:
     return None
   names = ", ".join(row.subject for row in failing)
-  text = (
-    f"the recipe is right, but trained prompts are worse than the target on {names}"
-  )
+  what = f"trainings of {of}" if of else "trained prompts"
+  text = f"the recipe is right, but {what} are worse than the target on {names}"
   return finding(RETRAINED, "training", names, text)

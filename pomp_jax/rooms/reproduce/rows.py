@@ -11,7 +11,8 @@ import numpy as np
 import scipy.special
 
 PASS, FAIL, BETTER, NOT_RUN = "PASS", "FAIL", "BETTER", "NOT RUN"
-STATUSES = (PASS, FAIL, BETTER, NOT_RUN)
+UNDECIDED = "UNDECIDED"  # of an order that the seeds do not decide
+STATUSES = (PASS, FAIL, BETTER, UNDECIDED, NOT_RUN)
 INPUTS, CONTROLS, PUBLISHED, RETRAINED = (
   "Inputs",
   "Controls",
@@ -43,7 +44,8 @@ class Row(NamedTuple):
   got: float | str | None
   status: str  # one of STATUSES
   tolerance: float | None = None  # largest difference that passes
-  rule: str = "equal"  # equal, within, at least, or none of a row that was not run
+  # equal, within, at least, order, or none of a row that was not run
+  rule: str = "equal"
   why: str = ""  # of the tolerance, or why the row was not run
   n: int | None = None  # images, or seeds
   interval: tuple[float, float] | None = None  # 95%, of what was got
@@ -75,6 +77,11 @@ def status_of(
   within = tolerance + 1e-9
   if rule == "within":
     return PASS if abs(difference) <= within else FAIL
+  if rule == "order":
+    # Both are differences; the tolerance is the reach of ours.
+    if abs(float(got)) <= within:
+      return UNDECIDED
+    return PASS if float(got) > 0 else FAIL
   if difference < -within:
     return FAIL
   return BETTER if difference > within else PASS

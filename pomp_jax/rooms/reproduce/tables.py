@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 from pomp_jax.rooms.reproduce.fields import WORLD_TABLE
+from pomp_jax.rooms.reproduce.orders_stage import Order, order
 from pomp_jax.rooms.reproduce.targets import Target, target
 
 TEN = (
@@ -21,8 +22,113 @@ TEN = (
 )
 FOUR = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 IMAGENET21K = "imagenet21k_p_w21"
+HARD_PROMPT = ("2", "hard prompt")
+# Table 2 has no column of ImageNet-21K.
+_HARD_PROMPT_OF_21K = ("1", "zero-shot CLIP", "ViT-B/16")
 # Of the released prompts, by their number of vectors M.
 RELEASED = {4: "M = 4, 5 epochs", 16: "M = 16, 20 epochs"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A method whose trainings are compared with a row of a table."""
+
+  name: str  # of the row
+  recipe: str = ""  # packaged config; "" where the room has no such trainer
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of its fields
+  # Fields of the packaged config that the table does not state.
+  unstated: Sequence[str] = ()
+
+
+# Trained on ImageNet-1K with 16 images a class, as table 2 says of its rows.
+_ON_IMAGENET = {"data.dataset": "imagenet1k", "data.classes": "all"}
+METHODS = (
+  Method("CoOp", "coop:imagenet", unstated=("prompt.m",)),
+  Method("CoCoOp", "cocoop", _ON_IMAGENET),
+  Method("LASP"),
+  Method("VPT", "vpt", _ON_IMAGENET),
+  Method("MaPLe", "maple:cross"),
+)
+
+
+# Trainings of tables 8, 9 and 12: fields in which each is not the recipe. The paper's
+# similarity draws the classes whose features are most similar: `hard` here.
+ARMS: Mapping[str, Mapping[str, Any]] = {
+  "K = 100": {"k": 100},
+  "K = 500": {"k": 500},
+  "K = 1000": {},
+  "K = 1000, no correction": {"correction": "none"},
+  "frequency": {"sampling.name": "frequency"},
+  "similarity": {"sampling.name": "hard"},
+  "K = 319": {"k": 319},
+  "K = 319, no correction": {"k": 319, "correction": "none"},
+}
+_SUBJECTS = {
+  IMAGENET21K: "imagenet21k",
+  "mean of 10": "mean of 10",
+  "mean of 4": "mean of 4",
+}
+_ORDERS = (
+  order("8 and 9", "K = 500", "K = 100", _SUBJECTS),
+  order("8 and 9", "K = 1000", "K = 500", _SUBJECTS),
+  order("8 and 9", "K = 1000", "K = 1000, no correction", _SUBJECTS),
+  order("8 and 9", "K = 1000", "frequency", _SUBJECTS),
+  order("8 and 9", "K = 1000", "similarity", _SUBJECTS),
+  # Of table 12 the rows m = 1.5 and m = 0: log10 is 1.52 at K = 319.
+  order(
+    "12",
+    "K = 319",
+    "K = 319, no correction",
+    {"mean of 10": "K = 319"},
+    rows=("m = 1.5", "m = 0"),
+  ),
+)
+
+
+def arm_of(fields: Mapping[str, Any]) -> str | None:
+  """The arm of a training, by the fields in which arms differ; None for another.
+
+  Args:
+    fields: of the training, by dotted name.
+  """
+  found = {name: fields.get(name) for name in ("k", "sampling.name")}
+  found["correction"] = "none" if fields.get("correction") == "none" else "log10"
+  for name, changes in ARMS.items():
+    if found == {**_PLAIN_ARM, **changes}:
+      return name
+  return None
+
+
+_PLAIN_ARM = {"k": 1000, "sampling.name": "uniform", "correction": "log10"}
+
+
+def method_name(fields: Mapping[str, Any]) -> str:
+  """The method of a training under the name that papers give it.
+
+  Args:
+    fields: of the training, by dotted name.
+  """
+  name = str(fields.get("method"))
+  if name != "pomp":
+    return _NAMES.get(name, name)
+  if fields.get("data.source") == "features" and fields.get("loss") == "l2":
+    return "ProText"
+  if fields.get("consistency_squared"):
+    return "KgCoOp"
+  if fields.get("consistency_l1"):
+    return "PromptSRC"
+  return "CoOp" if fields.get("negatives") == "all" else "POMP"
+
+
+_NAMES = {
+  "cocoop": "CoCoOp",
+  "vpt_shallow": "VPT",
+  "vpt_deep": "VPT",
+  "maple": "MaPLe",
+  "ivlp": "PromptSRC",
+  "protext": "ProText",
+  "kdpl": "KDPL",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +144,26 @@ class Accuracies:
   paper: tuple[str, str] | None  # table and row of the paper's own prompt
   column: str = ""  # column of the only set; "" where columns are named as sets
   recipe: str = ""  # packaged config of the trainings; "" where none is run here
+  recipe_of_runs: str = ""  # likewise, of finished trainings that are handed over
+  # Rows of the table that trainings are compared with, where it has several.
+  methods: Sequence[Method] = ()
+  # Trainings of an ablation by name -> fields in which they are not the recipe.
+  arms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  orders: Sequence[Order] = ()  # of the arms
+  # Suites of `evaluate.suite` in other folders: field of the folder -> suite.
+  other_suites: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  # What of the table no training here can be: subject -> why.
+  not_trained: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  # Why there is no prompt to publish.
+  no_prompts: str = "no released prompt was handed over: reproduce.prompts"
 
   def target(self, of: tuple[str, str] | None, subject: str) -> Target | None:
     """The figure of a set or a mean in the row of a table."""
-    return target(*of, self.column or subject) if of else None
+    if of is None:
+      return None
+    if subject == IMAGENET21K and of == HARD_PROMPT:
+      return target(*_HARD_PROMPT_OF_21K)
+    return target(*of, self.column or subject)
 
   def released(self, n_vectors: int, subject: str) -> Target | None:
     """The figure of a released prompt; None for a single set, of which none is
@@ -63,8 +185,35 @@ ACCURACIES = {
     "cross_dataset",
     suite="fourteen",
     means={"mean of 10": TEN, "mean of 4": FOUR},
-    controls={"hand_written": ("2", "hard prompt")},
+    controls={"hand_written": HARD_PROMPT},
     paper=("2", "POMP"),
+  ),
+  "baselines": Accuracies(
+    "baselines",
+    suite="fourteen",
+    means={"mean of 10": TEN, "mean of 4": FOUR},
+    controls={"hand_written": HARD_PROMPT},
+    paper=None,
+    methods=METHODS,
+    no_prompts="the methods of other papers have no prompt that this table is of",
+  ),
+  "ablation": Accuracies(
+    "ablation",
+    suite="imagenet21k",
+    other_suites={"data": "fourteen"},
+    means={"mean of 10": TEN, "mean of 4": FOUR},
+    controls={"hand_written": HARD_PROMPT},
+    paper=None,
+    recipe_of_runs="imagenet21k_vit_b16:m=4",
+    arms=ARMS,
+    orders=_ORDERS,
+    not_trained={
+      "table 12": (
+        "no field sets a fixed margin m: the corrections are none, m = 0, and log10,"
+        " m = 1.02 at K = 1000 and 1.52 at K = 319"
+      )
+    },
+    no_prompts="of the trainings of an ablation no prompt was released",
   ),
   "imagenet21k": Accuracies(
     "imagenet21k",

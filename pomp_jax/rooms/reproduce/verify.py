@@ -20,8 +20,10 @@ from pomp_jax.files.run_folder import (
 )
 from pomp_jax.rooms.reproduce import targets
 from pomp_jax.rooms.reproduce.finished_folder import NAME, VERSION, digests_of_files
+from pomp_jax.rooms.reproduce.orders_stage import DIFFERENCE, OVER, welch
+from pomp_jax.rooms.reproduce.region_cases import RUNS
 from pomp_jax.rooms.reproduce.reproduction_report import verdict_of
-from pomp_jax.rooms.reproduce.rows import Row, from_dict, status_of
+from pomp_jax.rooms.reproduce.rows import RETRAINED, Row, from_dict, status_of
 
 _KEYS = {
   "format_version",
@@ -34,6 +36,7 @@ _KEYS = {
   "findings",
   "means",
   "answers",
+  "figures",
   "digests",
   "provenance",
   "files",
@@ -109,8 +112,10 @@ def _arithmetic(root: pathlib.Path, content: Mapping[str, Any]) -> list[str]:
     problems.append(f"verdict: says {content['verdict']!r}, the rows give {verdict!r}")
   problems += _answers(root, content["answers"], rows)
   problems += _means(content["means"], rows)
+  problems += _orders(content, rows)
+  problems += _figures(root, content["figures"], rows)
   stored = parse_json((root / "results.json").read_bytes(), root / "results.json")
-  for key in ("rows", "verdict", "findings", "answers"):
+  for key in ("rows", "verdict", "findings", "answers", "figures"):
     if stored[key] != content[key]:
       problems.append(f"results.json: {key} differ from those of {NAME}")
   error = root / ERROR
@@ -172,4 +177,55 @@ def _means(means: Mapping[str, list[str]], rows: list[Row]) -> list[str]:
     if abs(float(np.mean(figures)) - float(row.got)) > 1e-9:
       where = f"{row.stage}, {row.subject}, {row.quantity}"
       problems.append(f"{where}: says {row.got}, its sets give {np.mean(figures)}")
+  return problems
+
+
+def _orders(content: Mapping[str, Any], rows: list[Row]) -> list[str]:
+  """Differences of an ablation's arms beside the answers of their trainings."""
+  problems = []
+  for row in rows:
+    if row.rule != "order":
+      continue
+    where = f"{row.stage}, {row.subject}, {row.quantity}"
+    sets = content["means"].get(row.subject, [row.subject])
+    names = row.quantity.removeprefix(DIFFERENCE).split(OVER)
+    better, worse = (_of_seeds(content["answers"], name, sets) for name in names)
+    test = welch(better, worse)
+    if row.got != test.difference:
+      problems.append(f"{where}: says {row.got}, the answers give {test.difference}")
+    # A sample adds a variance that the counts do not tell.
+    if not content["quick"] and row.tolerance != test.reach:
+      problems.append(f"{where}: says {row.tolerance}, the answers give {test.reach}")
+  return problems
+
+
+def _of_seeds(answers: list[dict[str, Any]], arm: str, sets: list[str]) -> list[float]:
+  """The mean over sets of each of an arm's trainings."""
+  by_set = [
+    [
+      one["right"] / one["images"]
+      for one in answers
+      if (one["stage"], one["set"]) == (RETRAINED, name)
+      if one["prompt"].startswith(f"{arm}, seed ")
+    ]
+    for name in sets
+  ]
+  return [float(value) for value in np.mean(by_set, axis=0)]
+
+
+def _figures(
+  root: pathlib.Path, figures: list[dict[str, Any]], rows: list[Row]
+) -> list[str]:
+  """Rows of tables of regions beside the results of the runs that they are of."""
+  problems = []
+  by_key = {(row.stage, row.subject, row.quantity): row for row in rows}
+  for one in figures:
+    path = root / RUNS / one["run"] / "results.json"
+    value = parse_json(path.read_bytes(), path)["figures"]
+    for key in one["place"]:
+      value = value[key]
+    row = by_key[one["stage"], one["subject"], one["quantity"]]
+    if row.got != value:
+      where = f"{row.stage}, {row.subject}, {row.quantity}"
+      problems.append(f"{where}: says {row.got}, the run's results give {value}")
   return problems

@@ -293,8 +293,8 @@ def averaged_early(of: Rehearsal) -> None:
     )
     return total / np.linalg.norm(total, axis=-1, keepdims=True)
 
-  measured = measure.features_under
-  of.monkeypatch.setattr(measure, "features_under", features)
+  measured = measure.classifier_under
+  of.monkeypatch.setattr(measure, "classifier_under", features)
 
 
 def _prompt(of: Rehearsal, context: np.ndarray, position: str = "end") -> None:

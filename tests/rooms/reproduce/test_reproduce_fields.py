@@ -9,10 +9,10 @@ from pomp_jax.config import ConfigError, defaults, validate
 from pomp_jax.config.command_line import load_config
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError
-from pomp_jax.registry import load_job
 from pomp_jax.rooms.reproduce import accuracies, reproduce, world_sets
 from pomp_jax.rooms.reproduce.fields import TABLES
 from pomp_jax.rooms.reproduce.measure import QUICK
+from pomp_jax.rooms.reproduce.region_tables import REGION_TABLES
 from pomp_jax.rooms.reproduce.rows import CONTROLS, compared
 from pomp_jax.rooms.reproduce.tables import ACCURACIES, RELEASED
 
@@ -33,8 +33,8 @@ class Recorder(accuracies.Reproduction):
   def published(self, prompts):
     self.seen["prompts"] = list(prompts)
 
-  def retrained(self, trainings, recipe, why_not):
-    self.seen["trainings"] = [one.label for one in trainings]
+  def retrained(self, group):
+    self.seen["trainings"] = [one.label for one in group.trainings]
 
 
 @pytest.fixture
@@ -118,17 +118,9 @@ def test_fields_that_cannot_be(changes, field):
   assert error.value.field == field
 
 
-@pytest.mark.parametrize("table", sorted({*TABLES} - {*ACCURACIES}))
-def test_a_table_that_is_not_written_yet_says_so(table, tmp_path):
-  fields = {"reproduce.table": table, "reproduce.root": str(tmp_path)}
-  if table == "ablation":
-    fields["reproduce.data"] = str(tmp_path)
-  config = defaults("reproduce").replace(fields)
-  validate(config)
-  with pytest.raises(ConfigError, match="not written yet") as error:
-    load_job("reproduce").check(config, str(tmp_path / "run"))
-  assert error.value.field == "reproduce.table"
-  assert not (tmp_path / "run").exists()
+def test_each_table_has_a_definition():
+  assert {*TABLES} == ACCURACIES.keys() | REGION_TABLES.keys()
+  assert not ACCURACIES.keys() & REGION_TABLES.keys()
 
 
 def test_a_folder_without_any_of_the_sets(tmp_path):

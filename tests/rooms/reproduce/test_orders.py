@@ -1,0 +1,122 @@
+"""Orders of an ablation's arms against SciPy, and what their rows say."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from pomp_jax.rooms.reproduce import targets
+from pomp_jax.rooms.reproduce.measure import Measured
+from pomp_jax.rooms.reproduce.orders_stage import (
+  Order,
+  order_findings,
+  order_row,
+  welch,
+)
+from pomp_jax.rooms.reproduce.reproduction_report import succeeded, verdict_of
+from pomp_jax.rooms.reproduce.rows import FAIL, NOT_RUN, PASS, UNDECIDED
+from pomp_jax.rooms.reproduce.tables import ACCURACIES, ARMS, arm_of
+
+ORDER = Order("8 and 9", "a", "b", {"dtd": (66.5, 65.5)})
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_welch_is_that_of_scipy(seed):
+  rng = np.random.default_rng(seed)
+  first = rng.normal(0.66, 0.01, 2 + seed % 4)
+  second = rng.normal(0.65, 0.02, 3)
+  found = welch(first.tolist(), second.tolist())
+  test = scipy.stats.ttest_ind(first, second, equal_var=False, alternative="greater")
+  assert found.difference == pytest.approx(first.mean() - second.mean())
+  assert found.p == pytest.approx(test.pvalue)
+  interval = scipy.stats.ttest_ind(first, second, equal_var=False)
+  low = interval.confidence_interval(0.90).low
+  assert found.difference - found.reach == pytest.approx(low)
+  # The interval leaves 0 out where the test says so.
+  assert (found.difference > found.reach) == (test.pvalue < 0.05)
+
+
+@pytest.mark.parametrize(("second", "p"), [(0.5, 0.0), (0.6, 0.5), (0.7, 1.0)])
+def test_seeds_without_a_spread(second, p):
+  found = welch([0.6, 0.6], [second, second])
+  assert (found.reach, found.p) == (0.0, p)
+
+
+def answers(*shares, n=200):
+  """Answers of a seed for each share of right ones."""
+  labels = np.zeros(n, int)
+  measured = []
+  for share in shares:
+    given = np.where(np.arange(n) < round(share * n), 0, 1)
+    measured.append(Measured(labels, given, 2, [], [], ""))
+  return {"dtd": measured}
+
+
+@pytest.mark.parametrize(
+  ("better", "worse", "status"),
+  [
+    ((0.66, 0.665, 0.67), (0.60, 0.605, 0.61), PASS),
+    ((0.60, 0.605, 0.61), (0.66, 0.665, 0.67), FAIL),
+    ((0.60, 0.70, 0.65), (0.62, 0.66, 0.63), UNDECIDED),
+    ((0.66,), (0.60, 0.61), NOT_RUN),
+  ],
+)
+def test_a_row_says_what_the_seeds_decide(better, worse, status):
+  row = order_row(ORDER, "dtd", ("dtd",), answers(*better), answers(*worse), False)
+  assert row.status == status
+  assert row.expected == pytest.approx(0.01)
+  assert (row.got is None) == (status == NOT_RUN)
+  found = order_findings([row])
+  assert [one.subject for one in found] == (["dtd"] if status == FAIL else [])
+  verdict = verdict_of([row], [one._asdict() for one in found])
+  if status == UNDECIDED:
+    assert "a over b on dtd" in verdict and "1 UNDECIDED" in verdict
+  if status == FAIL:
+    assert "a is worse than b" in verdict
+  assert succeeded([row]) == (status == PASS)
+
+
+def test_a_sample_adds_its_variance():
+  """The seeds agree; the 200 images do not decide."""
+  better, worse = answers(0.66, 0.665), answers(0.64, 0.645)
+  whole = order_row(ORDER, "dtd", ("dtd",), better, worse, False)
+  quick = order_row(ORDER, "dtd", ("dtd",), better, worse, True)
+  right = [
+    np.mean([m.answers == 0 for m in one["dtd"]], axis=0) for one in (better, worse)
+  ]
+  variance = np.var(right[0] - right[1]) / 200
+  seeds = 2 * np.var([0.66, 0.665], ddof=1) / 2
+  factor = scipy.stats.t.ppf(0.95, 2)
+  assert whole.tolerance == pytest.approx(factor * seeds**0.5)
+  assert quick.tolerance == pytest.approx(factor * (seeds + variance) ** 0.5)
+  assert (whole.status, quick.status) == (PASS, UNDECIDED)
+
+
+def test_each_printed_order_is_that_of_its_table():
+  table = ACCURACIES["ablation"]
+  for one in table.orders:
+    assert {one.better, one.worse} <= ARMS.keys()
+    for subject, (better, worse) in one.printed.items():
+      assert better > worse, (one.source, subject)
+  rows = targets.tables()["8 and 9"]["rows"]
+  compared = {name for one in table.orders for name in (one.better, one.worse)}
+  assert rows.keys() <= compared
+  assert table.orders[-1].printed == {"mean of 10": (66.5, 65.2)}
+  found = table.target(("2", "hard prompt"), "imagenet21k_p_w21")
+  assert found == (21.8, "table 1", "zero-shot CLIP")
+
+
+def test_an_arm_is_known_by_its_fields():
+  plain = {"k": 1000, "sampling.name": "uniform", "correction": "log10"}
+  for name, changes in ARMS.items():
+    assert arm_of({**plain, **changes}) == name
+  assert arm_of({**plain, "k": 100, "sampling.name": "hard"}) is None
+  # The recipe's own field tells it from the published correction.
+  assert arm_of({**plain, "correction": "log"}) == "K = 1000"
+
+
+def test_the_published_correction_is_nearly_the_margin_of_table_12():
+  """log10 of (N - 1) / (K - 1), N = 10,450: what not_trained says."""
+  why = ACCURACIES["ablation"].not_trained["table 12"]
+  for k in (319, 1000):
+    margin = np.log10((10_450 - 1) / (k - 1))
+    assert f"{margin:.2f}" in why
