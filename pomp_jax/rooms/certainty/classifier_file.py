@@ -123,7 +123,9 @@ def compute(
   metadata = {
     "format": FORMAT,
     "labels": json.dumps(names, ensure_ascii=False),
-    "logit_scale": repr(encoder.clip.logit_scale),
+    # What cosines are multiplied with, which is all that DL Streamer's reader takes.
+    "logit_scale": repr(scale.logit_scale),
+    "clip_logit_scale": repr(encoder.clip.logit_scale),
     "normalised": "true",
     "clip_model": encoder.clip.name.encode(errors="replace").decode(),
     "clip_digest": encoder.clip_digest,
