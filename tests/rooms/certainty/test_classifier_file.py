@@ -154,6 +154,35 @@ def test_new_names_leave_the_other_rows_bit_for_bit(exported, tmp_path, monkeypa
   assert tuple(names) == found.names
 
 
+def test_answers_that_change_with_new_names(exported, encoder, tmp_path, capsys):
+  """Those of two classifiers, each with its own names, in NumPy."""
+  (tmp_path / "pictures/some").mkdir(parents=True)
+  pixels = source("base", n_images=40, n_classes=40).images(np.arange(40))
+  for i, one in enumerate(pixels):
+    Image.fromarray(one).save(tmp_path / f"pictures/some/{i:02}.png")
+  (tmp_path / "pictures/broken.png").write_bytes(b"no picture")
+  changes = {
+    "classifier.extend": str(exported / "first/classifier.safetensors"),
+    "classifier.images": str(tmp_path / "pictures"),
+  }
+  config = export_of(exported / "run", names=exported / "rest.txt", **changes)
+  answers = run_job(config, tmp_path / "run")["answers"]
+  assert (answers["images"], answers["unreadable"]) == (40, 1)
+  prompt = exported / "run"
+  before = Classifier(encoder, prompt, exported / "first.txt").predict(pixels, top=1)
+  after = Classifier(encoder, prompt).predict(pixels, top=1)
+  expected = {
+    f"some/{i:02}.png": (old, new)
+    for i, (((old, _),), ((new, _),)) in enumerate(zip(before, after, strict=True))
+    if old != new
+  }
+  found = {one["file"]: (one["before"], one["after"]) for one in answers["changes"]}
+  assert found == expected and 0 < len(found) == answers["changed"] < 40
+  gains = [one["cosine_after"] - one["cosine_before"] for one in answers["changes"]]
+  assert gains == sorted(gains, reverse=True) and gains[-1] > 0
+  assert f"answers that change: {len(found)} of 40 pictures" in capsys.readouterr().out
+
+
 def test_a_stablehlo_tower_without_this_package(exported, encoder, tmp_path):
   pytest.importorskip("flatbuffers")
   changes = {"classifier.image_tower": "stablehlo"}
@@ -178,6 +207,7 @@ def test_a_stablehlo_tower_without_this_package(exported, encoder, tmp_path):
     ({"export.names": ""}, ConfigError, "export.names"),
     ({"classifier.extend": "nowhere"}, ConfigError, "classifier.extend"),
     ({"classifier.image_tower": "torch"}, ConfigError, "classifier.image_tower"),
+    ({"classifier.images": "EXPORTED"}, ConfigError, "classifier.images"),
     ({"classifier.extend": "EXPORTED/first.txt"}, ClassifierFileError, "first.txt"),
     (
       {"classifier.extend": "EXPORTED/first/classifier.safetensors"},
