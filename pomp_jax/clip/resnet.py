@@ -155,4 +155,7 @@ def _normed(
 
 def _average(x: Array, size: int) -> Array:
   """Means of squares without overlap; incomplete ones at the border are dropped."""
-  return x if size == 1 else nn.avg_pool(x, (size, size), (size, size))
+  if size == 1:
+    return x
+  # By their names, as jax2onnx's own function takes them.
+  return nn.avg_pool(x, window_shape=(size, size), strides=(size, size))

@@ -7,6 +7,7 @@ import numpy as np
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder, unit_rows
 from pomp_jax.evaluate.named_prompts import OUTPUTS, AnyPrompt, OtherPrompt, texts_of
+from pomp_jax.evaluate.other_clip import warn_of_other_clip
 from pomp_jax.evaluate.ranking import Scorer
 from pomp_jax.files import prompt_file
 from pomp_jax.files.terminal import steps_of
@@ -24,7 +25,7 @@ def features_under(
   if isinstance(prompt, OtherPrompt):
     return prompt.features(encoder, classes)
   if isinstance(prompt, prompt_file.Prompt):
-    return encoder.class_features(classes.names, prompt)
+    return _learned(encoder, classes, prompt)
   if isinstance(prompt, prompt_file.ClassFeatures):
     prompt.check_fits(
       len(classes), encoder.clip.config.projection_dim, "class features"
@@ -39,7 +40,7 @@ def features_under(
 def classifier_under(
   encoder: Encoder, classes: ClassList, prompt: AnyPrompt
 ) -> np.ndarray | Scorer:
-  """What `predictions.tally` takes: features as `features_under`, or what scores
+  """What `ranking.tally` takes: features as `features_under`, or what scores
   images."""
   if isinstance(prompt, OtherPrompt):
     return prompt.classifier(encoder, classes)
@@ -53,8 +54,17 @@ def class_features(
 
   Those of a text or a learned prompt alone may have other than unit rows.
   """
-  if isinstance(prompt, prompt_file.Prompt) or (
-    isinstance(prompt, str) and prompt.count("{}") == 1
-  ):
+  if isinstance(prompt, prompt_file.Prompt):
+    return _learned(encoder, classes, prompt, unit=unit)
+  if isinstance(prompt, str) and prompt.count("{}") == 1:
     return encoder.class_features(classes.names, prompt, unit=unit)
   return features_under(encoder, classes, prompt)
+
+
+def _learned(
+  encoder: Encoder, classes: ClassList, prompt: prompt_file.Prompt, unit: bool = True
+) -> np.ndarray:
+  """Features under a learned prompt; warns of one that is another CLIP's."""
+  features_NxE = encoder.class_features(classes.names, prompt, unit=unit)
+  warn_of_other_clip(encoder, classes.names, prompt, features_NxE)
+  return features_NxE

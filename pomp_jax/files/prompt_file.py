@@ -53,6 +53,9 @@ FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
 # Fields that a file may lack.
 OPTIONAL = {"sentences": str, "calibration": str}
 
+# Item of a reader's fields that is no field of a file of ours; see `Prompt.class_tokens`.
+CLASS_TOKENS = "class_tokens"
+
 # What is wrong with a prompt that is neither a run's nor in a run's folder.
 NO_NAMES = "has no class_names.json beside it, as in a run's folder: give a file or a list of names"
 
@@ -122,6 +125,12 @@ class Prompt:
   sentences: Sentences | None = None
   # Of its probabilities, for one CLIP and one list of classes.
   calibration: Calibration | None = None
+  # Where it was read from, for messages.
+  file: str = dataclasses.field(default="", compare=False)
+  # float32 [T, D]: token embeddings that a file of Dassl's has of the first class.
+  class_tokens: np.ndarray | None = dataclasses.field(
+    default=None, compare=False, repr=False
+  )
 
   @property
   def upright(self) -> bool | None:
@@ -376,6 +385,8 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
     config=_config(file, fields["config"]),
     sentences=_sentences(file, fields.get("sentences"), fields["format_version"]),
     calibration=_calibration(file, fields.get("calibration")),
+    file=str(path),
+    class_tokens=fields.get(CLASS_TOKENS),
   )
   validate(file, prompt)
   return prompt

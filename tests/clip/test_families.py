@@ -152,7 +152,7 @@ ORIGINALS = {
 }
 
 
-def _model(original, monkeypatch):
+def small_model(original, monkeypatch):
   """The torch model; SigLIP's width is its embedding."""
   with monkeypatch.context() as patched:
     create = timm.create_model
@@ -211,7 +211,7 @@ def _write_tokenizer(folder, original, texts):
     ).save_pretrained(folder)
 
 
-def _write(original, model, folder, texts=NAMES):
+def write_checkpoint(original, model, folder, texts=NAMES):
   """Writes the checkpoint in the layout of open_clip's repositories."""
   state = {name: x.contiguous().clone() for name, x in model.state_dict().items()}
   safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
@@ -252,8 +252,8 @@ def _torch_text(model, sequences):
 def test_a_family_is_its_original(name, tmp_path, monkeypatch):
   original = ORIGINALS[name]
   torch.manual_seed(0)
-  model = _model(original, monkeypatch)
-  _write(original, model, tmp_path)
+  model = small_model(original, monkeypatch)
+  write_checkpoint(original, model, tmp_path)
   clip = load_clip(str(tmp_path))
   assert clip.squash and clip.bilinear
 
@@ -451,7 +451,7 @@ def test_the_text_of_a_special_token_is_refused(name, token, tmp_path):
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_hostile_files_are_one_line(name, tmp_path, monkeypatch):
   original = ORIGINALS[name]
-  _write(original, _model(original, monkeypatch), tmp_path)
+  write_checkpoint(original, small_model(original, monkeypatch), tmp_path)
   path = tmp_path / "open_clip_model.safetensors"
   state = safetensors.torch.load_file(path)
   damages = (lambda x: x[:-1].contiguous(), lambda x: x[None], None)
@@ -467,11 +467,11 @@ def test_hostile_files_are_one_line(name, tmp_path, monkeypatch):
 
 def test_the_text_tower_alone(tmp_path, monkeypatch):
   original = ORIGINALS["eva02_b"]
-  model = _model(original, monkeypatch)
+  model = small_model(original, monkeypatch)
   original = dataclasses.replace(
     original, vision=_timm("vitamin_large_224", 224, "", "linear")
   )
-  _write(original, model, tmp_path)
+  write_checkpoint(original, model, tmp_path)
   assert "vitamin_large_224" in error_of(tmp_path)
   clip = load_clip(str(tmp_path), image_tower=False)
   assert not clip.vision_params and "no image tower" in clip.config.describe()

@@ -892,6 +892,8 @@ ELSEWHERE = {
   "certain.rows": f"{_CERTAINTY}/test_predict_task.py::test_int8_rows_say_so",
   "classifier.extend": f"{_CERTAINTY}/test_classifier_file.py"
   "::test_new_names_leave_the_other_rows_bit_for_bit",
+  "classifier.images": f"{_CERTAINTY}/test_classifier_file.py"
+  "::test_answers_that_change_with_new_names",
   "classifier.image_tower": f"{_CERTAINTY}/test_classifier_file.py"
   "::test_a_stablehlo_tower_without_this_package",
 }

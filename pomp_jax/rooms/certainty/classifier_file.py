@@ -9,7 +9,7 @@ docs/how-to/certainty.md opens them in a few lines without this package.
 Shapes: B images, N classes, E embedding, S side of an image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import hashlib
 import importlib.util
 import json
@@ -27,6 +27,7 @@ from pomp_jax.clip.vision import image_tower
 from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Clip, Export
 from pomp_jax.data.class_lists import ClassList, check_names, load_class_list
+from pomp_jax.data.folder import find_images
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import opening
@@ -45,8 +46,9 @@ from pomp_jax.files.paths import Path, local_copy
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import recorded_classes
 from pomp_jax.files.run_folder import RunFolder, write_json
-from pomp_jax.files.terminal import one_line
+from pomp_jax.files.terminal import one_line, printable
 from pomp_jax.prompt.loss import normalize
+from pomp_jax.rooms.certainty.changed_answers import Answers, changed_answers
 from pomp_jax.rooms.certainty.fields import ClassifierFile
 from pomp_jax.rooms.certainty.near_names import near_pairs
 
@@ -92,6 +94,9 @@ def check(export: Export, clip: Clip) -> None:
     again = sorted(set(names) & set(earlier.names))
     expected = "names that the earlier classifier does not have"
     require(not again, "export.names", again[:3], expected)
+  if settings.images:
+    require(clip.image_tower, "clip.image_tower", clip.image_tower, "True for pictures")
+    find_images(settings.images)  # raises where there is none
 
 
 def compute(
@@ -117,13 +122,24 @@ def compute(
     facts["near_pairs"] = near.n_pairs
     for pair in near.pairs:
       print(f"near: {pair.cosine:.4f}  {pair.first}  |  {pair.second}")
+    if settings.images:
+      answers = changed_answers(
+        encoder,
+        settings.images,
+        earlier.rows,
+        rows_NxE,
+        upright=pictures_upright(export.prompt, prompt),
+      )
+      facts["answers"] = _changes(answers, earlier.names, names)
     rows_NxE = np.concatenate([earlier.rows, rows_NxE])
     names = (*earlier.names, *names)
   scale = scale_of(encoder, prompt, names, where=export.prompt)
   metadata = {
     "format": FORMAT,
     "labels": json.dumps(names, ensure_ascii=False),
-    "logit_scale": repr(encoder.clip.logit_scale),
+    # What cosines are multiplied with, which is all that DL Streamer's reader takes.
+    "logit_scale": repr(scale.logit_scale),
+    "clip_logit_scale": repr(encoder.clip.logit_scale),
     "normalised": "true",
     "clip_model": encoder.clip.name.encode(errors="replace").decode(),
     "clip_digest": encoder.clip_digest,
@@ -153,6 +169,28 @@ def compute(
       write_json(path.parent / PREPROCESSING, preprocessing(encoder), checksum=False)
 
   return facts, write
+
+
+def _changes(
+  answers: Answers, earlier: Sequence[str], added: Sequence[str]
+) -> dict[str, Any]:
+  """What `results.json` says of answers that change; prints the first of them."""
+  changes = []
+  for change in answers.changes:
+    before = earlier[change.before]
+    after = added[change.after]
+    changes.append(change._asdict() | {"before": before, "after": after})
+  print(f"answers that change: {len(changes):,} of {answers.n_images:,} pictures")
+  for one in changes[:_MOST_PAIRS]:
+    gain = f"{one['cosine_before']:.4f} > {one['cosine_after']:.4f}"
+    line = f"{one['file']}: {one['before']} > {one['after']}  ({gain})"
+    print(printable(line, len(line)))
+  return {
+    "images": answers.n_images,
+    "unreadable": answers.n_unreadable,
+    "changed": len(changes),
+    "changes": changes,
+  }
 
 
 def check_libraries(tower: str) -> None:

@@ -79,6 +79,7 @@ class ClassifierFile(Group):
   """The format classifier of `export`."""
 
   extend: str = row("", "earlier classifier that gets the names, its rows unchanged")
+  images: str = row("", "pictures whose answers before and after extend are compared")
   image_tower: str = row(
     "none",
     "the image tower beside the classifier",
@@ -86,10 +87,13 @@ class ClassifierFile(Group):
   )
 
   def check_in(self, config: Any) -> None:
-    """Raises ConfigError for an earlier classifier that is no file."""
+    """Raises ConfigError for an earlier classifier that is no file, or images without
+    one."""
     expected = "a file of export:format=classifier that exists"
     is_usable = not self.extend or is_file(self.extend)
     require(is_usable, "classifier.extend", self.extend, expected)
+    expected = "nothing without classifier.extend"
+    require(self.extend or not self.images, "classifier.images", self.images, expected)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pomp_jax.clip import weights
 from pomp_jax.clip.architecture import ClipError
 from pomp_jax.files.paths import Path, is_dir, is_file, local_copy
 from pomp_jax.files.prompt_file import (
+  CLASS_TOKENS,
   FORMAT_VERSION,
   OF_OTHERS,
   PromptFileError,
@@ -60,6 +61,10 @@ _TYPES = {
 # after the name.
 _CONTEXT = re.compile(r"ctx|([\w-]+\.)*prompt_learner\.(ctx|prefix_prompt)")
 _SUFFIX = "suffix_prompt"
+# CoOp's buffers beside it [N, tokens, D]: embeddings of SOS, and of name, ".", EOT and
+# padding.
+_TOKENS = ("token_prefix", "token_suffix")
+_MOST_TOKENS = 1024  # a longer text is no CLIP's
 # Item of a torch checkpoint with our text fields; published code ignores it.
 _OURS = "pomp_jax"
 
@@ -192,8 +197,12 @@ class TorchArchive(contextlib.AbstractContextManager):
   def __exit__(self, *exception: object) -> None:
     self._zip.close()
 
-  def array(self, tensor: StoredTensor, field: str = "the tensor") -> np.ndarray:
+  def array(
+    self, tensor: StoredTensor, field: str = "the tensor", n_bytes: int | None = None
+  ) -> np.ndarray:
     """Reads a tensor of `value` into a new array; bfloat16 becomes float32.
+
+    With `n_bytes` it reads no more of its record.
 
     The error names `field`. It is raised if the type is unknown, if the record is
     missing or damaged, or if the tensor reaches beyond the record.
@@ -202,7 +211,7 @@ class TorchArchive(contextlib.AbstractContextManager):
     if kind is None:
       self._refuse(field, f"of type {tensor.kind}", ", ".join(_TYPES))
     dtype = np.dtype(self._order + kind)
-    data = self._read(f"data/{tensor.storage}")
+    data = self._read(f"data/{tensor.storage}", n_bytes)
     try:
       strides = [dtype.itemsize * stride for stride in tensor.strides]
       view = np.ndarray(
@@ -216,9 +225,27 @@ class TorchArchive(contextlib.AbstractContextManager):
       return array.view(ml_dtypes.bfloat16).astype(np.float32)
     return array
 
-  def _read(self, record: str) -> bytes:
-    """Content of a record."""
+  def first(self, tensor: StoredTensor, field: str) -> np.ndarray:
+    """Reads the first item along the leading axis, and no more of the record.
+
+    Errors are those of `array`, but a record damaged further behind is not seen.
+    """
+    kind = _TYPES.get(tensor.kind)
+    n_values = tensor.offset + 1
+    for length, stride in zip(tensor.shape[1:], tensor.strides[1:], strict=True):
+      n_values += (length - 1) * stride
+    n_bytes = n_values * np.dtype(kind).itemsize if kind else 0
+    one = dataclasses.replace(
+      tensor, shape=tensor.shape[1:], strides=tensor.strides[1:]
+    )
+    return self.array(one, field, n_bytes)
+
+  def _read(self, record: str, n_bytes: int | None = None) -> bytes:
+    """Content of a record, or its first bytes."""
     try:
+      if n_bytes is not None:
+        with self._zip.open(f"{self._root}/{record}") as file:
+          return file.read(n_bytes)
       return self._zip.read(f"{self._root}/{record}")
     except KeyError:
       self._refuse(record, "missing", "a record of that name")
@@ -324,6 +351,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(tensor, StoredTensor):
       refuse(path, field, _kind(tensor), "a tensor [M, D] or [N, M, D]")
     context = archive.array(tensor, field)
+    class_tokens = _class_tokens(archive, context.shape[-1:])
     ours = archive.value.get(_OURS, OF_OTHERS)
   if context.dtype.kind != "f":
     refuse(path, field, f"{context.dtype} {list(context.shape)}", "a float tensor")
@@ -331,7 +359,32 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     context = context.astype(np.float32, order="C")
   if not isinstance(ours, dict):
     refuse(path, _OURS, _kind(ours), "a dict")
-  return {**ours, "context": context}
+  more = {} if class_tokens is None else {CLASS_TOKENS: class_tokens}
+  return {**ours, "context": context, **more}
+
+
+def _class_tokens(archive: TorchArchive, width: tuple[int, ...]) -> np.ndarray | None:
+  """Token embeddings [T,D] of the first class; None where the file has none that fit.
+
+  Args:
+    archive: open checkpoint.
+    width: D, in a tuple.
+  """
+  checkpoint = archive.value if isinstance(archive.value, dict) else {}
+  state = checkpoint.get("state_dict")
+  if not isinstance(state, dict):
+    return None
+  parts = []
+  for name in _TOKENS:
+    tensor = state.get(name)
+    if not isinstance(tensor, StoredTensor) or len(tensor.shape) != 3:
+      continue
+    n_classes, n_tokens, _ = tensor.shape
+    fits = n_classes > 0 and 0 < n_tokens <= _MOST_TOKENS
+    if fits and tensor.shape[2:] == width:
+      parts.append(archive.first(tensor, f"state_dict[{name!r}]").astype(np.float32))
+  rows = np.concatenate(parts) if parts else None
+  return rows if rows is not None and np.isfinite(rows).all() else None
 
 
 def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:

@@ -18,7 +18,6 @@ from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.rooms.certainty.classifier_file import (
   ClassifierFileError,
   read_classifier,
-  tower_bytes,
 )
 from pomp_jax.world import source
 from tests.support.small_run import run_job, settings
@@ -35,8 +34,7 @@ with safe_open(sys.argv[1] + "/classifier.safetensors", "numpy") as file:
 names = open(sys.argv[1] + "/labels.txt", encoding="utf-8").read().splitlines()
 assert names == json.loads(metadata["labels"])
 features = np.load(sys.argv[2])
-scale = float(metadata["logit_scale"]) / float(metadata.get("temperature", 1))
-logits = scale * features @ rows.T
+logits = float(metadata["logit_scale"]) * features @ rows.T
 shares = np.exp(logits - logits.max(1, keepdims=True))
 shares /= shares.sum(1, keepdims=True)
 best = shares.argmax(1)
@@ -104,7 +102,9 @@ def test_metadata(exported, encoder):
   assert float(metadata["temperature"]) == calibration.temperature
   assert float(metadata["floor"]) == calibration.floor
   assert json.loads(metadata["calibration"])["classes"] == calibration.classes
-  assert float(metadata["logit_scale"]) == encoder.clip.logit_scale
+  assert float(metadata["clip_logit_scale"]) == encoder.clip.logit_scale
+  scale = encoder.clip.logit_scale / calibration.temperature
+  assert float(metadata["logit_scale"]) == pytest.approx(scale)
   assert metadata["clip_digest"] == encoder.clip_digest
   assert np.linalg.norm(stored.rows, axis=1) == pytest.approx(1, abs=1e-5)
   # a list for which the temperature is not
@@ -154,6 +154,35 @@ def test_new_names_leave_the_other_rows_bit_for_bit(exported, tmp_path, monkeypa
   assert tuple(names) == found.names
 
 
+def test_answers_that_change_with_new_names(exported, encoder, tmp_path, capsys):
+  """Those of two classifiers, each with its own names, in NumPy."""
+  (tmp_path / "pictures/some").mkdir(parents=True)
+  pixels = source("base", n_images=40, n_classes=40).images(np.arange(40))
+  for i, one in enumerate(pixels):
+    Image.fromarray(one).save(tmp_path / f"pictures/some/{i:02}.png")
+  (tmp_path / "pictures/broken.png").write_bytes(b"no picture")
+  changes = {
+    "classifier.extend": str(exported / "first/classifier.safetensors"),
+    "classifier.images": str(tmp_path / "pictures"),
+  }
+  config = export_of(exported / "run", names=exported / "rest.txt", **changes)
+  answers = run_job(config, tmp_path / "run")["answers"]
+  assert (answers["images"], answers["unreadable"]) == (40, 1)
+  prompt = exported / "run"
+  before = Classifier(encoder, prompt, exported / "first.txt").predict(pixels, top=1)
+  after = Classifier(encoder, prompt).predict(pixels, top=1)
+  expected = {
+    f"some/{i:02}.png": (old, new)
+    for i, (((old, _),), ((new, _),)) in enumerate(zip(before, after, strict=True))
+    if old != new
+  }
+  found = {one["file"]: (one["before"], one["after"]) for one in answers["changes"]}
+  assert found == expected and 0 < len(found) == answers["changed"] < 40
+  gains = [one["cosine_after"] - one["cosine_before"] for one in answers["changes"]]
+  assert gains == sorted(gains, reverse=True) and gains[-1] > 0
+  assert f"answers that change: {len(found)} of 40 pictures" in capsys.readouterr().out
+
+
 def test_a_stablehlo_tower_without_this_package(exported, encoder, tmp_path):
   pytest.importorskip("flatbuffers")
   changes = {"classifier.image_tower": "stablehlo"}
@@ -172,22 +201,13 @@ def test_a_stablehlo_tower_without_this_package(exported, encoder, tmp_path):
   assert told["input"] == "uint8 [B,40,40,3]"
 
 
-@pytest.mark.parametrize("n_images", [1, 3, 8])
-def test_an_onnx_tower(encoder, n_images):
-  pytest.importorskip("jax2onnx")
-  runtime = pytest.importorskip("onnxruntime")
-  session = runtime.InferenceSession(tower_bytes(encoder, "onnx"))
-  pixels = source("base", n_images=n_images).images(np.arange(n_images))
-  (found,) = session.run(None, {session.get_inputs()[0].name: pixels})
-  np.testing.assert_allclose(found, encoder.image_features(pixels), atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize(
   ("changes", "error", "line"),
   [
     ({"export.names": ""}, ConfigError, "export.names"),
     ({"classifier.extend": "nowhere"}, ConfigError, "classifier.extend"),
     ({"classifier.image_tower": "torch"}, ConfigError, "classifier.image_tower"),
+    ({"classifier.images": "EXPORTED"}, ConfigError, "classifier.images"),
     ({"classifier.extend": "EXPORTED/first.txt"}, ClassifierFileError, "first.txt"),
     (
       {"classifier.extend": "EXPORTED/first/classifier.safetensors"},
