@@ -267,7 +267,7 @@ def tower_bytes(encoder: Encoder, kind: str) -> bytes:
   tower = image_tower(encoder.clip, "float32")
   params = jax.tree.map(jnp.asarray, encoder.clip.vision_params)
 
-  def image_features(images):
+  def image_features(images: jax.Array) -> jax.Array:
     return normalize(tower(params, images))
 
   write = _onnx if kind == "onnx" else _stablehlo

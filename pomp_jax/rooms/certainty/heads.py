@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 import numpy as np
 
 from pomp_jax.rooms.certainty.outputs import cosines
@@ -94,7 +94,14 @@ def top_k(
 
 
 @jax.jit
-def _merge(best, features_BxE, part, scale, start):
+def _merge(
+  best: tuple[jax.Array, jax.Array, jax.Array],
+  features_BxE: Float[Array, "B E"],
+  part: Rows,
+  scale: Float[Array, ""],
+  start: Int[Array, ""],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The best k of an earlier best and of a block: logits, labels, log of the sum."""
   logit_Bxk, label_Bxk, total_B = best
   k = logit_Bxk.shape[1]
   scores_BxC = scale * _cosines(features_BxE, part)
@@ -130,12 +137,14 @@ def probabilities(
 
 
 @jax.jit
-def _scores(features_BxE, part, scale):
+def _scores(
+  features_BxE: Float[Array, "B E"], part: Rows, scale: Float[Array, ""]
+) -> Float[Array, "B C"]:
   return scale * _cosines(features_BxE, part)
 
 
-def _cosines(features_BxE, part):
-  cosine_BxC = cosines(features_BxE, part.values.astype(jnp.float32))
+def _cosines(features_BxE: Float[Array, "B E"], part: Rows) -> Float[Array, "B C"]:
+  cosine_BxC = cosines(features_BxE, jnp.asarray(part.values, jnp.float32))
   return cosine_BxC if part.scales is None else cosine_BxC * part.scales
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from pomp_jax.files.calibration import Sets
@@ -74,21 +74,29 @@ def outputs(
 
 
 @jax.jit
-def _outputs(features_BxE, rows_NxE, labels_B, scale):
+def _outputs(
+  features_BxE: Float[Array, "B E"],
+  rows_NxE: Float[Array, "N E"],
+  labels_B: Int[Array, " B"],
+  scale: Float[Array, ""],
+) -> Outputs:
   cosine_BxN = cosines(features_BxE, rows_NxE)
   right_Bx1 = jnp.take_along_axis(cosine_BxN, labels_B[:, None], axis=1)
   probability_BxN = jax.nn.softmax(scale * cosine_BxN, axis=1)
   is_above_BxN = cosine_BxN > right_Bx1
-  return Outputs(
-    answer=jnp.argmax(cosine_BxN, axis=1),
-    confidence=jnp.max(probability_BxN, axis=1),
-    probability=jnp.take_along_axis(probability_BxN, labels_B[:, None], axis=1)[:, 0],
-    mass_above=jnp.sum(jnp.where(is_above_BxN, probability_BxN, 0), axis=1),
-    rank=jnp.sum(is_above_BxN, axis=1),
-    max_cosine=jnp.max(cosine_BxN, axis=1),
-    energy=jax.nn.logsumexp(scale * cosine_BxN, axis=1),
-    mcm=jnp.max(jax.nn.softmax(cosine_BxN, axis=1), axis=1),
-  )
+  numbers: dict[str, Any] = {
+    "answer": jnp.argmax(cosine_BxN, axis=1),
+    "confidence": jnp.max(probability_BxN, axis=1),
+    "probability": jnp.take_along_axis(probability_BxN, labels_B[:, None], axis=1)[
+      :, 0
+    ],
+    "mass_above": jnp.sum(jnp.where(is_above_BxN, probability_BxN, 0), axis=1),
+    "rank": jnp.sum(is_above_BxN, axis=1),
+    "max_cosine": jnp.max(cosine_BxN, axis=1),
+    "energy": jax.nn.logsumexp(scale * cosine_BxN, axis=1),
+    "mcm": jnp.max(jax.nn.softmax(cosine_BxN, axis=1), axis=1),
+  }
+  return Outputs(**numbers)
 
 
 def moments(
@@ -108,7 +116,12 @@ def moments(
 
 
 @jax.jit
-def _moments(features_BxE, rows_NxE, labels_B, scale):
+def _moments(
+  features_BxE: Float[Array, "B E"],
+  rows_NxE: Float[Array, "N E"],
+  labels_B: Int[Array, " B"],
+  scale: Float[Array, ""],
+) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
   cosine_BxN = cosines(features_BxE, rows_NxE)
   right_B = jnp.take_along_axis(cosine_BxN, labels_B[:, None], axis=1)[:, 0]
   # Deviations from the right class stay exact where the probabilities are near 1.
@@ -141,7 +154,12 @@ def set_sizes(
 
 
 @jax.jit
-def _sizes(features_BxE, rows_NxE, scale, least_N):
+def _sizes(
+  features_BxE: Float[Array, "B E"],
+  rows_NxE: Float[Array, "N E"],
+  scale: Float[Array, ""],
+  least_N: Float[Array, " N"],
+) -> Int[Array, " B"]:
   probability_BxN = jax.nn.softmax(scale * cosines(features_BxE, rows_NxE), axis=1)
   return jnp.sum(probability_BxN >= least_N, axis=1)
 
@@ -163,7 +181,12 @@ def adaptive_set_sizes(
 
 
 @jax.jit
-def _adaptive_sizes(features_BxE, rows_NxE, scale, room_N):
+def _adaptive_sizes(
+  features_BxE: Float[Array, "B E"],
+  rows_NxE: Float[Array, "N E"],
+  scale: Float[Array, ""],
+  room_N: Float[Array, " N"],
+) -> Int[Array, " B"]:
   probability_BxN = jax.nn.softmax(scale * cosines(features_BxE, rows_NxE), axis=1)
   mass_BxN = jnp.cumsum(-jnp.sort(-probability_BxN, axis=1), axis=1)
   return jnp.sum(mass_BxN <= room_N, axis=1)

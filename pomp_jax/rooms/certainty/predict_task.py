@@ -7,12 +7,12 @@ use.
 Shapes: B images, N classes, S classes of a subset.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import logging
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from pomp_jax.config import fields
@@ -26,6 +26,7 @@ from pomp_jax.evaluate.classifier import Classifier, open_prompt
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.predict import Rows, Task
 from pomp_jax.files.calibration import Calibration
+from pomp_jax.files.paths import Path
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.rooms.certainty import depth, heads, promises
 from pomp_jax.rooms.certainty.fields import UNDER, Certain
@@ -61,7 +62,7 @@ class CertainPictures(Task):
       self._tree = load_class_tree(self._certain.tree, self._all_names, self.names)
     self._kept = subset_of(self._certain.subset, self._all_names, self._tree)
 
-  def check(self, files):
+  def check(self, files: Mapping[str, Path]) -> None:
     super().check(files)
     prompt = open_prompt(self._settings.prompt, "predict.prompt")
     stored = prompt.calibration if isinstance(prompt, Prompt) else None
@@ -74,7 +75,9 @@ class CertainPictures(Task):
     expected = "auto or required where predict.task=certain"
     require(use != "never", "predict.calibration", use, expected)
 
-  def _open(self, encoder: Encoder):
+  def _open(
+    self, encoder: Encoder
+  ) -> Callable[[Sequence[int]], Iterator[tuple[int, Answer]]]:
     certain, settings = self._certain, self._settings
     self._size, self._resize = encoder.clip.image_size, encoder.resize
     classifier = Classifier(encoder, settings.prompt, self.names, calibration=REQUIRED)
@@ -101,7 +104,7 @@ class CertainPictures(Task):
 
     return find
 
-  def _read(self, path):
+  def _read(self, path: Path) -> UInt8[np.ndarray, "S S 3"]:
     return read_image(path, self._size, self._upright, resize=self._resize)
 
   def _take(self, key: str, picture: Any, answer: Answer) -> Rows:

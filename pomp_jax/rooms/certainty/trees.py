@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError, load_class_list
@@ -94,7 +94,12 @@ class ClassTree(NamedTuple):
     return found[::-1]
 
 
-def _sum_pairs(probability_BxN, pair_classes, pair_nodes, n_nodes):
+def _sum_pairs(
+  probability_BxN: Float[Array, "B N"],
+  pair_classes: Int[Array, " P"],
+  pair_nodes: Int[Array, " P"],
+  n_nodes: int,
+) -> Float[Array, "B G"]:
   of_pairs_PxB = probability_BxN.T[pair_classes]
   return jax.ops.segment_sum(of_pairs_PxB, pair_nodes, num_segments=n_nodes).T
 
