@@ -143,7 +143,7 @@ def learner_accuracy(
     frozen: Frozen,
     split: SplitFeatures,
     source: Source,
-    classes_NxE: Float[np.ndarray, "N E"],
+    classes_NxE: np.ndarray,
   ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Ranks and labels of the images, read again; those that can't be read any more
     are dropped."""
