@@ -1,6 +1,7 @@
 """Files that can't be read, in every job that evaluates: counted, left out, told
 once."""
 
+import logging
 import pathlib
 import shutil
 
@@ -166,7 +167,11 @@ def test_predict_names_the_others(one_layer, images, tmp_path, capsys, caplog):
   assert results["unreadable"]["0.png"].startswith(
     "not a readable image (none of BMP, "
   )
-  (message,) = caplog.messages
+  (message,) = [
+    record.getMessage()
+    for record in caplog.records
+    if record.levelno >= logging.WARNING
+  ]
   assert "1 of 6 images can't be read; the first: 0.png: " in message
   printed = capsys.readouterr().out
   assert "a?[2Jb.png: " in printed and "\x1b" not in printed

@@ -115,7 +115,7 @@ def fit_tip(monkeypatch):
   )
   for name in ("open_fetch", "features_under"):
     monkeypatch.setattr(tip_adapter, name, lambda *_: None)
-  monkeypatch.setattr(tip_adapter.inputs, "class_list", lambda *_: None)
+  monkeypatch.setattr(tip_adapter.opening, "class_list", lambda *_: None)
 
   def fit_one(epochs, labels, *, tuned=False, **changes):
     monkeypatch.setattr(tip_adapter, "view_features", lambda *_: iter(epochs))

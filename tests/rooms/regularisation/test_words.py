@@ -119,7 +119,7 @@ def contest_of(monkeypatch, encoder, right, *, name=MEAN, uneven=False, taken="l
   monkeypatch.setattr(contest, "ranks_of_images", ranks)
   monkeypatch.setattr(words, "unit_rows", lambda rows: rows)
   monkeypatch.setattr(words, "features", lambda *_: rows["words"])
-  monkeypatch.setattr(words.inputs, "open_source", lambda *_, **__: None)
+  monkeypatch.setattr(words.opening, "open_source", lambda *_, **__: None)
   split = SplitFeatures(CLASSES.names, labels, None, None)
   monkeypatch.setattr(words, "readable_features", lambda *_: split)
   context = np.ones((2, encoder.clip.text_width), np.float32)

@@ -89,7 +89,9 @@ class TransformerDecoder(nn.Module):
     normal = nn.initializers.normal(1.0)
     queries_QxD = self.param("query_embed", normal, (config.n_queries, n_channels))
     layers = _Layers(config, self.dtype, name="layers")
-    states = layers(memory_BxTxD, positions_TxD, queries_QxD.astype(self.dtype), train)
+    states = layers(
+      memory_BxTxD, positions_TxD, jnp.asarray(queries_QxD, self.dtype), train
+    )
     norm = nn.LayerNorm(epsilon=_LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")
     return norm(jnp.stack(states))
 
