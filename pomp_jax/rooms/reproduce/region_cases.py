@@ -56,8 +56,8 @@ RUNS = "cases"  # folder of the jobs' runs
 _REGIONS = "regions"
 _PAPERS_DTYPE = "float32"
 _WHY = (
-  "half a printed digit, and 0.5 points: the released README has 23.4 where table 6 has"
-  " 22.9"
+  "half a printed digit, and 0.5 points: by that the paper's table 6 and the released"
+  " README differ where they print one figure twice (Objects365, 22.9 and 23.4)"
 )
 
 
@@ -327,7 +327,7 @@ def _far(rows: Sequence[Row]) -> str:
   row = max(rows, key=lambda row: abs(float(row.got or 0) - float(row.expected or 0)))
   got = 100 * float(row.got or 0)
   expected = 100 * float(row.expected or 0)
-  return f"{row.quantity} is {got:.1f}, and {expected:.1f} is printed"
+  return f"{got:.1f} where {expected:.1f} is printed ({row.quantity})"
 
 
 def _quantity(case: Case, column: str) -> str:
