@@ -184,7 +184,7 @@ def test_a_figure_that_is_off_is_named(
   content, status = read(tmp_path / "run")
   (found,) = content["findings"]
   assert (found["stage"], found["kind"], found["subject"]) == (stage, kind, "ade20k")
-  assert "is 30.0, and" in found["sentence"]
+  assert "30.0 where" in found["sentence"]
   assert status[stage, "coco_stuff_156"] == {"PASS"}
 
 
