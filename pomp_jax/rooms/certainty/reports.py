@@ -64,7 +64,7 @@ def _promises(results: Mapping[str, Any]) -> Section:
   if results["floor"] is None:
     rows.append(["floor", "none: too few right answers", "-"])
   else:
-    stated = f"{report.percent(results['error'])} of right answers at most"
+    stated = f"{report.percent(results['error'])}% of right answers at most"
     rows.append(["floor", f"probability {results['floor']:.4f}", stated])
     for key, label in (
       ("refused_right", "right answers refused (%)"),
@@ -76,7 +76,7 @@ def _promises(results: Mapping[str, Any]) -> Section:
   if results["sets"] is None:
     rows.append(["sets", "none: too few images", "-"])
   else:
-    stated = f"{report.percent(results['coverage'])} of images at least"
+    stated = f"{report.percent(results['coverage'])}% of images at least"
     rows.append([f"sets, {results['sets']['kind']}", "", stated])
   if sets:
     rows.append(["sets with the right name (%)", _share(sets["covered"]), ""])

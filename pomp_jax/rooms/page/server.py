@@ -236,9 +236,9 @@ class _Page:
     """The likeliest names of a picture; of its regions a label map, objects, or
     names of boxes."""
     if tab == "classify":
-      notes = [scale.note for scale in comparison.scales(names)]
+      scales = comparison.scales(names)
       answers = comparison.classify(image, names)
-      return {"answers": answers, "n_names": len(names), "notes": notes}
+      return {"answers": answers, "n_names": len(names), "scales": scales}
     action, more = request.form.get("action"), dict[str, Any]()
     regions, asked = comparison.regions, comparison.asked(image, names)
     if action == "segment":

@@ -45,6 +45,46 @@ def of_right(probabilities, labels):
   return own, (probabilities * above).sum(1), above.sum(1), labels
 
 
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+def test_pooled_sets_are_mapies(coverage):
+  """MAPIE's `lac`, from probabilities that its classifier returns as they are."""
+  base = pytest.importorskip("sklearn.base")
+  mapie = pytest.importorskip("mapie.classification")
+
+  class Given(base.ClassifierMixin, base.BaseEstimator):
+    classes_ = np.arange(10)
+
+    def fit(self, probabilities, labels):
+      return self
+
+    def predict(self, probabilities):
+      return probabilities.argmax(axis=1)
+
+    def predict_proba(self, probabilities):
+      return probabilities
+
+    def __sklearn_is_fitted__(self):
+      return True
+
+  rng = np.random.default_rng(5)
+  validation, labels = drawn(rng, 400)
+  new, _ = drawn(rng, 300)
+  oracle = mapie.SplitConformalClassifier(
+    Given(), confidence_level=coverage, conformity_score="lac", prefit=True
+  )
+  oracle.conformalize(validation, labels)
+  expected = oracle.predict_set(new)[1][:, :, 0]
+  sets = promises.sets_of("pooled", coverage, *of_right(validation, labels))
+  assert sets is not None
+  found = np.zeros_like(expected)
+  for row, is_in in zip(new, found, strict=True):
+    is_in[promises.members(sets, row)] = True
+  # MAPIE also takes what misses the threshold by less than 1e-8.
+  is_clear = np.abs(1 - new - sets.threshold) > 1e-8
+  np.testing.assert_array_equal(found[is_clear], expected[is_clear])
+  assert is_clear.sum() >= new.size - 3 and 0.1 < found.mean() < 0.9
+
+
 @pytest.mark.parametrize("kind", SETS)
 def test_coverage_of_sets_over_many_validations(kind):
   """The mean over validations is at least the promise, and not far above it."""

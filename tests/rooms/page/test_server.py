@@ -17,6 +17,7 @@ import pytest
 
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.classifier import Classifier
+from pomp_jax.files.calibration import Calibration, classes_digest
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.rooms.page import server
 from pomp_jax.rooms.page.fields import Page
@@ -74,6 +75,30 @@ def _check_answers(made, answer, prompts):
   assert list(map(html.unescape, names)) == [name for name, _ in expected]
   percents = np.array(percents, float)
   np.testing.assert_allclose(percents, [100 * p for _, p in expected], atol=0.06)
+
+
+@pytest.mark.parametrize(("floor", "is_none"), [(0.9999, True), (1e-6, False)])
+def test_an_answer_below_the_floor_is_none_of_these(made, client, floor, is_none):
+  """With the temperature of these names, which the first prompt of the page has."""
+  encoder = opening.open_encoder(made[3].clip)
+  names = NAMES.split("\n")
+  stored = Calibration(
+    temperature=50.0,
+    n_images=100,
+    n_classes=len(names),
+    classes=classes_digest(names),
+    clip_model="world",
+    clip=encoder.clip_digest,
+    floor=floor,
+    error=0.05,
+  )
+  prompt = made[1].prompts[0].prompt
+  with mock.patch.dict(prompt.__dict__, calibration=stored):
+    text = post(client).data.decode()
+  assert text.count("None of these") == int(is_none)
+  assert "calibrated: temperature 50 from 100 validation images" in text
+  if is_none:
+    assert "at most 5% of the right answers lie" in text
 
 
 @pytest.mark.parametrize("upright", [True, False, None])
