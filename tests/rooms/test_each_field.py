@@ -1,12 +1,20 @@
 """Each field of each job does what it says: another value, and the records that it
 changes.
 
-A case is a run of `tests.rooms.recorded_jobs`, which computes nothing that takes long.
-It runs once as usual and once with other values of all fields of its rows. An ignored
-field would leave its records as they were.
+A case has a run that computes nothing that takes long. It runs once as usual and once
+with other values of all fields of its rows. An ignored field would leave its records as
+they were.
+
+The core's cases are in `tests/support/field_cases.py`, a room's in
+`tests/rooms/ROOM/field_cases.py`. Such a file may have `CASES`; `ELSEWHERE`, fields or
+groups of fields with the test whose table has their rows; and `write_files`, which
+writes what its cases read.
 """
 
 import contextlib
+import importlib
+import pathlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,53 +23,86 @@ import pytest
 from pomp_jax.config import defaults, fields_of
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import opening
-from tests.rooms.field_cases import CASES, ELSEWHERE, write_files
-from tests.rooms.recorded_jobs import RUNS, Calls, Recorded
 from tests.support.processes import ROOT
+from tests.support.recorded_calls import Calls, Case, Recorded
 from tests.train.test_wiring import ROUNDING, ROUNDING_OF_IMAGES, SAME
 
-ROWS = [(case, field) for case, (_, _, rows) in CASES.items() for field in rows]
+
+def case_files() -> list[ModuleType]:
+  """The core's file of cases, and that of each room that has one."""
+  files = [importlib.import_module("tests.support.field_cases")]
+  for path in sorted(pathlib.Path(__file__).parent.glob("*/field_cases.py")):
+    files.append(importlib.import_module(f"tests.rooms.{path.parent.name}.field_cases"))
+  return files
+
+
+def joined(files: list[ModuleType], table: str) -> dict[str, Any]:
+  """A table of all files.
+
+  Args:
+    files: modules that may have the table.
+    table: its name.
+
+  Raises:
+    ValueError: two files have an entry of the same name.
+  """
+  entries = {}
+  for file in files:
+    entries_of_file = getattr(file, table, {})
+    twice = sorted(entries.keys() & entries_of_file.keys())
+    if twice:
+      raise ValueError(f"{file.__name__}: {table} of another file has {twice} too")
+    entries |= entries_of_file
+  return entries
+
+
+FILES = case_files()
+CASES: dict[str, Case] = joined(FILES, "CASES")
+ELSEWHERE: dict[str, str] = joined(FILES, "ELSEWHERE")
+ROWS = [(name, field) for name, case in CASES.items() for field in case.rows]
 
 
 def test_each_field_has_a_row():
-  own = {field for case in CASES.values() for field in case.rows}
-  group_of = lambda field: field.partition(".")[0] + "."
-  others = {
-    field for field in fields_of() if {field, group_of(field)} & ELSEWHERE.keys()
-  }
-  assert own | others == set(fields_of())
+  fields_with_row = {field for _, field in ROWS}
+  fields_elsewhere = set()
+  for field in fields_of():
+    group = field.partition(".")[0] + "."
+    if field in ELSEWHERE or group in ELSEWHERE:
+      fields_elsewhere.add(field)
+  assert fields_with_row | fields_elsewhere == set(fields_of())
   for place in ELSEWHERE.values():
     file, _, name = place.partition("::")
     assert f"def {name}(" in (ROOT / file).read_text()
   # What a training learns does not tell whether they are read.
-  assert {*SAME, *ROUNDING, *ROUNDING_OF_IMAGES} <= own
+  assert {*SAME, *ROUNDING, *ROUNDING_OF_IMAGES} <= fields_with_row
 
 
 @pytest.fixture(scope="module")
 def folders(region_set, tmp_path_factory):
   """Paths that the names in capitals of the cases stand for."""
-  root = tmp_path_factory.mktemp("fields")
-  write_files(root, region_set)
-  return {"ROOT": str(root), "REGIONS": str(region_set)}
+  paths = {"ROOT": tmp_path_factory.mktemp("fields"), "REGIONS": region_set}
+  for file in FILES:
+    if hasattr(file, "write_files"):
+      file.write_files(paths)
+  return {name: str(path) for name, path in paths.items()}
 
 
 @pytest.fixture(scope="module")
 def records(folders, tmp_path_factory):
   """A function: run, fields -> its records."""
   encoder = opening.open_encoder(defaults().clip)
-  found: dict[str, dict[str, Any]] = {}
+  recorded: dict[str, dict[str, Any]] = {}
 
   def find(run, fields):
-    key = repr((run, sorted(fields.items())))
-    if key not in found:
-      config = defaults(fields.get("job", "pretrain")).replace(
-        in_place(folders, fields)
-      )
+    key = repr((run.__module__, run.__name__, sorted(fields.items())))
+    if key not in recorded:
+      job = fields.get("job", "pretrain")
+      config = defaults(job).replace(in_place(folders, fields))
       with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Recorded):
         calls = Calls(patch, encoder)
-        RUNS[run](calls, config, tmp_path_factory.mktemp("run") / "run")
-      found[key] = calls.seen
-    return found[key]
+        run(calls, config, tmp_path_factory.mktemp("run") / "run")
+      recorded[key] = calls.seen
+    return recorded[key]
 
   return find
 
@@ -69,38 +110,43 @@ def records(folders, tmp_path_factory):
 def in_place(folders: dict[str, str], value: Any) -> Any:
   """A value with paths for the names in capitals."""
   if isinstance(value, dict):
-    return {key: in_place(folders, own) for key, own in value.items()}
+    return {key: in_place(folders, entry) for key, entry in value.items()}
   if isinstance(value, list | tuple | set):
-    return type(value)(in_place(folders, own) for own in value)
-  for name, folder in folders.items():
-    value = value.replace(name, folder) if isinstance(value, str) else value
+    return type(value)(in_place(folders, entry) for entry in value)
+  if isinstance(value, str):
+    for name, folder in folders.items():
+      value = value.replace(name, folder)
   return value
 
 
 @pytest.mark.parametrize(("case", "field"), ROWS)
 def test_a_field_changes_its_records(records, folders, case, field):
-  run, beside, rows = CASES[case]
+  run, fields, rows = CASES[case]
   value, changed, *becomes = rows[field]
   assert value != fields_of()[field].default
   try:
-    before = records(run, beside)
+    before = records(run, fields)
   except InputError:  # the job needs the field
     before = {}
-  after = records(run, beside | {name: row[0] for name, row in rows.items()})
-  expected = changed if isinstance(changed, dict) else {changed: (*becomes, value)[0]}
-  for record, own in in_place(folders, expected).items():
-    assert read(after, record) == own != read(before, record)
+  after = records(run, fields | {name: row[0] for name, row in rows.items()})
+  expected = changed
+  if not isinstance(changed, dict):
+    expected = {changed: becomes[0] if becomes else value}
+  for record, expected_value in in_place(folders, expected).items():
+    assert read(after, record) == expected_value
+    assert read(before, record) != expected_value
 
 
 def read(records: dict[str, Any], name: str) -> Any:
   """A record, or a part of one by attributes and keys; None if there is none."""
-  owner, attributes = name, []
-  while owner not in records:
-    owner, _, attribute = owner.rpartition(".")
+  record = name
+  attributes = []
+  while record not in records:
+    record, _, attribute = record.rpartition(".")
     attributes.insert(0, attribute)
-    if not owner:
+    if not record:
       return None
-  value = records[owner]
+  value = records[record]
   for attribute in attributes:
     value = value[attribute] if isinstance(value, dict) else getattr(value, attribute)
   return pytest.approx(value) if isinstance(value, np.ndarray) else value

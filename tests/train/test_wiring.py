@@ -222,8 +222,8 @@ METHODS_WITHOUT_STEPS = ("probe.", "tip.")
 
 
 def test_each_field_has_one_row():
-  """Those of other jobs, and what the fields without effect reach:
-  tests/rooms/field_cases.py."""
+  """Other jobs, and what the fields without effect reach, are in
+  tests/rooms/test_each_field.py."""
   known = [
     field
     for field in fields_of("pretrain")
