@@ -261,7 +261,13 @@ def taps(
 
 
 def resize(array: _Array, axis: int, taps: Taps) -> _Array:
-  """Resamples one axis of an array by the samples of a line."""
+  """Resamples one axis of an array by the samples of a line.
+
+  Args:
+    array: numbers of any shape.
+    axis: axis that changes its length.
+    taps: two old places and a weight for each new one.
+  """
   n_axes_behind = array.ndim - axis % array.ndim - 1
   weight = taps.weight.reshape(-1, *[1] * n_axes_behind).astype(np.float32)
   low = array.take(taps.low, axis)

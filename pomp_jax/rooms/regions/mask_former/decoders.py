@@ -209,11 +209,15 @@ class Mlp(nn.Module):
 
 
 def sine_positions(height: int, width: int, channels: int) -> Float[np.ndarray, "T D"]:
-  """Sines and cosines of the positions of a map, row by row (DETR, Carion et al.,
-  2020).
+  """Sines and cosines of the positions of a map, row by row (DETR, Carion et al., 2020).
 
   Rows and columns are numbered from 1 and scaled to (0, 2 pi]. Half of the channels are
   of the row, half of the column; even ones are sines, odd ones cosines.
+
+  Args:
+    height: rows of the map.
+    width: columns of the map.
+    channels: channels of a position, D; even.
   """
   half = channels // 2
   frequencies = _TEMPERATURE ** (-2 * (np.arange(half) // 2) / half)

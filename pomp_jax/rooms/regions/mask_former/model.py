@@ -120,13 +120,17 @@ def class_logits(
   non_object_E: Float[Array | np.ndarray, " E"] | None,
   scale: float = LOGIT_SCALE,
 ) -> Float[Array, "*X _"]:
-  """Scaled cosines to each class and, in a last column, to no object; rows of any
-  norm."""
-  rows = (
-    classes_NxE
-    if non_object_E is None
-    else jnp.concatenate([classes_NxE, non_object_E[None]])
-  )
+  """Scaled cosines to each class and, in a last column, to no object.
+
+  Args:
+    embeddings: rows of any norm.
+    classes_NxE: class vectors of any norm.
+    non_object_E: vector of no object; None: no such column.
+    scale: factor of the cosines.
+  """
+  rows = classes_NxE
+  if non_object_E is not None:
+    rows = jnp.concatenate([classes_NxE, non_object_E[None]])
   with jax.default_matmul_precision("highest"):
     return scale * unit(embeddings) @ unit(rows).T
 
@@ -141,15 +145,14 @@ def normalized_pixels(
   detectron2.
   """
   _, height, width, _ = images_BxHxWx3.shape
-  pixels = (jnp.asarray(images_BxHxWx3, jnp.float32) - jnp.array(_MEAN)) / jnp.array(
-    _DEVIATION
-  )
+  colours = jnp.asarray(images_BxHxWx3, jnp.float32)
+  pixels = (colours - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
   if sizes_Bx2 is not None:
     sizes_Bx2 = jnp.asarray(sizes_Bx2)
-    rows_BxH = jnp.arange(height) < sizes_Bx2[:, :1]
-    columns_BxW = jnp.arange(width) < sizes_Bx2[:, 1:]
-    inside_BxHxW = rows_BxH[:, :, None] & columns_BxW[:, None]
-    pixels = jnp.where(inside_BxHxW[..., None], pixels, 0)
+    is_row_BxH = jnp.arange(height) < sizes_Bx2[:, :1]
+    is_column_BxW = jnp.arange(width) < sizes_Bx2[:, 1:]
+    is_inside_BxHxW = is_row_BxH[:, :, None] & is_column_BxW[:, None]
+    pixels = jnp.where(is_inside_BxHxW[..., None], pixels, 0)
   return jnp.pad(pixels, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0)))
 
 
