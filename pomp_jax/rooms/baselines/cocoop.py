@@ -74,8 +74,13 @@ class CoCoOpLearner(Learner):
 
 
 def init_dense(key: jax.Array, n_in: int, n_out: int) -> dict[str, jax.Array]:
-  """Draws kernel [n_in, n_out] and bias [n_out] from PyTorch's default, +- 1 /
-  sqrt(n_in)."""
+  """Draws kernel [n_in, n_out] and bias [n_out] from PyTorch's default, +- 1 / sqrt(n_in).
+
+  Args:
+    key: random key.
+    n_in: width of the input.
+    n_out: width of the output.
+  """
   kernel_key, bias_key = jax.random.split(key)
   bound = n_in**-0.5
   return {

@@ -64,8 +64,17 @@ class FinishedRun(OtherPrompt):
     clip_config: ClipConfig,
     clip_model: str,
   ) -> None:
-    """Raises InputError where it does not fit a CLIP, by the shapes of its
-    parameters."""
+    """Checks by the shapes of its parameters that it fits a CLIP.
+
+    Args:
+      label: name of the run, for messages.
+      synonyms: names of the classes, which a method by steps does not restrict.
+      clip_config: architecture of the CLIP.
+      clip_model: name of the CLIP.
+
+    Raises:
+      InputError: it was learned with a CLIP of another shape or name.
+    """
     self._method.check(self._prompt, clip_config)
     if "context" in self._params:
       context = Prompt(self._params["context"], self._model, self._prompt.position)

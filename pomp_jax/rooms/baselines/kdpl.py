@@ -62,8 +62,10 @@ class KDPLLearner(ContextLearner):
     """See `Learner`; the teacher's most likely classes take the place of the labels."""
     del params, labels_B
     taught_NxT = frozen.sampling.bank.rows
-    width = images_B.shape[1] - taught_NxT.shape[1]  # E
-    student_BxE, teacher_BxT = images_B[:, :width], images_B[:, width:]
+    # A row has the student's feature, then the teacher's.
+    student_width = images_B.shape[1] - taught_NxT.shape[1]
+    student_BxE = images_B[:, :student_width]
+    teacher_BxT = images_B[:, student_width:]
     labels_B = jnp.argmax(_cosines(teacher_BxT, taught_NxT), axis=1).astype(jnp.int32)
     return Seen(student_BxE, labels_B, for_sampler=teacher_BxT, frozen=frozen_BxE)
 
@@ -137,6 +139,16 @@ def distillation(
   over the teacher's class and the negatives, which stand for the others by their
   importance weights. Accuracy is the share of the images that the student gives the
   teacher's class.
+
+  Args:
+    bank: the teacher's class features.
+    teacher_BxT: the teacher's image features.
+    settings: logit scale, and the weights of the negatives.
+    student_BxE: the student's image features.
+    own_BxE: the student's features of the labels' classes.
+    others_SxE: the student's features of the negatives.
+    labels_B: the teacher's most likely class of each image.
+    negatives: ids and weights of the negatives.
   """
   kept_BxS, margin_BxS = kept_with_margin(settings, labels_B, negatives)
   # The images' classes stand before the draw; each is only its own image's.
@@ -163,17 +175,23 @@ def distillation(
 
 
 def _cosines(images_BxF: jax.Array, classes_CxF: jax.Array) -> Float[Array, "B C"]:
-  rows = (normalize(rows.astype(jnp.float32)) for rows in (images_BxF, classes_CxF))
-  # as in the contrast
-  return jnp.einsum("bf,cf->bc", *rows, precision=jax.lax.Precision.HIGHEST)
+  unit_images_BxF = normalize(images_BxF.astype(jnp.float32))
+  unit_classes_CxF = normalize(classes_CxF.astype(jnp.float32))
+  return jnp.einsum(
+    "bf,cf->bc",
+    unit_images_BxF,
+    unit_classes_CxF,
+    precision=jax.lax.Precision.HIGHEST,  # as in the contrast
+  )
 
 
 class _SideBySide(Encoder):
   """Student and teacher as one encoder of the training images: features [n,E+T]."""
 
   def __init__(self, *each: Encoder):
-    self.each, clip = each, each[0].clip
-    width = sum(one.clip.config.projection_dim for one in each)
+    self.each = each
+    clip = each[0].clip
+    width = sum(encoder.clip.config.projection_dim for encoder in each)
     config = dataclasses.replace(clip.config, projection_dim=width)
     self.clip = dataclasses.replace(clip, config=config)
     self.image_tower = self._image_tower
@@ -203,15 +221,27 @@ class KDPL(Pomp):
   def opened(
     self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList
   ) -> "KDPL":
-    """See `Pomp`: the teacher and its class features."""
-    own = self.contrast.of(Kdpl)
-    prompt = read_prompt(own.prompt, "kdpl.prompt").prompt
-    online = "'online': the teacher needs pixels, and several processes store no features for it"
-    fits = data.features == "online" or (
-      data.features == "stored" and hosts.n_processes() == 1
+    """See `Pomp`: the teacher and its class features.
+
+    Args:
+      clip: fields of the student's CLIP.
+      data: features and store of the training.
+      encoder: the student.
+      classes: classes of the training.
+
+    Raises:
+      InputError: the teacher or its prompt is unusable, or features are stored.
+    """
+    kdpl = self.contrast.of(Kdpl)
+    prompt = read_prompt(kdpl.prompt, "kdpl.prompt").prompt
+    can_store = data.features == "stored" and hosts.n_processes() == 1
+    require(
+      data.features == "online" or can_store,
+      "data.features",
+      data.features,
+      "'online': the teacher needs pixels, and several processes store no features for it",
     )
-    require(fits, "data.features", data.features, online)
-    clip = dataclasses.replace(clip, model=own.teacher, activation="auto")
+    clip = dataclasses.replace(clip, model=kdpl.teacher, activation="auto")
     try:
       teacher = opening.open_encoder(
         clip, encoder.mesh.shape[CLASS], data.feature_store
@@ -219,16 +249,9 @@ class KDPL(Pomp):
     except InputError as error:
       raise ConfigError("kdpl.teacher", clip.model, str(error)) from error
     # It sees the student's views, however its own images would be resized.
-    size, fits = (
-      encoder.clip.image_size,
-      teacher.clip.image_size == encoder.clip.image_size,
-    )
-    require(
-      fits,
-      "kdpl.teacher",
-      clip.model,
-      f"a CLIP for the student's images of {size} pixels",
-    )
+    size = encoder.clip.image_size
+    accepted = f"a CLIP for the student's images of {size} pixels"
+    require(teacher.clip.image_size == size, "kdpl.teacher", clip.model, accepted)
     bank_NxT = features_under(teacher, classes, prompt)
     bank = Bank(bank_NxT, len(classes.names), keeps_own=True)
     return dataclasses.replace(self, images=_SideBySide(encoder, teacher), bank=bank)
@@ -245,5 +268,10 @@ class KDPL(Pomp):
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> KDPLLearner:
     """See `Pomp`."""
-    given = plain.module, plain.text_tower, plain.token_budget, plain.capacity
-    return KDPLLearner(*given, likeliest=self.contrast.of(Kdpl).classes == LIKELIEST)
+    return KDPLLearner(
+      plain.module,
+      plain.text_tower,
+      plain.token_budget,
+      plain.capacity,
+      likeliest=self.contrast.of(Kdpl).classes == LIKELIEST,
+    )
