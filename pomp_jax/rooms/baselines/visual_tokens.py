@@ -60,9 +60,9 @@ class PixelLearner(Learner):
     self, frozen: Frozen, images: jax.Array
   ) -> tuple[jax.Array, jax.Array | None]:
     """See `Learner`; the pixels."""
-    return images, None if self.image_tower is None else self.image_tower(
-      frozen.image, images
-    )
+    if self.image_tower is None:
+      return images, None
+    return images, self.image_tower(frozen.image, images)
 
   def see(
     self,
@@ -189,19 +189,22 @@ class VPT(Baseline):
   towers: tuple[str, ...] = ("vision",)
 
   def check(self, prompt: Prompt, clip: ClipConfig) -> None:
-    """Raises ConfigError for another tower than a ViT, or a `prompt.depth` that it
-    can't have."""
+    """Checks that a CLIP's towers can have the tokens.
+
+    Raises:
+      ConfigError: the image tower is no ViT, or `prompt.depth` exceeds the layers.
+    """
     if "vision" in self.towers and clip.vit is None:
       raise ConfigError("method", self.name, "a CLIP with a ViT of OpenAI's kind")
     layers: dict[str, Any] = {"vision": clip.vit, "text": clip.text_config}
     most = min(layers[tower].num_hidden_layers for tower in self.towers)
-    limit = (
-      f"at most {most}, the layers of this CLIP's {' or '.join(self.towers)} tower"
-    )
+    towers = " or ".join(self.towers)
+    accepted = f"at most {most}, the layers of this CLIP's {towers} tower"
     if "text" in self.towers and clip.bidirectional:
-      most, limit = 1, "1 for a CLIP whose text tower is bidirectional"
+      most = 1
+      accepted = "1 for a CLIP whose text tower is bidirectional"
     depth = prompt.of(Tokens).depth
-    require(depth <= most, "prompt.depth", depth, limit)
+    require(depth <= most, "prompt.depth", depth, accepted)
 
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
@@ -215,8 +218,9 @@ class VPT(Baseline):
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
     """See `Pomp`."""
+    tower, width = _vision(encoder, clip)
     tokens = prompt.of(Tokens)
-    return VPTLearner(*_vision(encoder, clip), tokens.visual_tokens, tokens.depth)
+    return VPTLearner(tower, width, tokens.visual_tokens, tokens.depth)
 
 
 class MaPLe(VPT):
@@ -273,7 +277,8 @@ class DeepText(MaPLe):
 
 
 def _vision(encoder: Encoder, clip: fields.Clip) -> tuple[PromptedImageTower, int]:
-  # The tower and its width. The text tower gets the other half.
+  """The image tower with tokens, and its width."""
+  # The text tower gets the other half of the memory.
   memory = activation_memory(clip) / 2
   tower = prompted_image_tower(encoder.clip, clip.dtype, clip.image_chunk, memory)
   return tower, encoder.clip.config.vision_config.hidden_size
@@ -282,40 +287,50 @@ def _vision(encoder: Encoder, clip: fields.Clip) -> tuple[PromptedImageTower, in
 def prompted_image_tower(
   clip: Clip, dtype: Any = jnp.float32, chunk: int = 0, limit_bytes: float = 0.0
 ) -> PromptedImageTower:
-  """Builds `(clip.vision_params, images, tokens) -> features`, float32 and not
-  normalised.
+  """Builds `(clip.vision_params, images, tokens) -> features`, not normalised.
 
   Layer j < J sees the V tokens tokens[j], and the previous layer's outputs of its own
   tokens are dropped (Jia et al., 2022: J = 1 is VPT-shallow, J = all layers VPT-deep).
   The first tokens enter before the tower's first layer norm. Learned tokens have no
-  positions. For `dtype` and `chunk` see `clip.vision.image_tower`. If activations would
-  take more than `limit_bytes`, by a rough estimate, each chunk is rematerialised in the
-  backward pass, where the limit of `chunk` then holds too.
+  positions. Features are float32.
+
+  Args:
+    clip: CLIP with a ViT.
+    dtype: type that the tower computes in, see `clip.vision.image_tower`.
+    chunk: images computed together, see there; 0: all.
+    limit_bytes: size of activations, by a rough estimate, above which each chunk is
+      rematerialised in the backward pass, where the limit of `chunk` then holds too.
   """
   config: Any = clip.config.vision_config
-  plain, remat = (image_tower(clip, dtype, chunk, remat) for remat in (False, True))
+  plain_tower = image_tower(clip, dtype, chunk, False)
+  remat_tower = image_tower(clip, dtype, chunk, True)
 
   def tower(
     params: Params, images_BxHxWx3: jax.Array, tokens_JxVxD: jax.Array
   ) -> jax.Array:
-    n_images, n_learned = images_BxHxWx3.shape[0], tokens_JxVxD.shape[1]
+    n_images = images_BxHxWx3.shape[0]
+    n_learned = tokens_JxVxD.shape[1]
+    n_bytes = prompted_activation_bytes(config, n_images, n_learned)
     # One chunk would need all of its activations at once in either case.
-    several = 0 < chunk < n_images
-    exceeds = prompted_activation_bytes(config, n_images, n_learned) > limit_bytes
-    return (remat if several and exceeds else plain)(
-      params, images_BxHxWx3, tokens_JxVxD
-    )
+    has_several_chunks = 0 < chunk < n_images
+    if has_several_chunks and n_bytes > limit_bytes:
+      return remat_tower(params, images_BxHxWx3, tokens_JxVxD)
+    return plain_tower(params, images_BxHxWx3, tokens_JxVxD)
 
   return tower
 
 
 def prompted_activation_bytes(vit: Any, n_images: int, n_learned: int) -> float:
-  """Rough size of all residuals of a prompted ViT without rematerialisation, for B
-  images.
+  """Rough size of all residuals of a prompted ViT without rematerialisation.
 
   For each token and layer about nine vectors of width D (inputs and outputs of the
   norms, query, key, value, the result of attention), three of the MLP's, and the
   attention weights twice.
+
+  Args:
+    vit: sizes of the ViT.
+    n_images: images of a step, B.
+    n_learned: learned tokens of a layer, V.
   """
   n_tokens = 1 + (vit.image_size // vit.patch_size) ** 2 + n_learned
   floats = 9 * vit.hidden_size + 3 * vit.intermediate_size
