@@ -27,11 +27,15 @@ def alignment(
   class_features_NxE: Float[np.ndarray, "N E"],
   labels_n: Int[np.ndarray, " n"],
 ) -> float:
-  """Computes the mean squared distance between images and the text of their class, 0 to
-  4.
+  """Computes the mean squared distance between images and their classes' text, 0 to 4.
 
-  mean_i ||f(x_i) - g(t_{y_i})||^2, Wang & Isola (2020), eq. 1 with alpha = 2. As in POMP, the pairs
-  are images and their classes. Rows are unit vectors.
+  mean_i ||f(x_i) - g(t_{y_i})||^2, Wang & Isola (2020), eq. 1 with alpha = 2. As in POMP,
+  the pairs are images and their classes.
+
+  Args:
+    image_features_nxE: unit features of the images.
+    class_features_NxE: unit features of the classes.
+    labels_n: class of each image.
   """
   gaps_nxE = image_features_nxE - class_features_NxE[labels_n]
   return float(np.mean(np.sum(np.square(gaps_nxE, dtype=np.float64), axis=-1)))
@@ -67,8 +71,16 @@ def nearest_tokens(
   embeddings_VxD: Float[np.ndarray, "V D"],
   top: int,
 ) -> tuple[Int[np.ndarray, "M T"], Float[np.ndarray, "M T"]]:
-  """Ids and Euclidean distances of the `top` tokens nearest to each vector, as in
-  CoOp (2022)."""
+  """Finds the tokens nearest to each vector, as in CoOp (2022).
+
+  Args:
+    vectors_MxD: learned context vectors.
+    embeddings_VxD: token embeddings of the CLIP.
+    top: number of tokens of a vector, T.
+
+  Returns:
+    Ids and Euclidean distances, nearest first.
+  """
   distances_MxV = cdist(vectors_MxD, embeddings_VxD)
   tokens_MxT = np.argsort(distances_MxV, axis=-1, kind="stable")[:, :top]
   return tokens_MxT, np.take_along_axis(distances_MxV, tokens_MxT, axis=-1)
@@ -87,26 +99,28 @@ def token_spacing(embeddings_VxD: Float[np.ndarray, "V D"]) -> float:
 def alignment_uniformity(
   path: str | os.PathLike, sets: Mapping[str, Mapping[str, Any]]
 ) -> None:
-  """Plots alignment against uniformity, a panel a data set and a point a prompt;
-  none for None."""
-  prompts, title = (
-    list(next(iter(sets.values()))["prompts"]),
-    "Alignment and uniformity",
-  )
-  figure, axes_of = drawing.panels(len(sets), 3.2, 3.2, f"{title} (lower is better)")
-  for place, (axes, (name, of_set)) in enumerate(
-    zip(axes_of, sets.items(), strict=True)
-  ):
-    for i, one in enumerate(of_set["prompts"].values()):
-      x = np.array([one["uniformity"]], float)  # None becomes NaN, which is not drawn
-      axes.plot(x, [one["alignment"]], linestyle="", markersize=8, **drawing.style(i))
+  """Plots alignment against uniformity, a panel a data set and a point a prompt.
+
+  A prompt whose uniformity is None has no point.
+  """
+  title = "Alignment and uniformity (lower is better)"
+  figure, panels = drawing.panels(len(sets), 3.2, 3.2, title)
+  for number, (name, of_set) in enumerate(sets.items()):
+    axes = panels[number]
+    for i, figures in enumerate(of_set["prompts"].values()):
+      # None becomes NaN, which is not drawn.
+      x = np.array([figures["uniformity"]], float)
+      style = drawing.style(i)
+      axes.plot(x, [figures["alignment"]], linestyle="", markersize=8, **style)
     axes.margins(0.2)
-    y_label = "" if place % drawing.COLUMNS else "alignment of images and classes"
+    is_first_column = number % drawing.COLUMNS == 0
+    y_label = "alignment of images and classes" if is_first_column else ""
     heading = with_counts(drawing.name(name, 18), of_set["images"], of_set["classes"])
     drawing.label_panel(
       axes, heading, "uniformity of the classes", y_label, grid="both"
     )
-  drawing.legend_below(figure, axes_of[0].get_lines(), prompt_labels(prompts))
+  prompts = list(next(iter(sets.values()))["prompts"])
+  drawing.legend_below(figure, panels[0].get_lines(), prompt_labels(prompts))
   drawing.save(path, figure)
 
 
