@@ -117,19 +117,22 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _pictures() -> tuple[Example, ...]:
-  """Pictures of novel classes, each with its name and some that differ in one word's
-  meaning."""
+  """Pictures of novel classes with names: the true one, and some that differ in one word."""
   images = source("novel", n_images=_EXAMPLES)
-  names, attributes_NxA = class_names("all"), class_attributes("all")
+  names = class_names("all")
+  attributes_NxA = class_attributes("all")
+  pixels_of_images = images.images(np.arange(_EXAMPLES))
   examples = []
-  for pixels, label in zip(
-    images.images(np.arange(_EXAMPLES)), images.labels, strict=True
-  ):
-    own = names.index(images.names[label])
-    near = np.flatnonzero((attributes_NxA != attributes_NxA[own]).sum(axis=1) == 1)
-    near = near[:: max(len(near) // _NEAR, 1)][:_NEAR]
-    shown = "\n".join(names[c] for c in sorted([own, *near.tolist()]))
-    examples.append(Example(Image.fromarray(pixels), shown))
+  for pixels, label in zip(pixels_of_images, images.labels, strict=True):
+    true_class = names.index(images.names[label])
+    n_different_N = (attributes_NxA != attributes_NxA[true_class]).sum(axis=1)
+    near = np.flatnonzero(n_different_N == 1)
+    # Evenly over all of them, so that each word differs in some name.
+    stride = max(len(near) // _NEAR, 1)
+    near = near[::stride][:_NEAR]
+    listed = sorted([true_class, *near.tolist()])
+    text = "\n".join(names[c] for c in listed)
+    examples.append(Example(Image.fromarray(pixels), text))
   return tuple(examples)
 
 

@@ -87,8 +87,18 @@ def check(
   clip: ClipConfig,
   model: str,
 ) -> None:
-  """Checks that anchors and candidates fit the CLIP and the classes; reads no
-  weights."""
+  """Checks that anchors and candidates fit the CLIP and the classes; reads no weights.
+
+  Args:
+    contrast: anchors of the consistency terms.
+    prompt: candidates of the initial words.
+    data: classes and validation images of the training.
+    clip: architecture of the CLIP.
+    model: name of the CLIP.
+
+  Raises:
+    InputError: a prompt is unusable or misfits, or there are no validation images.
+  """
   names = {}
   if prompt.init == BEST:
     takes = (
