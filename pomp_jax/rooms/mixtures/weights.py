@@ -120,9 +120,13 @@ class Weights:
 
 
 def grid(n_parts: int) -> list[tuple[float, ...]]:
-  """Weights to choose from, each part alone included; the nearest to equal weights
-  first."""
-  steps = _STEPS if n_parts == 2 else _STEPS_OF_MORE
-  counts = itertools.product(range(steps + 1), repeat=n_parts)
-  found = [tuple(n / steps for n in own) for own in counts if sum(own) == steps]
-  return sorted(found, key=lambda weights: sum(weight**2 for weight in weights))
+  """Weights to choose from, each part alone included.
+
+  The nearest to equal weights come first.
+  """
+  n_steps = _STEPS if n_parts == 2 else _STEPS_OF_MORE
+  choices = []
+  for counts in itertools.product(range(n_steps + 1), repeat=n_parts):
+    if sum(counts) == n_steps:
+      choices.append(tuple(count / n_steps for count in counts))
+  return sorted(choices, key=lambda weights: sum(weight**2 for weight in weights))

@@ -126,7 +126,14 @@ class Turns:
 def make_app(
   comparison: Comparison, fields: Page, turns: Turns, examples: Examples | None = None
 ) -> Flask:
-  """Makes the application, with examples for the tabs "classify" and "regions"."""
+  """Makes the application.
+
+  Args:
+    comparison: the CLIP with the prompts of the config.
+    fields: limits and addresses of the page.
+    turns: queue of computations.
+    examples: examples for the tabs "classify" and "regions".
+  """
   app = Flask(__name__, static_folder=None)
   app.config["MAX_CONTENT_LENGTH"] = int(fields.max_upload * _MIB) + _FORM_BYTES
   app.config["MAX_FORM_MEMORY_SIZE"] = _FORM_BYTES
@@ -188,42 +195,56 @@ class _Page:
   def enter(self) -> tuple[str, int]:
     """A tab with a form: computes what is entered; bad input is a line above it."""
     tab = request.endpoint or ""
-    examples, error, status = self._examples.get(tab, {}), "", 200
-    found: dict[str, Any] = {}
-    comparison = self._comparison
-    # Runs whose prompts can be chosen: those that are not on the page anyway.
-    known, offered = ("", *comparison.files), runs.find_runs(self._root)
-    offered = {name: run for name, run in offered.items() if run.prompt not in known}
+    examples = self._examples.get(tab, {})
+    offered = self._offered_runs()
     entered = dict.fromkeys(("picture", "names", "boxes", "templates"), "")
     entered |= next(iter(examples.values()), {})
-    labels = [named.label for named in comparison.prompts]
+    labels = [named.label for named in self._comparison.prompts]
     picked = {"prompt": labels, "run": []}
+    comparison = self._comparison
+    results: dict[str, Any] = {}
+    error = ""
+    status = 200
     if request.method == "POST":
       try:
         entered = {field: request.form.get(field, "") for field in entered}
         picked = {field: request.form.getlist(field) for field in picked}
         if not (any(picked.values()) or entered["templates"].strip()):
           picked["prompt"] = labels
-        if (key := request.form.get("example", "")) in examples:
-          entered |= examples[key]
+        example = request.form.get("example", "")
+        if example in examples:
+          entered |= examples[example]
         else:
           image = self._image(entered)
           comparison = self._chosen(entered["templates"], offered, **picked)
           names = form.read_names(entered["names"], self._limits.max_names)
           with self._turns.turn():
-            found = self._compute(tab, comparison, image, names, entered["boxes"])
-      except (InputError, RunError) as refused:
-        error, status = str(refused), getattr(refused, "http_status", 400)
-    fields: dict[str, Any] = {
-      "tab": tab,
-      "error": error,
-      "entered": entered,
-      "examples": examples,
-    }
-    fields |= {"own": self._comparison, "prompts": comparison.prompts, "picked": picked}
-    return render_template(
-      f"{tab}.html", **fields, found=found, offered=offered
-    ), status
+            results = self._compute(tab, comparison, image, names, entered["boxes"])
+      except (InputError, RunError) as refusal:
+        error = str(refusal)
+        status = getattr(refusal, "http_status", 400)
+    page = render_template(
+      f"{tab}.html",
+      tab=tab,
+      error=error,
+      entered=entered,
+      examples=examples,
+      own=self._comparison,
+      prompts=comparison.prompts,
+      picked=picked,
+      found=results,
+      offered=offered,
+    )
+    return page, status
+
+  def _offered_runs(self) -> dict[str, runs.Run]:
+    """Runs whose prompts can be chosen: those that are not on the page anyway."""
+    known = ("", *self._comparison.files)
+    offered = {}
+    for name, run in runs.find_runs(self._root).items():
+      if run.prompt not in known:
+        offered[name] = run
+    return offered
 
   def _compute(
     self,
@@ -233,23 +254,33 @@ class _Page:
     names: Sequence[str],
     boxes: str,
   ) -> dict[str, Any]:
-    """The likeliest names of a picture; of its regions a label map, objects, or
-    names of boxes."""
+    """Results of a tab, as its template takes them.
+
+    Of the tab "classify" these are the likeliest names; of "regions" a label map, the
+    objects, or the names of boxes.
+    """
     if tab == "classify":
       scales = comparison.scales(names)
       answers = comparison.classify(image, names)
       return {"answers": answers, "n_names": len(names), "scales": scales}
-    action, more = request.form.get("action"), dict[str, Any]()
-    regions, asked = comparison.regions, comparison.asked(image, names)
-    if action == "segment":
-      sheet = regions.segment(asked)
-    elif action == "find":
-      sheet, more["objects"] = regions.find_objects(asked)
-    else:
-      sheet, scores = regions.name_boxes(asked, form.read_boxes(boxes, *image.size))
-      rows = [comparison.answers(names, of_box) for of_box in zip(*scores, strict=True)]
-      more["boxes"] = list(zip(form.lines_of(boxes), rows, strict=True))
-    return {"sheet": self._shelf.add(sheet), **more}
+    regions = comparison.regions
+    asked = comparison.asked(image, names)
+    results: dict[str, Any] = {}
+    match request.form.get("action"):
+      case "segment":
+        sheet = regions.segment(asked)
+      case "find":
+        sheet, results["objects"] = regions.find_objects(asked)
+      case _:
+        width, height = image.size
+        sheet, scores = regions.name_boxes(asked, form.read_boxes(boxes, width, height))
+        # From a row a box under each prompt to the prompts' answers of each box.
+        answers_of_boxes = [
+          comparison.answers(names, rows) for rows in zip(*scores, strict=True)
+        ]
+        lines = form.lines_of(boxes)
+        results["boxes"] = list(zip(lines, answers_of_boxes, strict=True))
+    return {"sheet": self._shelf.add(sheet), **results}
 
   def _chosen(
     self,
@@ -322,20 +353,26 @@ class _Page:
     return runs.find_runs(self._root).get(name) or abort(404)
 
   def fail(self, error: Exception) -> tuple[str, int]:
-    """Shows any error as one line; the reason of an unexpected one is in the
-    server's log."""
+    """Shows any error as one line.
+
+    The reason of an unexpected one is in the server's log.
+    """
     if isinstance(error, HTTPException):
       status = error.code or 500
-      lines = {
-        404: "there is no such page, run or picture",
-        413: f"the upload is too large: a picture may have {self._limits.max_upload:g} MiB"
-        f" and all text {_FORM_BYTES // _MIB} MiB",
-      }
-      text = lines.get(status, f"the request can't be answered ({error.name})")
+      text = f"the request can't be answered ({error.name})"
+      if status == 404:
+        text = "there is no such page, run or picture"
+      elif status == 413:
+        text = (
+          f"the upload is too large: a picture may have {self._limits.max_upload:g} MiB"
+          f" and all text {_FORM_BYTES // _MIB} MiB"
+        )
     elif isinstance(error, InputError):
-      status, text = getattr(error, "http_status", 400), str(error)
+      status = getattr(error, "http_status", 400)
+      text = str(error)
     else:
-      status, text = 500, "the computation failed; the server's log has the reason"
+      status = 500
+      text = "the computation failed; the server's log has the reason"
       log.error("%s %s: %r", request.method, request.path, error, exc_info=error)
     return render_template("error.html", tab="", error=text), status
 
@@ -398,6 +435,11 @@ def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[
 
   Closes the oldest idle connections, slow uploads, and clients that read nothing of an
   answer.
+
+  Args:
+    app: the application.
+    listener: socket that is bound already.
+    max_upload: size of a picture, MiB; far larger bodies are not read.
   """
   server = waitress.create_server(
     app,
