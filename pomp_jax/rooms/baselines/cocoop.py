@@ -57,7 +57,14 @@ class CoCoOpLearner(Learner):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """See `Learner`; features [R,B,E] of each image."""
+    """See `Learner`; features [R,B,E] of each image.
+
+    Args:
+      params: context and meta-net.
+      frozen: text tower and tokens.
+      class_ids_R: classes.
+      image_features_BxE: features of the images, which shift the context.
+    """
     net = params["meta_net"]
     hidden_BxH = jax.nn.relu(dense(net["hidden"], normalize(image_features_BxE)))
     shift_BxD = dense(net["shift"], hidden_BxH)
@@ -107,5 +114,12 @@ class CoCoOp(Baseline):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: Clip
   ) -> CoCoOpLearner:
-    """See `Pomp`."""
+    """See `Pomp`.
+
+    Args:
+      plain: POMP's learner, whose context the meta-net shifts.
+      encoder: the CLIP, whose embedding the meta-net takes.
+      prompt: fields of the prompt.
+      clip: fields of the CLIP.
+    """
     return CoCoOpLearner(plain, encoder.clip.config.projection_dim)

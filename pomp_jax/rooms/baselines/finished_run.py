@@ -103,7 +103,8 @@ class FinishedRun(OtherPrompt):
 
   def classifier(self, encoder: Encoder, classes: ClassList) -> np.ndarray | Scorer:
     """Unit features [N,E], or what scores images where these do not tell all."""
-    prompt, method = self._prompt, self._method
+    method = self._method
+    prompt = self._prompt
     module = PromptContext(prompt.m, encoder.clip.text_width, prompt.position)
     plain = ContextLearner(
       module, encoder.text_tower(), token_budget=None, capacity=encoder.capacity(module)
@@ -111,10 +112,8 @@ class FinishedRun(OtherPrompt):
     learner = method.make_learner(plain, encoder, prompt, self._clip)
     frozen = method.frozen_arrays(prompt, self._template, encoder, classes.names)
     params = replicate(self._params, encoder.mesh)
-    compiled, ids_N = (
-      CompiledLearner(learner, encoder.mesh),
-      np.arange(len(classes), dtype=np.int32),
-    )
+    compiled = CompiledLearner(learner, encoder.mesh)
+    ids_N = np.arange(len(classes), dtype=np.int32)
     if method.per_image_text:
       return lambda features_BxE, images_B: compiled.cosines(
         params, frozen, ids_N, features_BxE
@@ -124,6 +123,7 @@ class FinishedRun(OtherPrompt):
     if not learner.learns_images:
       return classes_NxE
     placed_NxE = replicate(classes_NxE, encoder.mesh)
+    # The features of the frozen tower are dropped: the learned one sees the pixels.
     return lambda features_BxE, images_B: _cosines(
       compiled.images(params, frozen, images_B), placed_NxE
     )

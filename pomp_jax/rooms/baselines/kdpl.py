@@ -59,7 +59,15 @@ class KDPLLearner(ContextLearner):
     labels_B: jax.Array,
     frozen_BxE: jax.Array | None,
   ) -> Seen:
-    """See `Learner`; the teacher's most likely classes take the place of the labels."""
+    """See `Learner`; the teacher's most likely classes take the place of the labels.
+
+    Args:
+      params: not read.
+      frozen: the teacher's class features, as the sampler's bank.
+      images_B: rows of the student's feature and the teacher's, [B,E+T].
+      labels_B: not read.
+      frozen_BxE: features of the frozen image tower, passed on.
+    """
     del params, labels_B
     taught_NxT = frozen.sampling.bank.rows
     # A row has the student's feature, then the teacher's.
@@ -72,7 +80,14 @@ class KDPLLearner(ContextLearner):
   def draw(
     self, key: jax.Array, settings: ContrastSettings, frozen: Frozen, seen: Seen
   ) -> Negatives:
-    """See `Learner`."""
+    """See `Learner`; with `likeliest` the classes of `likeliest_classes`.
+
+    Args:
+      key: random key of the draw.
+      settings: sampler and K.
+      frozen: arrays of the sampler.
+      seen: the teacher's features and most likely classes.
+    """
     size = n_negatives(settings.k, settings.n_classes)
     if not self.likeliest or size == settings.n_classes:
       return super().draw(key, settings, frozen, seen)
@@ -89,7 +104,15 @@ class KDPLLearner(ContextLearner):
     classes: ClassFeatures,
     negatives: Negatives,
   ) -> Contrast:
-    """See `Learner`; `distillation`."""
+    """See `Learner`; `distillation`.
+
+    Args:
+      settings: logit scale, and the weights of the negatives.
+      frozen: the teacher's class features, as the sampler's bank.
+      seen: features of student and teacher, and the teacher's most likely classes.
+      classes: the student's features of these classes and of the negatives.
+      negatives: ids and weights of the negatives.
+    """
     return distillation(
       frozen.sampling.bank,
       seen.for_sampler,
@@ -259,7 +282,14 @@ class KDPL(Pomp):
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """See `Pomp`; with both image towers and the teacher's class features."""
+    """See `Pomp`; with both image towers and the teacher's class features.
+
+    Args:
+      prompt: fields of the prompt.
+      template: hand-written prompt.
+      encoder: the student.
+      names: names of the classes.
+    """
     frozen = super().frozen_arrays(prompt, template, encoder, names)
     towers = tuple(one.vision_params for one in self.images.each)
     return frozen._replace(image=towers, sampling=SamplingArrays(bank=self.bank))
@@ -267,7 +297,14 @@ class KDPL(Pomp):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> KDPLLearner:
-    """See `Pomp`."""
+    """See `Pomp`.
+
+    Args:
+      plain: POMP's learner, whose context and text tower this one has.
+      encoder: the student.
+      prompt: fields of the prompt.
+      clip: fields of the CLIP.
+    """
     return KDPLLearner(
       plain.module,
       plain.text_tower,

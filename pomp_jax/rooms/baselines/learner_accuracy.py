@@ -44,7 +44,13 @@ class Baseline(Pomp):
   def accuracy(
     self, encoder: Encoder, learner: Learner, data: Data
   ) -> Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]:
-    """See `Pomp`."""
+    """See `Pomp`; `learner_accuracy`.
+
+    Args:
+      encoder: the CLIP.
+      learner: the learner, without a token budget.
+      data: threads that read images, and how many may be unreadable.
+    """
     return learner_accuracy(encoder, learner, self.per_image_text, data)
 
 

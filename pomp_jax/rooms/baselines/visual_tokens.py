@@ -54,7 +54,13 @@ class PixelLearner(Learner):
   def image_features(
     self, params: Any, frozen: Frozen, images_B: jax.Array
   ) -> jax.Array:
-    """Features [B,E] of images, uint8 [B,H,W,3]."""
+    """Features [B,E] of images.
+
+    Args:
+      params: learned parameters.
+      frozen: the image tower.
+      images_B: images, uint8 [B,H,W,3].
+    """
 
   def observe(
     self, frozen: Frozen, images: jax.Array
@@ -72,7 +78,15 @@ class PixelLearner(Learner):
     labels_B: jax.Array,
     frozen_BxE: jax.Array | None,
   ) -> Seen:
-    """See `Learner`; the images are split over the class axis."""
+    """See `Learner`; the images are split over the class axis.
+
+    Args:
+      params: learned parameters.
+      frozen: the image tower.
+      images_B: images, uint8 [B,H,W,3].
+      labels_B: class of each image.
+      frozen_BxE: features of the frozen image tower, passed on.
+    """
     features = functools.partial(self.image_features, params, frozen)
     features_BxE = split_over_class(features, images_B)
     return Seen(features_BxE, labels_B, for_sampler=features_BxE, frozen=frozen_BxE)
@@ -94,7 +108,13 @@ class VPTLearner(PixelLearner):
   def image_features(
     self, params: Any, frozen: Frozen, images_B: jax.Array
   ) -> jax.Array:
-    """See `PixelLearner`."""
+    """See `PixelLearner`.
+
+    Args:
+      params: the tokens.
+      frozen: the image tower.
+      images_B: images, uint8 [B,H,W,3].
+    """
     return self.prompted_tower(frozen.image, images_B, params["visual"])
 
   def text_features(
@@ -104,7 +124,14 @@ class VPTLearner(PixelLearner):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """See `Learner`; a look-up."""
+    """See `Learner`; a look-up.
+
+    Args:
+      params: not read.
+      frozen: features of all classes.
+      class_ids_R: classes.
+      image_features_BxE: not read.
+    """
     del params, image_features_BxE
     return TextFeatures(frozen.classes[class_ids_R])
 
@@ -136,7 +163,14 @@ class DeepTextLearner(Learner):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """See `Learner`; the same for all images."""
+    """See `Learner`; the same for all images.
+
+    Args:
+      params: context, and the vectors of the deeper layers.
+      frozen: text tower and tokens.
+      class_ids_R: classes.
+      image_features_BxE: features of the images, which change nothing.
+    """
     shared: Any = self.plain.text_tower
     tower = lambda *inputs: shared(*inputs, params.get("deep"))
     plain = dataclasses.replace(self.plain, text_tower=tower)
@@ -163,7 +197,13 @@ class MaPLeLearner(DeepTextLearner, PixelLearner):
   def image_features(
     self, params: Any, frozen: Frozen, images_B: jax.Array
   ) -> jax.Array:
-    """See `PixelLearner`; maps the text tower's tokens to the vision tower's."""
+    """See `PixelLearner`; maps the text tower's tokens to the vision tower's.
+
+    Args:
+      params: vectors of the text tower, and the maps.
+      frozen: the image tower.
+      images_B: images, uint8 [B,H,W,3].
+    """
     text_JxMxD = params["context"][None]
     if "deep" in params:
       text_JxMxD = jnp.concatenate([text_JxMxD, params["deep"]])
@@ -209,7 +249,14 @@ class VPT(Baseline):
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """See `Pomp`; with the class features of the hand-written prompt."""
+    """See `Pomp`; with the class features of the hand-written prompt.
+
+    Args:
+      prompt: fields of the prompt.
+      template: hand-written prompt.
+      encoder: the CLIP.
+      names: names of the classes.
+    """
     frozen = super().frozen_arrays(prompt, template, encoder, names)
     classes_NxE = encoder.class_features(names, template)
     return frozen._replace(classes=replicate(classes_NxE, encoder.mesh))
@@ -217,7 +264,14 @@ class VPT(Baseline):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """See `Pomp`."""
+    """See `Pomp`.
+
+    Args:
+      plain: POMP's learner, which is not read: the class features are fixed.
+      encoder: the CLIP.
+      prompt: numbers of tokens and layers.
+      clip: type of the image tower, and its memory.
+    """
     tower, width = _vision(encoder, clip)
     tokens = prompt.of(Tokens)
     return VPTLearner(tower, width, tokens.visual_tokens, tokens.depth)
@@ -232,7 +286,14 @@ class MaPLe(VPT):
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """See `Pomp`; the fixed words precede each name."""
+    """See `Pomp`; the fixed words precede each name.
+
+    Args:
+      prompt: number of context vectors, and their initial words.
+      template: hand-written prompt, which is not read.
+      encoder: the CLIP.
+      names: names of the classes.
+    """
     fixed_F = initial_words(prompt, encoder.clip, fixed_words=True)[prompt.m :]
     n_fixed = len(fixed_F)
     frozen = encoder.frozen(encoder.vocabulary(names, prompt.m + n_fixed))
@@ -247,7 +308,14 @@ class MaPLe(VPT):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """See `Pomp`."""
+    """See `Pomp`.
+
+    Args:
+      plain: POMP's learner, whose context and text tower this one has.
+      encoder: the CLIP.
+      prompt: number of layers with tokens.
+      clip: type of the image tower, and its memory.
+    """
     tower, width = _vision(encoder, clip)
     return MaPLeLearner(tower, plain, prompt.of(Tokens).depth, vision_width=width)
 
@@ -258,7 +326,14 @@ class IVLP(MaPLe):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """See `Pomp`."""
+    """See `Pomp`.
+
+    Args:
+      plain: POMP's learner, whose context and text tower this one has.
+      encoder: the CLIP.
+      prompt: numbers of tokens and layers.
+      clip: type of the image tower, and its memory.
+    """
     tower, width = _vision(encoder, clip)
     tokens = prompt.of(Tokens)
     return IVLPLearner(tower, width, tokens.visual_tokens, tokens.depth, plain)
@@ -272,7 +347,14 @@ class DeepText(MaPLe):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """See `Pomp`."""
+    """See `Pomp`.
+
+    Args:
+      plain: POMP's learner, whose context and text tower this one has.
+      encoder: the CLIP, which is not read.
+      prompt: number of layers with vectors.
+      clip: fields of the CLIP, which are not read.
+    """
     return DeepTextLearner(plain, prompt.of(Tokens).depth)
 
 

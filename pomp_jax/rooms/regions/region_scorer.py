@@ -278,7 +278,7 @@ class RegionScorer:
       if self._settings.crop == "masked":
         features = self._crops.features(images, boxes, masks)
       else:
-        features = self._crops.features(images, boxes)
+        features = self._crops.features(images, boxes, None)
     for (row, _, regions), clip_RxE in zip(part, features, strict=True):
       scores = []
       for matrix in self._matrices:
