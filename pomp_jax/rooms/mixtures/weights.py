@@ -18,7 +18,7 @@ from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_lengths, check_prompt
 from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.ranking import topk_accuracy
-from pomp_jax.evaluate.split_features import images_key, split_features
+from pomp_jax.evaluate.split_features import SplitFeatures, images_key, split_features
 from pomp_jax.report.labels import counted
 from pomp_jax.rooms.mixtures.prompts import Mixture, mixed
 
