@@ -208,21 +208,18 @@ def _finish(
   except TrainingError as error:
     _fail(shared.folder, cell, error)
     return
-  start, clip = time.monotonic(), run.encoder.clip
-  prompt = Prompt(trained.context, clip.name, run.module.position, config=run.config)
-  scores, by_hand = (
-    shared.evaluate(run, prompt),
-    shared.references(run.encoder, run.data, run.eval),
-  )
-  outcome: dict[str, Any] = {
-    figure: {split: score["prompt"][figure] for split, score in scores.items()}
-    for figure in ("top1", "top1_interval", "top5", "images")
-  }
-  for name, figure in (("by_hand", "top1"), ("by_hand_interval", "top1_interval")):
-    outcome[name] = {
-      split: {label: score[figure] for label, score in prompts.items()}
-      for split, prompts in by_hand.items()
+  start = time.monotonic()
+  clip_name = run.encoder.clip.name
+  prompt = Prompt(trained.context, clip_name, run.module.position, config=run.config)
+  scores = shared.evaluate(run, prompt)
+  by_hand = shared.references(run.encoder, run.data, run.eval)
+  outcome: dict[str, Any] = {}
+  for figure in ("top1", "top1_interval", "top5", "images"):
+    outcome[figure] = {
+      split: score["prompt"][figure] for split, score in scores.items()
     }
+  outcome["by_hand"] = _figure_of_prompts(by_hand, "top1")
+  outcome["by_hand_interval"] = _figure_of_prompts(by_hand, "top1_interval")
   outcome |= {
     "loss": float(np.mean(trained.losses[-10:])),
     "steps": len(trained.losses),
@@ -248,6 +245,16 @@ def _finish(
   log.info(
     "%s: top-1 %s (%.1f s, one of %d lanes)", cell.name, top1, trained.seconds, n_lanes
   )
+
+
+def _figure_of_prompts(
+  scores_of_splits: Mapping[str, Mapping[str, Mapping[str, Any]]], figure: str
+) -> dict[str, dict[str, Any]]:
+  """One figure of each prompt, by split and the prompt's label."""
+  figures = {}
+  for split, prompts in scores_of_splits.items():
+    figures[split] = {label: score[figure] for label, score in prompts.items()}
+  return figures
 
 
 def _step_times(

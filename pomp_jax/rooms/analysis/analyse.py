@@ -101,17 +101,21 @@ def _tokens(
 ) -> dict[str, Any]:
   """The tokens nearest to the vectors of each learned prompt that all classes share."""
   embeddings_VxD = token_table(encoder.clip.params)
+  name_of_ids = encoder.clip.tokenizer.convert_ids_to_tokens
   vectors = {}
   for label, prompt, _ in prompts:
-    if isinstance(prompt, Prompt) and prompt.context.ndim == 2 and prompt.context.size:
-      found = geometry.nearest_tokens(prompt.context, embeddings_VxD, top)
-      vectors[label] = [
-        {
-          "tokens": encoder.clip.tokenizer.convert_ids_to_tokens(tokens),
-          "distances": distances,
-        }
-        for tokens, distances in zip(found[0].tolist(), found[1], strict=True)
-      ]
+    if not isinstance(prompt, Prompt):
+      continue
+    # Each class may have vectors of its own, and sentences have none.
+    if prompt.context.ndim != 2 or not prompt.context.size:
+      continue
+    ids_MxT, distances_MxT = geometry.nearest_tokens(
+      prompt.context, embeddings_VxD, top
+    )
+    vectors[label] = [
+      {"tokens": name_of_ids(ids), "distances": distances}
+      for ids, distances in zip(ids_MxT.tolist(), distances_MxT, strict=True)
+    ]
   return {
     "median_distance_between_tokens": geometry.token_spacing(embeddings_VxD),
     "vectors": vectors,

@@ -181,29 +181,32 @@ def summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[str, An
 def sections(
   sets: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]
 ) -> list[Section]:
-  """Sections of confused names, confusion matrices, accuracy of classes, by each
-  `summary`."""
-  confused, hardest = [], []
+  """Sections of confused names, confusion matrices and accuracy of classes.
+
+  `sets` has the `summary` of each set, `labels` those of the prompts.
+  """
+  confused_rows = []
+  class_rows = []
   for name, of_set in sets.items():
     head = [name, labels.get(of_set["prompt"], of_set["prompt"])]
-    for one, answer, count, images in of_set.get("confused", ()):
-      confused.append([*head, one, answer, f"{count} of {images}"])
-    for one, images, top1 in of_set.get("hardest", ()):
-      hardest.append([*head, one, str(images), f"{100 * top1:.1f}"])
+    for class_name, answer, count, images in of_set.get("confused", ()):
+      confused_rows.append([*head, class_name, answer, f"{count} of {images}"])
+    for class_name, images, top1 in of_set.get("hardest", ()):
+      class_rows.append([*head, class_name, str(images), f"{100 * top1:.1f}"])
   columns = ("set", "prompt", "class")
   sections = []
-  if confused:
+  if confused_rows:
     text = f"The {_PAIRS} most frequent errors of a set; confusions.csv has up to 2,500 kinds."
-    table = Table((*columns, "taken for", "images"), confused)
-    sections.append(
-      Section("Most confused names", text, table, folded=len(confused) > _PAIRS)
-    )
-  sections += [Section(f"Confusions: {name}", picture=_picture(name)) for name in sets]
-  if hardest:
+    table = Table((*columns, "taken for", "images"), confused_rows)
+    is_long = len(confused_rows) > _PAIRS
+    sections.append(Section("Most confused names", text, table, folded=is_long))
+  for name in sets:
+    sections.append(Section(f"Confusions: {name}", picture=_picture(name)))
+  if class_rows:
     text = (
       f"The {_CLASSES} lowest of a set; classes.csv has the others, and all prompts."
     )
-    table = Table((*columns, "images", "top-1 (%)"), hardest)
+    table = Table((*columns, "images", "top-1 (%)"), class_rows)
     sections.append(Section("Accuracy of classes", text, table, folded=True))
   return sections
 

@@ -5,7 +5,7 @@ prompts, E embedding, M context vectors, V tokens of the vocabulary, D width, T 
 tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import os
 from typing import Any
 
@@ -125,52 +125,72 @@ def alignment_uniformity(
 
 
 def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.Report:
-  """Report of the job `analyse`: figures of each set, nearest tokens."""
-  labels, sets = report.short_labels(results["prompts"]), results["sets"]
-  counts = [
-    (name, f"{of['images']:,}", f"{of['classes']:,}") for name, of in sets.items()
-  ]
+  """Reports the job `analyse`: figures of each set, nearest tokens."""
+  labels = report.short_labels(results["prompts"])
+  sets = results["sets"]
+  counts = []
+  for name, of_set in sets.items():
+    counts.append((name, f"{of_set['images']:,}", f"{of_set['classes']:,}"))
   sections = [
     report.prompts_section(results["prompts"], labels),
     report.Section(
       "Data sets", table=report.Table(("set", "images", "classes"), counts)
     ),
     report.Section("Alignment and uniformity", picture="alignment_uniformity.png"),
+    _figure_section("Alignment (lower is better)", "", _alignment_cell, sets, labels),
+    _figure_section("Uniformity (lower is better)", "", _uniformity_cell, sets, labels),
+    _figure_section("Top-1 accuracy (%)", report.INTERVAL, _top1_cell, sets, labels),
   ]
-  for title, text, shown in (
-    ("Alignment (lower is better)", "", lambda of: report.cell(of["alignment"], 3)),
-    ("Uniformity (lower is better)", "", lambda of: report.cell(of["uniformity"], 3)),
-    (
-      "Top-1 accuracy (%)",
-      report.INTERVAL,
-      lambda of: report.percent(of["top1"], of.get("top1_interval")),
-    ),
-  ):
-    rows = [
-      [short, *(shown(of_set["prompts"][label]) for of_set in sets.values())]
-      for label, short in labels.items()
-    ]
-    sections.append(
-      report.Section(title, text, report.Table(("prompt", *sets), rows), brief=True)
-    )
+  spacing = results["tokens"]["median_distance_between_tokens"]
   text = (
     "Euclidean distances; half of the vocabulary's tokens have another within"
-    f" {results['tokens']['median_distance_between_tokens']:.3f}."
+    f" {spacing:.3f}."
   )
   for label, vectors in results["tokens"]["vectors"].items():
-    rows = []
-    for number, one in enumerate(vectors, 1):
-      near = zip(one["tokens"], one["distances"], strict=True)
-      rows.append(
-        [str(number), *(f"{token} {distance:.3f}" for token, distance in near)]
-      )
-    if rows:  # a prompt of class names alone has no vector
-      table = report.Table(
-        ("vector", *(f"token {i}" for i in range(1, len(rows[0])))), rows
-      )
-      sections.append(
-        report.Section(f"Nearest tokens: {labels[label]}", text, table, brief=True)
-      )
+    # A prompt of class names alone has no vector.
+    if vectors:
+      title = f"Nearest tokens: {labels[label]}"
+      sections.append(report.Section(title, text, _tokens_table(vectors), brief=True))
   prompts = counted(len(labels), "prompt")
   text = f"{prompts} on {counted(len(sets), 'data set')}, CLIP {results['clip_model']}."
   return report.Report(f"Class features under {prompts}", text, sections)
+
+
+def _figure_section(
+  title: str,
+  text: str,
+  cell_of: Callable[[Mapping[str, Any]], str],
+  sets: Mapping[str, Mapping[str, Any]],
+  labels: Mapping[str, str],
+) -> report.Section:
+  """A table of one figure: a row a prompt, a column a data set."""
+  rows = []
+  for label, short_label in labels.items():
+    cells = [cell_of(of_set["prompts"][label]) for of_set in sets.values()]
+    rows.append([short_label, *cells])
+  return report.Section(title, text, report.Table(("prompt", *sets), rows), brief=True)
+
+
+def _alignment_cell(figures: Mapping[str, Any]) -> str:
+  return report.cell(figures["alignment"], 3)
+
+
+def _uniformity_cell(figures: Mapping[str, Any]) -> str:
+  return report.cell(figures["uniformity"], 3)
+
+
+def _top1_cell(figures: Mapping[str, Any]) -> str:
+  return report.percent(figures["top1"], figures.get("top1_interval"))
+
+
+def _tokens_table(vectors: Sequence[Mapping[str, Any]]) -> report.Table:
+  """A row a vector with its nearest tokens and their distances."""
+  rows = []
+  for number, vector in enumerate(vectors, 1):
+    row = [str(number)]
+    for token, distance in zip(vector["tokens"], vector["distances"], strict=True):
+      row.append(f"{token} {distance:.3f}")
+    rows.append(row)
+  n_tokens = len(rows[0]) - 1
+  columns = [f"token {number}" for number in range(1, n_tokens + 1)]
+  return report.Table(("vector", *columns), rows)

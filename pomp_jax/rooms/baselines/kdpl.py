@@ -173,28 +173,27 @@ def distillation(
     labels_B: the teacher's most likely class of each image.
     negatives: ids and weights of the negatives.
   """
+  # The images' classes stand before the draw; each counts for its image alone.
+  log_weights_BxB = jnp.log(jnp.eye(len(labels_B)))
   kept_BxS, margin_BxS = kept_with_margin(settings, labels_B, negatives)
-  # The images' classes stand before the draw; each is only its own image's.
-  own_BxB, others_BxS = (
-    jnp.log(jnp.eye(len(labels_B))),
-    jnp.where(kept_BxS, margin_BxS, -jnp.inf),
-  )
-  log_weights_BxC = jnp.concatenate([own_BxB, others_BxS], axis=1)
+  log_weights_BxS = jnp.where(kept_BxS, margin_BxS, -jnp.inf)
+  log_weights_BxC = jnp.concatenate([log_weights_BxB, log_weights_BxS], axis=1)
+  has_class_BxC = log_weights_BxC > -jnp.inf
+
   taught_CxT = bank.of_classes(jnp.concatenate([labels_B, negatives.ids]))
   teacher_BxC = settings.logit_scale * _cosines(teacher_BxT, taught_CxT)
-  student_BxC = settings.logit_scale * _cosines(
-    student_BxE, jnp.concatenate([own_BxE, others_SxE])
-  )
+  learned_CxE = jnp.concatenate([own_BxE, others_SxE])
+  student_BxC = settings.logit_scale * _cosines(student_BxE, learned_CxE)
   log_p_BxC = jax.nn.log_softmax(teacher_BxC + log_weights_BxC)
   log_q_BxC = jax.nn.log_softmax(student_BxC + log_weights_BxC)
   # Both are -inf where an image does not have the class.
-  has_BxC = log_weights_BxC > -jnp.inf
-  ratio_BxC = jnp.where(has_BxC, log_p_BxC - log_q_BxC, 0.0)
-  divergence_B = (
-    jnp.sum((jnp.exp(log_p_BxC) - jnp.exp(log_q_BxC)) * ratio_BxC, axis=1) / 2
-  )
-  best_B = jnp.argmax(jnp.where(has_BxC, student_BxC, -jnp.inf), axis=1)
-  return Contrast(jnp.mean(divergence_B), jnp.mean(best_B == jnp.arange(len(labels_B))))
+  ratio_BxC = jnp.where(has_class_BxC, log_p_BxC - log_q_BxC, 0.0)
+  difference_BxC = jnp.exp(log_p_BxC) - jnp.exp(log_q_BxC)
+  divergence_B = jnp.sum(difference_BxC * ratio_BxC, axis=1) / 2
+
+  best_B = jnp.argmax(jnp.where(has_class_BxC, student_BxC, -jnp.inf), axis=1)
+  is_right_B = best_B == jnp.arange(len(labels_B))
+  return Contrast(jnp.mean(divergence_B), jnp.mean(is_right_B))
 
 
 def _cosines(images_BxF: jax.Array, classes_CxF: jax.Array) -> Float[Array, "B C"]:

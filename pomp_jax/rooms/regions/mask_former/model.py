@@ -8,7 +8,6 @@ embedding, N classes.
 """
 
 from collections.abc import Callable
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -63,31 +62,40 @@ class MaskFormer(nn.Module):
     all_layers: bool = False,
     train: bool = False,
   ) -> MaskFormerOutput:
-    """Masks and embeddings of the last layer, J = 1, or of all layers, for auxiliary
-    losses.
+    """Masks and embeddings of the network.
 
-    The pixels are those of `normalized_pixels`; with `train` the random stream
-    "dropout" is used.
+    Args:
+      pixels_BxHxWx3: pixels of `normalized_pixels`.
+      all_layers: whether to return all decoder layers, for auxiliary losses, or the last
+        alone, J = 1.
+      train: whether to drop out, by the random stream "dropout".
     """
     config = self.config
-    backbone: Any = (
-      DeepLabResNet if isinstance(config.backbone, ResNetSizes) else SmallBackbone
-    )
+    backbone: Any = SmallBackbone
+    if isinstance(config.backbone, ResNetSizes):
+      backbone = DeepLabResNet
     maps = backbone(config.backbone, self.dtype, name="backbone")(pixels_BxHxWx3)
-    features_BxhxwxD = PixelDecoder(config, self.dtype, name="pixel_decoder")(maps)
+    pixel_decoder = PixelDecoder(config, self.dtype, name="pixel_decoder")
+    features_BxhxwxD = pixel_decoder(maps)
     decoder = TransformerDecoder(config, self.dtype, name="transformer_decoder")
     queries_JxBxQxD = decoder(maps[-1], train)
     if not all_layers:
       queries_JxBxQxD = queries_JxBxQxD[-1:]
-    widths: tuple[int, ...] = (config.width, config.width, config.mask_width)
-    of_masks_JxBxQxD = Mlp(widths, self.dtype, name="mask_embed")(queries_JxBxQxD)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    masks = product("jbqd,bhwd->jbqhw", of_masks_JxBxQxD, features_BxhxwxD)
-    widths = (config.embedding_mlp, config.embedding)
-    embeddings = Mlp(widths, self.dtype, name="class_embed")(queries_JxBxQxD)
+    # A query's mask is its product with the features of each pixel.
+    mask_widths = (config.width, config.width, config.mask_width)
+    mask_mlp = Mlp(mask_widths, self.dtype, name="mask_embed")
+    masks_JxBxQxhxw = jnp.einsum(
+      "jbqd,bhwd->jbqhw",
+      mask_mlp(queries_JxBxQxD),
+      features_BxhxwxD,
+      preferred_element_type=jnp.float32,
+    )
+    class_widths = (config.embedding_mlp, config.embedding)
+    class_mlp = Mlp(class_widths, self.dtype, name="class_embed")
+    embeddings_JxBxQxE = class_mlp(queries_JxBxQxD).astype(jnp.float32)
     spread = nn.initializers.normal(config.embedding**-0.5)
-    non_object_E = self.param("non_object", spread, (1, config.embedding))[0]
-    return MaskFormerOutput(masks, embeddings.astype(jnp.float32), non_object_E)
+    non_object_1xE = self.param("non_object", spread, (1, config.embedding))
+    return MaskFormerOutput(masks_JxBxQxhxw, embeddings_JxBxQxE, non_object_1xE[0])
 
 
 def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callable:
