@@ -44,10 +44,11 @@ def alignment(
 def uniformity(class_features_NxE: Float[np.ndarray, "N E"]) -> float:
   """Computes how evenly class features spread over the sphere; lower is more even.
 
-  log mean_{i<j} exp(-2 ||g_i - g_j||^2), Wang & Isola (2020), eq. 2 with t = 2, over all pairs of
-  two or more unit vectors.
+  log mean_{i<j} exp(-2 ||g_i - g_j||^2), Wang & Isola (2020), eq. 2 with t = 2, over
+  all pairs of two or more unit vectors.
   """
-  n_classes, total = len(class_features_NxE), 0.0
+  n_classes = len(class_features_NxE)
+  total = 0.0
   for start in range(0, n_classes, _CHUNK):
     block_RxE = class_features_NxE[start : start + _CHUNK]
     # Later classes only: each pair once.
@@ -55,7 +56,8 @@ def uniformity(class_features_NxE: Float[np.ndarray, "N E"]) -> float:
     # ||a - b||^2 = 2 - 2 a.b on the unit sphere.
     potential_RxS = np.exp(4 * (cosines_RxS - 1), dtype=np.float64)
     total += np.sum(np.triu(potential_RxS, 1))
-  return float(np.log(total / (n_classes * (n_classes - 1) / 2)))
+  n_pairs = n_classes * (n_classes - 1) / 2
+  return float(np.log(total / n_pairs))
 
 
 def prompt_similarity(

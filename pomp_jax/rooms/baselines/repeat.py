@@ -40,8 +40,9 @@ _SHARED = (
 
 def check(config: RepeatConfig, workdir: str) -> None:
   """Checks each seed as the pretrain job does."""
-  for one in runs_of_seeds(config.repeat.seeds, config.replace, workdir).values():
-    pretrain.check(*one)
+  trainings = runs_of_seeds(config.repeat.seeds, config.replace, workdir)
+  for training, folder in trainings.values():
+    pretrain.check(training, folder)
 
 
 def run(config: RepeatConfig, workdir: str) -> dict:

@@ -46,12 +46,18 @@ class Comparison:
   ):
     """Compiles on first use.
 
-    `top` is the number of names in an answer, `files` are the real paths of the
-    prompts' files. `regions` are `RegionsOfPictures`, or None where the page has no
-    regions.
+    Args:
+      encoder: the CLIP.
+      prompts: prompts side by side.
+      top: number of names in an answer.
+      regions: `RegionsOfPictures`; None where the page has no regions.
+      files: real paths of the prompts' files.
     """
-    self._encoder, self._top = encoder, top
-    self.prompts, self.regions, self.files = list(prompts), regions, files
+    self._encoder = encoder
+    self._top = top
+    self.prompts = list(prompts)
+    self.regions = regions
+    self.files = files
     self.is_toy = encoder.clip.name == WORLD
     self._features = ArrayCache(in_memory=_MOST_FEATURES)
 

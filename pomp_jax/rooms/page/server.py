@@ -177,19 +177,21 @@ class _Page:
   def __init__(
     self, comparison: Comparison, limits: Page, turns: Turns, examples: Examples
   ):
-    self._comparison, self._limits, self._turns = comparison, limits, turns
+    self._comparison = comparison
+    self._limits = limits
+    self._turns = turns
     self._root = pathlib.Path(limits.runs) if limits.runs else None
     self._shelf = Shelf()
     # tab -> key -> entered fields
     self._examples: dict[str, dict[str, dict[str, str]]] = {}
-    for tab, own in examples.items():
+    for tab, examples_of_tab in examples.items():
       self._examples[tab] = {}
-      for one in own:
-        key = self._shelf.add(form.png_of(one.image), keep=True)
+      for example in examples_of_tab:
+        key = self._shelf.add(form.png_of(example.image), keep=True)
         self._examples[tab][key] = {
           "picture": key,
-          "names": one.names,
-          "boxes": one.boxes,
+          "names": example.names,
+          "boxes": example.boxes,
         }
 
   def enter(self) -> tuple[str, int]:
@@ -289,18 +291,20 @@ class _Page:
     prompt: list[str],
     run: list[str],
   ) -> Comparison:
-    """The comparison under some of its own prompts, and those of runs and texts."""
-    if unknown := [name for name in run if name not in offered]:
+    """The comparison under some of its prompts, and those of runs and texts."""
+    unknown = [name for name in run if name not in offered]
+    if unknown:
       raise FormError(f"prompts: there is no run {quoted(unknown[0])} with a prompt")
     texts = [text for text in form.read_templates(templates) if text not in prompt]
-    if len(names := dict.fromkeys(run)) + len(texts) > form.MAX_PROMPTS:
+    run_names = dict.fromkeys(run)
+    n_added = len(run_names) + len(texts)
+    if n_added > form.MAX_PROMPTS:
       expected = f"expected at most {form.MAX_PROMPTS} of runs and templates"
-      raise FormError(f"prompts: got {len(names) + len(texts)}, {expected}")
-    own = [named for named in self._comparison.prompts if named.label in prompt]
-    learned = [runs.read_prompt(offered[name]) for name in names]
-    return self._comparison.under(
-      [*own, *learned, *(NamedPrompt(text, text) for text in texts)]
-    )
+      raise FormError(f"prompts: got {n_added}, {expected}")
+    prompts = [named for named in self._comparison.prompts if named.label in prompt]
+    prompts += [runs.read_prompt(offered[name]) for name in run_names]
+    prompts += [NamedPrompt(text, text) for text in texts]
+    return self._comparison.under(prompts)
 
   def _image(self, entered: dict[str, str]) -> Image.Image:
     """The uploaded picture, or the one whose key the form has; `entered` gets its
@@ -378,24 +382,25 @@ class _Page:
 
 
 def _check_origin(host: str, hosts: Collection[str]) -> None:
-  """Refuses requests that another site has sent, or under a name that is not the
-  page's.
+  """Refuses requests of another site, or under a name that is not the page's.
 
   No other site can reach the page by a name of its own. Loopback names and `hosts` are
   the page's; so are addresses and this machine's name, unless `host` is a loopback one.
   """
   origin = request.headers.get("Origin") or f"//{request.host}"
   try:
-    name, sender = urlsplit(f"//{request.host}").hostname or "", urlsplit(origin).netloc
+    name = urlsplit(f"//{request.host}").hostname or ""
+    sender = urlsplit(origin).netloc
   except ValueError:
     abort(400)
-  own = {*LOOPBACK, *hosts}
+  names = {*LOOPBACK, *hosts}
   if host not in LOOPBACK:
-    own.add(socket.gethostname().lower())
+    names.add(socket.gethostname().lower())
     with contextlib.suppress(ValueError):
       ipaddress.ip_address(name)
-      own.add(name)  # an address, which no other site can make its own
-  if name not in own:
+      # It is an address, which no other site can make a name of its own.
+      names.add(name)
+  if name not in names:
     raise FormError(
       f"this page does not answer to {printable(name, 80)!r}; page.hosts can name it"
     )
