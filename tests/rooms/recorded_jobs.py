@@ -417,7 +417,7 @@ def ablation(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.skip(ablate, "write_cells", "finish_run")
   with contextlib.suppress(ablate.TrainingError):
     check_and_run(config, folder)
-  calls.seen["grid"] = calls.seen["_write_results.others"]["grid"]
+  calls.seen["grid"] = calls.seen["_write_results.facts"]["grid"]
   calls.seen["batches"] = [run.loop.batch_size for run in calls.seen["stream.run*"]]
   calls.seen["images"] = {*calls.seen.get("open_splits.n_images*", ())}
   prompts = itertools.chain(
