@@ -45,18 +45,23 @@ _FOLDER = "cells"
 
 
 def check(config: AblateConfig, workdir: str) -> None:
-  """Checks each cell as the pretrain job does; InputErrors of one line."""
+  """Checks each cell as the pretrain job does.
+
+  Raises:
+    InputError: a cell can't be trained.
+  """
   every = config.ablate.curve_every
   fits = not every or opening.has_validation(config.data)
   require(fits, "ablate.curve_every", every, "0 for data without validation images")
   for cell in make_cells(config.ablate.grid, config.replace):
     training = config.replace(cell.overrides)
     with _named(cell):
-      method, takes = training.method, "'pomp'; job='baselines' compares the others"
-      require(method == "pomp", "method", method, takes)
-      for field, value in {"roll_backs": 0, "checkpoint.select": "last"}.items():
-        found = training.flat()[field]
-        require(found == value, field, found, f"{value!r}: cells have no checkpoints")
+      accepted = "'pomp'; job='baselines' compares the others"
+      require(training.method == "pomp", "method", training.method, accepted)
+      values = training.flat()
+      for field, fixed in {"roll_backs": 0, "checkpoint.select": "last"}.items():
+        accepted = f"{fixed!r}: cells have no checkpoints"
+        require(values[field] == fixed, field, values[field], accepted)
       pretrain.check(training, os.path.join(workdir, _FOLDER, cell.key))
 
 
@@ -73,63 +78,78 @@ def _named(cell: Cell) -> Iterator[None]:
 def run(config: AblateConfig, workdir: str) -> dict[str, Any]:
   """Runs the cells that are missing, and sums up: returns what `results.json` holds.
 
-  TrainingError: cells of this part have failed; everything is written nevertheless.
-  InputError: a cell that can't be, before anything is written.
+  Raises:
+    TrainingError: cells of this part have failed; everything is written nevertheless.
+    InputError: a cell that can't be, before anything is written.
   """
-  start, fields = time.monotonic(), config.ablate
+  start = time.monotonic()
+  ablate = config.ablate
   folder = RunFolder(workdir)
-  cells, shared = (
-    make_cells(fields.grid, config.replace),
-    SharedInputs(folder, config.replace),
-  )
-  index, count = fields.part or (1, 1)
+  cells = make_cells(ablate.grid, config.replace)
+  shared = SharedInputs(folder, config.replace)
+  index, count = ablate.part or (1, 1)
   groups = vmapped_training.program_groups(cells)[index - 1 :: count]
-  missing = [
-    todo for group in groups if (todo := _missing(folder, group, fields.curve_every))
-  ]
+  missing = []
+  for group in groups:
+    missing_cells = _missing(folder, group, ablate.curve_every)
+    if missing_cells:
+      missing.append(missing_cells)
   for group in missing:
-    # CLIP and images stay open. Their checks read no field in which cells of a group
-    # differ.
-    try:
-      with _named(group[0]):
-        shared.prepare(group[0])
-    except InputError:
-      raise
-    except Exception:  # met again in the cell's turn, and marked
-      if jax.process_count() > 1:
-        raise
+    _check_group(shared, group)
   if hosts.is_first():
     folder.create(config.to_dict())
-  n_own, n_missing = sum(map(len, groups)), sum(map(len, missing))
+  n_cells = sum(len(group) for group in groups)
+  n_missing = sum(len(group) for group in missing)
   log.info("%d cells, %d of them to do here", len(cells), n_missing)
-  done = n_own - n_missing
-  with Progress(n_own, done, "ablation", "cells", warmup=False) as progress:
+  n_done = n_cells - n_missing
+  with Progress(n_cells, n_done, "ablation", "cells", warmup=False) as progress:
     for group in missing:
-      _run_group(shared, fields, group)
-      done += len(group)
-      progress.update(done)
-  times = _step_times(shared, cells, fields.curve_every) if fields.curve_every else []
+      _run_group(shared, ablate, group)
+      n_done += len(group)
+      progress.update(n_done)
+  step_times = []
+  if ablate.curve_every:
+    step_times = _step_times(shared, cells, ablate.curve_every)
   results = None
   if hosts.is_first():
-    seconds = round(time.monotonic() - start, 1)
-    found = {"grid": fields.grid, "step_times": times, "seconds_of_last_start": seconds}
-    results = _write_results(config.to_dict(), folder, cells, found)
+    facts = {
+      "grid": ablate.grid,
+      "step_times": step_times,
+      "seconds_of_last_start": round(time.monotonic() - start, 1),
+    }
+    results = _write_results(config.to_dict(), folder, cells, facts)
   # Barrier: process 0 has written the results.
   results = hosts.from_first(results, "the ablation's results")
-  own = {cell.key for group in groups for cell in group}
-  failed = [cell for cell in results["cells"] if cell["error"] and cell["key"] in own]
+  keys = {cell.key for group in groups for cell in group}
+  failed = [cell for cell in results["cells"] if cell["error"] and cell["key"] in keys]
   if failed:
     raise TrainingError(
-      f"{len(failed)} of {len(own)} cells failed, the first, {failed[0]['name']}:"
+      f"{len(failed)} of {len(keys)} cells failed, the first, {failed[0]['name']}:"
       f" {failed[0]['error']}; the same command runs them again"
     )
   return results
 
 
+def _check_group(shared: SharedInputs, group: Sequence[Cell]) -> None:
+  """Opens what a group's cells share, which stays open; InputError if it is unusable.
+
+  Its checks read no field in which the cells of a group differ.
+  """
+  try:
+    with _named(group[0]):
+      shared.prepare(group[0])
+  except InputError:
+    raise
+  except Exception:
+    # It comes again when the cell is trained, and is its error then.
+    if jax.process_count() > 1:
+      raise
+
+
 def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> None:
-  """Trains and evaluates what is missing of some cells that can be lanes of one
-  program."""
-  if not (group := _missing(shared.folder, group, fields.curve_every)):
+  """Trains and evaluates the missing cells of a group, as lanes of one program."""
+  group = _missing(shared.folder, group, fields.curve_every)
+  if not group:
     return
   try:
     runs = [shared.prepare(group[0])]
@@ -137,33 +157,38 @@ def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> N
       # Their arrays are equal.
       runs.append(dataclasses.replace(shared.prepare(cell), frozen=runs[0].frozen))
     streams = [shared.stream(run) for run in runs]
-    run = runs[0]
-    # As many as their activations leave room for.
-    encoder, dtype = run.encoder, run.clip.dtype
-    text_config, sizes = (
-      encoder.clip.config.text_config,
-      (run.n_prefix, run.token_budget),
-    )
-    of_step = activation_bytes(
-      text_config, *sizes, encoder.block, dtype, encoder.platform
-    )
-    most = fields.lanes or int(activation_memory(run.clip) // of_step)
-    size = vmapped_training.lanes_of_program(len(group), most)
-    trained = train_lanes(runs, streams, size, fields.curve_every)
-    for cell, run, one in zip(group, runs, trained, strict=True):
-      _finish(shared, cell, run, one, size)
-  except RunFolderError:  # not the cell's own
+    most = fields.lanes or _most_lanes(runs[0])
+    n_lanes = vmapped_training.lanes_of_program(len(group), most)
+    trainings = train_lanes(runs, streams, n_lanes, fields.curve_every)
+    for cell, run, trained in zip(group, runs, trainings, strict=True):
+      _finish(shared, cell, run, trained, n_lanes)
+  except RunFolderError:
+    # The folder of all cells fails: this is no error of a cell.
     raise
-  except Exception as error:  # the other cells continue
+  except Exception as error:
     if jax.process_count() > 1:
       # The other processes may be computing the cell, and would wait for this one.
       raise
     if len(group) == 1:
+      # The other cells continue.
       _fail(shared.folder, group[0], error)
       return
     log.warning("%s: %s; these cells one by one", type(error).__name__, error)
     for cell in group:
       _run_group(shared, fields, [cell])
+
+
+def _most_lanes(run: PromptRun) -> int:
+  """Lanes that the memory for activations leaves room for."""
+  step_bytes = activation_bytes(
+    run.encoder.clip.config.text_config,
+    run.n_prefix,
+    run.token_budget,
+    run.encoder.block,
+    run.clip.dtype,
+    run.encoder.platform,
+  )
+  return int(activation_memory(run.clip) // step_bytes)
 
 
 def _finish(
@@ -183,21 +208,18 @@ def _finish(
   except TrainingError as error:
     _fail(shared.folder, cell, error)
     return
-  start, clip = time.monotonic(), run.encoder.clip
-  prompt = Prompt(trained.context, clip.name, run.module.position, config=run.config)
-  scores, by_hand = (
-    shared.evaluate(run, prompt),
-    shared.references(run.encoder, run.data, run.eval),
-  )
-  outcome: dict[str, Any] = {
-    figure: {split: score["prompt"][figure] for split, score in scores.items()}
-    for figure in ("top1", "top1_interval", "top5", "images")
-  }
-  for name, figure in (("by_hand", "top1"), ("by_hand_interval", "top1_interval")):
-    outcome[name] = {
-      split: {label: score[figure] for label, score in prompts.items()}
-      for split, prompts in by_hand.items()
+  start = time.monotonic()
+  clip_name = run.encoder.clip.name
+  prompt = Prompt(trained.context, clip_name, run.module.position, config=run.config)
+  scores = shared.evaluate(run, prompt)
+  by_hand = shared.references(run.encoder, run.data, run.eval)
+  outcome: dict[str, Any] = {}
+  for figure in ("top1", "top1_interval", "top5", "images"):
+    outcome[figure] = {
+      split: score["prompt"][figure] for split, score in scores.items()
     }
+  outcome["by_hand"] = _figure_of_prompts(by_hand, "top1")
+  outcome["by_hand_interval"] = _figure_of_prompts(by_hand, "top1_interval")
   outcome |= {
     "loss": float(np.mean(trained.losses[-10:])),
     "steps": len(trained.losses),
@@ -225,23 +247,38 @@ def _finish(
   )
 
 
+def _figure_of_prompts(
+  scores_of_splits: Mapping[str, Mapping[str, Mapping[str, Any]]], figure: str
+) -> dict[str, dict[str, Any]]:
+  """One figure of each prompt, by split and the prompt's label."""
+  figures = {}
+  for split, prompts in scores_of_splits.items():
+    figures[split] = {label: score[figure] for label, score in prompts.items()}
+  return figures
+
+
 def _step_times(
   shared: SharedInputs, cells: Sequence[Cell], every: int
 ) -> list[dict[str, Any]]:
-  """Times the kinds of cells, which differ in more than the seed, once all cells are
-  there."""
-  if missing := _missing(shared.folder, cells, every):
+  """Times the kinds of cells once all cells are there.
+
+  Cells of one kind differ in the seed alone.
+  """
+  missing = _missing(shared.folder, cells, every)
+  if missing:
     log.info("%d cells are missing or have failed: no step is timed", len(missing))
     return []
-  kinds: dict[str, Cell] = {}
+  first_cells: dict[str, Cell] = {}
   for cell in cells:
-    kinds.setdefault(repr(kind_of(cell.values)), cell)
-  runs = [shared.prepare(cell) for cell in kinds.values()]
-  times = vmapped_training.step_times(runs, [shared.stream(run) for run in runs])
-  return [
-    {"values": kind_of(cell.values), **time}
-    for cell, time in zip(kinds.values(), times, strict=True)
-  ]
+    first_cells.setdefault(repr(kind_of(cell.values)), cell)
+  runs = [shared.prepare(cell) for cell in first_cells.values()]
+  streams = [shared.stream(run) for run in runs]
+  rows = []
+  for cell, times in zip(
+    first_cells.values(), vmapped_training.step_times(runs, streams), strict=True
+  ):
+    rows.append({"values": kind_of(cell.values), **times})
+  return rows
 
 
 def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
@@ -257,29 +294,34 @@ def _write_results(
   config: Mapping[str, Any],
   folder: RunFolder,
   cells: Sequence[Cell],
-  others: Mapping[str, Any],
+  facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Sums up the cells that are there; another part's process may add some meanwhile."""
+  """Sums up the cells that are there, until no other part's process has added one."""
   store = _store(folder, *cells)
-  stored = lambda: {
-    cell.key: piece.facts for cell in cells if (piece := store.load(cell.stem))
-  }
+
+  def stored() -> dict[str, dict[str, Any]]:
+    facts_of = {}
+    for cell in cells:
+      piece = store.load(cell.stem)
+      if piece:
+        facts_of[cell.key] = piece.facts
+    return facts_of
+
   while True:
-    found = stored()
-    missing = [cell.name for cell in cells if cell.key not in found]
+    finished = stored()
     results = {
       "job": "ablate",
-      **others,
-      "cells": list(found.values()),
-      "missing": missing,
+      **facts,
+      "cells": list(finished.values()),
+      "missing": [cell.name for cell in cells if cell.key not in finished],
     }
-    if found:
+    if finished:
       with writing(folder.path):
         write_cells(folder, results)
       finish_run(folder, config, results)
     else:
       folder.write_results(results)
-    if len(found) == len(stored()):
+    if len(finished) == len(stored()):
       log.info("table, plot and report are in %s", folder.path)
       return results
 

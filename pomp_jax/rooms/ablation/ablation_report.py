@@ -195,16 +195,23 @@ def _heading(name: str) -> str:
 
 def _summary(groups: Sequence[plots.Group], differences: Differences) -> Table:
   """A row for each kind; bold where the paired difference to the first is above 0."""
-  fields = list(dict.fromkeys(field for group in groups for field in group.values))
-  names = list(dict.fromkeys(name for group in groups for name in group.figures))
+  fields: list[str] = []
+  names: list[str] = []
+  for group in groups:
+    fields += group.values
+    names += group.figures
+  # Each once, in the order of the groups.
+  fields = list(dict.fromkeys(fields))
+  names = list(dict.fromkeys(names))
   rows = []
   for group in groups:
     row = [plots.text_of(group.values.get(field)) for field in fields]
     row += [_spread(group, name) for name in names]
     rows.append(row)
   bold = []
-  for row_index, (_, figures) in enumerate(differences, 1):
-    for name, difference in figures.items():
+  # Differences begin with the second kind.
+  for row_index, (_, differences_of_kind) in enumerate(differences, 1):
+    for name, difference in differences_of_kind.items():
       if difference.interval and difference.interval[0] > 0:
         bold.append((row_index, len(fields) + names.index(name)))
   columns = [*fields, *map(_heading, names)]

@@ -30,58 +30,76 @@ Differences = Sequence[tuple[Mapping[str, Any], Mapping[str, Difference]]]
 
 
 def paired_differences(cells: Sequence[Mapping[str, Any]]) -> Differences:
-  """Differences of each kind of cells to the first kind in each top-1, over the
-  seeds of both."""
-  kinds: dict[str, dict[Any, dict[str, float]]] = {}  # kind -> seed -> figures
-  values_of: dict[str, dict[str, Any]] = {}
+  """Compares the top-1 figures of each kind of cells with those of the first kind.
+
+  Differences are over the seeds that both have.
+  """
+  figures_of_kinds: dict[str, dict[Any, dict[str, float]]] = {}  # by kind and seed
+  values_of_kinds: dict[str, dict[str, Any]] = {}
   for cell in cells:
     values = plots.kind_of(cell["values"])
-    values_of.setdefault(repr(values), values)
-    of_seeds = kinds.setdefault(repr(values), {})
-    of_seeds[cell["values"].get("seed")] = plots.figures_of(cell)
-  first, *others = kinds.values()
-  found = []
-  for values, of_seeds in zip(list(values_of.values())[1:], others, strict=True):
-    differences = {}
-    for name in dict.fromkeys(name for own in of_seeds.values() for name in own):
-      pairs = [
-        own[name] - first[seed][name]
-        for seed, own in of_seeds.items()
-        if name in own and name in first.get(seed, {})
-      ]
-      if pairs and name not in plots.COSTS:
-        differences[name] = _difference(pairs)
-    found.append((values, differences))
-  return found
+    kind = repr(values)
+    values_of_kinds.setdefault(kind, values)
+    figures_of_seeds = figures_of_kinds.setdefault(kind, {})
+    figures_of_seeds[cell["values"].get("seed")] = plots.figures_of(cell)
+  first, *others = values_of_kinds
+  differences = []
+  for kind in others:
+    differences_of_kind = _differences(figures_of_kinds[kind], figures_of_kinds[first])
+    differences.append((values_of_kinds[kind], differences_of_kind))
+  return differences
+
+
+def _differences(
+  figures_of_seeds: Mapping[Any, Mapping[str, float]],
+  first_figures: Mapping[Any, Mapping[str, float]],
+) -> dict[str, Difference]:
+  """Differences of a kind's figures to the first kind's, of those without a cost."""
+  pairs_of: dict[str, list[float]] = {}
+  for seed, figures in figures_of_seeds.items():
+    for name, value in figures.items():
+      pairs = pairs_of.setdefault(name, [])
+      if name in first_figures.get(seed, {}):
+        pairs.append(value - first_figures[seed][name])
+  differences = {}
+  for name, pairs in pairs_of.items():
+    if pairs and name not in plots.COSTS:
+      differences[name] = _difference(pairs)
+  return differences
 
 
 def _difference(pairs: Sequence[float]) -> Difference:
-  n, mean = len(pairs), float(np.mean(pairs))
-  std = float(np.std(pairs, ddof=1)) if n > 1 else 0.0
-  # equal differences of a few seeds don't tell the spread
+  """Mean of the pairs' differences with Student's 95% interval."""
+  n_pairs = len(pairs)
+  mean = float(np.mean(pairs))
+  std = 0.0
+  if n_pairs > 1:
+    std = float(np.std(pairs, ddof=1))
+  # Equal differences of a few seeds don't tell the spread.
   if np.isclose(std, 0, atol=1e-9):
     return Difference(mean, None)
-  reach = float(scipy.special.stdtrit(n - 1, 0.975)) * std / n**0.5
+  quantile = float(scipy.special.stdtrit(n_pairs - 1, 0.975))
+  reach = quantile * std / n_pairs**0.5
   return Difference(mean, (mean - reach, mean + reach))
 
 
 def differences_section(differences: Differences) -> list[Section]:
   """A row for each kind of cells but the first; nothing for one kind."""
-  names = list(dict.fromkeys(name for _, own in differences for name in own))
-  fields = list(dict.fromkeys(field for values, _ in differences for field in values))
-  rows = []
-  for values, own in differences:
-    shown = []
-    for name in names:
-      text = "-"
-      if name in own:
-        text = f"{100 * own[name].mean:+.1f}"
-        if ends := own[name].interval:
-          text += f" ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})"
-      shown.append(text)
-    rows.append([*(plots.text_of(values.get(field)) for field in fields), *shown])
+  fields: list[str] = []
+  names: list[str] = []
+  for values, differences_of_kind in differences:
+    fields += values
+    names += differences_of_kind
+  # Each once, in the order of the kinds.
+  fields = list(dict.fromkeys(fields))
+  names = list(dict.fromkeys(names))
   if not names:
     return []
+  rows = []
+  for values, differences_of_kind in differences:
+    row = [plots.text_of(values.get(field)) for field in fields]
+    row += [_difference_cell(differences_of_kind.get(name)) for name in names]
+    rows.append(row)
   columns = [*fields, *(name.removesuffix("_top1") for name in names)]
   return [
     Section(
@@ -91,3 +109,14 @@ def differences_section(differences: Differences) -> list[Section]:
       brief=True,
     )
   ]
+
+
+def _difference_cell(difference: Difference | None) -> str:
+  """A difference in points, with its interval."""
+  if difference is None:
+    return "-"
+  text = f"{100 * difference.mean:+.1f}"
+  if difference.interval is None:
+    return text
+  low, high = difference.interval
+  return f"{text} ({100 * low:+.1f} to {100 * high:+.1f})"

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 import logging
 from typing import Any
 
+from jax.sharding import Mesh
+import numpy as np
+
 from pomp_jax import hosts
 from pomp_jax.clip.text import token_table
 from pomp_jax.encoder import Encoder
@@ -19,7 +22,7 @@ from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import NamedPrompt, read_prompts
 from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.ranking import topk_accuracy
-from pomp_jax.evaluate.split_features import split_features
+from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
@@ -40,55 +43,60 @@ def check(config: AnalyseConfig, workdir: str) -> None:
   if folder.results.exists():
     # Images of another folder are others.
     check_same_run(config.flat(), folder, MAY_CHANGE - {"data.root"})
-  given = config.clip, config.evaluate, config.data, config.eval
-  check_prompts(config.analyse.prompts, _FIELD, *given)
+  check_prompts(
+    config.analyse.prompts,
+    _FIELD,
+    config.clip,
+    config.evaluate,
+    config.data,
+    config.eval,
+  )
 
 
 def run(config: AnalyseConfig, workdir: str) -> dict[str, Any]:
-  """Analyses every prompt on every set; CorruptDataError, or EvaluationError: not
-  finite."""
-  folder, first = RunFolder(workdir), hosts.is_first()
+  """Analyses every prompt on every set.
+
+  Raises:
+    CorruptDataError: too many images can't be read.
+    EvaluationError: features are not finite.
+  """
+  folder = RunFolder(workdir)
   encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
   prompts = read_prompts(config.analyse.prompts, _FIELD)
-  if first:
+  if hosts.is_first():
     folder.create(config.to_dict())
-  sets, wanted = {}, evaluation_sets(config.evaluate, config.data, config.eval)
-  opened, _ = open_everywhere(wanted, config.evaluate.skip_missing)
+  requested = evaluation_sets(config.evaluate, config.data, config.eval)
+  opened, _ = open_everywhere(requested, config.evaluate.skip_missing)
+  sets = {}
   for name, (source, classes, _) in steps_of(list(opened.items()), "analysis", "sets"):
     images = split_features(encoder, source, max_corrupt=config.data.max_corrupt)
-    features = {
-      named.label: features_under(encoder, classes, named.prompt) for named in prompts
-    }
-    for label, rows in features.items():
-      check_finite(rows, f"classes under {label!r}")
+    features = {}
+    for label, prompt, _ in prompts:
+      features[label] = features_under(encoder, classes, prompt)
+    for label, features_NxE in features.items():
+      check_finite(features_NxE, f"classes under {label!r}")
+    figures = {}
+    for label, features_NxE in features.items():
+      figures[label] = _figures(images, features_NxE, encoder.mesh)
     sets[name] = {
       "images": len(images.labels),
       "unreadable": len(source) - len(images.labels),
       "classes": len(classes),
-      "prompts": {
-        label: {
-          "alignment": geometry.alignment(images.features, rows, images.labels),
-          "uniformity": geometry.uniformity(rows) if len(rows) > 1 else None,
-          **topk_accuracy(
-            images.features, rows, images.labels, ks=(1,), mesh=encoder.mesh
-          ),
-        }
-        for label, rows in features.items()
-      },
+      "prompts": figures,
       "similarity_of_prompts": geometry.prompt_similarity(list(features.values())),
     }
-    if first:
+    if hosts.is_first():
       _log_set(name, sets[name])
   results = {
     "job": config.job,
     "clip_model": encoder.clip.name,
-    "prompts": [{"label": named.label, "step": named.step} for named in prompts],
+    "prompts": [{"label": label, "step": step} for label, _, step in prompts],
     "tokens": _tokens(encoder, prompts, config.analyse.top),
     "sets": sets,
   }
-  if first:
+  if hosts.is_first():
     with writing(folder.plots):
       geometry.alignment_uniformity(folder.plots / "alignment_uniformity.png", sets)
     finish_run(folder, config.to_dict(), results)
@@ -96,22 +104,42 @@ def run(config: AnalyseConfig, workdir: str) -> dict[str, Any]:
   return results
 
 
+def _figures(
+  images: SplitFeatures, features_NxE: np.ndarray, mesh: Mesh
+) -> dict[str, Any]:
+  """Figures of a prompt's class features on a set of images."""
+  uniformity = None
+  # A single class has no pair.
+  if len(features_NxE) > 1:
+    uniformity = geometry.uniformity(features_NxE)
+  top1 = topk_accuracy(images.features, features_NxE, images.labels, ks=(1,), mesh=mesh)
+  return {
+    "alignment": geometry.alignment(images.features, features_NxE, images.labels),
+    "uniformity": uniformity,
+    **top1,
+  }
+
+
 def _tokens(
   encoder: Encoder, prompts: Sequence[NamedPrompt], top: int
 ) -> dict[str, Any]:
   """The tokens nearest to the vectors of each learned prompt that all classes share."""
   embeddings_VxD = token_table(encoder.clip.params)
+  name_of_ids = encoder.clip.tokenizer.convert_ids_to_tokens
   vectors = {}
   for label, prompt, _ in prompts:
-    if isinstance(prompt, Prompt) and prompt.context.ndim == 2 and prompt.context.size:
-      found = geometry.nearest_tokens(prompt.context, embeddings_VxD, top)
-      vectors[label] = [
-        {
-          "tokens": encoder.clip.tokenizer.convert_ids_to_tokens(tokens),
-          "distances": distances,
-        }
-        for tokens, distances in zip(found[0].tolist(), found[1], strict=True)
-      ]
+    if not isinstance(prompt, Prompt):
+      continue
+    # Each class may have vectors of its own, and sentences have none.
+    if prompt.context.ndim != 2 or not prompt.context.size:
+      continue
+    ids_MxT, distances_MxT = geometry.nearest_tokens(
+      prompt.context, embeddings_VxD, top
+    )
+    vectors[label] = [
+      {"tokens": name_of_ids(ids), "distances": distances}
+      for ids, distances in zip(ids_MxT.tolist(), distances_MxT, strict=True)
+    ]
   return {
     "median_distance_between_tokens": geometry.token_spacing(embeddings_VxD),
     "vectors": vectors,

@@ -7,10 +7,11 @@ width, R draws, P = M D entries of a gradient.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from matplotlib.axes import Axes
 import numpy as np
 
 from pomp_jax.array_types import Array, Bool, Float, Int32
@@ -30,12 +31,13 @@ _LINES = ("-", "--", ":", "-.", (0, (1, 3)))
 def gradient_function(
   learner: Learner, settings: ContrastSettings, corrections: Sequence[str]
 ) -> Callable[..., Float[Array, "corrections P"]]:
-  """Compiles (params, frozen, image features [B,E], labels [B], key) -> gradients of
-  one draw.
+  """Compiles (params, frozen, images [B,E], labels [B], key) -> gradients of one draw.
 
-  Each correction is a row, of the same draw; "sigmoid" is that loss with importance
-  weights. The learner's token budget fits the draw; the loss and the correction of
-  `settings` are ignored.
+  Args:
+    learner: the learner, whose token budget fits the draw.
+    settings: sampler, K and logit scale; its loss and its correction are ignored.
+    corrections: correction of each row, all of the same draw; "sigmoid" is that loss
+      with importance weights.
   """
 
   @jax.jit
@@ -58,31 +60,41 @@ def gradient_function(
     ids_C = jnp.concatenate([labels_B, drawn.ids])
     n_images = labels_B.size
 
-    def classes(
+    def class_features(
       params: Any,
     ) -> tuple[Float[Array, "C ... E"], Bool[Array, " C"] | None]:
-      found = learner.text_features(params, frozen, ids_C, features_BxE)
-      return found.features, found.available
+      classes = learner.text_features(params, frozen, ids_C, features_BxE)
+      return classes.features, classes.available
 
-    class_features_CxE, pull_back, available_C = jax.vjp(classes, params, has_aux=True)
+    # The text tower runs once for all corrections, and so does its forward pass.
+    class_features_CxE, pull_back, available_C = jax.vjp(
+      class_features, params, has_aux=True
+    )
     available_S = None if available_C is None else available_C[n_images:]
     negatives = complete_negatives(
       settings.sampling, frozen.sampling, drawn, labels_B, available_S
     )
 
-    def one(correction: str) -> Float[Array, " P"]:
-      own = dataclasses.replace(settings, loss="softmax", correction=correction)
+    def gradient_of(correction: str) -> Float[Array, " P"]:
       if correction == "sigmoid":
-        own = dataclasses.replace(settings, loss="sigmoid", correction="log")
+        contrast = dataclasses.replace(settings, loss="sigmoid", correction="log")
+      else:
+        contrast = dataclasses.replace(settings, loss="softmax", correction=correction)
 
       def loss(class_features_CxE: Float[Array, "C ... E"]) -> Float[Array, ""]:
-        parts = class_features_CxE[:n_images], class_features_CxE[-negatives.ids.size :]
-        return local_contrast(own, features_BxE, *parts, labels_B, negatives).loss
+        return local_contrast(
+          contrast,
+          features_BxE,
+          class_features_CxE[:n_images],
+          class_features_CxE[-negatives.ids.size :],
+          labels_B,
+          negatives,
+        ).loss
 
       (gradient,) = pull_back(jax.grad(loss)(class_features_CxE))
       return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)])
 
-    return jnp.stack([one(correction) for correction in corrections])
+    return jnp.stack([gradient_of(correction) for correction in corrections])
 
   return gradients
 
@@ -93,8 +105,14 @@ def draws_of(
   n_draws: int,
   seed: int,
 ) -> Float[np.ndarray, "R corrections P"]:
-  """Computes R = `n_draws` independent draws by a `gradient_function` for the same
-  images."""
+  """Computes independent draws by a `gradient_function` for the same images.
+
+  Args:
+    gradients: the function.
+    arguments: its arguments without the key.
+    n_draws: number of draws, R.
+    seed: random seed of the draws.
+  """
   keys = steps_of(
     jax.random.split(jax.random.key(seed), n_draws), "gradients", "draws", n_draws
   )
@@ -104,52 +122,63 @@ def draws_of(
 def summarise(
   gradients_RxP: Float[np.ndarray, "R P"], exact_P: Float[np.ndarray, " P"]
 ) -> dict[str, float | int]:
-  """Estimates bias, deviation and direction of a sampled gradient g_K against the exact
-  one, g.
+  """Estimates bias, deviation and direction of a sampled gradient g_K against g.
 
-  The squared distance of the mean over R draws from g is the squared bias plus, on
-  average, 1/R of the variance; that share is subtracted. The standard error is a
-  jackknife over the R >= 3 draws, which are independent. g is not 0.
+  g is the exact gradient, which is not 0. The squared distance of the mean over R draws
+  from g is the squared bias plus, on average, 1/R of the variance; that share is
+  subtracted. The standard error is a jackknife over the R >= 3 draws, which are
+  independent.
 
   Returns:
     draws: R.
-    relative_bias: ||E g_K - g|| / ||g||; bias_low and bias_high are two standard errors of its
-      square away, at least 0.
+    relative_bias: ||E g_K - g|| / ||g||; bias_low and bias_high are two standard errors
+      of its square away, at least 0.
     relative_deviation: sqrt(E ||g_K - E g_K||^2) / ||g||.
     cosine: cosine of the mean over the draws with g. draw_cosine, draw_cosine_error:
-    mean cosine of single draws with g, and its standard error.
+      mean cosine of single draws with g, and its standard error.
   """
-  gradients_RxP, exact_P = gradients_RxP.astype(np.float64), exact_P.astype(np.float64)
-  n_draws, size = len(gradients_RxP), np.sum(exact_P**2)
+  gradients_RxP = gradients_RxP.astype(np.float64)
+  exact_P = exact_P.astype(np.float64)
+  n_draws = len(gradients_RxP)
+  squared_norm = np.sum(exact_P**2)
+  norm = np.sqrt(squared_norm)
 
   def squared_bias(rows_RxP: np.ndarray) -> float:
     variance = rows_RxP.var(axis=0, ddof=1).sum()
-    return (
-      np.sum((rows_RxP.mean(axis=0) - exact_P) ** 2) - variance / len(rows_RxP)
-    ) / size
+    squared_distance = np.sum((rows_RxP.mean(axis=0) - exact_P) ** 2)
+    return (squared_distance - variance / len(rows_RxP)) / squared_norm
 
   bias = squared_bias(gradients_RxP)
-  without_R = np.array(
-    [squared_bias(np.delete(gradients_RxP, r, axis=0)) for r in range(n_draws)]
+  jackknife_R = np.array(
+    [squared_bias(np.delete(gradients_RxP, row, axis=0)) for row in range(n_draws)]
   )
-  error = np.sqrt((n_draws - 1) / n_draws * np.sum((without_R - without_R.mean()) ** 2))
-  mean_P, length = gradients_RxP.mean(axis=0), np.sqrt(size)
+  spread = np.sum((jackknife_R - jackknife_R.mean()) ** 2)
+  error = np.sqrt((n_draws - 1) / n_draws * spread)
+
+  variance = gradients_RxP.var(axis=0, ddof=1).sum()
+  mean_P = gradients_RxP.mean(axis=0)
   norms_R = np.linalg.norm(gradients_RxP, axis=1)
+  # A draw may be 0, where all of its classes are certain.
   cosine_R = (
-    gradients_RxP @ exact_P / np.maximum(norms_R * length, np.finfo(np.float64).tiny)
+    gradients_RxP @ exact_P / np.maximum(norms_R * norm, np.finfo(np.float64).tiny)
   )
   return {
     "draws": n_draws,
     "relative_bias": float(np.sqrt(max(bias, 0.0))),
     "bias_low": float(np.sqrt(max(bias - 2 * error, 0.0))),
     "bias_high": float(np.sqrt(max(bias + 2 * error, 0.0))),
-    "relative_deviation": float(
-      np.sqrt(gradients_RxP.var(axis=0, ddof=1).sum() / size)
-    ),
-    "cosine": float(mean_P @ exact_P / (np.linalg.norm(mean_P) * length)),
+    "relative_deviation": float(np.sqrt(variance / squared_norm)),
+    "cosine": float(mean_P @ exact_P / (np.linalg.norm(mean_P) * norm)),
     "draw_cosine": float(cosine_R.mean()),
     "draw_cosine_error": float(cosine_R.std(ddof=1) / np.sqrt(n_draws)),
   }
+
+
+class _Row(NamedTuple):
+  """A row of panels: one line a pair of sampler and correction."""
+
+  heading: str
+  label_of_line: dict[tuple[str, str], str]
 
 
 def gradient_bias_panels(
@@ -161,51 +190,45 @@ def gradient_bias_panels(
 ) -> None:
   """Plots bias, deviation and direction against K: by correction, then by sampler.
 
-  `cells` hold `sampler`, `correction`, `k` and the figures of `summarise`.
+  Args:
+    path: file of the plot.
+    cells: `sampler`, `correction`, `k` and the figures of `summarise` of each
+      combination.
+    images: number of images, B.
+    classes: number of classes, N.
   """
   samplers = list(dict.fromkeys(cell["sampler"] for cell in cells))
   corrections = list(dict.fromkeys(cell["correction"] for cell in cells))
-  rows = [
-    (f"{samplers[0]} draw, by correction", [(samplers[0], c) for c in corrections], 1)
-  ]
+  by_correction = {(samplers[0], name): name for name in corrections}
+  rows = [_Row(f"{samplers[0]} draw, by correction", by_correction)]
   if len(samplers) > 1:
-    series = [(sampler, corrections[0]) for sampler in samplers]
-    rows.append((f"correction {corrections[0]}, by sampler", series, 0))
+    by_sampler = {(name, corrections[0]): name for name in samplers}
+    rows.append(_Row(f"correction {corrections[0]}, by sampler", by_sampler))
   ticks = sorted({cell["k"] for cell in cells})
-  shown = [cell["bias_low"] for cell in cells if cell["bias_low"] > _LOWEST_BIAS]
-  # There are fewer draws at a larger K.
-  fewest, most = (limit(cell["draws"] for cell in cells) for limit in (min, max))
-  draws = counted(most, "draw") if fewest == most else f"{fewest:,} to {most:,} draws"
+  biases = [cell["bias_low"] for cell in cells if cell["bias_low"] > _LOWEST_BIAS]
+  lowest = min(biases, default=_LOWEST_BIAS)
   title = (
     f"The sampled gradient against the exact contrast: {counted(images, 'image')},"
-    f" {counted(classes, 'class')}; bars: two standard errors over {draws}"
+    f" {counted(classes, 'class')}; bars: two standard errors over {_draws(cells)}"
   )
-  figure, axes_of = drawing.panels(3 * len(rows), 3.8, 3.7, title, columns=3)
-  for row, (title, series, label_index) in enumerate(rows):
-    bias, deviation, cosine = axes_of[3 * row : 3 * row + 3]
-    for i, key in enumerate(series):
-      own = [cell for cell in cells if (cell["sampler"], cell["correction"]) == key]
-      of = {field: np.array([cell[field] for cell in own]) for field in own[0]}
+  figure, panels = drawing.panels(3 * len(rows), 3.8, 3.7, title, columns=3)
+  for number, row in enumerate(rows):
+    bias, deviation, cosine = panels[3 * number : 3 * number + 3]
+    for line, (pair, label) in enumerate(row.label_of_line.items()):
+      cells_of_line = [
+        cell for cell in cells if (cell["sampler"], cell["correction"]) == pair
+      ]
       # Shifted, so that error bars at the same K don't overlap.
-      k = of["k"] * 1.05 ** (i - (len(series) - 1) / 2)
-      options = {"linestyle": _LINES[i % len(_LINES)], "capsize": 2, "elinewidth": 0.9}
-      names = ("relative_bias", "bias_low", "bias_high")
-      value, low, high = (np.maximum(of[name], _LOWEST_BIAS) for name in names)
-      reach = np.maximum([value - low, high - value], 0)
-      drawing.error_bars(
-        bias, k, value, i, yerr=reach, label=key[label_index], **options
-      )
-      drawing.error_bars(deviation, k, of["relative_deviation"], i, **options)
-      errors = 2 * of["draw_cosine_error"]
-      drawing.error_bars(cosine, k, of["draw_cosine"], i, yerr=errors, **options)
+      shift = 1.05 ** (line - (len(row.label_of_line) - 1) / 2)
+      _draw_line((bias, deviation, cosine), cells_of_line, line, shift, label)
     bias.set_yscale("log")
-    bias.set_ylim(bottom=0.8 * min(shown, default=_LOWEST_BIAS))
+    bias.set_ylim(bottom=0.8 * lowest)
     bias.legend(frameon=False, fontsize=drawing.TEXT)
     drawing.log_axis(bias, "y")
     drawing.log_axis(deviation, "y")
     norm = r"$(E\,\|g_K - E\,g_K\|^2)^{1/2} \;/\; \|g\|$"
     for axes, heading, y_label in (
-      (bias, f"Bias: {title}", r"$\|E\,g_K - g\| \;/\; \|g\|$"),
+      (bias, f"Bias: {row.heading}", r"$\|E\,g_K - g\| \;/\; \|g\|$"),
       (deviation, "Deviation of one draw", norm),
       (cosine, "Direction of one draw", r"mean cosine of $g_K$ and $g$"),
     ):
@@ -214,34 +237,63 @@ def gradient_bias_panels(
   drawing.save(path, figure)
 
 
+def _draws(cells: Sequence[Mapping[str, Any]]) -> str:
+  """Numbers of draws; there are fewer at a larger K."""
+  fewest = min(cell["draws"] for cell in cells)
+  most = max(cell["draws"] for cell in cells)
+  if fewest == most:
+    return counted(most, "draw")
+  return f"{fewest:,} to {most:,} draws"
+
+
+def _draw_line(
+  panels: tuple[Axes, Axes, Axes],
+  cells: Sequence[Mapping[str, Any]],
+  line: int,
+  shift: float,
+  label: str,
+) -> None:
+  """Draws a pair of sampler and correction into the panels of a row."""
+  bias, deviation, cosine = panels
+  values = {name: np.array([cell[name] for cell in cells]) for name in cells[0]}
+  k = values["k"] * shift
+  options = {"linestyle": _LINES[line % len(_LINES)], "capsize": 2, "elinewidth": 0.9}
+  # The axis is logarithmic, and a bias may be 0.
+  middle = np.maximum(values["relative_bias"], _LOWEST_BIAS)
+  low = np.maximum(values["bias_low"], _LOWEST_BIAS)
+  high = np.maximum(values["bias_high"], _LOWEST_BIAS)
+  reach = np.maximum([middle - low, high - middle], 0)
+  drawing.error_bars(bias, k, middle, line, yerr=reach, label=label, **options)
+  drawing.error_bars(deviation, k, values["relative_deviation"], line, **options)
+  errors = 2 * values["draw_cosine_error"]
+  drawing.error_bars(cosine, k, values["draw_cosine"], line, yerr=errors, **options)
+
+
 def gradient_bias_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
-  """Report of the job `gradient_bias`: its plot, and the figures of each
-  combination."""
-  counts = (
-    f"{counted(results['images'], 'image')}, {counted(results['n_classes'], 'class')}"
-  )
-  rows = []
-  for own in results["cells"]:
-    shown = {
-      name: cell(value, 3) for name, value in own.items() if not isinstance(value, str)
-    }
-    head = [own["sampler"], own["correction"], shown["k"], shown["draws"]]
-    bias = f"{shown['relative_bias']} ({shown['bias_low']} to {shown['bias_high']})"
-    error = own["draw_cosine_error"]
-    cosine = f"{shown['draw_cosine']} ± {cell(None if error is None else 2 * error, 3)}"
-    rows.append([*head, bias, shown["relative_deviation"], cosine, shown["cosine"]])
-  columns = ["sampler", "correction", "K", "draws", "bias", "deviation of a draw"]
-  columns += ["cosine of a draw", "cosine of the mean"]
+  """Reports the job `gradient_bias`: its plot, and the figures of each combination."""
+  n_images = counted(results["images"], "image")
+  n_classes = counted(results["n_classes"], "class")
+  counts = f"{n_images}, {n_classes}"
+  columns = [
+    "sampler",
+    "correction",
+    "K",
+    "draws",
+    "bias",
+    "deviation of a draw",
+    "cosine of a draw",
+    "cosine of the mean",
+  ]
+  rows = [_figures_row(figures) for figures in results["cells"]]
   text = (
     "Bias: distance of the mean gradient over the draws from the exact one; deviation: root mean"
     " square distance of a draw from their mean; both relative to the norm of the exact gradient."
     " Cosines are with the exact gradient. In brackets and after ±: two standard errors."
   )
-  norm, seconds = cell(results["exact_norm"], 4), cell(results["seconds"])
   data = {
     "prompt": results["prompt"],
-    "norm of the exact gradient": norm,
-    "time (s)": seconds,
+    "norm of the exact gradient": cell(results["exact_norm"], 4),
+    "time (s)": cell(results["seconds"]),
   }
   sections = [
     Section("Data", table=facts(data)),
@@ -254,3 +306,24 @@ def gradient_bias_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Re
     f"{counted(len(rows), 'combination')} of sampler, correction and K: {counts}."
   )
   return Report(f"Bias of the sampled gradient: {counts}", combinations, sections)
+
+
+def _figures_row(figures: Mapping[str, Any]) -> list[str]:
+  """A combination as a row of the report."""
+  text = {}
+  for name, value in figures.items():
+    if not isinstance(value, str):
+      text[name] = cell(value, 3)
+  two_errors = figures["draw_cosine_error"]
+  if two_errors is not None:
+    two_errors = 2 * two_errors
+  return [
+    figures["sampler"],
+    figures["correction"],
+    text["k"],
+    text["draws"],
+    f"{text['relative_bias']} ({text['bias_low']} to {text['bias_high']})",
+    text["relative_deviation"],
+    f"{text['draw_cosine']} ± {cell(two_errors, 3)}",
+    text["cosine"],
+  ]

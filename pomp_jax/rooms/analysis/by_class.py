@@ -19,23 +19,30 @@ from pomp_jax.report.labels import prompt_labels
 from pomp_jax.report.report import Section, Table, write_csv
 
 _RESULTS = (
-  *("prompt", "set", "split", "n", "classes", "top1", "top1_low", "top1_high", "top5"),
-  *(
-    "macro_top1",
-    "ece",
-    "reference",
-    "difference",
-    "difference_low",
-    "difference_high",
-  ),
-  *("p_value",),
+  "prompt",
+  "set",
+  "split",
+  "n",
+  "classes",
+  "top1",
+  "top1_low",
+  "top1_high",
+  "top5",
+  "macro_top1",
+  "ece",
+  "reference",
+  "difference",
+  "difference_low",
+  "difference_high",
+  "p_value",
 )
 _CLASS = ("set", "prompt", "class", "images", "top1")
 _CONFUSION = ("set", "prompt", "class", "answer", "images", "images_of_class")
 # Classes of a set whose confusion matrix is drawn.
 _MOST_DRAWN = 50
-# Pairs of names, and classes, that `results.json` and the report hold of a set.
-_PAIRS, _CLASSES = 20, 50
+# What `results.json` and the report hold of a set.
+_PAIRS = 20  # pairs of confused names
+_CLASSES = 50  # classes of the lowest accuracy
 
 
 def sets_of(
@@ -44,75 +51,107 @@ def sets_of(
   reference: str,
   labels: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
-  """Sets of a training's splits, by the names of their classes and the figures of their
-  prompts.
+  """Sets of a training's splits, as `write` takes them.
 
-  `labels` has the prompts that are called otherwise than by `prompt_labels`.
+  Args:
+    names: names of the classes of each split.
+    scores: figures of the prompts on each split.
+    reference: prompt that the others are compared with.
+    labels: labels of the prompts that differ from those of `prompt_labels`.
   """
   sets = {}
   for split, classes in names.items():
+    # A part of a split follows a slash.
     images = split.partition("/")[0]
-    images = images if images in ("train", "validation") else "test"
-    own = {
+    if images not in ("train", "validation"):
+      images = "test"
+    sets[split] = {
       "split": images,
       "classes": classes,
       "reference": reference,
       "labels": labels,
+      "prompts": scores[split],
     }
-    sets[split] = own | {"prompts": scores[split]}
   return sets
 
 
 def write(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
   """Writes `results.csv`, `classes.csv`, `confusions.csv` and plots of small sets."""
-  rows, classes, confusions = [], [], []
+  rows: list[list[Any]] = []
+  classes: list[tuple[Any, ...]] = []
+  confusions: list[tuple[Any, ...]] = []
   for name, of_set in sets.items():
     names = of_set["classes"]
     for label, figures in of_set["prompts"].items():
-      row = [label, name, of_set["split"], figures["images"], len(names)]
-      row += [figures["top1"], *figures["top1_interval"], figures["top5"]]
-      row += [figures.get("macro_top1"), figures.get("ece")]
-      if found := figures.get("difference"):
-        row += [
-          of_set.get("reference"),
-          found["top1"],
-          *found["interval"],
-          found["p_value"],
-        ]
-      rows.append(row + [None] * (len(_RESULTS) - len(row)))
-      if "per_class" in figures:
-        images_N, top1_N = _per_class(figures)
-        for one, images, top1 in zip(names, images_N, top1_N, strict=True):
-          classes.append((name, label, one, images, top1 if images else ""))
-        for c, answer, count in figures["confusions"]:
-          confusions.append((name, label, names[c], names[answer], count, images_N[c]))
+      rows.append(_result_row(name, of_set, label))
+      if "per_class" not in figures:
+        continue
+      images_N, top1_N = _per_class(figures)
+      for class_name, images, top1 in zip(names, images_N, top1_N, strict=True):
+        classes.append((name, label, class_name, images, top1 if images else ""))
+      for c, answer, count in figures["confusions"]:
+        confusions.append((name, label, names[c], names[answer], count, images_N[c]))
     best = _best_prompt(of_set)
-    if best and 1 < len(names) <= _MOST_DRAWN:
+    if best is not None and 1 < len(names) <= _MOST_DRAWN:
       prompts = list(of_set["prompts"])
-      labels = dict(zip(prompts, prompt_labels(prompts), strict=True)) | of_set.get(
-        "labels", {}
+      labels = dict(zip(prompts, prompt_labels(prompts), strict=True))
+      labels |= of_set.get("labels", {})
+      _draw_confusions(
+        folder.plots / _picture(name),
+        _confusion_matrix(of_set["prompts"][best]),
+        names,
+        f"{name}: answers under {labels[best]}",
       )
-      title = f"{name}: answers under {labels[best]}"
-      images_N, top1_N = _per_class(of_set["prompts"][best])
-      matrix_NxN = np.diag(np.rint(np.nan_to_num(top1_N) * images_N).astype(int))
-      for c, answer, count in of_set["prompts"][best]["confusions"]:
-        matrix_NxN[c, answer] = count
-      _draw_confusions(folder.plots / _picture(name), matrix_NxN, names, title)
-  for file, columns, found in (
-    ("results.csv", _RESULTS, rows),
-    ("classes.csv", _CLASS, classes),
-    ("confusions.csv", _CONFUSION, confusions),
-  ):
-    write_csv(folder.path / file, columns, found)
+  write_csv(folder.path / "results.csv", _RESULTS, rows)
+  write_csv(folder.path / "classes.csv", _CLASS, classes)
+  write_csv(folder.path / "confusions.csv", _CONFUSION, confusions)
+
+
+def _result_row(name: str, of_set: Mapping[str, Any], label: str) -> list[Any]:
+  """A prompt's row of `results.csv`; None where a figure is not known."""
+  figures = of_set["prompts"][label]
+  low, high = figures["top1_interval"]
+  row = [
+    label,
+    name,
+    of_set["split"],
+    figures["images"],
+    len(of_set["classes"]),
+    figures["top1"],
+    low,
+    high,
+    figures["top5"],
+    figures.get("macro_top1"),
+    figures.get("ece"),
+  ]
+  difference = figures.get("difference")
+  if difference:
+    low, high = difference["interval"]
+    reference = of_set.get("reference")
+    row += [reference, difference["top1"], low, high, difference["p_value"]]
+  return row + [None] * (len(_RESULTS) - len(row))
+
+
+def _confusion_matrix(figures: Mapping[str, Any]) -> np.ndarray:
+  """Images of each class by answer, int [N,N]."""
+  images_N, top1_N = _per_class(figures)
+  n_right_N = np.rint(np.nan_to_num(top1_N) * images_N)
+  matrix_NxN = np.diag(n_right_N.astype(int))
+  for c, answer, count in figures["confusions"]:
+    matrix_NxN[c, answer] = count
+  return matrix_NxN
 
 
 def _best_prompt(of_set: Mapping[str, Any]) -> str | None:
-  """The prompt of the highest top-1, the first of several, whose answers are known
-  by class."""
-  prompts = {
-    label: one for label, one in of_set["prompts"].items() if "per_class" in one
-  }
-  return max(prompts, key=lambda label: prompts[label]["top1"], default=None)
+  """The prompt of the highest top-1, of those whose answers are known by class.
+
+  Of equals it is the first.
+  """
+  top1_of = {}
+  for label, figures in of_set["prompts"].items():
+    if "per_class" in figures:
+      top1_of[label] = figures["top1"]
+  return max(top1_of, key=top1_of.__getitem__, default=None)
 
 
 def summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[str, Any]:
@@ -124,45 +163,50 @@ def summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[str, An
   label = label or _best_prompt(of_set)
   if label is None or "per_class" not in of_set["prompts"][label]:
     return {}
-  figures, names = of_set["prompts"][label], of_set["classes"]
+  names = of_set["classes"]
+  figures = of_set["prompts"][label]
   images_N, top1_N = _per_class(figures)
-  order = sorted((c for c in range(len(names)) if images_N[c]), key=lambda c: top1_N[c])
+  confused = []
+  for c, answer, count in figures["confusions"][:_PAIRS]:
+    confused.append([names[c], names[answer], count, images_N[c]])
+  with_images = [c for c in range(len(names)) if images_N[c]]
+  hardest = sorted(with_images, key=lambda c: top1_N[c])[:_CLASSES]
   return {
     "prompt": label,
-    "confused": [
-      [names[c], names[answer], count, images_N[c]]
-      for c, answer, count in figures["confusions"][:_PAIRS]
-    ],
-    "hardest": [[names[c], images_N[c], top1_N[c]] for c in order[:_CLASSES]],
+    "confused": confused,
+    "hardest": [[names[c], images_N[c], top1_N[c]] for c in hardest],
   }
 
 
 def sections(
   sets: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]
 ) -> list[Section]:
-  """Sections of confused names, confusion matrices, accuracy of classes, by each
-  `summary`."""
-  confused, hardest = [], []
+  """Sections of confused names, confusion matrices and accuracy of classes.
+
+  `sets` has the `summary` of each set, `labels` those of the prompts.
+  """
+  confused_rows = []
+  class_rows = []
   for name, of_set in sets.items():
     head = [name, labels.get(of_set["prompt"], of_set["prompt"])]
-    for one, answer, count, images in of_set.get("confused", ()):
-      confused.append([*head, one, answer, f"{count} of {images}"])
-    for one, images, top1 in of_set.get("hardest", ()):
-      hardest.append([*head, one, str(images), f"{100 * top1:.1f}"])
+    for class_name, answer, count, images in of_set.get("confused", ()):
+      confused_rows.append([*head, class_name, answer, f"{count} of {images}"])
+    for class_name, images, top1 in of_set.get("hardest", ()):
+      class_rows.append([*head, class_name, str(images), f"{100 * top1:.1f}"])
   columns = ("set", "prompt", "class")
   sections = []
-  if confused:
+  if confused_rows:
     text = f"The {_PAIRS} most frequent errors of a set; confusions.csv has up to 2,500 kinds."
-    table = Table((*columns, "taken for", "images"), confused)
-    sections.append(
-      Section("Most confused names", text, table, folded=len(confused) > _PAIRS)
-    )
-  sections += [Section(f"Confusions: {name}", picture=_picture(name)) for name in sets]
-  if hardest:
+    table = Table((*columns, "taken for", "images"), confused_rows)
+    is_long = len(confused_rows) > _PAIRS
+    sections.append(Section("Most confused names", text, table, folded=is_long))
+  for name in sets:
+    sections.append(Section(f"Confusions: {name}", picture=_picture(name)))
+  if class_rows:
     text = (
       f"The {_CLASSES} lowest of a set; classes.csv has the others, and all prompts."
     )
-    table = Table((*columns, "images", "top-1 (%)"), hardest)
+    table = Table((*columns, "images", "top-1 (%)"), class_rows)
     sections.append(Section("Accuracy of classes", text, table, folded=True))
   return sections
 
@@ -180,30 +224,31 @@ def _per_class(figures: Mapping[str, Any]) -> tuple[list[int], list[float]]:
 def _draw_confusions(
   path: Path, matrix_NxN: np.ndarray, names: Sequence[str], title: str
 ) -> None:
-  """Draws answers by class: a row a class, with its images' shares and numbers by
-  answer."""
-  n = len(names)
-  side = max(2.2, 0.2 * n) if n > 15 else max(2.2, 0.36 * n)
+  """Draws a row a class, with shares and numbers of its images by answer."""
+  n_classes = len(names)
+  # More classes are drawn smaller.
+  cell_inches = 0.2 if n_classes > 15 else 0.36
+  side = max(2.2, cell_inches * n_classes)
   figure = Figure(figsize=(side + 3.2, side + 2.2), layout="constrained")
   figure.suptitle(drawing.name(title, 70), fontsize=drawing.TITLE)
   axes = figure.subplots()
-  shares = matrix_NxN / np.maximum(matrix_NxN.sum(axis=1, keepdims=True), 1)
-  picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-  size = drawing.TEXT if n <= 15 else 5.5
-  for row, column in zip(*np.nonzero(matrix_NxN), strict=True):
-    colour = "white" if shares[row, column] > 0.6 else "black"
-    font: dict[str, Any] = {
-      "ha": "center",
-      "va": "center",
-      "fontsize": size,
-      "color": colour,
-    }
-    axes.text(column, row, str(matrix_NxN[row, column]), **font)
-  shown = drawing.names(names, 26)
+  shares_NxN = matrix_NxN / np.maximum(matrix_NxN.sum(axis=1, keepdims=True), 1)
+  picture = axes.imshow(shares_NxN, cmap="Blues", vmin=0, vmax=1)
+  for row, column in np.argwhere(matrix_NxN):
+    axes.text(
+      column,
+      row,
+      str(matrix_NxN[row, column]),
+      ha="center",
+      va="center",
+      fontsize=drawing.TEXT if n_classes <= 15 else 5.5,
+      color="white" if shares_NxN[row, column] > 0.6 else "black",
+    )
+  short_names = drawing.names(names, 26)
   drawing.label_panel(axes, "", "answer", "class of the image")
-  axes.set_xticks(range(n), shown, rotation=90)
-  axes.set_yticks(range(n), shown)
-  axes.tick_params(labelsize=drawing.TEXT if n <= 30 else 7, length=0)
+  axes.set_xticks(range(n_classes), short_names, rotation=90)
+  axes.set_yticks(range(n_classes), short_names)
+  axes.tick_params(labelsize=drawing.TEXT if n_classes <= 30 else 7, length=0)
   axes.spines[:].set_visible(False)
   bar = figure.colorbar(picture, ax=axes, shrink=0.6, format=PercentFormatter(1.0))
   bar.set_label("share of the class's images", fontsize=drawing.TEXT)

@@ -5,7 +5,7 @@ prompts, E embedding, M context vectors, V tokens of the vocabulary, D width, T 
 tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import os
 from typing import Any
 
@@ -27,11 +27,15 @@ def alignment(
   class_features_NxE: Float[np.ndarray, "N E"],
   labels_n: Int[np.ndarray, " n"],
 ) -> float:
-  """Computes the mean squared distance between images and the text of their class, 0 to
-  4.
+  """Computes the mean squared distance between images and their classes' text, 0 to 4.
 
-  mean_i ||f(x_i) - g(t_{y_i})||^2, Wang & Isola (2020), eq. 1 with alpha = 2. As in POMP, the pairs
-  are images and their classes. Rows are unit vectors.
+  mean_i ||f(x_i) - g(t_{y_i})||^2, Wang & Isola (2020), eq. 1 with alpha = 2. As in POMP,
+  the pairs are images and their classes.
+
+  Args:
+    image_features_nxE: unit features of the images.
+    class_features_NxE: unit features of the classes.
+    labels_n: class of each image.
   """
   gaps_nxE = image_features_nxE - class_features_NxE[labels_n]
   return float(np.mean(np.sum(np.square(gaps_nxE, dtype=np.float64), axis=-1)))
@@ -40,10 +44,11 @@ def alignment(
 def uniformity(class_features_NxE: Float[np.ndarray, "N E"]) -> float:
   """Computes how evenly class features spread over the sphere; lower is more even.
 
-  log mean_{i<j} exp(-2 ||g_i - g_j||^2), Wang & Isola (2020), eq. 2 with t = 2, over all pairs of
-  two or more unit vectors.
+  log mean_{i<j} exp(-2 ||g_i - g_j||^2), Wang & Isola (2020), eq. 2 with t = 2, over
+  all pairs of two or more unit vectors.
   """
-  n_classes, total = len(class_features_NxE), 0.0
+  n_classes = len(class_features_NxE)
+  total = 0.0
   for start in range(0, n_classes, _CHUNK):
     block_RxE = class_features_NxE[start : start + _CHUNK]
     # Later classes only: each pair once.
@@ -51,7 +56,8 @@ def uniformity(class_features_NxE: Float[np.ndarray, "N E"]) -> float:
     # ||a - b||^2 = 2 - 2 a.b on the unit sphere.
     potential_RxS = np.exp(4 * (cosines_RxS - 1), dtype=np.float64)
     total += np.sum(np.triu(potential_RxS, 1))
-  return float(np.log(total / (n_classes * (n_classes - 1) / 2)))
+  n_pairs = n_classes * (n_classes - 1) / 2
+  return float(np.log(total / n_pairs))
 
 
 def prompt_similarity(
@@ -67,8 +73,16 @@ def nearest_tokens(
   embeddings_VxD: Float[np.ndarray, "V D"],
   top: int,
 ) -> tuple[Int[np.ndarray, "M T"], Float[np.ndarray, "M T"]]:
-  """Ids and Euclidean distances of the `top` tokens nearest to each vector, as in
-  CoOp (2022)."""
+  """Finds the tokens nearest to each vector, as in CoOp (2022).
+
+  Args:
+    vectors_MxD: learned context vectors.
+    embeddings_VxD: token embeddings of the CLIP.
+    top: number of tokens of a vector, T.
+
+  Returns:
+    Ids and Euclidean distances, nearest first.
+  """
   distances_MxV = cdist(vectors_MxD, embeddings_VxD)
   tokens_MxT = np.argsort(distances_MxV, axis=-1, kind="stable")[:, :top]
   return tokens_MxT, np.take_along_axis(distances_MxV, tokens_MxT, axis=-1)
@@ -87,76 +101,98 @@ def token_spacing(embeddings_VxD: Float[np.ndarray, "V D"]) -> float:
 def alignment_uniformity(
   path: str | os.PathLike, sets: Mapping[str, Mapping[str, Any]]
 ) -> None:
-  """Plots alignment against uniformity, a panel a data set and a point a prompt;
-  none for None."""
-  prompts, title = (
-    list(next(iter(sets.values()))["prompts"]),
-    "Alignment and uniformity",
-  )
-  figure, axes_of = drawing.panels(len(sets), 3.2, 3.2, f"{title} (lower is better)")
-  for place, (axes, (name, of_set)) in enumerate(
-    zip(axes_of, sets.items(), strict=True)
-  ):
-    for i, one in enumerate(of_set["prompts"].values()):
-      x = np.array([one["uniformity"]], float)  # None becomes NaN, which is not drawn
-      axes.plot(x, [one["alignment"]], linestyle="", markersize=8, **drawing.style(i))
+  """Plots alignment against uniformity, a panel a data set and a point a prompt.
+
+  A prompt whose uniformity is None has no point.
+  """
+  title = "Alignment and uniformity (lower is better)"
+  figure, panels = drawing.panels(len(sets), 3.2, 3.2, title)
+  for number, (name, of_set) in enumerate(sets.items()):
+    axes = panels[number]
+    for i, figures in enumerate(of_set["prompts"].values()):
+      # None becomes NaN, which is not drawn.
+      x = np.array([figures["uniformity"]], float)
+      style = drawing.style(i)
+      axes.plot(x, [figures["alignment"]], linestyle="", markersize=8, **style)
     axes.margins(0.2)
-    y_label = "" if place % drawing.COLUMNS else "alignment of images and classes"
+    is_first_column = number % drawing.COLUMNS == 0
+    y_label = "alignment of images and classes" if is_first_column else ""
     heading = with_counts(drawing.name(name, 18), of_set["images"], of_set["classes"])
     drawing.label_panel(
       axes, heading, "uniformity of the classes", y_label, grid="both"
     )
-  drawing.legend_below(figure, axes_of[0].get_lines(), prompt_labels(prompts))
+  prompts = list(next(iter(sets.values()))["prompts"])
+  drawing.legend_below(figure, panels[0].get_lines(), prompt_labels(prompts))
   drawing.save(path, figure)
 
 
 def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.Report:
-  """Report of the job `analyse`: figures of each set, nearest tokens."""
-  labels, sets = report.short_labels(results["prompts"]), results["sets"]
-  counts = [
-    (name, f"{of['images']:,}", f"{of['classes']:,}") for name, of in sets.items()
-  ]
+  """Reports the job `analyse`: figures of each set, nearest tokens."""
+  labels = report.short_labels(results["prompts"])
+  sets = results["sets"]
+  counts = []
+  for name, of_set in sets.items():
+    counts.append((name, f"{of_set['images']:,}", f"{of_set['classes']:,}"))
   sections = [
     report.prompts_section(results["prompts"], labels),
     report.Section(
       "Data sets", table=report.Table(("set", "images", "classes"), counts)
     ),
     report.Section("Alignment and uniformity", picture="alignment_uniformity.png"),
+    _figure_section("Alignment (lower is better)", "", _alignment_cell, sets, labels),
+    _figure_section("Uniformity (lower is better)", "", _uniformity_cell, sets, labels),
+    _figure_section("Top-1 accuracy (%)", report.INTERVAL, _top1_cell, sets, labels),
   ]
-  for title, text, shown in (
-    ("Alignment (lower is better)", "", lambda of: report.cell(of["alignment"], 3)),
-    ("Uniformity (lower is better)", "", lambda of: report.cell(of["uniformity"], 3)),
-    (
-      "Top-1 accuracy (%)",
-      report.INTERVAL,
-      lambda of: report.percent(of["top1"], of.get("top1_interval")),
-    ),
-  ):
-    rows = [
-      [short, *(shown(of_set["prompts"][label]) for of_set in sets.values())]
-      for label, short in labels.items()
-    ]
-    sections.append(
-      report.Section(title, text, report.Table(("prompt", *sets), rows), brief=True)
-    )
+  spacing = results["tokens"]["median_distance_between_tokens"]
   text = (
     "Euclidean distances; half of the vocabulary's tokens have another within"
-    f" {results['tokens']['median_distance_between_tokens']:.3f}."
+    f" {spacing:.3f}."
   )
   for label, vectors in results["tokens"]["vectors"].items():
-    rows = []
-    for number, one in enumerate(vectors, 1):
-      near = zip(one["tokens"], one["distances"], strict=True)
-      rows.append(
-        [str(number), *(f"{token} {distance:.3f}" for token, distance in near)]
-      )
-    if rows:  # a prompt of class names alone has no vector
-      table = report.Table(
-        ("vector", *(f"token {i}" for i in range(1, len(rows[0])))), rows
-      )
-      sections.append(
-        report.Section(f"Nearest tokens: {labels[label]}", text, table, brief=True)
-      )
+    # A prompt of class names alone has no vector.
+    if vectors:
+      title = f"Nearest tokens: {labels[label]}"
+      sections.append(report.Section(title, text, _tokens_table(vectors), brief=True))
   prompts = counted(len(labels), "prompt")
   text = f"{prompts} on {counted(len(sets), 'data set')}, CLIP {results['clip_model']}."
   return report.Report(f"Class features under {prompts}", text, sections)
+
+
+def _figure_section(
+  title: str,
+  text: str,
+  cell_of: Callable[[Mapping[str, Any]], str],
+  sets: Mapping[str, Mapping[str, Any]],
+  labels: Mapping[str, str],
+) -> report.Section:
+  """A table of one figure: a row a prompt, a column a data set."""
+  rows = []
+  for label, short_label in labels.items():
+    cells = [cell_of(of_set["prompts"][label]) for of_set in sets.values()]
+    rows.append([short_label, *cells])
+  return report.Section(title, text, report.Table(("prompt", *sets), rows), brief=True)
+
+
+def _alignment_cell(figures: Mapping[str, Any]) -> str:
+  return report.cell(figures["alignment"], 3)
+
+
+def _uniformity_cell(figures: Mapping[str, Any]) -> str:
+  return report.cell(figures["uniformity"], 3)
+
+
+def _top1_cell(figures: Mapping[str, Any]) -> str:
+  return report.percent(figures["top1"], figures.get("top1_interval"))
+
+
+def _tokens_table(vectors: Sequence[Mapping[str, Any]]) -> report.Table:
+  """A row a vector with its nearest tokens and their distances."""
+  rows = []
+  for number, vector in enumerate(vectors, 1):
+    row = [str(number)]
+    for token, distance in zip(vector["tokens"], vector["distances"], strict=True):
+      row.append(f"{token} {distance:.3f}")
+    rows.append(row)
+  n_tokens = len(rows[0]) - 1
+  columns = [f"token {number}" for number in range(1, n_tokens + 1)]
+  return report.Table(("vector", *columns), rows)

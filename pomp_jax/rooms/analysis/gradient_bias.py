@@ -69,129 +69,173 @@ class Gradients(NamedTuple):
   def of_draws(
     self, k: int, sampling: SamplingSettings, corrections: Sequence[str], n_draws: int
   ) -> Float[np.ndarray, "R corrections P"]:
-    """Computes R = `n_draws` independent draws of K classes under each correction."""
-    lengths_N = np.asarray(self.frozen.tokens.lengths)
+    """Computes independent draws under each correction.
+
+    Args:
+      k: classes of a draw, K.
+      sampling: sampler and its settings.
+      corrections: corrections of the loss.
+      n_draws: number of draws, R.
+    """
     contrast = dataclasses.replace(self.contrast, k=k, sampling=sampling)
-    size = self.labels_B.size
     capacity = self.encoder.capacity(self.module)
     budget = step_token_budget(
-      self.module, lengths_N, settings=contrast, group_size=size, capacity=capacity
+      self.module,
+      np.asarray(self.frozen.tokens.lengths),
+      settings=contrast,
+      group_size=self.labels_B.size,
+      capacity=capacity,
     )
     n_prefix = 1 + self.module.n_vectors - self.module.n_own
     memory = memory_plan(self.clip, self.encoder, n_prefix, budget)
     tower = self.encoder.text_tower(budget, memory)
     learner = ContextLearner(self.module, tower, budget, capacity)
-    images = jnp.asarray(self.features_BxE), jnp.asarray(self.labels_B)
     gradients = bias.gradient_function(learner, contrast, corrections)
-    return bias.draws_of(
-      gradients, (self.params, self.frozen, *images), n_draws, self.seed
+    arguments = (
+      self.params,
+      self.frozen,
+      jnp.asarray(self.features_BxE),
+      jnp.asarray(self.labels_B),
     )
+    return bias.draws_of(gradients, arguments, n_draws, self.seed)
 
 
 def check(config: GradientBiasConfig, workdir: str) -> None:
-  """Refuses what can't work before weights are read; writes nothing. InputErrors of
-  one line."""
-  settings, n_classes = config.gradient_bias, opening.n_training_classes(config.data)
-  k = settings.k
-  fits = (
-    k
-    and all(type(n) is int and 2 <= n <= n_classes for n in k)
-    and len(set(k)) == len(k)
-  )
-  takes = f"one or more different sizes from 2 to the number of classes, {n_classes}"
-  require(fits, "gradient_bias.k", k, takes)
-  unread = {"method": "pomp", "prompt.class_specific": False, "prompt.init": ""}
-  values = config.flat()
-  unread |= {field: 0.0 for field in values if field.startswith("consistency_")}
-  for field, value in unread.items():
-    found = values[field]
-    require(found == value, field, found, f"{value!r} where job='gradient_bias'")
+  """Checks before weights are read what can't work; writes nothing.
+
+  Raises:
+    InputError: a field does not fit the job or the data, or the prompt is unusable.
+  """
+  settings = config.gradient_bias
+  n_classes = opening.n_training_classes(config.data)
+  _check_sizes(settings.k, n_classes)
+  _check_fixed_fields(config.flat())
   source = opening.open_source(config.data, "train", n_images=settings.images)
   clip = opening.clip_config(config.clip.model, config.clip.image_tower)
   opening.check_features(source, config.clip.model, clip)
-  n_images, there = settings.images, len(source)
-  require(
-    n_images <= there,
-    "gradient_bias.images",
-    n_images,
-    f"at most {there}, the training's",
-  )
-  if settings.prompt:
-    prompt, bank_NxE = _load(settings.prompt)
-    if prompt.context.ndim != 2 or prompt.sentences is not None:
-      raise ConfigError(
-        "gradient_bias.prompt", settings.prompt, "a context that classes share"
-      )
-    if bank_NxE is not None and len(bank_NxE) != n_classes:
-      found = f"{settings.prompt}, with a bank of {len(bank_NxE)} classes"
-      raise ConfigError(
-        "gradient_bias.prompt", found, f"one of the training's {n_classes} classes"
-      )
-    width = clip.text_config.hidden_size
-    check_fits(prompt, width, config.clip.model, n_classes, settings.prompt)
+  accepted = f"at most {len(source)}, the training's"
+  is_enough = settings.images <= len(source)
+  require(is_enough, "gradient_bias.images", settings.images, accepted)
+  if not settings.prompt:
+    return
+  field = "gradient_bias.prompt"
+  prompt, bank_NxE = _load(settings.prompt)
+  if prompt.context.ndim != 2 or prompt.sentences is not None:
+    raise ConfigError(field, settings.prompt, "a context that classes share")
+  if bank_NxE is not None and len(bank_NxE) != n_classes:
+    found = f"{settings.prompt}, with a bank of {len(bank_NxE)} classes"
+    raise ConfigError(field, found, f"one of the training's {n_classes} classes")
+  width = clip.text_config.hidden_size
+  check_fits(prompt, width, config.clip.model, n_classes, settings.prompt)
+
+
+def _check_sizes(k: Sequence[Any], n_classes: int) -> None:
+  """Raises ConfigError unless the sizes of draws differ and fit the classes."""
+  are_sizes = all(type(size) is int and 2 <= size <= n_classes for size in k)
+  are_distinct = are_sizes and len(set(k)) == len(k)
+  accepted = f"one or more different sizes from 2 to the number of classes, {n_classes}"
+  require(bool(k) and are_distinct, "gradient_bias.k", k, accepted)
+
+
+def _check_fixed_fields(values: Mapping[str, Any]) -> None:
+  """Raises ConfigError for a field of the training that the job does not read."""
+  fixed: dict[str, Any] = {
+    "method": "pomp",
+    "prompt.class_specific": False,
+    "prompt.init": "",
+  }
+  for field in values:
+    if field.startswith("consistency_"):
+      fixed[field] = 0.0
+  for field, value in fixed.items():
+    accepted = f"{value!r} where job='gradient_bias'"
+    require(values[field] == value, field, values[field], accepted)
 
 
 def run(config: GradientBiasConfig, workdir: str) -> dict[str, Any]:
   """Computes the cells that are missing; returns what `results.json` holds."""
-  own, seed, start = config.gradient_bias, config.seed, time.monotonic()
+  start = time.monotonic()
+  settings = config.gradient_bias
+  clip = config.clip
   encoder = opening.open_encoder(
-    config.clip, config.mesh.class_size, config.data.feature_store
+    clip, config.mesh.class_size, config.data.feature_store
   )
-  names, features_BxE, labels_B = _images(config.data, encoder, own.images, seed)
-  module, bank_NxE = _start(own.prompt, config.prompt, encoder.clip.text_width)
-  params = module.init(jax.random.key(seed), method=lambda m: m.context)["params"]
-  params = replicate(params, encoder.mesh)
-  arrays = _arrays(config.sampling, config.data, own.samplers, names)
-  # the exact gradient is the same under all corrections
+  names, features_BxE, labels_B = _images(
+    config.data, encoder, settings.images, config.seed
+  )
+  module, bank_NxE = _start(settings.prompt, config.prompt, encoder.clip.text_width)
+  variables = module.init(jax.random.key(config.seed), method=lambda m: m.context)
+  params = replicate(variables["params"], encoder.mesh)
+  arrays = _arrays(config.sampling, config.data, settings.samplers, names)
+  # The exact gradient is the same under all corrections of one loss.
   losses: tuple[str, ...] = ("log",)
   logit_bias = 0.0
-  if "sigmoid" in own.corrections:
+  if "sigmoid" in settings.corrections:
+    losses = ("log", "sigmoid")
     sigmoid = dataclasses.replace(config.contrast, loss="sigmoid")
-    losses, logit_bias = ("log", "sigmoid"), logit_bias_of(sigmoid, encoder)
-  clip = config.clip
+    logit_bias = logit_bias_of(sigmoid, encoder)
   parts: list[Any] = [
-    f"{_VERSION} {seed} {module.position} {clip.text_tower} {clip.dtype}"
+    f"{_VERSION} {config.seed} {module.position} {clip.text_tower} {clip.dtype}",
+    repr(sorted(config.sampling.flat().items())),
+    encoder.clip.settings,
+    *jax.tree.leaves(encoder.clip.params),
+    "\n".join(names),
+    np.asarray(params["context"]),
+    features_BxE,
+    labels_B,
   ]
-  parts += [repr(sorted(config.sampling.flat().items())), encoder.clip.settings]
-  parts += [*jax.tree.leaves(encoder.clip.params), "\n".join(names)]
-  parts += [np.asarray(params["context"]), features_BxE, labels_B]
-  parts += [str(logit_bias)] * ("sigmoid" in own.corrections)
-  parts += [np.asarray(array) for array in (bank_NxE, *arrays) if array is not None]
+  if "sigmoid" in settings.corrections:
+    parts.append(str(logit_bias))
+  for array in (bank_NxE, *arrays):
+    if array is not None:
+      parts.append(np.asarray(array))
   key = fingerprint(parts)
   frozen = encoder.frozen(encoder.vocabulary(names, module.n_vectors))
   if bank_NxE is None:
     bank_NxE = encoder.features_of_classes(params, frozen, module.position)
-  arrays = replicate(arrays._replace(bank=Bank(bank_NxE, len(names))), encoder.mesh)
-  frozen = frozen._replace(sampling=arrays)
-  n_classes, scale = len(names), encoder.clip.logit_scale
-  sampling = sampling_of(config.sampling, scale)
-  contrast = ContrastSettings(
-    n_classes, n_classes, "log", scale, sampling, logit_bias=logit_bias
+  arrays = arrays._replace(bank=Bank(bank_NxE, len(names)))
+  frozen = frozen._replace(sampling=replicate(arrays, encoder.mesh))
+  scale = encoder.clip.logit_scale
+  gradients = Gradients(
+    encoder=encoder,
+    clip=clip,
+    module=module,
+    params=params,
+    frozen=frozen,
+    contrast=ContrastSettings(
+      len(names),
+      len(names),
+      "log",
+      scale,
+      sampling_of(config.sampling, scale),
+      logit_bias=logit_bias,
+    ),
+    features_BxE=features_BxE,
+    labels_B=labels_B,
+    seed=config.seed,
   )
-  given = encoder, config.clip, module, params, frozen, contrast
-  gradients = Gradients(*given, features_BxE, labels_B, seed)
   folder = RunFolder(workdir)
   folder.create()
-  all_classes = gradients.of_draws(len(names), SamplingSettings(), losses, 1)[0]
-  of_loss = dict(zip(losses, all_classes, strict=True))
-  exact = {
-    one: of_loss["sigmoid" if one == "sigmoid" else "log"] for one in own.corrections
-  }
-  norms = {
-    one: float(np.linalg.norm(gradient_P)) for one, gradient_P in of_loss.items()
-  }
+  # A draw of all classes has the exact gradient, whichever the sampler.
+  exact_gradients = gradients.of_draws(len(names), SamplingSettings(), losses, 1)[0]
+  exact_of_loss = dict(zip(losses, exact_gradients, strict=True))
+  exact = {}
+  for correction in settings.corrections:
+    exact[correction] = exact_of_loss["sigmoid" if correction == "sigmoid" else "log"]
+  norms = {loss: float(np.linalg.norm(g_P)) for loss, g_P in exact_of_loss.items()}
   log.info("norms of the exact gradients over %d classes: %s", len(names), norms)
-  cells = _cells(own, gradients, exact, folder, key)
+  cells = _cells(settings, gradients, exact, folder, key)
   results = {
     "job": config.job,
     "n_classes": len(names),
     "images": labels_B.size,
-    "prompt": own.prompt or "initial",
+    "prompt": settings.prompt or "initial",
     "exact_norm": norms["log"],
     "cells": cells,
     "seconds": round(time.monotonic() - start, 1),
   }
-  with writing(path := folder.plots / "gradient_bias.png"):
+  path = folder.plots / "gradient_bias.png"
+  with writing(path):
     bias.gradient_bias_panels(path, cells, images=labels_B.size, classes=len(names))
   finish_run(folder, config.to_dict(), results)
   return results
@@ -267,31 +311,37 @@ def _arrays(
 
 
 def _cells(
-  own: GradientBias,
+  settings: GradientBias,
   gradients: Gradients,
   exact: Mapping[str, np.ndarray],
   folder: RunFolder,
   key: str,
 ) -> list[dict[str, Any]]:
   """Figures of each sampler, K and correction; `key` is that of all but these."""
-  pairs = {f"{sampler}_{k}": (sampler, k) for sampler in own.samplers for k in own.k}
   # The text tower computes about as many rows for each K.
-  n_draws = {k: int(np.clip(own.rows // (k + own.images), 8, 512)) for k in own.k}
-  keys = {
-    name: fingerprint([key, sampler, f"{k} {n_draws[k]}", *own.corrections])
-    for name, (sampler, k) in pairs.items()
+  n_draws = {
+    k: int(np.clip(settings.rows // (k + settings.images), 8, 512)) for k in settings.k
   }
+  pairs = {}
+  keys = {}
+  for sampler in settings.samplers:
+    for k in settings.k:
+      name = f"{sampler}_{k}"
+      pairs[name] = (sampler, k)
+      parts = [key, sampler, f"{k} {n_draws[k]}", *settings.corrections]
+      keys[name] = fingerprint(parts)
   pieces = Pieces(folder.path / "cells", keys)
   missing = pieces.missing(pairs)
   cells = []
   for name, (sampler, k) in steps_of(list(pairs.items()), "gradient bias", "cells"):
     if name in missing:
       sampling = dataclasses.replace(gradients.contrast.sampling, name=sampler)
-      drawn = gradients.of_draws(k, sampling, own.corrections, n_draws[k])
+      draws = gradients.of_draws(k, sampling, settings.corrections, n_draws[k])
       computed = []
-      for i, correction in enumerate(own.corrections):
+      for row, correction in enumerate(settings.corrections):
         facts = {"sampler": sampler, "correction": correction, "k": k}
-        computed.append(facts | bias.summarise(drawn[:, i], exact[correction]))
+        figures = bias.summarise(draws[:, row], exact[correction])
+        computed.append(facts | figures)
       pieces.save(name, {"cells": computed})
     finished = pieces.read(name).facts["cells"]
     cells += finished

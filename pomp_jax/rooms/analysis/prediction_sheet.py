@@ -49,35 +49,37 @@ def prediction_sheet(
 ) -> Callable[[Path], None] | None:
   """Predicts test images of a finished training; all processes call it.
 
-  Returns a function that draws the sheet as a PNG file, and misclassified images as
-  `mistakes.png` beside it, if there are any; None if no image can be read.
+  Args:
+    run: the training.
+    prompt: the prompt that it has learned.
+    results: its results, with the evaluated splits.
+
+  Returns:
+    A function that draws the sheet as a PNG file, and misclassified images as
+    `mistakes.png` beside it, if there are any; None if no image can be read.
   """
   # Prefer classes that the training did not see.
   splits = list(results["eval"])
   split = next((name for name in splits if name.endswith(("novel", "new"))), splits[0])
-  sources = [
-    run.encoder.sized(opening.open_source(run.data, split, n_images=n))
-    for n in (_IMAGES, min(_CLASSIFIED, results["eval_images"][split]))
-  ]
-  classifier = Classifier(run.encoder, prompt, sources[0].names)
-  shown = _classified(classifier, sources[0], _IMAGES)
-  if shown is None:
+  n_images = results["eval_images"][split]
+
+  def open_images(n: int) -> Source:
+    return run.encoder.sized(opening.open_source(run.data, split, n_images=n))
+
+  few = open_images(_IMAGES)
+  many = open_images(min(_CLASSIFIED, n_images))
+  classifier = Classifier(run.encoder, prompt, few.names)
+  sheet = _classified(classifier, few, _IMAGES)
+  if sheet is None:
     return None
-  n_images, classes = (
-    results["eval_images"][split],
-    counted(len(classifier.names), "class"),
-  )
-  title = f"{split}: {len(shown.images)} of {counted(n_images, 'image')}, {classes}"
-  mistakes, title_of_mistakes = misclassified(
-    _classified(classifier, sources[1], _CLASSIFIED)
-  )
+  n_classes = counted(len(classifier.names), "class")
+  title = f"{split}: {len(sheet.images)} of {counted(n_images, 'image')}, {n_classes}"
+  mistakes, count = misclassified(_classified(classifier, many, _CLASSIFIED))
 
   def draw(path: Path) -> None:
-    _draw(path, *shown, title)
+    _draw(path, sheet, title)
     if mistakes is not None:
-      _draw(
-        path.parent / MISTAKES, *mistakes, f"{split}, {classes}: {title_of_mistakes}"
-      )
+      _draw(path.parent / MISTAKES, mistakes, f"{split}, {n_classes}: {count}")
 
   return draw
 
@@ -86,15 +88,15 @@ def misclassified(classified: Sheet | None) -> tuple[Sheet | None, str]:
   """The misclassified images, and their number; None without any."""
   if classified is None:
     return None, ""
-  # The most certain first: some of them are errors of the labels.
-  by_certainty = sorted(
-    range(len(classified.names)), key=lambda row: -classified.top3[row][0][1]
-  )
-  wrong = [
-    row for row in by_certainty if classified.top3[row][0][0] != classified.names[row]
-  ]
+  wrong = []
+  for row, name in enumerate(classified.names):
+    answer, _ = classified.top3[row][0]
+    if answer != name:
+      wrong.append(row)
   if not wrong:
     return None, ""
+  # The most certain first: some of them are errors of the labels.
+  wrong.sort(key=lambda row: -classified.top3[row][0][1])
   sheet = classified.of(wrong[:_IMAGES])
   title = (
     f"{len(sheet.names)} of {counted(len(wrong), 'misclassified image')} among"
@@ -117,64 +119,65 @@ def _classified(classifier: Classifier, source: Source, n_images: int) -> Sheet 
   return Sheet(images[read], names, top3)
 
 
-def _draw(
-  path: Path,
-  images: np.ndarray,
-  names: Sequence[str],
-  top3: Sequence[Sequence[tuple[str, float]]],
-  title: str,
-) -> None:
-  """Draws images, uint8 [n,H,W,3], with their names and the most probable ones, best
-  first."""
-  columns = min(len(images), 4)
-  rows = -(-len(images) // columns)
-  width, height = 2.9 * columns, 3.7 * rows + 0.3
+def _draw(path: Path, sheet: Sheet, title: str) -> None:
+  """Draws images with their names and the most probable ones, best first."""
+  n_columns = min(len(sheet.images), 4)
+  n_rows = -(-len(sheet.images) // n_columns)
+  # Inches. Positions are fixed: a layout engine takes seconds here.
+  width = 2.9 * n_columns
+  height = 3.7 * n_rows + 0.3
   figure = Figure(figsize=(width, height))
   figure.suptitle(
     drawing.escape(title), fontsize=drawing.TITLE, y=1 - 0.12 / height, va="top"
   )
-  for index, image in enumerate(images):
-    # Inches from the lower left. Positions are fixed: a layout engine takes seconds
-    # here.
-    x, y = 2.9 * (index % columns), 3.7 * (rows - 1 - index // columns)
-    picture = figure.add_axes(
-      ((x + 0.35) / width, (y + 1.1) / height, 2.2 / width, 2.15 / height)
-    )
-    answers = figure.add_axes(
-      ((x + 0.1) / width, (y + 0.15) / height, 2.7 / width, 0.85 / height)
-    )
-    picture.axis("off")
-    answers.axis("off")
+
+  def add_axes(left: float, bottom: float, wide: float, high: float) -> Axes:
+    place = (left / width, bottom / height, wide / width, high / height)
+    axes = figure.add_axes(place)
+    axes.axis("off")
+    return axes
+
+  for index, image in enumerate(sheet.images):
+    row, column = divmod(index, n_columns)
+    x = 2.9 * column
+    y = 3.7 * (n_rows - 1 - row)
+    picture = add_axes(x + 0.35, y + 1.1, 2.2, 2.15)
+    answers = add_axes(x + 0.1, y + 0.15, 2.7, 0.85)
     # Few pixels must stay pixels; many are reduced, where smoothing is right.
-    enlarged = max(image.shape[:2]) < 2.15 * drawing.DPI
-    picture.imshow(image, interpolation="nearest" if enlarged else "antialiased")
-    heading = textwrap.fill(drawing.name(names[index], 60), 32)
+    is_enlarged = max(image.shape[:2]) < 2.15 * drawing.DPI
+    picture.imshow(image, interpolation="nearest" if is_enlarged else "antialiased")
+    heading = textwrap.fill(drawing.name(sheet.names[index], 60), 32)
     picture.set_title(heading, fontsize=drawing.HEADING)
-    _draw_answers(answers, names[index], top3[index])
+    _draw_answers(answers, sheet.names[index], sheet.top3[index])
   drawing.save(path, figure)
 
 
 def _draw_answers(
-  axes: Axes, true_name: str, found: Sequence[tuple[str, float]]
+  axes: Axes, true_name: str, answers: Sequence[tuple[str, float]]
 ) -> None:
   """Draws one line a name: a tick if it is right, and the name over a bar.
 
   The bar is the name's probability.
   """
   axes.set(xlim=(0, 1), ylim=(3, 0))
-  short_names = drawing.names([name for name, _ in found], 38)
+  short_names = drawing.names([name for name, _ in answers], 38)
   # At 8.5 points 26 bold letters fit.
-  longest = max(1, *map(len, short_names))
-  name_size = 8.5 * min(1.0, 26 / longest)
-  for line, (name, probability) in enumerate(found):
+  longest = max(len(name) for name in short_names)
+  name_size = 8.5 * min(1.0, 26 / max(longest, 1))
+  for line, (name, probability) in enumerate(answers):
     is_right = name == true_name
-    colour = drawing.GREEN if is_right else drawing.GREY
-    bar: dict[str, Any] = {"height": 0.84, "alpha": 0.35, "linewidth": 0}
-    axes.barh(line + 0.5, probability, color=colour, **bar)
+    axes.barh(
+      line + 0.5,
+      probability,
+      color=drawing.GREEN if is_right else drawing.GREY,
+      height=0.84,
+      alpha=0.35,
+      linewidth=0,
+    )
     y = line + 0.52
     font: dict[str, Any] = {"va": "center", "weight": "bold" if is_right else "normal"}
-    tick = "\u2713" if is_right else ""
-    axes.text(0.015, y, tick, color="#00664B", fontsize=8.5, **font)
+    if is_right:
+      axes.text(0.015, y, "\u2713", color="#00664B", fontsize=8.5, **font)
     axes.text(0.085, y, short_names[line], fontsize=name_size, **font)
     percentage = f"{100 * probability:.0f}%"
     axes.text(0.99, y, percentage, ha="right", fontsize=8.5, **font)

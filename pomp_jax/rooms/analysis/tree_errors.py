@@ -6,7 +6,6 @@ Shapes: B images, N classes, n nodes of the tree.
 import collections
 from collections.abc import Callable, Sequence
 import functools
-import itertools
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Int
@@ -43,9 +42,11 @@ class Hierarchy:
 
     @functools.cache
     def depth_of(node: int) -> int:
+      """Edges of the longest path from a root."""
       return max((depth_of(parent) + 1 for parent in self._parents[node]), default=0)
 
     self._depths = np.array([depth_of(node) for node in range(len(tree))])
+    self.depth: Int[np.ndarray, " N"] = self._depths[class_nodes_N]
     self._heights = np.zeros(len(tree), int)
     # A parent is less deep than its child: from the deepest node up, each child is
     # complete.
@@ -53,17 +54,17 @@ class Hierarchy:
       above = tree.parents[node]
       self._heights[above] = np.maximum(self._heights[above], self._heights[node] + 1)
     self._distances_up = functools.cache(self._distances_up)  # type: ignore[method-assign]
-    self.depth: Int[np.ndarray, " N"] = self._depths[class_nodes_N]
-    children = collections.defaultdict(set)
+    classes_below = collections.defaultdict(set)
     for c, node in enumerate(self._nodes):
       for parent in self._parents[node]:
-        children[parent].add(c)
-    families = (
-      [children[parent] for parent in self._parents[node]] for node in self._nodes
-    )
-    self.n_siblings = np.array(
-      [len(set().union(*own) - {c}) for c, own in enumerate(families)]
-    )
+        classes_below[parent].add(c)
+    n_siblings = []
+    for c, node in enumerate(self._nodes):
+      siblings: set[int] = set()
+      for parent in self._parents[node]:
+        siblings |= classes_below[parent]
+      n_siblings.append(len(siblings - {c}))
+    self.n_siblings = np.array(n_siblings)
 
   def __len__(self) -> int:
     return len(self._nodes)
@@ -72,33 +73,39 @@ class Hierarchy:
     self, labels_B: Int[np.ndarray, " B"], answers_B: Int[np.ndarray, " B"]
   ) -> Relations:
     """Relates right classes to answers, both given as indices into the class list."""
-    pairs = labels_B.astype(np.int64) * len(self) + answers_B
-    different, row_B = np.unique(pairs, return_inverse=True)
-    rows = itertools.starmap(
-      self._relation, np.transpose(np.divmod(different, len(self))).tolist()
-    )
+    # Each different pair is related once.
+    pairs_B = labels_B.astype(np.int64) * len(self) + answers_B
+    pairs, row_B = np.unique(pairs_B, return_inverse=True)
+    rows = []
+    for pair in pairs.tolist():
+      label, answer = divmod(pair, len(self))
+      rows.append(self._relation(label, answer))
     return Relations(*(np.array(column)[row_B] for column in zip(*rows, strict=True)))
 
   def _relation(self, label: int, answer: int) -> tuple[Any, ...]:
-    a, b = self._nodes[label], self._nodes[answer]
-    up_a, up_b = self._distances_up(a), self._distances_up(b)
+    """The fields of `Relations` of one pair."""
+    a = self._nodes[label]
+    b = self._nodes[answer]
+    up_a = self._distances_up(a)
+    up_b = self._distances_up(b)
     common = up_a.keys() & up_b.keys()
     lowest = max(common, key=lambda node: (self._depths[node], -node))
+    share_parent = not self._parents[a].isdisjoint(self._parents[b])
     return (
       min(up_a[node] + up_b[node] for node in common),
       0 if a == b else self._heights[lowest],
       self._depths[lowest],
-      a != b and not self._parents[a].isdisjoint(self._parents[b]),
+      a != b and share_parent,
       a in up_b or b in up_a,
     )
 
   def _distances_up(self, node: int) -> dict[int, int]:
     """Edges of the shortest path up to each ancestor of a node, itself included."""
-    found = {node: 0}
+    distances = {node: 0}
     for parent in self._parents[node]:
       for above, edges in self._distances_up(parent).items():
-        found[above] = min(edges + 1, found.get(above, edges + 1))
-    return found
+        distances[above] = min(edges + 1, distances.get(above, edges + 1))
+    return distances
 
 
 class TreeTally:
@@ -117,41 +124,49 @@ class TreeTally:
   def add(
     self, labels_B: np.ndarray, answers_B: np.ndarray, right_B: np.ndarray
   ) -> None:
+    """Adds the answers to a batch of images.
+
+    Args:
+      labels_B: class of each image.
+      answers_B: class that each image is given.
+      right_B: whether an answer counts as right; ties are wrong.
+    """
     self._batches.append((labels_B, answers_B, right_B))
 
   def figures(self) -> dict[str, Any]:
     """The figures above, as JSON values."""
     labels_n, answers_n, right_n = map(np.concatenate, zip(*self._batches, strict=True))
-    found, wrong_n, n = (
-      self._hierarchy.relate(labels_n, answers_n),
-      ~right_n,
-      len(labels_n),
-    )
-    n_siblings, n_others = self._hierarchy.n_siblings, max(len(self._hierarchy) - 1, 1)
-    siblings = sum(
-      n_siblings[own[~right]].sum() / n_others for own, _, right in self._batches
-    )
+    relations = self._hierarchy.relate(labels_n, answers_n)
+    n_images = len(labels_n)
+    wrong_n = ~right_n
     n_errors = int(wrong_n.sum())
     errors = max(n_errors, 1)
-    distances = zip(
-      *np.unique(found.distance[wrong_n], return_counts=True), strict=True
-    )
-    depth_n, heights = self._hierarchy.depth[labels_n], int(found.ancestor_height.sum())
-    at_depth = {
-      str(depth): (found.ancestor_depth >= depth).sum() / (depth_n >= depth).sum()
-      for depth in range(1, int(depth_n.max()) + 1)
-    }
+    n_others = max(len(self._hierarchy) - 1, 1)
+    # Siblings that uniform errors would hit.
+    siblings = 0.0
+    for labels_B, _, right_B in self._batches:
+      siblings += self._hierarchy.n_siblings[labels_B[~right_B]].sum() / n_others
+    distances, counts = np.unique(relations.distance[wrong_n], return_counts=True)
+    depth_n = self._hierarchy.depth[labels_n]
+    at_depth = {}
+    for depth in range(1, int(depth_n.max()) + 1):
+      n_common = (relations.ancestor_depth >= depth).sum()
+      at_depth[str(depth)] = n_common / (depth_n >= depth).sum()
+    heights = int(relations.ancestor_height.sum())
     return {
       "errors": {
         "images": n_errors,
-        "sibling": int(found.sibling[wrong_n].sum()) / errors,
+        "sibling": int(relations.sibling[wrong_n].sum()) / errors,
         "sibling_chance": siblings / errors,
-        "mean_distance": float(found.distance[wrong_n].sum() / errors),
-        "distance": {str(distance): count / errors for distance, count in distances},
+        "mean_distance": float(relations.distance[wrong_n].sum() / errors),
+        "distance": {
+          str(distance): count / errors
+          for distance, count in zip(distances, counts, strict=True)
+        },
       },
       "hierarchy": {
-        "top1": int(found.kin.sum()) / n,
-        "ancestor_height": heights / n,
+        "top1": int(relations.kin.sum()) / n_images,
+        "ancestor_height": heights / n_images,
         "ancestor_height_of_errors": heights / errors,
         "at_depth": at_depth,
       },

@@ -95,48 +95,65 @@ def run(config: BaselinesConfig, workdir: str) -> dict[str, Any]:
 def method_runs(
   methods: Sequence[tuple[str, Mapping[str, Any]]], replace: Replace, workdir: str
 ) -> dict[str, Runs]:
-  """The trainings of each row of `config.baselines.methods`, by label; else
-  ConfigError.
+  """The trainings of each row of `config.baselines.methods`, by label.
 
-  `replace` is that of the job's config.
+  Args:
+    methods: label of each row, and its fields that differ from the job's config.
+    replace: copies the job's config with other values.
+    workdir: folder that gets a folder for each label.
+
+  Raises:
+    ConfigError: there is no row, or a row has a wrong label or value.
   """
-  found: dict[str, Runs] = {}
+  runs_of: dict[str, Runs] = {}
   for label, values in methods:
-    if not label.replace("_", "").isalnum() or label in found:
+    if not label.replace("_", "").isalnum() or label in runs_of:
       raise ConfigError("baselines.methods", label, _EXPECTED)
     if "job" in values:
       raise ConfigError(
         "baselines.methods", label, "rows without a job: each is a training"
       )
-    changes = {
-      f: value_of_text(f, v) if isinstance(v, str) else v for f, v in values.items()
-    }
-    # With its seeds; each is a pretrain job (`runs_of_seeds`).
-    one: RepeatConfig = replace({"job": "repeat"} | changes)
-    method = METHODS.get(one.method)
-    if method and method.pixels and one.data.features == "stored":
-      # Stored features serve only the methods that leave the image tower as it is.
-      one = one.replace({"data.features": "online"})
-    if method and not method.saves_prompt and "prompt.init" not in values:
-      # Nor does the best of words that a prompt must beat, that of
-      # `configs/own.py:best`.
-      random = {"prompt.init": "", "prompt.m": one.prompt.m or fields.Prompt.m}
-      one = one.replace(random if one.prompt.init == fields.BEST else {})
-    validate(one.replace({"job": "pretrain"}))
-    found[label] = runs_of_seeds(
-      one.repeat.seeds, one.replace, os.path.join(workdir, label)
-    )
-  if not found:
+    config = _config_of_row(values, replace)
+    validate(config.replace({"job": "pretrain"}))
+    folder = os.path.join(workdir, label)
+    runs_of[label] = runs_of_seeds(config.repeat.seeds, config.replace, folder)
+  if not runs_of:
     raise ConfigError("baselines.methods", methods, _EXPECTED)
-  return found
+  return runs_of
+
+
+def _config_of_row(values: Mapping[str, Any], replace: Replace) -> RepeatConfig:
+  """Config of a row, with its seeds; each seed is a pretrain job, see `runs_of_seeds`."""
+  changes: dict[str, Any] = {"job": "repeat"}
+  for field, value in values.items():
+    changes[field] = value_of_text(field, value) if isinstance(value, str) else value
+  config: RepeatConfig = replace(changes)
+  method = METHODS.get(config.method)
+  if method is None:
+    # `validate` names the unknown method.
+    return config
+  if method.pixels and config.data.features == "stored":
+    # Stored features serve only the methods that leave the image tower as it is.
+    config = config.replace({"data.features": "online"})
+  starts_from_best = config.prompt.init == fields.BEST and "prompt.init" not in values
+  if starts_from_best and not method.saves_prompt:
+    # The best of words, that of `configs/own.py:best`, is for prompts to beat.
+    m = config.prompt.m or fields.Prompt.m
+    config = config.replace({"prompt.init": "", "prompt.m": m})
+  return config
 
 
 def _outcome(folder: RunFolder, runs: Runs, programs: str) -> dict[str, Any]:
-  """Runs a method: {"seeds": .., "runs": results of each, "peak_mib": ..}, or
-  {"error": ..}."""
-  all_ran = all(RunFolder(own).results.exists() for _, own in runs.values())
-  if all_ran and (stored := folder.finished(seeds=list(runs))) is not None:
-    return stored
+  """Runs a method, or reads what an earlier start has left.
+
+  Returns:
+    {"seeds": .., "runs": results of each, "peak_mib": ..}, or {"error": ..}.
+  """
+  all_ran = all(RunFolder(workdir).results.exists() for _, workdir in runs.values())
+  if all_ran:
+    stored = folder.finished(seeds=list(runs))
+    if stored is not None:
+      return stored
   outcome: dict[str, Any]
   if jax.default_backend() == "cpu":
     try:
@@ -177,7 +194,8 @@ def _share_programs(folder: str) -> None:
 
 def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
   """Rows of the table: one of a method, or one of each text of zero-shot CLIP."""
-  runs, first = outcome["runs"], outcome["runs"][0]
+  runs = outcome["runs"]
+  first = runs[0]
   row = {
     "method": method,
     "n_runs": len(runs),
@@ -190,6 +208,8 @@ def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
   top1 = top1_of_prompts(
     {"eval": of_seeds(runs), "eval_classes": first["eval_classes"]}
   )
-  if method != "zero_shot":
-    return {label: row | {"top1": top1["prompt" if "prompt" in top1 else method]}}
-  return {f"{label}_{text}": row | {"top1": of} for text, of in top1.items()}
+  if method == "zero_shot":
+    return {f"{label}_{text}": row | {"top1": top1[text]} for text in top1}
+  # A method without a prompt has its scores under its name.
+  name = "prompt" if "prompt" in top1 else method
+  return {label: row | {"top1": top1[name]}}

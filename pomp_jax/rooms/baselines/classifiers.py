@@ -1,7 +1,6 @@
 """Zero-shot CLIP, and classifiers of image features: fit, evaluation, results."""
 
 from collections.abc import Callable
-import functools
 import time
 from typing import Any, NamedTuple
 
@@ -70,22 +69,28 @@ Fit = Callable[[Training], tuple[Any, dict[str, Any]]]
 def run(
   config: TrainingConfig, folder: RunFolder, fit: Fit | None = None
 ) -> dict[str, Any]:
-  """Fits and evaluates; leaves `classifier.npz`, but of zero-shot CLIP (None), and the
-  results.
+  """Fits and evaluates a classifier; leaves `classifier.npz` and the results.
 
-  TrainingError if no setting gives a finite classifier.
+  Args:
+    config: config of the training.
+    folder: folder of the run.
+    fit: fits the classifier; None: zero-shot CLIP, which leaves no `classifier.npz`.
+
+  Raises:
+    TrainingError: no setting gives a finite classifier.
   """
-  data, method = config.data, config.method
+  data = config.data
+  method = config.method
   encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, data.feature_store
   )
   start = time.monotonic()
-  try:
-    fitted = fit and fitted_by(
-      fit, data, config.clip, config.eval.images, encoder, folder
-    )
-  except FloatingPointError as error:
-    raise TrainingError(f"{method}: {error}") from error
+  fitted = None
+  if fit is not None:
+    try:
+      fitted = fitted_by(fit, data, config.clip, config.eval.images, encoder, folder)
+    except FloatingPointError as error:
+      raise TrainingError(f"{method}: {error}") from error
   evaluation = time.monotonic()
   if fitted and hosts.is_first():
     # Saved before the evaluation, which may fail.
@@ -96,15 +101,16 @@ def run(
   # A classifier knows only the classes of its training.
   known = fitted and fitted.names
   splits = results.open_splits(data, config.eval.images, encoder, folder, known)
-  classes_of = functools.partial(opening.class_list, data, config.eval.template)
-  scores = {
-    name: _scores(encoder, split, method, fitted, classes_of(split.names))
-    for name, (_, split) in splits.items()
-  }
-  figures, sets = results.figures_of_splits(
-    splits, scores, method if fitted else "hand_written"
-  )
-  found = {
+  scores = {}
+  for name, (_, split) in splits.items():
+    classes = opening.class_list(data, config.eval.template, split.names)
+    scores[name] = _scores(encoder, split, method, fitted, classes)
+  compared = method if fitted else "hand_written"
+  figures, sets = results.figures_of_splits(splits, scores, compared)
+  not_evaluated = [
+    name for name in opening.evaluation_splits(data) if name not in splits
+  ]
+  outcome = {
     "job": config.job,
     "method": method,
     "seed": config.seed,
@@ -113,19 +119,18 @@ def run(
     "n_classes": opening.n_training_classes(data),
     "seconds": round(evaluation - start, 2),
     "eval_seconds": round(time.monotonic() - evaluation, 2),
-    "not_evaluated": [
-      name for name in opening.evaluation_splits(data) if name not in splits
-    ],
-    **({"found": fitted.found} if fitted else {}),
+    "not_evaluated": not_evaluated,
   }
+  if fitted:
+    outcome["found"] = fitted.found
   if hosts.is_first():
     fields = config.to_dict()
     folder.create(fields)
     with writing(folder.plots):
-      results.finish(folder, fields, found, sets)
+      results.finish(folder, fields, outcome, sets)
     with results.open_tracker(config.log, folder, fields) as tracker:
-      tracker.finish(found)
-  return found
+      tracker.finish(outcome)
+  return outcome
 
 
 def fitted_by(
@@ -136,7 +141,19 @@ def fitted_by(
   encoder: Encoder,
   folder: RunFolder,
 ) -> Fitted:
-  """Fits a classifier to the run's images, whose features its folder may store."""
+  """Fits a classifier to the run's images, whose features its folder may store.
+
+  Args:
+    fit: fits the classifier.
+    data: images of the training.
+    clip: fields of the CLIP, which stored features are checked against.
+    n_validation: number of validation images.
+    encoder: the CLIP.
+    folder: folder of the run.
+
+  Raises:
+    FloatingPointError: no setting gives a finite classifier.
+  """
   source = encoder.sized(opening.open_source(data, "train"))
   fill_features(data, clip, folder, source, encoder)
   images = opening.open_source(data, "validation", n_images=n_validation)
@@ -152,13 +169,18 @@ def _scores(
   fitted: Fitted | None,
   classes: ClassList,
 ) -> dict[str, Accuracy]:
-  """Accuracy of a classifier by its method's name, and of hand-written prompts; all
-  if None."""
-  scores = {method: classifier_accuracy(fitted.classifier, split)} if fitted else {}
-  for prompt, text in _ZERO_SHOT.items():
-    if not fitted or prompt in ("hand_written", "class_name"):
-      features_NxE = features_under(encoder, classes, text)
-      scores[prompt] = topk_accuracy(
-        split.features, features_NxE, split.labels, mesh=encoder.mesh
-      )
+  """Accuracy of a classifier by its method's name, and of hand-written prompts.
+
+  Without a classifier all of `_ZERO_SHOT` are scored.
+  """
+  scores = {}
+  prompts = list(_ZERO_SHOT)
+  if fitted:
+    scores[method] = classifier_accuracy(fitted.classifier, split)
+    prompts = [name for name in prompts if name in ("hand_written", "class_name")]
+  for prompt in prompts:
+    features_NxE = features_under(encoder, classes, _ZERO_SHOT[prompt])
+    scores[prompt] = topk_accuracy(
+      split.features, features_NxE, split.labels, mesh=encoder.mesh
+    )
   return scores

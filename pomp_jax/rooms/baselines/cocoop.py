@@ -57,7 +57,14 @@ class CoCoOpLearner(Learner):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """See `Learner`; features [R,B,E] of each image."""
+    """See `Learner`; features [R,B,E] of each image.
+
+    Args:
+      params: context and meta-net.
+      frozen: text tower and tokens.
+      class_ids_R: classes.
+      image_features_BxE: features of the images, which shift the context.
+    """
     net = params["meta_net"]
     hidden_BxH = jax.nn.relu(dense(net["hidden"], normalize(image_features_BxE)))
     shift_BxD = dense(net["shift"], hidden_BxH)
@@ -74,8 +81,13 @@ class CoCoOpLearner(Learner):
 
 
 def init_dense(key: jax.Array, n_in: int, n_out: int) -> dict[str, jax.Array]:
-  """Draws kernel [n_in, n_out] and bias [n_out] from PyTorch's default, +- 1 /
-  sqrt(n_in)."""
+  """Draws kernel [n_in, n_out] and bias [n_out] from PyTorch's default, +- 1 / sqrt(n_in).
+
+  Args:
+    key: random key.
+    n_in: width of the input.
+    n_out: width of the output.
+  """
   kernel_key, bias_key = jax.random.split(key)
   bound = n_in**-0.5
   return {
@@ -102,5 +114,12 @@ class CoCoOp(Baseline):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: Clip
   ) -> CoCoOpLearner:
-    """See `Pomp`."""
+    """See `Pomp`.
+
+    Args:
+      plain: POMP's learner, whose context the meta-net shifts.
+      encoder: the CLIP, whose embedding the meta-net takes.
+      prompt: fields of the prompt.
+      clip: fields of the CLIP.
+    """
     return CoCoOpLearner(plain, encoder.clip.config.projection_dim)

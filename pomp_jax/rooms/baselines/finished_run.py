@@ -64,8 +64,17 @@ class FinishedRun(OtherPrompt):
     clip_config: ClipConfig,
     clip_model: str,
   ) -> None:
-    """Raises InputError where it does not fit a CLIP, by the shapes of its
-    parameters."""
+    """Checks by the shapes of its parameters that it fits a CLIP.
+
+    Args:
+      label: name of the run, for messages.
+      synonyms: names of the classes, which a method by steps does not restrict.
+      clip_config: architecture of the CLIP.
+      clip_model: name of the CLIP.
+
+    Raises:
+      InputError: it was learned with a CLIP of another shape or name.
+    """
     self._method.check(self._prompt, clip_config)
     if "context" in self._params:
       context = Prompt(self._params["context"], self._model, self._prompt.position)
@@ -94,7 +103,8 @@ class FinishedRun(OtherPrompt):
 
   def classifier(self, encoder: Encoder, classes: ClassList) -> np.ndarray | Scorer:
     """Unit features [N,E], or what scores images where these do not tell all."""
-    prompt, method = self._prompt, self._method
+    method = self._method
+    prompt = self._prompt
     module = PromptContext(prompt.m, encoder.clip.text_width, prompt.position)
     plain = ContextLearner(
       module, encoder.text_tower(), token_budget=None, capacity=encoder.capacity(module)
@@ -102,10 +112,8 @@ class FinishedRun(OtherPrompt):
     learner = method.make_learner(plain, encoder, prompt, self._clip)
     frozen = method.frozen_arrays(prompt, self._template, encoder, classes.names)
     params = replicate(self._params, encoder.mesh)
-    compiled, ids_N = (
-      CompiledLearner(learner, encoder.mesh),
-      np.arange(len(classes), dtype=np.int32),
-    )
+    compiled = CompiledLearner(learner, encoder.mesh)
+    ids_N = np.arange(len(classes), dtype=np.int32)
     if method.per_image_text:
       return lambda features_BxE, images_B: compiled.cosines(
         params, frozen, ids_N, features_BxE
@@ -115,6 +123,7 @@ class FinishedRun(OtherPrompt):
     if not learner.learns_images:
       return classes_NxE
     placed_NxE = replicate(classes_NxE, encoder.mesh)
+    # The features of the frozen tower are dropped: the learned one sees the pixels.
     return lambda features_BxE, images_B: _cosines(
       compiled.images(params, frozen, images_B), placed_NxE
     )

@@ -59,18 +59,35 @@ class KDPLLearner(ContextLearner):
     labels_B: jax.Array,
     frozen_BxE: jax.Array | None,
   ) -> Seen:
-    """See `Learner`; the teacher's most likely classes take the place of the labels."""
+    """See `Learner`; the teacher's most likely classes take the place of the labels.
+
+    Args:
+      params: not read.
+      frozen: the teacher's class features, as the sampler's bank.
+      images_B: rows of the student's feature and the teacher's, [B,E+T].
+      labels_B: not read.
+      frozen_BxE: features of the frozen image tower, passed on.
+    """
     del params, labels_B
     taught_NxT = frozen.sampling.bank.rows
-    width = images_B.shape[1] - taught_NxT.shape[1]  # E
-    student_BxE, teacher_BxT = images_B[:, :width], images_B[:, width:]
+    # A row has the student's feature, then the teacher's.
+    student_width = images_B.shape[1] - taught_NxT.shape[1]
+    student_BxE = images_B[:, :student_width]
+    teacher_BxT = images_B[:, student_width:]
     labels_B = jnp.argmax(_cosines(teacher_BxT, taught_NxT), axis=1).astype(jnp.int32)
     return Seen(student_BxE, labels_B, for_sampler=teacher_BxT, frozen=frozen_BxE)
 
   def draw(
     self, key: jax.Array, settings: ContrastSettings, frozen: Frozen, seen: Seen
   ) -> Negatives:
-    """See `Learner`."""
+    """See `Learner`; with `likeliest` the classes of `likeliest_classes`.
+
+    Args:
+      key: random key of the draw.
+      settings: sampler and K.
+      frozen: arrays of the sampler.
+      seen: the teacher's features and most likely classes.
+    """
     size = n_negatives(settings.k, settings.n_classes)
     if not self.likeliest or size == settings.n_classes:
       return super().draw(key, settings, frozen, seen)
@@ -87,7 +104,15 @@ class KDPLLearner(ContextLearner):
     classes: ClassFeatures,
     negatives: Negatives,
   ) -> Contrast:
-    """See `Learner`; `distillation`."""
+    """See `Learner`; `distillation`.
+
+    Args:
+      settings: logit scale, and the weights of the negatives.
+      frozen: the teacher's class features, as the sampler's bank.
+      seen: features of student and teacher, and the teacher's most likely classes.
+      classes: the student's features of these classes and of the negatives.
+      negatives: ids and weights of the negatives.
+    """
     return distillation(
       frozen.sampling.bank,
       seen.for_sampler,
@@ -137,43 +162,58 @@ def distillation(
   over the teacher's class and the negatives, which stand for the others by their
   importance weights. Accuracy is the share of the images that the student gives the
   teacher's class.
+
+  Args:
+    bank: the teacher's class features.
+    teacher_BxT: the teacher's image features.
+    settings: logit scale, and the weights of the negatives.
+    student_BxE: the student's image features.
+    own_BxE: the student's features of the labels' classes.
+    others_SxE: the student's features of the negatives.
+    labels_B: the teacher's most likely class of each image.
+    negatives: ids and weights of the negatives.
   """
+  # The images' classes stand before the draw; each counts for its image alone.
+  log_weights_BxB = jnp.log(jnp.eye(len(labels_B)))
   kept_BxS, margin_BxS = kept_with_margin(settings, labels_B, negatives)
-  # The images' classes stand before the draw; each is only its own image's.
-  own_BxB, others_BxS = (
-    jnp.log(jnp.eye(len(labels_B))),
-    jnp.where(kept_BxS, margin_BxS, -jnp.inf),
-  )
-  log_weights_BxC = jnp.concatenate([own_BxB, others_BxS], axis=1)
+  log_weights_BxS = jnp.where(kept_BxS, margin_BxS, -jnp.inf)
+  log_weights_BxC = jnp.concatenate([log_weights_BxB, log_weights_BxS], axis=1)
+  has_class_BxC = log_weights_BxC > -jnp.inf
+
   taught_CxT = bank.of_classes(jnp.concatenate([labels_B, negatives.ids]))
   teacher_BxC = settings.logit_scale * _cosines(teacher_BxT, taught_CxT)
-  student_BxC = settings.logit_scale * _cosines(
-    student_BxE, jnp.concatenate([own_BxE, others_SxE])
-  )
+  learned_CxE = jnp.concatenate([own_BxE, others_SxE])
+  student_BxC = settings.logit_scale * _cosines(student_BxE, learned_CxE)
   log_p_BxC = jax.nn.log_softmax(teacher_BxC + log_weights_BxC)
   log_q_BxC = jax.nn.log_softmax(student_BxC + log_weights_BxC)
   # Both are -inf where an image does not have the class.
-  has_BxC = log_weights_BxC > -jnp.inf
-  ratio_BxC = jnp.where(has_BxC, log_p_BxC - log_q_BxC, 0.0)
-  divergence_B = (
-    jnp.sum((jnp.exp(log_p_BxC) - jnp.exp(log_q_BxC)) * ratio_BxC, axis=1) / 2
-  )
-  best_B = jnp.argmax(jnp.where(has_BxC, student_BxC, -jnp.inf), axis=1)
-  return Contrast(jnp.mean(divergence_B), jnp.mean(best_B == jnp.arange(len(labels_B))))
+  ratio_BxC = jnp.where(has_class_BxC, log_p_BxC - log_q_BxC, 0.0)
+  difference_BxC = jnp.exp(log_p_BxC) - jnp.exp(log_q_BxC)
+  divergence_B = jnp.sum(difference_BxC * ratio_BxC, axis=1) / 2
+
+  best_B = jnp.argmax(jnp.where(has_class_BxC, student_BxC, -jnp.inf), axis=1)
+  is_right_B = best_B == jnp.arange(len(labels_B))
+  return Contrast(jnp.mean(divergence_B), jnp.mean(is_right_B))
 
 
 def _cosines(images_BxF: jax.Array, classes_CxF: jax.Array) -> Float[Array, "B C"]:
-  rows = (normalize(rows.astype(jnp.float32)) for rows in (images_BxF, classes_CxF))
-  # as in the contrast
-  return jnp.einsum("bf,cf->bc", *rows, precision=jax.lax.Precision.HIGHEST)
+  unit_images_BxF = normalize(images_BxF.astype(jnp.float32))
+  unit_classes_CxF = normalize(classes_CxF.astype(jnp.float32))
+  return jnp.einsum(
+    "bf,cf->bc",
+    unit_images_BxF,
+    unit_classes_CxF,
+    precision=jax.lax.Precision.HIGHEST,  # as in the contrast
+  )
 
 
 class _SideBySide(Encoder):
   """Student and teacher as one encoder of the training images: features [n,E+T]."""
 
   def __init__(self, *each: Encoder):
-    self.each, clip = each, each[0].clip
-    width = sum(one.clip.config.projection_dim for one in each)
+    self.each = each
+    clip = each[0].clip
+    width = sum(encoder.clip.config.projection_dim for encoder in each)
     config = dataclasses.replace(clip.config, projection_dim=width)
     self.clip = dataclasses.replace(clip, config=config)
     self.image_tower = self._image_tower
@@ -203,15 +243,27 @@ class KDPL(Pomp):
   def opened(
     self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList
   ) -> "KDPL":
-    """See `Pomp`: the teacher and its class features."""
-    own = self.contrast.of(Kdpl)
-    prompt = read_prompt(own.prompt, "kdpl.prompt").prompt
-    online = "'online': the teacher needs pixels, and several processes store no features for it"
-    fits = data.features == "online" or (
-      data.features == "stored" and hosts.n_processes() == 1
+    """See `Pomp`: the teacher and its class features.
+
+    Args:
+      clip: fields of the student's CLIP.
+      data: features and store of the training.
+      encoder: the student.
+      classes: classes of the training.
+
+    Raises:
+      InputError: the teacher or its prompt is unusable, or features are stored.
+    """
+    kdpl = self.contrast.of(Kdpl)
+    prompt = read_prompt(kdpl.prompt, "kdpl.prompt").prompt
+    can_store = data.features == "stored" and hosts.n_processes() == 1
+    require(
+      data.features == "online" or can_store,
+      "data.features",
+      data.features,
+      "'online': the teacher needs pixels, and several processes store no features for it",
     )
-    require(fits, "data.features", data.features, online)
-    clip = dataclasses.replace(clip, model=own.teacher, activation="auto")
+    clip = dataclasses.replace(clip, model=kdpl.teacher, activation="auto")
     try:
       teacher = opening.open_encoder(
         clip, encoder.mesh.shape[CLASS], data.feature_store
@@ -219,16 +271,9 @@ class KDPL(Pomp):
     except InputError as error:
       raise ConfigError("kdpl.teacher", clip.model, str(error)) from error
     # It sees the student's views, however its own images would be resized.
-    size, fits = (
-      encoder.clip.image_size,
-      teacher.clip.image_size == encoder.clip.image_size,
-    )
-    require(
-      fits,
-      "kdpl.teacher",
-      clip.model,
-      f"a CLIP for the student's images of {size} pixels",
-    )
+    size = encoder.clip.image_size
+    accepted = f"a CLIP for the student's images of {size} pixels"
+    require(teacher.clip.image_size == size, "kdpl.teacher", clip.model, accepted)
     bank_NxT = features_under(teacher, classes, prompt)
     bank = Bank(bank_NxT, len(classes.names), keeps_own=True)
     return dataclasses.replace(self, images=_SideBySide(encoder, teacher), bank=bank)
@@ -236,7 +281,14 @@ class KDPL(Pomp):
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """See `Pomp`; with both image towers and the teacher's class features."""
+    """See `Pomp`; with both image towers and the teacher's class features.
+
+    Args:
+      prompt: fields of the prompt.
+      template: hand-written prompt.
+      encoder: the student.
+      names: names of the classes.
+    """
     frozen = super().frozen_arrays(prompt, template, encoder, names)
     towers = tuple(one.vision_params for one in self.images.each)
     return frozen._replace(image=towers, sampling=SamplingArrays(bank=self.bank))
@@ -244,6 +296,18 @@ class KDPL(Pomp):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> KDPLLearner:
-    """See `Pomp`."""
-    given = plain.module, plain.text_tower, plain.token_budget, plain.capacity
-    return KDPLLearner(*given, likeliest=self.contrast.of(Kdpl).classes == LIKELIEST)
+    """See `Pomp`.
+
+    Args:
+      plain: POMP's learner, whose context and text tower this one has.
+      encoder: the student.
+      prompt: fields of the prompt.
+      clip: fields of the CLIP.
+    """
+    return KDPLLearner(
+      plain.module,
+      plain.text_tower,
+      plain.token_budget,
+      plain.capacity,
+      likeliest=self.contrast.of(Kdpl).classes == LIKELIEST,
+    )

@@ -4,7 +4,7 @@ an image.
 Shapes: n images, N classes, B images of a shard, R classes of P chunks, E embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import functools
 from typing import Any
 
@@ -44,7 +44,13 @@ class Baseline(Pomp):
   def accuracy(
     self, encoder: Encoder, learner: Learner, data: Data
   ) -> Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]:
-    """See `Pomp`."""
+    """See `Pomp`; `learner_accuracy`.
+
+    Args:
+      encoder: the CLIP.
+      learner: the learner, without a token budget.
+      data: threads that read images, and how many may be unreadable.
+    """
     return learner_accuracy(encoder, learner, self.per_image_text, data)
 
 
@@ -57,7 +63,9 @@ class CompiledLearner:
   """
 
   def __init__(self, learner: Learner, mesh: Mesh):
-    pixel_learner: Any = learner  # where it learns images, else `images` is not called
+    """Wraps the learner's functions; each compiles on first use."""
+    # Where it learns images; else `images` is not called.
+    pixel_learner: Any = learner
 
     def of_images(
       params: Any, frozen: Frozen, images_B: jax.Array
@@ -80,7 +88,7 @@ class CompiledLearner:
       # The last chunk is padded with the first class.
       ids_PxR = jnp.pad(ids_N, (0, -ids_N.size % _CLASSES)).reshape(-1, _CLASSES)
 
-      def of_part(ids_R: Int[jax.Array, " R"]) -> Float[jax.Array, "B R"]:
+      def of_chunk(ids_R: Int[jax.Array, " R"]) -> Float[jax.Array, "B R"]:
         classes = learner.text_features(params, frozen, ids_R, features_BxE)
         return jnp.einsum(
           "be,rbe->br",
@@ -89,9 +97,21 @@ class CompiledLearner:
           precision=jax.lax.Precision.HIGHEST,
         )
 
-      scores_PxBxR = jax.lax.map(of_part, ids_PxR)
-      scores_BxN = jnp.moveaxis(scores_PxBxR, 0, 1).reshape(features_BxE.shape[0], -1)
+      scores_PxBxR = jax.lax.map(of_chunk, ids_PxR)
+      scores_BxPxR = jnp.moveaxis(scores_PxBxR, 0, 1)
+      scores_BxN = scores_BxPxR.reshape(features_BxE.shape[0], -1)
       return scores_BxN[:, : ids_N.size]
+
+    def cosines_in_parts(
+      params: Any,
+      frozen: Frozen,
+      ids_N: Int[jax.Array, " N"],
+      features_BxE: Float[jax.Array, "B E"],
+    ) -> Float[jax.Array, "B N"]:
+      def of_image(feature_E: Float[jax.Array, " E"]) -> Float[jax.Array, " N"]:
+        return cosines_of_pairs(params, frozen, ids_N, feature_E[None])[0]
+
+      return jax.lax.map(of_image, features_BxE, batch_size=_IMAGES_WITH_CLASSES)
 
     def ranks_of_pairs(
       params: Any,
@@ -106,24 +126,12 @@ class CompiledLearner:
     # pixels.
     self.images = map_rows(mesh, of_images, n_replicated=2, gather=False)
     # (params, frozen, ids [R]) -> unit features [R,E], equal for all images.
-    self.classes = map_rows(mesh, of_classes, 2)
-
-    def cosines_in_parts(
-      params: Any,
-      frozen: Frozen,
-      ids_N: Int[jax.Array, " N"],
-      features_BxE: Float[jax.Array, "B E"],
-    ) -> Float[jax.Array, "B N"]:
-      of_one = lambda feature_E: cosines_of_pairs(
-        params, frozen, ids_N, feature_E[None]
-      )[0]
-      return jax.lax.map(of_one, features_BxE, batch_size=_IMAGES_WITH_CLASSES)
-
+    self.classes = map_rows(mesh, of_classes, n_replicated=2)
     # (params, frozen, ids [N], features [B,E]) -> cosines [B,N], with classes for each
     # image.
-    self.cosines = map_rows(mesh, cosines_in_parts, 3)
+    self.cosines = map_rows(mesh, cosines_in_parts, n_replicated=3)
     # The same with (features, labels [B]) -> ranks [B].
-    self.ranks = map_rows(mesh, ranks_of_pairs, 3)
+    self.ranks = map_rows(mesh, ranks_of_pairs, n_replicated=3)
 
 
 def learner_accuracy(
@@ -131,12 +139,17 @@ def learner_accuracy(
 ) -> Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]:
   """Returns the accuracy of any parameters on any split, compiled once for all.
 
-  The learner has no token budget; `per_image` is whether its class features depend on
-  the image. The function takes parameters on the mesh, frozen arrays with the split's
-  classes, features of the split, and its images, which are read where the learner sees
-  pixels.
+  The function takes parameters on the mesh, frozen arrays with the split's classes,
+  features of the split, and its images, which are read where the learner sees pixels.
+
+  Args:
+    encoder: the CLIP.
+    learner: the learner, which has no token budget.
+    per_image: whether its class features depend on the image.
+    data: threads that read images, and how many may be unreadable.
   """
-  mesh, compiled = encoder.mesh, CompiledLearner(learner, encoder.mesh)
+  mesh = encoder.mesh
+  compiled = CompiledLearner(learner, mesh)
 
   def ranks_of_images(
     params: Any,
@@ -145,42 +158,62 @@ def learner_accuracy(
     source: Source,
     classes_NxE: np.ndarray,
   ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Ranks and labels of the images, read again; those that can't be read any more
-    are dropped."""
+    """Ranks and labels of the images, which are read again.
+
+    Images that can't be read any more are dropped.
+    """
     skipped = SkippedImages(source, data.max_corrupt)
     replicated_NxE = replicate(classes_NxE, mesh)
-    task = "features of images"
-    read = image_batches(
-      encoder, source, skipped, _IMAGES, data.threads, task, split.indices
+    batches = image_batches(
+      encoder,
+      source,
+      skipped,
+      _IMAGES,
+      data.threads,
+      "features of images",
+      split.indices,
     )
-    rows = (
-      ((compiled.images(params, frozen, x.images), x.labels), x.n_images) for x in read
+
+    def ranked() -> Iterator[tuple[jax.Array, int]]:
+      for batch in batches:
+        features_BxE = compiled.images(params, frozen, batch.images)
+        rank_B = rank_rows(mesh)(replicated_NxE, (features_BxE, batch.labels))
+        yield rank_B, batch.n_images
+
+    # A batch's last rows are padding.
+    rank_n = np.concatenate(
+      [rank_B[:n_images] for rank_B, n_images in fetched(ranked())]
     )
-    ranked = ((rank_rows(mesh)(replicated_NxE, row), n) for row, n in rows)
-    ranks_n = np.concatenate([rank_B[:n] for rank_B, n in fetched(ranked)])
     skipped.gather()
     is_read_n = ~np.isin(split.indices, list(skipped.reasons))
-    return ranks_n[is_read_n], split.labels[is_read_n]
+    return rank_n[is_read_n], split.labels[is_read_n]
+
+  def ranks_with_classes(
+    params: Any, frozen: Frozen, split: SplitFeatures, ids_N: np.ndarray
+  ) -> Int[np.ndarray, " n"]:
+    """Ranks of images, each with class features of its own, a few at a time."""
+    of_rows = functools.partial(compiled.ranks, params, frozen, ids_N)
+    starts = range(0, len(split.labels), _IMAGES_WITH_CLASSES)
+    parts = []
+    for start in steps_of(starts, "scoring", "parts"):
+      part = slice(start, start + _IMAGES_WITH_CLASSES)
+      rows = (split.features[part], split.labels[part].astype(np.int32))
+      parts.append(encoder.in_chunks(of_rows, rows, "features"))
+    return np.concatenate(parts)
 
   def accuracy(
     params: Any, frozen: Frozen, split: SplitFeatures, source: Source
   ) -> Accuracy:
     ids_N = np.arange(len(split.names), dtype=np.int32)
-    if not per_image:
-      of_ids = functools.partial(compiled.classes, params, frozen)
-      classes_NxE = encoder.in_chunks(of_ids, ids_N, "features")
-      if not learner.learns_images:
-        return topk_accuracy(split.features, classes_NxE, split.labels, mesh=mesh)
-      rank_n, labels_n = ranks_of_images(params, frozen, split, source, classes_NxE)
-      return accuracy_of_ranks(rank_n, ids_N.size, labels_B=labels_n)
-    found = []
-    starts = range(0, len(split.labels), _IMAGES_WITH_CLASSES)
-    for start in steps_of(starts, "scoring", "parts"):
-      part = slice(start, start + _IMAGES_WITH_CLASSES)
-      rows = split.features[part], split.labels[part].astype(np.int32)
-      of_rows = functools.partial(compiled.ranks, params, frozen, ids_N)
-      found.append(encoder.in_chunks(of_rows, rows, "features"))
-    return accuracy_of_ranks(np.concatenate(found), ids_N.size, labels_B=split.labels)
+    if per_image:
+      rank_n = ranks_with_classes(params, frozen, split, ids_N)
+      return accuracy_of_ranks(rank_n, ids_N.size, labels_B=split.labels)
+    of_ids = functools.partial(compiled.classes, params, frozen)
+    classes_NxE = encoder.in_chunks(of_ids, ids_N, "features")
+    if not learner.learns_images:
+      return topk_accuracy(split.features, classes_NxE, split.labels, mesh=mesh)
+    rank_n, labels_n = ranks_of_images(params, frozen, split, source, classes_NxE)
+    return accuracy_of_ranks(rank_n, ids_N.size, labels_B=labels_n)
 
   return accuracy
 

@@ -48,14 +48,23 @@ def fit(
   iterations: int = 1000,
   start: LinearProbe | None = None,
 ) -> LinearProbe:
-  """Minimises sum_i cross-entropy_i + strength / 2 * ||kernel||^2; the bias is not penalised.
+  """Minimises sum_i cross-entropy_i + strength / 2 * ||kernel||^2 by L-BFGS.
 
-  In scikit-learn's LogisticRegression, C = 1 / strength > 0. L-BFGS starts from the
-  probe `start`, or zeros, and stops after `iterations`.
+  The bias is not penalised. In scikit-learn's LogisticRegression, C = 1 / strength.
+
+  Args:
+    features_nxE: features of the images.
+    labels_n: class of each image.
+    n_classes: number of classes, N.
+    strength: strength of the penalty, above 0.
+    iterations: most iterations of L-BFGS.
+    start: initial probe; None: zeros.
   """
-  shape = (features_nxE.shape[1], n_classes)
-  objective = _objective(shape)
-  features, labels = jnp.asarray(features_nxE, jnp.float32), jnp.asarray(labels_n)
+  width = features_nxE.shape[1]
+  n_weights = width * n_classes
+  objective = _objective((width, n_classes))
+  features = jnp.asarray(features_nxE, jnp.float32)
+  labels = jnp.asarray(labels_n)
 
   def value_and_gradient(
     weights: Float[np.ndarray, " P"],
@@ -65,12 +74,12 @@ def fit(
     )
     return float(value), np.asarray(gradient, np.float64)
 
-  first = np.zeros(shape[0] * n_classes + n_classes)
+  initial = np.zeros(n_weights + n_classes)
   if start is not None:
-    first[:] = np.concatenate([start.kernel.ravel(), start.bias])
-  found = scipy.optimize.minimize(
+    initial[:] = np.concatenate([start.kernel.ravel(), start.bias])
+  solution = scipy.optimize.minimize(
     value_and_gradient,
-    first,
+    initial,
     jac=True,
     method="L-BFGS-B",
     options={
@@ -80,8 +89,8 @@ def fit(
       "gtol": 1e-8,
     },
   )
-  kernel, bias = np.split(found.x.astype(np.float32), [shape[0] * n_classes])
-  return LinearProbe(kernel.reshape(shape), bias, strength)
+  kernel, bias = np.split(solution.x.astype(np.float32), [n_weights])
+  return LinearProbe(kernel.reshape(width, n_classes), bias, strength)
 
 
 @functools.cache
@@ -155,19 +164,30 @@ def fit_classifier(
   training: Training, iterations: int
 ) -> tuple[LinearProbe, dict[str, Any]]:
   """Fits probes on the training images, and keeps the best on validation images."""
-  train, validation = training.features(), training.validation
-  of = train.features, train.labels, len(train.names)
-  fit_with = lambda strength, start: fit(
-    *of, strength, iterations=iterations, start=start
-  )
-  with waiting("fitting linear probes"):
-    probe, tried = search(
-      fit_with, lambda one: classifier_accuracy(one, validation)["top1"]
+  train = training.features()
+  validation = training.validation
+
+  def fit_with(strength: float, start: LinearProbe | None) -> LinearProbe:
+    return fit(
+      train.features,
+      train.labels,
+      len(train.names),
+      strength,
+      iterations=iterations,
+      start=start,
     )
+
+  def accuracy_of(probe: LinearProbe) -> float:
+    return classifier_accuracy(probe, validation)["top1"]
+
+  with waiting("fitting linear probes"):
+    probe, accuracies = search(fit_with, accuracy_of)
   return probe, {
     "strength": probe.strength,
     "validation_images": len(validation.labels),
-    "validation_top1": {f"{strength:.4g}": top1 for strength, top1 in tried.items()},
+    "validation_top1": {
+      f"{strength:.4g}": top1 for strength, top1 in accuracies.items()
+    },
   }
 
 

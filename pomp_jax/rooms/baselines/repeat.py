@@ -40,8 +40,9 @@ _SHARED = (
 
 def check(config: RepeatConfig, workdir: str) -> None:
   """Checks each seed as the pretrain job does."""
-  for one in runs_of_seeds(config.repeat.seeds, config.replace, workdir).values():
-    pretrain.check(*one)
+  trainings = runs_of_seeds(config.repeat.seeds, config.replace, workdir)
+  for training, folder in trainings.values():
+    pretrain.check(training, folder)
 
 
 def run(config: RepeatConfig, workdir: str) -> dict:
@@ -83,17 +84,22 @@ def run(config: RepeatConfig, workdir: str) -> dict:
 
 
 def runs_of_seeds(seeds: Sequence[int], replace: Replace, workdir: str) -> Runs:
-  """The trainings with these seeds; with one where the seed does not change the result.
+  """The trainings with these seeds; one where the seed does not change the result.
 
-  `replace` is that of a config, which has all other fields; without seeds its own
-  counts.
+  Args:
+    seeds: seeds; empty: that of the config.
+    replace: copies a config, which has all other fields, with other values.
+    workdir: folder that gets a folder for each seed.
   """
   training = replace({"job": "pretrain"})
   seeds = tuple(seeds) or (training.seed,)
-  return {
-    seed: (training.replace({"seed": seed}), os.path.join(workdir, f"seed_{seed}"))
-    for seed in (seeds if METHODS[training.method].seeded else seeds[:1])
-  }
+  if not METHODS[training.method].seeded:
+    seeds = seeds[:1]
+  runs = {}
+  for seed in seeds:
+    folder = os.path.join(workdir, f"seed_{seed}")
+    runs[seed] = (training.replace({"seed": seed}), folder)
+  return runs
 
 
 def summary(values: list[float]) -> dict:
@@ -103,63 +109,71 @@ def summary(values: list[float]) -> dict:
   interval of the mean over seeds, None for one seed; `spread` the highest value less
   the lowest.
   """
-  n, mean = len(values), float(np.mean(values))
-  std = float(np.std(values, ddof=1)) if n > 1 else 0.0
-  reach = float(scipy.special.stdtrit(n - 1, 0.975)) * std / n**0.5 if n > 1 else None
+  n_seeds = len(values)
+  mean = float(np.mean(values))
+  std = 0.0
+  t_interval = None
+  if n_seeds > 1:
+    std = float(np.std(values, ddof=1))
+    quantile = float(scipy.special.stdtrit(n_seeds - 1, 0.975))
+    reach = quantile * std / n_seeds**0.5
+    t_interval = [mean - reach, mean + reach]
   return {
     "mean": mean,
     "median": float(np.median(values)),
     "std": std,
-    "t_interval": None if reach is None else [mean - reach, mean + reach],
+    "t_interval": t_interval,
     "spread": float(np.ptp(values)),
     "values": list(values),
   }
 
 
 def gain(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-  """How much more the learned prompt has than the best hand-written one, of summaries
-  by prompt.
+  """Compares the learned prompt with the best hand-written one.
 
   What training has learned where words were kept ("trained") is not hand-written
-  either.
+  either. `prompts` has the summaries by prompt.
   """
-  means = {
-    name: scores["top1"]["mean"]
-    for name, scores in prompts.items()
-    if name != "trained"
-  }
-  learned = means.pop("prompt")
-  best = max(means, key=means.__getitem__)
+  mean_of = {}
+  for name, scores in prompts.items():
+    if name not in ("prompt", "trained"):
+      mean_of[name] = scores["top1"]["mean"]
+  best = max(mean_of, key=mean_of.__getitem__)
+  learned = prompts["prompt"]["top1"]
   return {
-    "top1": prompts["prompt"]["top1"],
+    "top1": learned,
     "best_hand_written": best,
-    "gain": learned - means[best],
+    "gain": learned["mean"] - mean_of[best],
   }
 
 
 def of_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-  """Summaries of each split and prompt over the results of several seeds on the same
-  images.
+  """Summarises each split and prompt over the results of several seeds.
 
-  `top1_interval` covers the choice of the images, `top1["t_interval"]` the spread over
-  the seeds. Prompts are those that all seeds have.
+  The images are the same for all seeds. `top1_interval` covers the choice of the
+  images, `top1["t_interval"]` the spread over the seeds. Prompts are those that all
+  seeds have.
   """
-
-  def of(scores: list[Accuracy]) -> dict[str, Any]:
-    top1, top5 = (
-      summary([one[metric] for one in scores]) for metric in ("top1", "top5")
-    )
-    images = scores[0]["images"]
-    interval = wilson_interval(top1["mean"], images)
-    return {"images": images, "top1": top1, "top5": top5, "top1_interval": interval}
-
   summaries: dict[str, dict[str, Any]] = {}
   for split, scores_of_first in runs[0]["eval"].items():
     summaries[split] = {}
     for prompt in scores_of_first:
-      scores = [
-        run["eval"][split][prompt] for run in runs if prompt in run["eval"][split]
-      ]
+      scores = []
+      for run in runs:
+        if prompt in run["eval"][split]:
+          scores.append(run["eval"][split][prompt])
       if len(scores) == len(runs):
-        summaries[split][prompt] = of(scores)
+        summaries[split][prompt] = _summary_of_scores(scores)
   return summaries
+
+
+def _summary_of_scores(scores: Sequence[Accuracy]) -> dict[str, Any]:
+  """Summary of one prompt's accuracy, one a seed."""
+  n_images = scores[0]["images"]
+  top1 = summary([accuracy["top1"] for accuracy in scores])
+  return {
+    "images": n_images,
+    "top1": top1,
+    "top5": summary([accuracy["top5"] for accuracy in scores]),
+    "top1_interval": wilson_interval(top1["mean"], n_images),
+  }

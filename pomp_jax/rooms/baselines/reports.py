@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import os
 from typing import Any
 
+from matplotlib.axes import Axes
 import numpy as np
 
 from pomp_jax.report import drawing
@@ -23,20 +24,21 @@ _TEXTS = ("hand_written", "class_name")  # prompts that no seed changes
 
 
 def baselines_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
-  """Report of methods side by side: accuracy, cost, intervals, failures."""
+  """Reports methods side by side: accuracy, cost, intervals, failures."""
   methods = results["methods"]
   labels = dict(zip(methods, method_labels(list(methods)), strict=True))
   top1 = {labels[name]: row["top1"] for name, row in methods.items()}
   columns = _split_columns(top1)
   accuracy = []
   for name, row in methods.items():
-    cost = [f"{row['seconds']['median']:.1f}", cell(row["peak_mib"])]
     means = [_mean(row["top1"].get(split)) for split in columns]
-    accuracy.append([labels[name], str(row["n_runs"]), *means, *cost])
-  settings = [
-    (label, ", ".join(f"{field}={value}" for field, value in values.items()))
-    for label, values in results["settings"]
-  ]
+    seconds = f"{row['seconds']['median']:.1f}"
+    peak = cell(row["peak_mib"])
+    accuracy.append([labels[name], str(row["n_runs"]), *means, seconds, peak])
+  settings = []
+  for label, values in results["settings"]:
+    assignments = [f"{field}={value}" for field, value in values.items()]
+    settings.append((label, ", ".join(assignments)))
   text = f"{_SEEDS} Seconds are the median of a run's training; the peak is that of its process."
   heads = ("method", "seeds", *columns.values(), "training (s)", "peak (MiB)")
   sections = [
@@ -48,55 +50,62 @@ def baselines_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report
     failures("Failed methods", "method", list(results["failed"].items())),
     Section("Settings", table=Table(("method", "fields"), settings)),
   ]
-  seeds = max((row["n_runs"] for row in methods.values()), default=0)
+  n_seeds = max((row["n_runs"] for row in methods.values()), default=0)
   title = counted(len(methods), "method")
   text = (
-    f"{title}, {counted(seeds, 'seed')} each;"
+    f"{title}, {counted(n_seeds, 'seed')} each;"
     " one run where the seed does not change the result."
   )
   return Report(f"{title} side by side", text, sections)
 
 
 def top1_of_prompts(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-  """Prompt -> split -> summary of top-1 over the seeds, images, classes, interval over
-  the images.
+  """Joins what is known of a prompt's top-1: prompt -> split -> figures.
 
-  A text has one value, without a spread. `results` has `eval` of `repeat.of_seeds`, and
-  `eval_classes`.
+  These are the summary over the seeds, numbers of images and classes, and the interval
+  over the images. A text has one value, without a spread. `results` has `eval` of
+  `repeat.of_seeds`, and `eval_classes`.
   """
   top1: dict[str, dict[str, Any]] = {}
   for split, prompts in results["eval"].items():
-    for name, of_split in prompts.items():
-      sizes = {"images": of_split["images"], "classes": results["eval_classes"][split]}
-      found = of_split["top1"] | sizes | {"interval": of_split["top1_interval"]}
+    for name, scores in prompts.items():
+      figures = {
+        **scores["top1"],
+        "images": scores["images"],
+        "classes": results["eval_classes"][split],
+        "interval": scores["top1_interval"],
+      }
       if name in _TEXTS:
-        found |= {"values": found["values"][:1], "t_interval": None}
-      top1.setdefault(name, {})[split] = found
+        figures["values"] = figures["values"][:1]
+        figures["t_interval"] = None
+      top1.setdefault(name, {})[split] = figures
   return top1
 
 
 def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
-  """Report of the job `repeat`: mean and spread of each prompt, gain, and every
-  seed."""
-  gains, seeds = results["gain"], results["seeds"]
-  top1 = {method_label(prompt): of for prompt, of in top1_of_prompts(results).items()}
+  """Reports the job `repeat`: mean and spread of each prompt, gain, and every seed."""
+  gains = results["gain"]
+  seeds = results["seeds"]
+  top1 = {}
+  for prompt, splits in top1_of_prompts(results).items():
+    top1[method_label(prompt)] = splits
   columns = _split_columns(top1)
-  means = [
-    [label, *(_mean(of.get(split)) for split in columns)] for label, of in top1.items()
-  ]
-  gained = []
+  means = []
+  for label, splits in top1.items():
+    means.append([label, *(_mean(splits.get(split)) for split in columns)])
+  gain_rows = []
   for split, gain in gains.items():
-    over, spread = (
-      method_label(gain["best_hand_written"]),
-      f"{100 * gain['top1']['spread']:.1f}",
-    )
-    gained.append([columns[split], f"{100 * gain['gain']:+.1f}", over, spread])
-  runs = [
-    [str(seed), *(percent(gain["top1"]["values"][row]) for gain in gains.values())]
-    for row, seed in enumerate(seeds)
-  ]
-  seconds = ", ".join(map("{:.1f}".format, results["seconds"]["values"]))
+    points = f"{100 * gain['gain']:+.1f}"
+    over = method_label(gain["best_hand_written"])
+    spread = f"{100 * gain['top1']['spread']:.1f}"
+    gain_rows.append([columns[split], points, over, spread])
+  runs = []
+  for row, seed in enumerate(seeds):
+    values = [percent(gain["top1"]["values"][row]) for gain in gains.values()]
+    runs.append([str(seed), *values])
+  seconds = [f"{value:.1f}" for value in results["seconds"]["values"]]
   training = {name: results[name] for name in ("method", "steps", "k", "correction")}
+  training["training of a seed (s)"] = ", ".join(seconds)
   sections = [
     Section(
       "Top-1 accuracy (%)",
@@ -109,7 +118,7 @@ def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
       "Gain of the learned prompt",
       "Mean of the learned prompt less that of the best hand-written one.",
       Table(
-        ("split", "gain (points)", "over", "best seed less worst (points)"), gained
+        ("split", "gain (points)", "over", "best seed less worst (points)"), gain_rows
       ),
       brief=True,
     ),
@@ -119,7 +128,7 @@ def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
       table=Table(("seed", *(columns[split] for split in gains)), runs),
       links={f"report of seed {seed}": f"seed_{seed}/report.html" for seed in seeds},
     ),
-    Section("Training", table=facts(training | {"training of a seed (s)": seconds})),
+    Section("Training", table=facts(training)),
   ]
   counts = f"{counted(len(seeds), 'seed')}, {counted(results['n_classes'], 'class')}"
   text = f"{method_label(results['method'])} on {counts}, CLIP {results['clip_model']}."
@@ -127,23 +136,23 @@ def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
 
 
 def method_labels(names: Sequence[str]) -> list[str]:
-  """Returns `method_label` of each, or the names themselves if two would become
-  equal."""
-  labels = list(map(method_label, names))
-  return labels if len(set(labels)) == len(set(names)) else list(names)
+  """Returns `method_label` of each, or the names if two labels would be equal."""
+  labels = [method_label(name) for name in names]
+  if len(set(labels)) < len(set(names)):
+    return list(names)
+  return labels
 
 
 def _split_columns(
   top1: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> dict[str, str]:
-  """Heading of each split that a method or prompt has, with numbers of images and
-  classes."""
-  splits: dict[str, Mapping[str, Any]] = {}
-  for of_splits in top1.values():
-    splits = {**of_splits, **splits}
+  """Heading of each split of a method or prompt, with numbers of images and classes."""
+  figures_of: dict[str, Mapping[str, Any]] = {}
+  for splits in top1.values():
+    figures_of = {**splits, **figures_of}
   return {
-    name: with_counts(name, found["images"], found.get("classes"))
-    for name, found in splits.items()
+    split: with_counts(split, figures["images"], figures.get("classes"))
+    for split, figures in figures_of.items()
   }
 
 
@@ -152,71 +161,105 @@ def _intervals_section(
   top1: Mapping[str, Mapping[str, Mapping[str, Any]]],
   columns: Mapping[str, str],
 ) -> Section:
-  rows = [
-    [name, *(_intervals(of.get(split)) for split in columns)]
-    for name, of in top1.items()
-  ]
+  rows = []
+  for name, splits in top1.items():
+    rows.append([name, *(_intervals(splits.get(split)) for split in columns)])
   text = "Over the images: Wilson's, of the mean. Over the seeds: Student's, of several runs."
   table = Table((corner, *columns.values()), rows)
   return Section("95% intervals (%)", text, table, brief=True)
 
 
-def _mean(found: Mapping[str, Any] | None) -> str:
-  if found is None:
+def _mean(figures: Mapping[str, Any] | None) -> str:
+  """Mean over the seeds, with the standard deviation if there are several."""
+  if figures is None:
     return cell(None)
-  spread = f" ± {100 * found['std']:.1f}" if len(found["values"]) > 1 else ""
-  return percent(found["mean"]) + spread
+  mean = percent(figures["mean"])
+  if len(figures["values"]) == 1:
+    return mean
+  return f"{mean} ± {100 * figures['std']:.1f}"
 
 
-def _intervals(found: Mapping[str, Any] | None) -> str:
-  if found is None:
+def _intervals(figures: Mapping[str, Any] | None) -> str:
+  """The intervals over the images and over the seeds, those that there are."""
+  if figures is None:
     return cell(None)
-  kinds = {"images": found["interval"], "seeds": found.get("t_interval")}
-  parts = [
-    f"{kind} {100 * e[0]:.1f} to {100 * e[1]:.1f}" for kind, e in kinds.items() if e
-  ]
+  intervals = {"images": figures["interval"], "seeds": figures.get("t_interval")}
+  parts = []
+  for kind, interval in intervals.items():
+    if interval:
+      low, high = interval
+      parts.append(f"{kind} {100 * low:.1f} to {100 * high:.1f}")
   return "; ".join(parts)
 
 
 def method_dots(
   path: str | os.PathLike, top1: Mapping[str, Mapping[str, Mapping[str, Any]]]
 ) -> None:
-  """Plots top-1 of each method, a panel a split: mean and standard deviation over the
-  seeds.
+  """Plots top-1 of each method, a panel a split: mean and deviation over the seeds.
 
   A method with one run has the 95% interval over the images instead, dotted.
   `top1[method][split]` has `mean`, `std`, `values` (one a seed) and `interval`,
   fractions, `images` and perhaps `classes`; a method may lack splits.
   """
   methods = list(top1)
-  splits = list(dict.fromkeys(split for found in top1.values() for split in found))
-  counts = [len(found["values"]) for of in top1.values() for found in of.values()]
-  title = f"Top-1 accuracy (%), {counted(max(counts), 'seed')}"
-  title += "\nbars: standard deviation over the seeds" if max(counts) > 1 else ""
-  title += "\ndotted: 95% interval of one run" if min(counts) == 1 else ""
-  figure, axes_of = drawing.panels(len(splits), 3.3, 1.0 + 0.24 * len(methods), title)
-  for axes, split in zip(axes_of, splits, strict=True):
-    own = {
-      number: top1[name][split]
-      for number, name in enumerate(methods)
-      if split in top1[name]
-    }
-    for number, found in own.items():
-      mean, low, high = (100 * value for value in (found["mean"], *found["interval"]))
-      several = len(found["values"]) > 1
-      reach = 100 * found["std"] if several else [[mean - low], [high - mean]]
-      drawn = drawing.error_bars(axes, mean, number, number, xerr=reach, markersize=6)
-      if not several:
-        drawn.lines[2][0].set_linestyle(":")
-      place: dict[str, Any] = {"textcoords": "offset points", "ha": "center"}
-      place["path_effects"] = drawing.outline()
-      axes.annotate(f"{mean:.1f}", (mean, number), (0, 5), fontsize=7, **place)
+  figures_of_splits: dict[str, dict[int, Mapping[str, Any]]] = {}
+  for row, method in enumerate(methods):
+    for split, figures in top1[method].items():
+      figures_of_splits.setdefault(split, {})[row] = figures
+  figure, panels = drawing.panels(
+    len(figures_of_splits), 3.3, 1.0 + 0.24 * len(methods), _dots_title(top1)
+  )
+  for axes, (split, figures_of_rows) in zip(
+    panels, figures_of_splits.items(), strict=True
+  ):
+    for row, figures in figures_of_rows.items():
+      _draw_dot(axes, row, figures)
     axes.set_yticks(np.arange(len(methods)), [])
     axes.set_ylim(len(methods) - 0.4, -0.8)
     axes.margins(x=0.12)
     drawing.end_at(axes, "x", 0.0, 100.0)
-    one = next(iter(own.values()))
-    heading = with_counts(drawing.name(split, 22), one["images"], one.get("classes"))
+    # The images and classes are those of all methods.
+    figures = next(iter(figures_of_rows.values()))
+    heading = with_counts(
+      drawing.name(split, 22), figures["images"], figures.get("classes")
+    )
     drawing.label_panel(axes, heading, grid="both")
-  axes_of[0].set_yticklabels(drawing.names(method_labels(methods)))
+  panels[0].set_yticklabels(drawing.names(method_labels(methods)))
   drawing.save(path, figure)
+
+
+def _dots_title(top1: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+  """Title of `method_dots`, which says what the bars are."""
+  n_seeds = [
+    len(figures["values"]) for splits in top1.values() for figures in splits.values()
+  ]
+  title = f"Top-1 accuracy (%), {counted(max(n_seeds), 'seed')}"
+  if max(n_seeds) > 1:
+    title += "\nbars: standard deviation over the seeds"
+  if min(n_seeds) == 1:
+    title += "\ndotted: 95% interval of one run"
+  return title
+
+
+def _draw_dot(axes: Axes, row: int, figures: Mapping[str, Any]) -> None:
+  """Draws a method's mean with its bar and its number."""
+  mean = 100 * figures["mean"]
+  reach: Any
+  if len(figures["values"]) > 1:
+    reach = 100 * figures["std"]
+  else:
+    low, high = figures["interval"]
+    reach = [[mean - 100 * low], [100 * high - mean]]
+  bar = drawing.error_bars(axes, mean, row, row, xerr=reach, markersize=6)
+  if len(figures["values"]) == 1:
+    # The third part of Matplotlib's container has the bars.
+    bar.lines[2][0].set_linestyle(":")
+  axes.annotate(
+    f"{mean:.1f}",
+    (mean, row),
+    (0, 5),
+    fontsize=7,
+    textcoords="offset points",
+    ha="center",
+    path_effects=drawing.outline(),
+  )

@@ -64,7 +64,9 @@ class Published(NamedTuple):
 def published(dataset: str) -> Published | None:
   """Returns the settings for one of CoOp's eleven data sets; None for others."""
   row = json.loads(_PUBLISHED.read_text())["sets"].get(dataset)
-  return row and Published(*(row[field] for field in Published._fields))
+  if row is None:
+    return None
+  return Published(*(row[field] for field in Published._fields))
 
 
 class TipAdapter(NamedTuple):
@@ -93,28 +95,46 @@ class TipAdapter(NamedTuple):
 
     The first of equals wins, beta by beta. Ties between classes, and scores that are
     not finite, count as wrong.
+
+    Args:
+      features_BxE: unit features of validation images.
+      labels_B: their classes.
+      alphas: cache weights to try.
+      betas: sharpnesses to try.
     """
     text_BxN, cache_of = self._parts(features_BxE)
-    best, found = -1.0, (self.alpha, self.beta)
+    best = self
+    best_accuracy = -1.0
     for beta in steps_of(betas, "search of alpha and beta", "betas", len(betas)):
       cache_BxN = cache_of(beta)
       for alpha in alphas:
-        right = float(np.mean(ranks(text_BxN + alpha * cache_BxN, labels_B) == 0))
-        if right > best:
-          best, found = right, (float(alpha), float(beta))
-    return self._replace(alpha=found[0], beta=found[1])
+        is_right_B = ranks(text_BxN + alpha * cache_BxN, labels_B) == 0
+        accuracy = float(np.mean(is_right_B))
+        if accuracy > best_accuracy:
+          best = self._replace(alpha=float(alpha), beta=float(beta))
+          best_accuracy = accuracy
+    return best
 
   def _parts(
     self, features_BxE: np.ndarray
   ) -> tuple[np.ndarray, Callable[[float], np.ndarray]]:
-    """Computes text logits [B,N], and a function from beta to cache logits [B,N]
-    before alpha."""
+    """Computes text logits [B,N], and a function from beta to cache logits [B,N].
+
+    Cache logits are before alpha.
+    """
     gap_nxB = 1 - self.keys @ features_BxE.T
     n_keys = len(self.labels)
-    entries = np.ones(n_keys, gap_nxB.dtype), (self.labels, np.arange(n_keys))
-    onehot_Nxn = scipy.sparse.csr_matrix(entries, (len(self.text_features), n_keys))
+    ones_n = np.ones(n_keys, gap_nxB.dtype)
+    # Sparse: each key has one class.
+    onehot_Nxn = scipy.sparse.csr_matrix(
+      (ones_n, (self.labels, np.arange(n_keys))), (len(self.text_features), n_keys)
+    )
     text_BxN = self.scale * features_BxE @ self.text_features.T
-    return text_BxN, lambda beta: (onehot_Nxn @ np.exp(-beta * gap_nxB)).T
+
+    def cache_logits(beta: float) -> np.ndarray:
+      return (onehot_Nxn @ np.exp(-beta * gap_nxB)).T
+
+    return text_BxN, cache_logits
 
 
 def mean_keys(epochs: Iterable[Float[np.ndarray, "n V E"]]) -> Float[np.ndarray, "n E"]:
@@ -149,9 +169,20 @@ def tune(
 
   Returns the epoch with the highest validation accuracy (the published code uses test
   images), and never the training-free adapter. Training stops with a warning at keys
-  that are not finite, and raises FloatingPointError if those of the first epoch are
-  not. `epochs` are unit features of the training images. `rate` is AdamW's first, under
-  one cosine schedule; `seed` is that of the order.
+  that are not finite.
+
+  Args:
+    adapter: training-free adapter, whose keys are the initial ones.
+    epochs: unit features of the training images in each epoch.
+    labels_n: classes of the images.
+    n_epochs: number of epochs.
+    batch_size: images of a step.
+    rate: AdamW's first learning rate, under one cosine schedule.
+    seed: random seed of the order.
+    validate: validation accuracy of an adapter, 0..1.
+
+  Raises:
+    FloatingPointError: the keys of the first epoch are not finite.
   """
   steps = -(-len(labels_n) // batch_size)
   optimizer = optax.adamw(
@@ -161,7 +192,8 @@ def tune(
   )
   keys = jnp.asarray(adapter.keys)
   state = optimizer.init(keys)
-  data = (jnp.asarray(adapter.labels), jnp.asarray(adapter.text_features))
+  key_labels = jnp.asarray(adapter.labels)
+  text_features = jnp.asarray(adapter.text_features)
   gradient = jax.grad(
     functools.partial(
       cross_entropy, scale=adapter.scale, alpha=adapter.alpha, beta=adapter.beta
@@ -182,22 +214,26 @@ def tune(
     return optax.apply_updates(keys, updates), state
 
   rng = np.random.default_rng(seed)
-  best, best_accuracy = adapter, -1.0
+  best = adapter
+  best_accuracy = -1.0
   for number, features_nxE in enumerate(itertools.islice(epochs, n_epochs), start=1):
     order = rng.permutation(len(labels_n))
     for rows in np.split(order, range(batch_size, len(order), batch_size)):
-      keys, state = step(keys, state, *data, features_nxE[rows], labels_n[rows])
+      keys, state = step(
+        keys, state, key_labels, text_features, features_nxE[rows], labels_n[rows]
+      )
     tuned = adapter._replace(keys=np.asarray(keys))
     if not np.isfinite(tuned.keys).all():
-      found = f"the keys are not finite after epoch {number} of {n_epochs} at a rate of {rate:g}"
+      problem = f"the keys are not finite after epoch {number} of {n_epochs} at a rate of {rate:g}"
       if number == 1:
-        raise FloatingPointError(f"{found}; a lower one is the usual remedy")
-      log.warning("%s: the best epoch before it is kept", found)
+        raise FloatingPointError(f"{problem}; a lower one is the usual remedy")
+      log.warning("%s: the best epoch before it is kept", problem)
       break
     accuracy = validate(tuned)
     log.info("epoch %d/%d  validation top-1 %.1f%%", number, n_epochs, 100 * accuracy)
     if accuracy > best_accuracy:
-      best, best_accuracy = tuned, accuracy
+      best = tuned
+      best_accuracy = accuracy
   return best
 
 
@@ -212,7 +248,18 @@ def cross_entropy(
   alpha: float,
   beta: float,
 ) -> Float[Array, ""]:
-  """Computes the mean cross-entropy over the images, in nats."""
+  """Computes the mean cross-entropy over the images, in nats.
+
+  Args:
+    keys_nxE: keys of the cache.
+    key_labels_n: class of each key.
+    text_features_NxE: unit features of the classes.
+    features_BxE: unit features of the images.
+    labels_B: class of each image.
+    scale: logit scale.
+    alpha: cache weight.
+    beta: sharpness of the affinity.
+  """
   # HIGHEST: accelerators would round the cosines, which beta and the scale then
   # multiply.
   product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -225,20 +272,24 @@ def cross_entropy(
 
 
 def tip_settings(tip: Tip, data: Data) -> Published:
-  """Returns `config.tip`; zeros stand for the published values of the data set, or
-  ImageNet's."""
-  row = published(data.dataset) if SOURCES[data.source].stored else None
-  if row is None:
+  """Returns `config.tip`, with published values in the place of zeros.
+
+  They are those of the data set, or ImageNet's where it has none.
+  """
+  settings = published(data.dataset) if SOURCES[data.source].stored else None
+  if settings is None:
     log.info(
       "Tip-Adapter has no published settings for this data set: ImageNet's replace zeros"
     )
-    row = published("imagenet1k")
-    assert row is not None
-    row = row._replace(text=HAND_WRITTEN)
-  fields = ("alpha", "alpha_max", "beta_max", "epochs")
-  return row._replace(
-    **{field: value for field in fields if (value := getattr(tip, field))}
-  )
+    settings = published("imagenet1k")
+    assert settings is not None
+    settings = settings._replace(text=HAND_WRITTEN)
+  changes = {}
+  for field in ("alpha", "alpha_max", "beta_max", "epochs"):
+    value = getattr(tip, field)
+    if value:
+      changes[field] = value
+  return settings._replace(**changes)
 
 
 def grid(most: float, steps: int) -> np.ndarray:
@@ -260,8 +311,17 @@ def view_features(
 ) -> Iterator[Epoch]:
   """Yields the features of all training images, epoch by epoch, on each process.
 
-  Without augmentation all epochs are the same, and computed once. CorruptDataError if
-  more images than `data.max_corrupt` allows can't be read.
+  Without augmentation all epochs are the same, and computed once.
+
+  Args:
+    data: views, augmentation, and how many images may be unreadable.
+    source: training images.
+    encoder: the CLIP.
+    fetch: reads pixels [B,V,S,S,3] of images' views, or stored features [B,V,E].
+    n_epochs: number of epochs.
+
+  Raises:
+    CorruptDataError: more images than `data.max_corrupt` allows can't be read.
   """
   if not n_epochs:
     return
@@ -270,13 +330,15 @@ def view_features(
   parts = np.split(np.arange(len(source)), range(size, len(source), size))
 
   def read(number: int) -> tuple[np.ndarray, np.ndarray]:
-    indices = parts[number % len(parts)]
-    return fetch(indices, np.full(len(indices), number // len(parts)))
+    epoch, part = divmod(number, len(parts))
+    indices = parts[part]
+    return fetch(indices, np.full(len(indices), epoch))
 
   total = n_different * len(parts)
-  stored = isinstance(source, StoredImages)
-  part_bytes = size * data.views * bytes_of_view(fetch) if stored else 0
-  shown = steps_of(
+  part_bytes = 0
+  if isinstance(source, StoredImages):
+    part_bytes = size * data.views * bytes_of_view(fetch)
+  batches = steps_of(
     read_ahead(data, total, read, part_bytes=part_bytes),
     description="features of the training's views",
     unit="batches",
@@ -284,20 +346,28 @@ def view_features(
   )
   skipped = SkippedImages(source, data.max_corrupt)
   for number in range(n_different):
-    features, readable = [], []
-    for indices, (found, could_be_read) in zip(parts, shown, strict=False):
-      if found.ndim > 3:  # pixels [B,V,S,S,3], not stored features [B,V,E]
-        flat = found.reshape(-1, *found.shape[2:])
-        found = encoder.image_features(flat, unit=False).reshape(*found.shape[:2], -1)
-      features.append(found)
-      readable.append(could_be_read)
-      skipped.note(indices[~could_be_read].tolist())
+    features = []
+    readable = []
+    for indices, (views, is_readable) in zip(parts, batches, strict=False):
+      features.append(_encoded_views(encoder, views))
+      readable.append(is_readable)
+      skipped.note(indices[~is_readable].tolist())
       hosts.raise_if_preempted()
-    if not number:
+    if number == 0:
       skipped.gather()
     epoch = Epoch(np.concatenate(features), np.concatenate(readable))
     yield epoch
   yield from itertools.repeat(epoch, n_epochs - n_different)
+
+
+def _encoded_views(encoder: Encoder, views: np.ndarray) -> np.ndarray:
+  """Features [B,V,E] of pixels [B,V,S,S,3]; stored features are returned as they are."""
+  if views.ndim == 3:
+    return views
+  n_images, n_views = views.shape[:2]
+  pixels = views.reshape(-1, *views.shape[2:])
+  features = encoder.image_features(pixels, unit=False)
+  return features.reshape(n_images, n_views, -1)
 
 
 def fit_classifier(
@@ -310,45 +380,64 @@ def fit_classifier(
   rate: float,
   seed: int,
 ) -> tuple[TipAdapter, dict[str, Any]]:
-  """Caches the training images, tunes the keys of Tip-Adapter-F, and searches alpha
-  and beta."""
-  data, encoder, folder, source, validation = training
+  """Caches the training images, and searches alpha and beta on validation images.
+
+  Args:
+    training: images, encoder and folder of the run.
+    tip: fields of the method.
+    template: hand-written prompt of the class list.
+    tuned: whether to tune the keys first, as Tip-Adapter-F does.
+    batch_size: images of a step of the tuning.
+    rate: first learning rate of the tuning.
+    seed: random seed of the order of the images.
+
+  Returns:
+    The adapter, and what the search has found, as JSON.
+
+  Raises:
+    FloatingPointError: the keys of the first epoch are not finite.
+  """
+  data = training.data
+  encoder = training.encoder
+  source = training.source
+  validation = training.validation
   settings = tip_settings(tip, data)
   # Without augmentation all views are the same.
   n_views = 1 if data.augment == "none" else tip.views
   n_epochs = settings.epochs if tuned else 0
-  fetch = open_fetch(data, source, encoder, folder)
+  fetch = open_fetch(data, source, encoder, training.folder)
   epochs = view_features(data, source, encoder, fetch, n_views + n_epochs)
   cached = list(itertools.islice(epochs, n_views))
   readable = np.flatnonzero(np.logical_and.reduce([epoch.readable for epoch in cached]))
   classes = opening.class_list(data, template, source.names)
   adapter = TipAdapter(
-    mean_keys(epoch.features[readable] for epoch in cached),
-    np.asarray(source.labels)[readable],
-    features_under(encoder, classes, settings.text),
-    encoder.clip.logit_scale,
-    settings.alpha,
-    tip.beta,
+    keys=mean_keys(epoch.features[readable] for epoch in cached),
+    labels=np.asarray(source.labels)[readable],
+    text_features=features_under(encoder, classes, settings.text),
+    scale=encoder.clip.logit_scale,
+    alpha=settings.alpha,
+    beta=tip.beta,
   )
   if n_epochs:
+    width = adapter.keys.shape[1]
     adapter = tune(
       adapter,
-      (
-        unit(epoch.features[readable]).reshape(-1, adapter.keys.shape[1])
-        for epoch in epochs
-      ),
+      (unit(epoch.features[readable]).reshape(-1, width) for epoch in epochs),
       np.repeat(adapter.labels, data.views),
       n_epochs=n_epochs,
       batch_size=batch_size,
       rate=rate,
       seed=seed,
-      validate=lambda found: classifier_accuracy(found, validation)["top1"],
+      validate=lambda tuned: classifier_accuracy(tuned, validation)["top1"],
     )
   alphas = grid(settings.alpha_max, tip.alpha_steps)
   betas = grid(settings.beta_max, tip.beta_steps)
   adapter = adapter.searched(validation.features, validation.labels, alphas, betas)
-  found = {"alpha": adapter.alpha, "beta": adapter.beta}
-  return adapter, found | {"validation_images": len(validation.labels)}
+  return adapter, {
+    "alpha": adapter.alpha,
+    "beta": adapter.beta,
+    "validation_images": len(validation.labels),
+  }
 
 
 def run(config: TrainingConfig, folder: RunFolder) -> dict[str, Any]:

@@ -54,15 +54,21 @@ class PixelLearner(Learner):
   def image_features(
     self, params: Any, frozen: Frozen, images_B: jax.Array
   ) -> jax.Array:
-    """Features [B,E] of images, uint8 [B,H,W,3]."""
+    """Features [B,E] of images.
+
+    Args:
+      params: learned parameters.
+      frozen: the image tower.
+      images_B: images, uint8 [B,H,W,3].
+    """
 
   def observe(
     self, frozen: Frozen, images: jax.Array
   ) -> tuple[jax.Array, jax.Array | None]:
     """See `Learner`; the pixels."""
-    return images, None if self.image_tower is None else self.image_tower(
-      frozen.image, images
-    )
+    if self.image_tower is None:
+      return images, None
+    return images, self.image_tower(frozen.image, images)
 
   def see(
     self,
@@ -72,7 +78,15 @@ class PixelLearner(Learner):
     labels_B: jax.Array,
     frozen_BxE: jax.Array | None,
   ) -> Seen:
-    """See `Learner`; the images are split over the class axis."""
+    """See `Learner`; the images are split over the class axis.
+
+    Args:
+      params: learned parameters.
+      frozen: the image tower.
+      images_B: images, uint8 [B,H,W,3].
+      labels_B: class of each image.
+      frozen_BxE: features of the frozen image tower, passed on.
+    """
     features = functools.partial(self.image_features, params, frozen)
     features_BxE = split_over_class(features, images_B)
     return Seen(features_BxE, labels_B, for_sampler=features_BxE, frozen=frozen_BxE)
@@ -94,7 +108,13 @@ class VPTLearner(PixelLearner):
   def image_features(
     self, params: Any, frozen: Frozen, images_B: jax.Array
   ) -> jax.Array:
-    """See `PixelLearner`."""
+    """See `PixelLearner`.
+
+    Args:
+      params: the tokens.
+      frozen: the image tower.
+      images_B: images, uint8 [B,H,W,3].
+    """
     return self.prompted_tower(frozen.image, images_B, params["visual"])
 
   def text_features(
@@ -104,7 +124,14 @@ class VPTLearner(PixelLearner):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """See `Learner`; a look-up."""
+    """See `Learner`; a look-up.
+
+    Args:
+      params: not read.
+      frozen: features of all classes.
+      class_ids_R: classes.
+      image_features_BxE: not read.
+    """
     del params, image_features_BxE
     return TextFeatures(frozen.classes[class_ids_R])
 
@@ -136,7 +163,14 @@ class DeepTextLearner(Learner):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """See `Learner`; the same for all images."""
+    """See `Learner`; the same for all images.
+
+    Args:
+      params: context, and the vectors of the deeper layers.
+      frozen: text tower and tokens.
+      class_ids_R: classes.
+      image_features_BxE: features of the images, which change nothing.
+    """
     shared: Any = self.plain.text_tower
     tower = lambda *inputs: shared(*inputs, params.get("deep"))
     plain = dataclasses.replace(self.plain, text_tower=tower)
@@ -163,7 +197,13 @@ class MaPLeLearner(DeepTextLearner, PixelLearner):
   def image_features(
     self, params: Any, frozen: Frozen, images_B: jax.Array
   ) -> jax.Array:
-    """See `PixelLearner`; maps the text tower's tokens to the vision tower's."""
+    """See `PixelLearner`; maps the text tower's tokens to the vision tower's.
+
+    Args:
+      params: vectors of the text tower, and the maps.
+      frozen: the image tower.
+      images_B: images, uint8 [B,H,W,3].
+    """
     text_JxMxD = params["context"][None]
     if "deep" in params:
       text_JxMxD = jnp.concatenate([text_JxMxD, params["deep"]])
@@ -189,24 +229,34 @@ class VPT(Baseline):
   towers: tuple[str, ...] = ("vision",)
 
   def check(self, prompt: Prompt, clip: ClipConfig) -> None:
-    """Raises ConfigError for another tower than a ViT, or a `prompt.depth` that it
-    can't have."""
+    """Checks that a CLIP's towers can have the tokens.
+
+    Raises:
+      ConfigError: the image tower is no ViT, or `prompt.depth` exceeds the layers.
+    """
     if "vision" in self.towers and clip.vit is None:
       raise ConfigError("method", self.name, "a CLIP with a ViT of OpenAI's kind")
     layers: dict[str, Any] = {"vision": clip.vit, "text": clip.text_config}
     most = min(layers[tower].num_hidden_layers for tower in self.towers)
-    limit = (
-      f"at most {most}, the layers of this CLIP's {' or '.join(self.towers)} tower"
-    )
+    towers = " or ".join(self.towers)
+    accepted = f"at most {most}, the layers of this CLIP's {towers} tower"
     if "text" in self.towers and clip.bidirectional:
-      most, limit = 1, "1 for a CLIP whose text tower is bidirectional"
+      most = 1
+      accepted = "1 for a CLIP whose text tower is bidirectional"
     depth = prompt.of(Tokens).depth
-    require(depth <= most, "prompt.depth", depth, limit)
+    require(depth <= most, "prompt.depth", depth, accepted)
 
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """See `Pomp`; with the class features of the hand-written prompt."""
+    """See `Pomp`; with the class features of the hand-written prompt.
+
+    Args:
+      prompt: fields of the prompt.
+      template: hand-written prompt.
+      encoder: the CLIP.
+      names: names of the classes.
+    """
     frozen = super().frozen_arrays(prompt, template, encoder, names)
     classes_NxE = encoder.class_features(names, template)
     return frozen._replace(classes=replicate(classes_NxE, encoder.mesh))
@@ -214,9 +264,17 @@ class VPT(Baseline):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """See `Pomp`."""
+    """See `Pomp`.
+
+    Args:
+      plain: POMP's learner, which is not read: the class features are fixed.
+      encoder: the CLIP.
+      prompt: numbers of tokens and layers.
+      clip: type of the image tower, and its memory.
+    """
+    tower, width = _vision(encoder, clip)
     tokens = prompt.of(Tokens)
-    return VPTLearner(*_vision(encoder, clip), tokens.visual_tokens, tokens.depth)
+    return VPTLearner(tower, width, tokens.visual_tokens, tokens.depth)
 
 
 class MaPLe(VPT):
@@ -228,7 +286,14 @@ class MaPLe(VPT):
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """See `Pomp`; the fixed words precede each name."""
+    """See `Pomp`; the fixed words precede each name.
+
+    Args:
+      prompt: number of context vectors, and their initial words.
+      template: hand-written prompt, which is not read.
+      encoder: the CLIP.
+      names: names of the classes.
+    """
     fixed_F = initial_words(prompt, encoder.clip, fixed_words=True)[prompt.m :]
     n_fixed = len(fixed_F)
     frozen = encoder.frozen(encoder.vocabulary(names, prompt.m + n_fixed))
@@ -243,7 +308,14 @@ class MaPLe(VPT):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """See `Pomp`."""
+    """See `Pomp`.
+
+    Args:
+      plain: POMP's learner, whose context and text tower this one has.
+      encoder: the CLIP.
+      prompt: number of layers with tokens.
+      clip: type of the image tower, and its memory.
+    """
     tower, width = _vision(encoder, clip)
     return MaPLeLearner(tower, plain, prompt.of(Tokens).depth, vision_width=width)
 
@@ -254,7 +326,14 @@ class IVLP(MaPLe):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """See `Pomp`."""
+    """See `Pomp`.
+
+    Args:
+      plain: POMP's learner, whose context and text tower this one has.
+      encoder: the CLIP.
+      prompt: numbers of tokens and layers.
+      clip: type of the image tower, and its memory.
+    """
     tower, width = _vision(encoder, clip)
     tokens = prompt.of(Tokens)
     return IVLPLearner(tower, width, tokens.visual_tokens, tokens.depth, plain)
@@ -268,12 +347,20 @@ class DeepText(MaPLe):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """See `Pomp`."""
+    """See `Pomp`.
+
+    Args:
+      plain: POMP's learner, whose context and text tower this one has.
+      encoder: the CLIP, which is not read.
+      prompt: number of layers with vectors.
+      clip: fields of the CLIP, which are not read.
+    """
     return DeepTextLearner(plain, prompt.of(Tokens).depth)
 
 
 def _vision(encoder: Encoder, clip: fields.Clip) -> tuple[PromptedImageTower, int]:
-  # The tower and its width. The text tower gets the other half.
+  """The image tower with tokens, and its width."""
+  # The text tower gets the other half of the memory.
   memory = activation_memory(clip) / 2
   tower = prompted_image_tower(encoder.clip, clip.dtype, clip.image_chunk, memory)
   return tower, encoder.clip.config.vision_config.hidden_size
@@ -282,40 +369,50 @@ def _vision(encoder: Encoder, clip: fields.Clip) -> tuple[PromptedImageTower, in
 def prompted_image_tower(
   clip: Clip, dtype: Any = jnp.float32, chunk: int = 0, limit_bytes: float = 0.0
 ) -> PromptedImageTower:
-  """Builds `(clip.vision_params, images, tokens) -> features`, float32 and not
-  normalised.
+  """Builds `(clip.vision_params, images, tokens) -> features`, not normalised.
 
   Layer j < J sees the V tokens tokens[j], and the previous layer's outputs of its own
   tokens are dropped (Jia et al., 2022: J = 1 is VPT-shallow, J = all layers VPT-deep).
   The first tokens enter before the tower's first layer norm. Learned tokens have no
-  positions. For `dtype` and `chunk` see `clip.vision.image_tower`. If activations would
-  take more than `limit_bytes`, by a rough estimate, each chunk is rematerialised in the
-  backward pass, where the limit of `chunk` then holds too.
+  positions. Features are float32.
+
+  Args:
+    clip: CLIP with a ViT.
+    dtype: type that the tower computes in, see `clip.vision.image_tower`.
+    chunk: images computed together, see there; 0: all.
+    limit_bytes: size of activations, by a rough estimate, above which each chunk is
+      rematerialised in the backward pass, where the limit of `chunk` then holds too.
   """
   config: Any = clip.config.vision_config
-  plain, remat = (image_tower(clip, dtype, chunk, remat) for remat in (False, True))
+  plain_tower = image_tower(clip, dtype, chunk, False)
+  remat_tower = image_tower(clip, dtype, chunk, True)
 
   def tower(
     params: Params, images_BxHxWx3: jax.Array, tokens_JxVxD: jax.Array
   ) -> jax.Array:
-    n_images, n_learned = images_BxHxWx3.shape[0], tokens_JxVxD.shape[1]
+    n_images = images_BxHxWx3.shape[0]
+    n_learned = tokens_JxVxD.shape[1]
+    n_bytes = prompted_activation_bytes(config, n_images, n_learned)
     # One chunk would need all of its activations at once in either case.
-    several = 0 < chunk < n_images
-    exceeds = prompted_activation_bytes(config, n_images, n_learned) > limit_bytes
-    return (remat if several and exceeds else plain)(
-      params, images_BxHxWx3, tokens_JxVxD
-    )
+    has_several_chunks = 0 < chunk < n_images
+    if has_several_chunks and n_bytes > limit_bytes:
+      return remat_tower(params, images_BxHxWx3, tokens_JxVxD)
+    return plain_tower(params, images_BxHxWx3, tokens_JxVxD)
 
   return tower
 
 
 def prompted_activation_bytes(vit: Any, n_images: int, n_learned: int) -> float:
-  """Rough size of all residuals of a prompted ViT without rematerialisation, for B
-  images.
+  """Rough size of all residuals of a prompted ViT without rematerialisation.
 
   For each token and layer about nine vectors of width D (inputs and outputs of the
   norms, query, key, value, the result of attention), three of the MLP's, and the
   attention weights twice.
+
+  Args:
+    vit: sizes of the ViT.
+    n_images: images of a step, B.
+    n_learned: learned tokens of a layer, V.
   """
   n_tokens = 1 + (vit.image_size // vit.patch_size) ** 2 + n_learned
   floats = 9 * vit.hidden_size + 3 * vit.intermediate_size

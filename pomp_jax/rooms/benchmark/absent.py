@@ -336,20 +336,24 @@ def _shapes_of(settings: fields.Clip) -> _Shapes:
 def step_arguments(run: PromptRun) -> tuple[TrainState, Any, dict[str, Any]]:
   """Returns shapes of state, frozen arrays and batch, sharded over the run's mesh."""
   mesh = run.encoder.mesh
-  everywhere = NamedSharding(mesh, P())
+  replicated = NamedSharding(mesh, P())
 
-  def shape(leaf: Any, sharding: NamedSharding = everywhere) -> jax.ShapeDtypeStruct:
+  def shape(leaf: Any, sharding: NamedSharding = replicated) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   create = functools.partial(create_state, run.learner(), run.optimizer, run.seed)
   state = jax.tree.map(shape, jax.eval_shape(create))
   if run.needs_bank:
     # Devices have equal numbers of the bank's rows; the last ones are padding.
-    n_rows = -(-len(run.source.names) // mesh.size) * mesh.size
-    size = n_rows, run.encoder.clip.config.projection_dim
-    rows = jax.ShapeDtypeStruct(size, run.sampling.bank_dtype)
-    state = state.replace(bank=shape(rows, bank_sharding(mesh)))
-  return state, jax.tree.map(shape, run.frozen), costs.batch_shapes(run)
+    n_classes = len(run.source.names)
+    n_rows = -(-n_classes // mesh.size) * mesh.size
+    width = run.encoder.clip.config.projection_dim
+    bank = jax.ShapeDtypeStruct(
+      (n_rows, width), run.sampling.bank_dtype, sharding=bank_sharding(mesh)
+    )
+    state = state.replace(bank=bank)
+  frozen = jax.tree.map(shape, run.frozen)
+  return state, frozen, costs.batch_shapes(run)
 
 
 def compile_step(

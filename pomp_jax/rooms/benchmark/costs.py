@@ -274,16 +274,21 @@ def _test_images(run: PromptRun, state: TrainState) -> dict[str, Any]:
 def _saving(run: PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures saving a checkpoint, and the bytes of a checkpoint and of the prompt."""
   with Checkpoints(run.folder.checkpoints, 1) as checkpoints:
-    save = lambda: checkpoints.save(
-      1, gather_bank(run, state), {"config": run.config}, metric=0.5
-    )
-    (seconds,) = _seconds(save, 1, warmup=0)
+
+    def save() -> None:
+      meta = {"config": run.config}
+      checkpoints.save(1, gather_bank(run, state), meta, metric=0.5)
+
+    [seconds] = _seconds(save, 1, warmup=0)
   save_prompt(run.folder.prompt, run.prompt_of(state))
   # A checkpoint is a folder of files.
-  files = (file for file in run.folder.checkpoints.rglob("*") if file.is_file())
+  n_bytes = 0
+  for file in run.folder.checkpoints.rglob("*"):
+    if file.is_file():
+      n_bytes += file.stat().st_size
   return {
     "checkpoint_seconds": seconds,
-    "checkpoint_bytes": sum(file.stat().st_size for file in files),
+    "checkpoint_bytes": n_bytes,
     "prompt_bytes": run.folder.prompt.stat().st_size,
   }
 

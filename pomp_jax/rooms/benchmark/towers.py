@@ -300,7 +300,14 @@ class CompiledStep(NamedTuple):
 def compile_step(
   fields: Benchmark, k: int, n_classes: int, renew: int | None
 ) -> CompiledStep:
-  """Compiles the step of `whole_step`, whose arguments it takes."""
+  """Compiles the step of `whole_step`.
+
+  Args:
+    fields: settings of the benchmark.
+    k: classes of an image's contrast.
+    n_classes: number of classes to draw from.
+    renew: rows of the bank that a step renews; None for no bank.
+  """
   config = MODELS[fields.model]
   rng = np.random.default_rng(fields.seed)
   mesh = make_mesh(devices=devices()[:1])

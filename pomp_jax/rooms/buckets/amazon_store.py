@@ -30,14 +30,18 @@ class AmazonStore(Objects, S3FileSystem):
 
   def key_value_store(self, folder: str) -> dict[str, Any]:
     """Endpoint and keys are those of AWS's variables."""
-    found, env = super().key_value_store(folder), os.environ
-    if endpoint := env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL"):
-      region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
-      found |= {"endpoint": endpoint, "aws_region": region}
+    store = super().key_value_store(folder)
+    env = os.environ
+    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
+    if endpoint:
+      store["endpoint"] = endpoint
+      store["aws_region"] = (
+        env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
+      )
     if "AWS_ACCESS_KEY_ID" in env:
       # Without looking for files and services, whose absence AWS's library prints.
-      found["aws_credentials"] = {"type": "environment"}
-    return found
+      store["aws_credentials"] = {"type": "environment"}
+    return store
 
   async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
     """Does nothing: there are no folders, and s3fs would create a missing bucket."""

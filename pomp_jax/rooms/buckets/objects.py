@@ -38,13 +38,14 @@ class Objects:
 
   def entries(self: Any, folder: str) -> list[tuple[str, bool]]:
     """Names in a folder, and whether each is a folder; OSError if there is none."""
-    own = folder.partition("://")[2].rstrip("/")
-    found = self.ls(folder, detail=True)
-    names = [
-      (row["name"].rstrip("/").removeprefix(f"{own}/"), row["type"]) for row in found
-    ]
-    # Some tools leave an empty object that is named like the folder.
-    return [(name, kind == "directory") for name, kind in names if name and name != own]
+    path = folder.partition("://")[2].rstrip("/")
+    entries = []
+    for row in self.ls(folder, detail=True):
+      name = row["name"].rstrip("/").removeprefix(f"{path}/")
+      # Some tools leave an empty object that is named like the folder.
+      if name and name != path:
+        entries.append((name, row["type"] == "directory"))
+    return entries
 
   def why_unwritable(self: Any, folder: str) -> str | None:
     """Reason why a folder can't be written to; None if none is known."""
@@ -58,12 +59,10 @@ class Objects:
       return f"{error.filename}: {error.strerror}"
 
   def version_of(self: Any, url: str) -> str:
-    """Version of an object: generation or ETag, and size; another one after each
-    write."""
-    found = self.info(url)
-    return " ".join(
-      str(found.get(field)) for field in ("generation", "ETag", "etag", "size")
-    )
+    """Version of an object, another one after each write: generation or ETag, and size."""
+    facts = self.info(url)
+    fields = ("generation", "ETag", "etag", "size")
+    return " ".join(str(facts.get(field)) for field in fields)
 
   def local_copy(self: Any, url: str) -> pathlib.Path:
     """A file with an object's content, in `~/.cache/pomp_jax/buckets`, beside its

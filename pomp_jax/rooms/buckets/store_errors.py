@@ -23,22 +23,29 @@ _PATH_METHODS = (
 
 
 def store_error(error: Exception, url: str) -> OSError:
-  """The OSError of a failed request: FileNotFoundError for 404, PermissionError for
-  401 and 403."""
+  """The OSError of a failed request.
+
+  It is FileNotFoundError for 404, and PermissionError for 401 and 403.
+  """
   reason = getattr(error, "strerror", None) or " ".join(f"{error}".split())[:200]
-  number, status = getattr(error, "errno", None), getattr(error, "code", None)
-  if isinstance(error, FileNotFoundError | FileExistsError):
-    number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EEXIST
-    reason = os.strerror(number)
-  elif (
+  number = getattr(error, "errno", None)
+  is_denied = (
     isinstance(error, PermissionError)
     or reason.startswith("Forbidden")
-    or status in (401, 403)
-  ):
+    or getattr(error, "code", None) in (401, 403)
+  )
+  if isinstance(error, FileNotFoundError):
+    number = errno.ENOENT
+    reason = os.strerror(number)
+  elif isinstance(error, FileExistsError):
+    number = errno.EEXIST
+    reason = os.strerror(number)
+  elif is_denied:
     number = errno.EACCES
     reason = f"access denied: {reason.removeprefix('access denied: ')}"
   elif not number:
-    number, reason = errno.EIO, f"{type(error).__name__}: {reason}"
+    number = errno.EIO
+    reason = f"{type(error).__name__}: {reason}"
   return OSError(number, reason, url)
 
 
@@ -47,8 +54,13 @@ def translate(
 ) -> None:
   """Makes the methods of a file system that send requests raise `store_error`.
 
-  All others call the method `request`, of whose arguments `url_of_request` finds the
-  URL.
+  All methods that the list of paths lacks call the method `request`.
+
+  Args:
+    store: class of the file system, whose methods are replaced.
+    scheme: scheme of its URLs.
+    request: name of the method that sends a request.
+    url_of_request: finds the URL among the arguments of `request`.
   """
   first = lambda path, *_, **__: path[0] if path and isinstance(path, list) else path
   url_of = dict.fromkeys(_PATH_METHODS, first) | {request: url_of_request}

@@ -24,27 +24,26 @@ TREE_LEVELS = (4, 6, 8)
 
 
 def relations(data: Data, names: Sequence[str]) -> SamplingArrays | None:
-  """Groups, group sizes, kin and levels of training classes; None if their relations
-  are unknown.
+  """Groups, group sizes, kin and levels of training classes; None if not known.
 
   Known are those of the embedded world, and of a class list with a synset a name.
   """
   if data.source == WORLD:
-    row = {name: i for i, name in enumerate(world_names.class_names("base"))}
-    kept_N = np.array([row[name] for name in names])
-    return attribute_relations(world_names.class_attributes("base")[kept_N])
+    row_of = {name: row for row, name in enumerate(world_names.class_names("base"))}
+    rows_N = np.array([row_of[name] for name in names])
+    return attribute_relations(world_names.class_attributes("base")[rows_N])
   try:
     classes = load_class_list(data.names or data.dataset)
   except ValueError:
     return None
   if classes.synsets is None:
     return None
-  synset = dict(zip(classes.names, classes.synsets, strict=True))
+  synset_of = dict(zip(classes.names, classes.synsets, strict=True))
   # A name that several classes share has no known synset.
-  if not set(names) <= set(synset) or len(synset) < len(classes):
+  if not set(names) <= set(synset_of) or len(synset_of) < len(classes):
     return None
   tree = load_tree()
-  return wordnet_relations(tree, tree.nodes([synset[name] for name in names]))
+  return wordnet_relations(tree, tree.nodes([synset_of[name] for name in names]))
 
 
 def wordnet_relations(
@@ -56,49 +55,57 @@ def wordnet_relations(
   first ancestor, by id, at that depth. The classes are distinct nodes of the tree.
   """
   n_classes = len(class_nodes_N)
-  class_of_n = np.full(len(tree), -1, np.int32)
-  class_of_n[class_nodes_N] = np.arange(n_classes)
+  class_of_node = np.full(len(tree), -1, np.int32)
+  class_of_node[class_nodes_N] = np.arange(n_classes)
   kin = []
   levels_NxH = np.full((n_classes, len(TREE_LEVELS)), -1, np.int32)
   for c, node in enumerate(class_nodes_N):
-    above = tree.ancestors[node]
-    related = class_of_n[above[above != node]]
-    kin.append(related[related >= 0])
+    ancestors = tree.ancestors[node]
+    # The ancestors include the node.
+    classes_above = class_of_node[ancestors[ancestors != node]]
+    kin.append(classes_above[classes_above >= 0])
     for column, depth in enumerate(TREE_LEVELS):
-      at = above[tree.depth[above] == depth]
-      if len(at):
-        levels_NxH[c, column] = at[0]
-  return _arrays(
-    _padded([tree.parents[node] for node in class_nodes_N]), kin, levels_NxH
-  )
+      at_depth = ancestors[tree.depth[ancestors] == depth]
+      if len(at_depth):
+        levels_NxH[c, column] = at_depth[0]
+  parents_NxG = _padded([tree.parents[node] for node in class_nodes_N])
+  return _arrays(parents_NxG, kin, levels_NxH)
 
 
 def attribute_relations(attributes_NxA: Int32[np.ndarray, "N A"]) -> SamplingArrays:
-  """Groups, group sizes, kin and levels of the embedded world's classes."""
+  """Groups, group sizes, kin and levels of the embedded world's classes.
+
+  A class is in as many groups as it has attributes: of each the classes that differ in
+  that attribute alone. Kin have words of the same families.
+  """
   n_attributes = attributes_NxA.shape[1]
-  # All attributes but one, and the index of that one: a class is in as many groups as
-  # attributes.
-  keys = [
-    _key(np.insert(np.delete(attributes_NxA, dropped, axis=1), 0, dropped, axis=1))
-    for dropped in range(n_attributes)
-  ]
-  family_of = [
-    np.repeat(np.arange(len(families)), [len(family) for family in families])
-    for families in world_names.FAMILIES
-  ]
-  family_N = _key(
-    np.stack([of[a] for of, a in zip(family_of, attributes_NxA.T, strict=True)], 1)
-  )
+  group_keys = []
+  for dropped in range(n_attributes):
+    columns = np.delete(attributes_NxA, dropped, axis=1)
+    # The index of the dropped attribute tells apart groups of equal values.
+    group_keys.append(_key(np.insert(columns, 0, dropped, axis=1)))
+
+  families_of_words = []
+  for attribute, families in enumerate(world_names.FAMILIES):
+    sizes = [len(family) for family in families]
+    family_of_word = np.repeat(np.arange(len(families)), sizes)
+    families_of_words.append(family_of_word[attributes_NxA[:, attribute]])
+  family_N = _key(np.stack(families_of_words, axis=1))
   members = {
     family: np.flatnonzero(family_N == family) for family in np.unique(family_N)
   }
-  kin = [members[family][members[family] != c] for c, family in enumerate(family_N)]
+  kin = []
+  for c, family in enumerate(family_N):
+    kin.append(members[family][members[family] != c])
+
   colour, texture, shape, _ = range(n_attributes)
-  columns = [[shape], [shape, texture], [shape, texture, colour]]
-  levels = [
-    np.unique(_key(attributes_NxA[:, some]), return_inverse=True)[1] for some in columns
-  ]
-  return _arrays(np.stack(keys, axis=1), kin, np.stack(levels, axis=1).astype(np.int32))
+  levels = []
+  for level_attributes in ([shape], [shape, texture], [shape, texture, colour]):
+    keys_N = _key(attributes_NxA[:, level_attributes])
+    _, level_N = np.unique(keys_N, return_inverse=True)
+    levels.append(level_N)
+  levels_NxH = np.stack(levels, axis=1).astype(np.int32)
+  return _arrays(np.stack(group_keys, axis=1), kin, levels_NxH)
 
 
 def _key(columns_NxA: np.ndarray) -> np.ndarray:
@@ -107,9 +114,11 @@ def _key(columns_NxA: np.ndarray) -> np.ndarray:
 
 
 def _padded(rows: Sequence[np.ndarray]) -> Int32[np.ndarray, "N G"]:
-  padded = np.full((len(rows), max(1, *map(len, rows))), -1, np.int32)
-  for i, row in enumerate(rows):
-    padded[i, : len(row)] = row
+  """The rows as an array, with -1 behind the shorter ones."""
+  longest = max((len(row) for row in rows), default=0)
+  padded = np.full((len(rows), max(longest, 1)), -1, np.int32)
+  for number, row in enumerate(rows):
+    padded[number, : len(row)] = row
   return padded
 
 
@@ -117,12 +126,16 @@ def _arrays(
   keys_NxG: np.ndarray, kin: list[np.ndarray], levels_NxH: np.ndarray
 ) -> SamplingArrays:
   """Numbers the groups from 0, and drops those of one class."""
-  found, index, sizes = np.unique(keys_NxG, return_inverse=True, return_counts=True)
-  kept = (found >= 0) & (sizes >= 2)
-  number = np.where(kept, np.cumsum(kept) - 1, -1)
-  # At least one group, so that the array can be indexed.
-  sizes_S = (sizes[kept] if kept.any() else np.array([2])).astype(np.int32)
-  groups_NxG = number[index].reshape(keys_NxG.shape).astype(np.int32)
+  keys, index, sizes = np.unique(keys_NxG, return_inverse=True, return_counts=True)
+  is_group = (keys >= 0) & (sizes >= 2)
+  number_of_key = np.where(is_group, np.cumsum(is_group) - 1, -1)
+  group_sizes = sizes[is_group]
+  if not is_group.any():
+    # At least one group, so that the array can be indexed.
+    group_sizes = np.array([2])
   return SamplingArrays(
-    groups=groups_NxG, group_sizes=sizes_S, kin=_padded(kin), levels=levels_NxH
+    groups=number_of_key[index].reshape(keys_NxG.shape).astype(np.int32),
+    group_sizes=group_sizes.astype(np.int32),
+    kin=_padded(kin),
+    levels=levels_NxH,
   )

@@ -202,10 +202,14 @@ class TorchArchive(contextlib.AbstractContextManager):
   ) -> np.ndarray:
     """Reads a tensor of `value` into a new array; bfloat16 becomes float32.
 
-    With `n_bytes` it reads no more of its record.
+    Args:
+      tensor: place and type of the tensor.
+      field: name of the tensor, for messages.
+      n_bytes: bytes of the record to read; None: all.
 
-    The error names `field`. It is raised if the type is unknown, if the record is
-    missing or damaged, or if the tensor reaches beyond the record.
+    Raises:
+      Exception: of the archive's class of errors, if the type is unknown, the record is
+        missing or damaged, or the tensor reaches beyond the record.
     """
     kind = _TYPES.get(tensor.kind)
     if kind is None:

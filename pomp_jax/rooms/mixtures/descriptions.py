@@ -7,7 +7,9 @@ embedding.
 
 from collections.abc import Mapping, Sequence
 import functools
+import itertools
 import re
+from typing import Any
 
 from jaxtyping import Float
 import numpy as np
@@ -40,16 +42,18 @@ class Descriptions(OtherPrompt):
   of_one_list = True
 
   def __init__(self, path: str, sentences: Mapping[str, Sequence[str]]):
-    self._path, self._sentences = path, sentences
+    self._path = path
+    self._sentences = sentences
 
   def features(self, encoder: Encoder, classes: ClassList) -> Float[np.ndarray, "N E"]:
-    """Mean unit features of the sentences, normalised; long ones are cut, as in
-    CuPL's code."""
+    """Mean unit features of the sentences, normalised.
+
+    Long sentences are cut, as in CuPL's code.
+    """
     sentences = self.of(classes.names, self._path)
     starts = np.cumsum([0, *map(len, sentences[:-1])])
-    features_SxE = encoder.class_features(
-      [x for own in sentences for x in own], "{}", cut=True
-    )
+    flat = list(itertools.chain.from_iterable(sentences))
+    features_SxE = encoder.class_features(flat, "{}", cut=True)
     sums_NxE = np.add.reduceat(features_SxE, starts, axis=0)
     return sums_NxE / np.linalg.norm(sums_NxE, axis=-1, keepdims=True)
 
@@ -60,6 +64,17 @@ class Descriptions(OtherPrompt):
     clip_config: ClipConfig,
     clip_model: str,
   ) -> None:
+    """Checks that all names have sentences; any CLIP does.
+
+    Args:
+      label: name of the prompt, for messages.
+      synonyms: names of each class.
+      clip_config: architecture of the CLIP.
+      clip_model: name of the CLIP.
+
+    Raises:
+      PromptFileError: names without sentences, which it lists.
+    """
     self.of([name for names in synonyms for name in names], label)
 
   def describe(self, classes: ClassList) -> list[str]:
@@ -67,11 +82,14 @@ class Descriptions(OtherPrompt):
 
   def of(self, names: Sequence[str], where: str) -> list[Sequence[str]]:
     """The sentences of each class; PromptFileError with the names that have none."""
-    found = [self._sentences.get(_key(name), ()) for name in names]
-    if missing := [name for name, own in zip(names, found, strict=True) if not own]:
-      told = f"{len(missing)} of {len(names)} classes have no sentences"
-      raise PromptFileError(f"{where}: {told}: {printable(', '.join(missing), 1000)}")
-    return found
+    sentences = [self._sentences.get(_key(name), ()) for name in names]
+    missing = [name for name, texts in zip(names, sentences, strict=True) if not texts]
+    if missing:
+      problem = f"{len(missing)} of {len(names)} classes have no sentences"
+      raise PromptFileError(
+        f"{where}: {problem}: {printable(', '.join(missing), 1000)}"
+      )
+    return sentences
 
 
 def _key(name: str) -> str:
@@ -79,25 +97,25 @@ def _key(name: str) -> str:
 
 
 def read_descriptions(path: str) -> Descriptions:
-  """Reads the JSON of CuPL (Pratt et al., 2023): an object of lists of sentences by
-  class name."""
-  content, found = read_user_json(path, PromptFileError), dict[str, list[str]]()
+  """Reads the JSON of CuPL (Pratt et al., 2023): lists of sentences by class name.
+
+  Raises:
+    PromptFileError: the file is no such JSON.
+  """
+  content = read_user_json(path, PromptFileError)
   if not isinstance(content, dict):
-    refuse(
-      path,
-      "the file",
-      "no JSON object",
-      'sentences by class name, {"cat": ["It purrs."]}',
-    )
+    accepted = 'sentences by class name, {"cat": ["It purrs."]}'
+    refuse(path, "the file", "no JSON object", accepted)
+  sentences: dict[str, list[str]] = {}
   for name, texts in content.items():
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
       refuse(path, quoted(name), "no list of texts", "a list of sentences")
     if texts:
-      check_names(
-        list(map(normalized_name, texts)), f"{path}, {quoted(name)}", distinct=False
-      )
-    found[_key(name)] = [*found.get(_key(name), ()), *texts]
-  return Descriptions(path, found)
+      words = [normalized_name(text) for text in texts]
+      check_names(words, f"{path}, {quoted(name)}", distinct=False)
+    # Names that differ in case are one class.
+    sentences.setdefault(_key(name), []).extend(texts)
+  return Descriptions(path, sentences)
 
 
 class Waffle(OtherPrompt):
@@ -105,10 +123,14 @@ class Waffle(OtherPrompt):
   classes."""
 
   def __init__(self, name: str):
-    """Reads the file of words that a name tells."""
-    found = _WAFFLE.fullmatch(name)
-    seed, file = found.groups() if found else (None, None)
-    self._seed, (self._words, self._characters) = int(seed or 0), _words(file)
+    """Reads the seed and the file of words from a name, see `is_waffle`."""
+    match = _WAFFLE.fullmatch(name)
+    seed = None
+    file = None
+    if match is not None:
+      seed, file = match.groups()
+    self._seed = int(seed or 0)
+    self._words, self._characters = _words(file)
 
   def features(self, encoder: Encoder, classes: ClassList) -> Float[np.ndarray, "N E"]:
     texts = steps_of(self.describe(classes), "class features of texts", "texts")
@@ -133,63 +155,75 @@ def waffle_texts(
   characters: tuple[str, ...],
   classes: tuple[str, ...],
 ) -> tuple[str, ...]:
-  """Draws WaffleCLIP's texts (Roth et al., 2023), the same for all classes, as its code
-  does.
+  """Draws WaffleCLIP's texts (Roth et al., 2023), the same for all classes.
 
-  Mode `waffle` of `load_gpt_descriptions` with the repetition `seed`: texts of random
-  words and of random characters, of the mean number and length of words in the names.
+  As mode `waffle` of `load_gpt_descriptions` in its code: texts of random words and of
+  random characters, of the mean number and length of words in the names.
+
+  Args:
+    seed: random seed, the number of the repetition there.
+    words: words to draw from.
+    characters: characters to draw from.
+    classes: names of the classes.
   """
   rng = np.random.RandomState(seed)
   names = [normalized_name(name).split(" ") for name in classes]
-  lengths = [[len(word) for word in own] for own in names]
+  lengths = [[len(word) for word in name] for name in names]
   # Means of N numbers, rounded as there.
-  n_words = max(round(np.mean([len(own) for own in names])), 1)
-  n_runs = round(np.mean([len(own) - 1 for own in names])) + 1
-  n_letters = int(np.ceil(np.mean([max(own) for own in lengths])))
+  n_words = max(round(np.mean([len(name) for name in names])), 1)
+  n_runs = round(np.mean([len(name) - 1 for name in names])) + 1
+  n_letters = int(np.ceil(np.mean([max(word_lengths) for word_lengths in lengths])))
   n_letters = (n_letters + n_runs - n_letters % n_runs) // n_runs
-  n_kept = round(np.mean([np.mean(own) for own in lengths]))
-  cut = [word[:n_kept] for word in words]
-  # `choice` without replacement draws so too, but checks more.
-  draw = lambda items: items[rng.permutation(len(items))[0]]
-  drawn = []
-  # All classes draw, and one of them gives its own to all.
+  n_kept = round(np.mean([np.mean(word_lengths) for word_lengths in lengths]))
+  short_words = [word[:n_kept] for word in words]
+
+  def draw(items: Sequence[str]) -> str:
+    # `choice` without replacement draws so too, but checks more.
+    return items[rng.permutation(len(items))[0]]
+
+  texts = []
+  # All classes draw, and one of them gives its texts to all.
   for _ in range(len(names) * _PAIRS):
-    drawn.append(" ".join(draw(cut) for _ in range(n_words)))
-    runs = ("".join(draw(characters) for _ in range(n_letters)) for _ in range(n_runs))
-    drawn.append(", ".join(runs))
+    texts.append(" ".join(draw(short_words) for _ in range(n_words)))
+    runs = []
+    for _ in range(n_runs):
+      runs.append("".join(draw(characters) for _ in range(n_letters)))
+    texts.append(", ".join(runs))
   first = 2 * _PAIRS * rng.choice(len(names))
-  own = drawn[first : first + 2 * _PAIRS]
-  verbs = [
-    next(
-      (verb for start, verb in _CONTINUED.items() if x.startswith(start)), "which has"
-    )
-    for x in own
-  ]
-  return tuple(
-    f"A photo of a {{}}, {verb} {x}." for verb, x in zip(verbs, own, strict=True)
-  )
+  texts_of_class = texts[first : first + 2 * _PAIRS]
+  return tuple(f"A photo of a {{}}, {_verb(text)} {text}." for text in texts_of_class)
+
+
+def _verb(text: str) -> str:
+  """What joins a name and a text, by the text's beginning."""
+  for start, verb in _CONTINUED.items():
+    if text.startswith(start):
+      return verb
+  return "which has"
 
 
 def _words(path: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Words and characters to draw from: a file's JSON, or those of ImageNet-1K's
-  names."""
+  """Words and characters to draw from: a file's JSON, or those of ImageNet-1K's names."""
   if path is None:
-    words = sorted(
-      {word for name in load_class_list("imagenet1k").names for word in name.split()}
-    )
-    return tuple(words), tuple(sorted(set("".join(words))))
+    names = load_class_list("imagenet1k").names
+    words = sorted(set(" ".join(names).split()))
+    characters = sorted(set("".join(words)))
+    return tuple(words), tuple(characters)
   content = read_user_json(path, PromptFileError)
-  content = content if isinstance(content, dict) else {}
+  if not isinstance(content, dict):
+    content = {}
   for field in ("words", "characters"):
-    texts = content.get(field)
-    is_list = isinstance(texts, list | str) and all(
-      isinstance(text, str) for text in texts
-    )
-    if not is_list or not texts or "{" in "".join(texts) or "}" in "".join(texts):
-      refuse(
-        path,
-        field,
-        "no list of texts",
-        'JSON as {"words": ["oak"], "characters": "ako"}',
-      )
+    if not _are_texts(content.get(field)):
+      accepted = 'JSON as {"words": ["oak"], "characters": "ako"}'
+      refuse(path, field, "no list of texts", accepted)
   return tuple(content["words"]), tuple(content["characters"])
+
+
+def _are_texts(texts: Any) -> bool:
+  """Whether a JSON value has texts to draw, none of which is a place for a name."""
+  if not isinstance(texts, list | str) or not texts:
+    return False
+  if not all(isinstance(text, str) for text in texts):
+    return False
+  joined = "".join(texts)
+  return "{" not in joined and "}" not in joined

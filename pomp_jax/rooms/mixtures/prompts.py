@@ -42,20 +42,22 @@ class Mixture(OtherPrompt):
     """`weights` are scaled to the sum 1; there are none before they are chosen."""
     self.parts = parts
     # Powers of two change no digit, and the sum of the largest weights is finite then.
-    power = math.frexp(max(weights, default=1.0))[1]
+    _, power = math.frexp(max(weights, default=1.0))
     scaled = [math.ldexp(weight, -power) for weight in weights]
     self.weights = tuple(weight / sum(scaled) for weight in scaled)
-    self.of_one_list = any(named_prompts.of_one_list(part.prompt) for part in parts)
     prompts = [part.prompt for part in parts]
-    of_parts = (getattr(prompt, "upright", None) for prompt in prompts)
-    self.upright = next((upright for upright in of_parts if upright is not None), None)
-    self.has_rows = any(
-      getattr(x, "has_rows", isinstance(x, ClassFeatures)) for x in prompts
-    )
+    self.of_one_list = any(named_prompts.of_one_list(prompt) for prompt in prompts)
+    self.upright = None
+    self.has_rows = False
+    for prompt in prompts:
+      if self.upright is None:
+        self.upright = getattr(prompt, "upright", None)
+      if getattr(prompt, "has_rows", isinstance(prompt, ClassFeatures)):
+        self.has_rows = True
 
   def features(self, encoder: Encoder, classes: ClassList) -> Float[np.ndarray, "N E"]:
-    own = [features_under(encoder, classes, part.prompt) for part in self.parts]
-    return mixed(own, self.weights)
+    parts = [features_under(encoder, classes, part.prompt) for part in self.parts]
+    return mixed(parts, self.weights)
 
   def check(
     self,
@@ -64,9 +66,20 @@ class Mixture(OtherPrompt):
     clip_config: ClipConfig,
     clip_model: str,
   ) -> None:
+    """Checks that each part fits a CLIP and the classes.
+
+    Args:
+      label: name of the mixture, for messages.
+      synonyms: names of each class.
+      clip_config: architecture of the CLIP.
+      clip_model: name of the CLIP.
+
+    Raises:
+      InputError: a part does not fit.
+    """
     for part in self.parts:
-      own = part._replace(label=f"{part.label} of {label}")
-      named_prompts.check_prompt(own, synonyms, clip_config, clip_model)
+      named = part._replace(label=f"{part.label} of {label}")
+      named_prompts.check_prompt(named, synonyms, clip_config, clip_model)
 
   def check_lengths(
     self,
@@ -75,59 +88,84 @@ class Mixture(OtherPrompt):
     text_config: CLIPTextConfig,
     where: str,
   ) -> None:
+    """Checks that the names fit each part's tokens.
+
+    Args:
+      classes: names of the classes.
+      tokenizer: tokenizer of the CLIP.
+      text_config: sizes of its text tower.
+      where: name of the mixture, for messages.
+
+    Raises:
+      InputError: a name is too long.
+    """
     for part in self.parts:
-      own = f"{part.label} of {where}"
-      named_prompts.check_lengths(part.prompt, classes, tokenizer, text_config, own)
+      label = f"{part.label} of {where}"
+      named_prompts.check_lengths(part.prompt, classes, tokenizer, text_config, label)
 
   def describe(self, classes: ClassList) -> list[Any]:
-    parts = [
-      ["part", *named_prompts.describe(part.prompt, classes)] for part in self.parts
-    ]
-    return sum(parts, [str(self.weights)])
+    """Cache key parts: the weights and the parts."""
+    key: list[Any] = [str(self.weights)]
+    for part in self.parts:
+      key.append("part")
+      key += named_prompts.describe(part.prompt, classes)
+    return key
 
 
 def mixed(
   features: Sequence[Float[np.ndarray, "N E"]], weights: Sequence[float]
 ) -> Float[np.ndarray, "N E"]:
   """Weighted sum of unit features, with unit rows."""
-  total_NxE = np.sum(
-    [weight * one for weight, one in zip(weights, features, strict=True)], axis=0
-  )
+  weighted = []
+  for features_NxE, weight in zip(features, weights, strict=True):
+    weighted.append(weight * features_NxE)
+  total_NxE = np.sum(weighted, axis=0)
   return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
 
 
 def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
-  """Reads a prompt of this room by its name; None for another name, ConfigError for a
-  wrong part.
+  """Reads a prompt of this room by its name; None for another name.
 
-  A mixture needs weights unless the caller has them `chosen`.
+  Args:
+    item: name of the prompt.
+    field: field that has it, for messages.
+    chosen: whether the caller chooses the weights of a mixture, which has none then.
+
+  Raises:
+    ConfigError: a part or a weight of a mixture is wrong.
+    PromptFileError: a file of sentences or words is unusable.
   """
   if is_waffle(item):
     return Waffle(item)
   if item.endswith(".json") and is_prompt_file(item) and " + " not in item:
     return read_descriptions(item)
-  weights, names = zip(*map(_weight, item.split(" + ")), strict=True)
+  parts = [_weight(part) for part in item.split(" + ")]
+  weights = [weight for weight, _ in parts]
+  names = [name for _, name in parts]
   if len(names) == 1 or (is_prompt_file(item) and not is_hub(item)):
     return None
   # A text may contain the signs too. It is one unless each part has a weight, or one is
   # a name.
   if item.count("{}") == 1 and None in weights and not any(map(_is_name, names)):
     return None
-  given = [weight for weight in weights if weight is not None]
-  is_given = len(given) == len(names) and all(0 < weight < math.inf for weight in given)
-  require(is_given or (chosen and not given), field, item, _TAKES)
-  parts = [named_prompts.read_prompts([name], field) for name in names]
-  require(all(len(part) == 1 for part in parts), field, item, _TAKES)
-  return Mixture(
-    [part._replace(label=x) for x, [part] in zip(names, parts, strict=True)], given
-  )
+  numbers = [weight for weight in weights if weight is not None]
+  has_weights = len(numbers) == len(names) and all(0 < x < math.inf for x in numbers)
+  require(has_weights or (chosen and not numbers), field, item, _TAKES)
+  prompts_of_parts = [named_prompts.read_prompts([name], field) for name in names]
+  require(all(len(prompts) == 1 for prompts in prompts_of_parts), field, item, _TAKES)
+  named_parts = []
+  for name, [named] in zip(names, prompts_of_parts, strict=True):
+    named_parts.append(named._replace(label=name))
+  return Mixture(named_parts, numbers)
 
 
 def _weight(part: str) -> tuple[float | None, str]:
-  """The weight and the name of a part of a mixture."""
+  """The weight and the name of a part of a mixture; a part may have no weight."""
   weight, star, name = part.partition("*")
+  if not star:
+    return None, part.strip()
   try:
-    return (float(weight), name.strip()) if star else (None, part.strip())
+    return float(weight), name.strip()
   except ValueError:
     return None, part.strip()
 

@@ -18,7 +18,7 @@ from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_lengths, check_prompt
 from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.ranking import topk_accuracy
-from pomp_jax.evaluate.split_features import images_key, split_features
+from pomp_jax.evaluate.split_features import SplitFeatures, images_key, split_features
 from pomp_jax.report.labels import counted
 from pomp_jax.rooms.mixtures.prompts import Mixture, mixed
 
@@ -72,57 +72,79 @@ class Weights:
     return [repr(images_key(self._source, encoder)), repr(self._classes)]
 
   def choose(self, encoder: Encoder) -> tuple[list[NamedPrompt], list[dict[str, Any]]]:
-    """Returns the prompts, and what `results.json` says of each; all processes call it
-    together.
+    """Returns the prompts, and what `results.json` says of each.
 
-    Of equally good weights the nearest to equal weights win.
+    All processes call it together. Of equally good weights the nearest to equal weights
+    win.
     """
-    found, rows, images = [], [], None
+    images = None
     if self._source is not None:
-      threads, max_corrupt = self._data.threads, self._data.max_corrupt
       images = split_features(
-        encoder, self._source, threads=threads, max_corrupt=max_corrupt
+        encoder,
+        self._source,
+        threads=self._data.threads,
+        max_corrupt=self._data.max_corrupt,
       )
+    prompts = []
+    rows = []
     for named in self._prompts:
       row: dict[str, Any] = {"label": named.label, "step": named.step}
       if isinstance(named.prompt, Mixture):
-        parts, weights = named.prompt.parts, named.prompt.weights
+        parts = named.prompt.parts
+        weights = named.prompt.weights
         note = f"{named.label}: weights "
         if not weights and images is not None:
-          own = [features_under(encoder, self._classes, part.prompt) for part in parts]
-          scores = {}
-          for one in grid(len(parts)):
-            given = images.features, mixed(own, one), images.labels
-            scores[one] = topk_accuracy(*given, ks=(1,), mesh=encoder.mesh)[
-              "macro_top1"
-            ]
-          weights = max(scores, key=lambda one: scores[one])
+          scores = self._scores(encoder, parts, images)
+          weights = max(scores, key=lambda weights: scores[weights])
           n_images = len(images.labels)
           n_classes = len(np.unique(images.labels))
-          row |= {"validation_images": n_images, "validation_classes": n_classes}
+          row["validation_images"] = n_images
+          row["validation_classes"] = n_classes
           row["grid"] = list(scores.items())
+          # Each part alone, the first part first.
+          corners = sorted(
+            (weights for weights in scores if 1 in weights), reverse=True
+          )
+          alone = ", ".join(f"{100 * scores[corner]:.1f}%" for corner in corners)
           note = (
             f"{named.label}: top-1 {100 * scores[weights]:.1f}%, the mean over"
             f" {counted(n_classes, 'class')} with {counted(n_images, 'validation image')}"
+            f" (its parts alone {alone}), by the weights "
           )
-          ends = sorted((one for one in scores if 1 in one), reverse=True)
-          alone = ", ".join(f"{100 * scores[one]:.1f}%" for one in ends)
-          note += f" (its parts alone {alone}), by the weights "
-        row |= {
-          "weights": weights,
-          "note": note + ", ".join(f"{one:.3g}" for one in weights),
-        }
+        row["weights"] = weights
+        row["note"] = note + ", ".join(f"{weight:.3g}" for weight in weights)
         log.info("%s", row["note"])
         named = named._replace(prompt=Mixture(parts, weights))
-      found.append(named)
+      prompts.append(named)
       rows.append(row)
-    return found, rows
+    return prompts, rows
+
+  def _scores(
+    self, encoder: Encoder, parts: Sequence[NamedPrompt], images: SplitFeatures
+  ) -> dict[tuple[float, ...], float]:
+    """Mean top-1 over the classes of the validation images, by the parts' weights."""
+    features = [features_under(encoder, self._classes, part.prompt) for part in parts]
+    scores = {}
+    for weights in grid(len(parts)):
+      figures = topk_accuracy(
+        images.features,
+        mixed(features, weights),
+        images.labels,
+        ks=(1,),
+        mesh=encoder.mesh,
+      )
+      scores[weights] = figures["macro_top1"]
+    return scores
 
 
 def grid(n_parts: int) -> list[tuple[float, ...]]:
-  """Weights to choose from, each part alone included; the nearest to equal weights
-  first."""
-  steps = _STEPS if n_parts == 2 else _STEPS_OF_MORE
-  counts = itertools.product(range(steps + 1), repeat=n_parts)
-  found = [tuple(n / steps for n in own) for own in counts if sum(own) == steps]
-  return sorted(found, key=lambda weights: sum(weight**2 for weight in weights))
+  """Weights to choose from, each part alone included.
+
+  The nearest to equal weights come first.
+  """
+  n_steps = _STEPS if n_parts == 2 else _STEPS_OF_MORE
+  choices = []
+  for counts in itertools.product(range(n_steps + 1), repeat=n_parts):
+    if sum(counts) == n_steps:
+      choices.append(tuple(count / n_steps for count in counts))
+  return sorted(choices, key=lambda weights: sum(weight**2 for weight in weights))

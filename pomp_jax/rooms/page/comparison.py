@@ -46,45 +46,61 @@ class Comparison:
   ):
     """Compiles on first use.
 
-    `top` is the number of names in an answer, `files` are the real paths of the
-    prompts' files. `regions` are `RegionsOfPictures`, or None where the page has no
-    regions.
+    Args:
+      encoder: the CLIP.
+      prompts: prompts side by side.
+      top: number of names in an answer.
+      regions: `RegionsOfPictures`; None where the page has no regions.
+      files: real paths of the prompts' files.
     """
-    self._encoder, self._top = encoder, top
-    self.prompts, self.regions, self.files = list(prompts), regions, files
+    self._encoder = encoder
+    self._top = top
+    self.prompts = list(prompts)
+    self.regions = regions
+    self.files = files
     self.is_toy = encoder.clip.name == WORLD
     self._features = ArrayCache(in_memory=_MOST_FEATURES)
 
   def under(self, prompts: Sequence[NamedPrompt]) -> "Comparison":
-    """The same under other prompts, with what is computed by now; FormError if one
-    can't be."""
+    """The same under other prompts, with what is computed by now.
+
+    Raises:
+      FormError: a prompt is of one list of classes, or misfits the CLIP.
+    """
     clip = self._encoder.clip
     for named in prompts:
       if named_prompts.of_one_list(named.prompt):
-        line = "is of one list of classes, expected one that fits any names"
-        raise FormError(f"{named.label}: {line}")
+        problem = "is of one list of classes, expected one that fits any names"
+        raise FormError(f"{named.label}: {problem}")
       try:
         named_prompts.check_prompt(named, (), clip.config, clip.name)
       except PromptFileError as error:
         raise FormError(without_folders(str(error))) from error
+    # A shallow copy: both have the encoder and the features of names.
     other = copy.copy(self)
     other.prompts = list(prompts)
     return other
 
   def classify(self, image: Image.Image, names: Sequence[str]) -> list[Answer]:
-    """The likeliest names of a picture under each prompt; TokenizeError,
-    EvaluationError, CalibrationError."""
+    """The likeliest names of a picture under each prompt.
+
+    Raises:
+      TokenizeError, EvaluationError, CalibrationError: a name is too long, features are
+        not finite, or a scale is unusable.
+    """
     size = self._encoder.clip.image_size
     scales = self.scales(names)
-    features = self._class_features(names)
+    class_features = self._class_features(names)
     pixels = prepare(image, size, resize=self._encoder.resize)
     features_1xE = self._encoder.image_features(pixels[None])
     check_finite(features_1xE, "images")
-    logits = [
-      scale.logit_scale * features_1xE[0] @ rows[: len(names)].T
-      for scale, rows in zip(scales, features, strict=True)
-    ]
-    return self.answers(names, list(map(scipy.special.softmax, logits)))
+    rows = []
+    for scale, features_SxE in zip(scales, class_features, strict=True):
+      # Rows behind the names are padding.
+      features_NxE = features_SxE[: len(names)]
+      logits_N = scale.logit_scale * features_1xE[0] @ features_NxE.T
+      rows.append(scipy.special.softmax(logits_N))
+    return self.answers(names, rows)
 
   def scales(self, names: Sequence[str]) -> list[Scale]:
     """Factor on the cosines under each prompt, with what is said of it."""
@@ -102,6 +118,7 @@ class Comparison:
   def answers(
     self, names: Sequence[str], rows: Sequence[Float[np.ndarray, " N"]]
   ) -> list[Answer]:
+    """The likeliest names under each prompt, of a row of scores for each."""
     answers = []
     for named, row_N in zip(self.prompts, rows, strict=True):
       best = np.argsort(-row_N, kind="stable")[: self._top]
@@ -110,12 +127,11 @@ class Comparison:
 
   def _class_features(self, names: Sequence[str]) -> list[Float[np.ndarray, "S E"]]:
     """Features of the names under each prompt, computed once."""
-    # Padded to a power of two, so that few shapes are compiled.
-    padding = max(8, 1 << (len(names) - 1).bit_length()) - len(names)
-    classes = ClassList(
-      (*names, *[names[0]] * padding), ensemble=load_templates("imagenet")
-    )
-    found = []
+    # Padded to a power of two with the first name, so that few shapes are compiled.
+    n_rows = max(8, 1 << (len(names) - 1).bit_length())
+    padding = [names[0]] * (n_rows - len(names))
+    classes = ClassList((*names, *padding), ensemble=load_templates("imagenet"))
+    features = []
     for named in self.prompts:
       key = fingerprint(
         [named.label, str(classes.names), *describe(named.prompt, classes)]
@@ -125,22 +141,28 @@ class Comparison:
         features_SxE = features_under(self._encoder, classes, named.prompt)
         check_finite(features_SxE, "classes")
         self._features.keep(key, features_SxE)
-      found.append(features_SxE)
-    return found
+      features.append(features_SxE)
+    return features
 
 
 def shown_prompts(prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:
-  """The prompts with labels that tell no folder of the server: a file's last two
-  names."""
-  found: list[NamedPrompt] = []
+  """The prompts with labels that tell no folder of the server.
+
+  A file's label is its last two names. Equal labels are numbered.
+  """
+  relabelled: list[NamedPrompt] = []
+  count_of: dict[str, int] = {}
   for named in prompts:
-    label = (
-      named.label
-      if isinstance(named.prompt, Prompt | str)
-      else without_folders(named.label)
-    )
-    if isinstance(named.prompt, Prompt) and "://" not in label:
-      label = "/".join(pathlib.PurePath(label).parts[-2:])
-    number = sum(one.label.partition(" #")[0] == label for one in found) + 1
-    found.append(named._replace(label=f"{label} #{number}" if number > 1 else label))
-  return found
+    label = named.label
+    if isinstance(named.prompt, Prompt):
+      if "://" not in label:
+        label = "/".join(pathlib.PurePath(label).parts[-2:])
+    elif not isinstance(named.prompt, str):
+      label = without_folders(label)
+    # Labels that differ in their number alone are counted together.
+    count_key = label.partition(" #")[0]
+    number = count_of.get(label, 0) + 1
+    numbered = f"{label} #{number}" if number > 1 else label
+    count_of[count_key] = count_of.get(count_key, 0) + 1
+    relabelled.append(named._replace(label=numbered))
+  return relabelled

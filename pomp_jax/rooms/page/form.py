@@ -87,13 +87,27 @@ def png_of(image: Image.Image) -> bytes:
 
 
 def read_boxes(text: str, width: int, height: int) -> Float32[np.ndarray, "R 4"]:
-  """Reads 1 to MAX_BOXES boxes inside a picture, four numbers a line; FormError."""
-  lines, boxes = lines_of(text), []
+  """Reads boxes inside a picture, four numbers a line.
+
+  Args:
+    text: what is entered.
+    width: width of the picture in pixels.
+    height: height of the picture in pixels.
+
+  Returns:
+    1 to MAX_BOXES boxes x0, y0, x1, y1 in pixels.
+
+  Raises:
+    FormError: another number of boxes, or a line that is no box inside the picture.
+  """
+  lines = lines_of(text)
   if not 0 < len(lines) <= MAX_BOXES:
     raise FormError(f"boxes: got {len(lines)}, expected 1 to {MAX_BOXES}, one a line")
+  boxes = []
   for line in lines:
     try:
-      x0, y0, x1, y1 = box = [float(part) for part in re.split(r"[\s,]+", line)]
+      box = [float(part) for part in re.split(r"[\s,]+", line)]
+      x0, y0, x1, y1 = box
     except ValueError as error:
       raise FormError(
         f"boxes: got {line[:60]!r}, expected four numbers x0 y0 x1 y1"

@@ -64,25 +64,26 @@ def run(config: PageConfig, _: str) -> None:
   # Import after `check`, which says what is missing.
   from pomp_jax.rooms.page import server
 
-  page, turns = config.page, server.Turns()
+  page = config.page
+  turns = server.Turns()
   prompts = shown_prompts(read_prompts(page.prompts, "page.prompts"))
-  warn_of_turns(prompts, True, "the page")  # it shows pictures as browsers do
+  # The page shows pictures as browsers do.
+  warn_of_turns(prompts, True, "the page")
   encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
   regions = None
   if REGIONS_ON_PAGE:
     regions = REGIONS_ON_PAGE.open().RegionsOfPictures(encoder, config.clip, page)
-  files = {
-    os.path.realpath(prompt_path(name)) for name in page.prompts if not is_bucket(name)
-  }
+  files = set()
+  for name in page.prompts:
+    if not is_bucket(name):
+      files.add(os.path.realpath(prompt_path(name)))
   comparison = Comparison(encoder, prompts, page.top, regions, files)
-  of_world = config.clip.model == WORLD
-  examples = (
-    {"classify": _pictures(), "regions": _scenes() if regions else ()}
-    if of_world
-    else {}
-  )
+  examples: dict[str, tuple[Example, ...]] = {}
+  if config.clip.model == WORLD:
+    examples["classify"] = _pictures()
+    examples["regions"] = _scenes() if regions else ()
   app = server.make_app(comparison, page, turns, examples)
   listener = _listen(page.host, page.port)
   host, port = listener.getsockname()[:2]
@@ -90,16 +91,17 @@ def run(config: PageConfig, _: str) -> None:
     log.warning(
       "page.host=%s: whoever reaches port %d of this machine can use the page and see the runs in"
       " %r; there is no password",
-      *(page.host, port, page.runs),
+      page.host,
+      port,
+      page.runs,
     )
+  # An IPv6 address is in brackets.
+  address = f"[{host}]" if ":" in host else host
   with hosts.StopRequest() as stop, server.serving(app, listener, page.max_upload):
-    log.info("prompts: %s", ", ".join(named.label for named in prompts))
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    log.info("the page is at %s (Ctrl-C ends it)", url)
+    log.info("prompts: %s", ", ".join(prompt.label for prompt in prompts))
+    log.info("the page is at http://%s:%d/ (Ctrl-C ends it)", address, port)
     while not stop.after_step():
       time.sleep(_SECONDS)
-    log.info("the page ends")
-    turns.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -117,19 +119,22 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _pictures() -> tuple[Example, ...]:
-  """Pictures of novel classes, each with its name and some that differ in one word's
-  meaning."""
+  """Pictures of novel classes with names: the true one, and some that differ in one word."""
   images = source("novel", n_images=_EXAMPLES)
-  names, attributes_NxA = class_names("all"), class_attributes("all")
+  names = class_names("all")
+  attributes_NxA = class_attributes("all")
+  pixels_of_images = images.images(np.arange(_EXAMPLES))
   examples = []
-  for pixels, label in zip(
-    images.images(np.arange(_EXAMPLES)), images.labels, strict=True
-  ):
-    own = names.index(images.names[label])
-    near = np.flatnonzero((attributes_NxA != attributes_NxA[own]).sum(axis=1) == 1)
-    near = near[:: max(len(near) // _NEAR, 1)][:_NEAR]
-    shown = "\n".join(names[c] for c in sorted([own, *near.tolist()]))
-    examples.append(Example(Image.fromarray(pixels), shown))
+  for pixels, label in zip(pixels_of_images, images.labels, strict=True):
+    true_class = names.index(images.names[label])
+    n_different_N = (attributes_NxA != attributes_NxA[true_class]).sum(axis=1)
+    near = np.flatnonzero(n_different_N == 1)
+    # Evenly over all of them, so that each word differs in some name.
+    stride = max(len(near) // _NEAR, 1)
+    near = near[::stride][:_NEAR]
+    listed = sorted([true_class, *near.tolist()])
+    text = "\n".join(names[c] for c in listed)
+    examples.append(Example(Image.fromarray(pixels), text))
   return tuple(examples)
 
 

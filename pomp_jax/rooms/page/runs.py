@@ -5,7 +5,7 @@ visitor sends. Links are not followed, neither those of folders nor those of fil
 Files may hold anything: what can't be shown is a line of its run.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import datetime
 from html import escape
@@ -60,49 +60,72 @@ class Run(NamedTuple):
 
 
 def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
-  """The runs below a folder, or itself, by name, the newest first: folders with an
-  `_OF_RUN`."""
+  """The runs below a folder, or the folder itself, by name, the newest first.
+
+  A run is a folder with an `_OF_RUN`.
+  """
   if root is None:
     return {}
-  found = {}
+  folders: dict[str, tuple[pathlib.Path, float]] = {}
   for folder, below, _ in os.walk(root):
     path = pathlib.Path(folder)
     parts = path.relative_to(root).parts
-    shown = [own for own in below if not own.startswith(".") and own.isprintable()]
-    below[:] = sorted(shown) if len(parts) < _DEPTH else []
-    files = [file for file in (_file(path, n) for n in _OF_RUN) if file]
-    with contextlib.suppress(FileNotFoundError):  # removed since
+    # os.walk goes on with what is left in this list.
+    if len(parts) < _DEPTH:
+      visible = [name for name in below if not name.startswith(".")]
+      below[:] = sorted(name for name in visible if name.isprintable())
+    else:
+      below.clear()
+    candidates = [_file(path, name) for name in _OF_RUN]
+    files = [file for file in candidates if file is not None]
+    # A file may have been removed since.
+    with contextlib.suppress(FileNotFoundError):
       if files:
         name = "/".join(parts) or root.resolve().name
-        found[name] = path, max(file.stat().st_mtime for file in files)
-  newest = sorted(found, key=lambda name: -found[name][1])[:MAX_RUNS]
-  return {name: _run(name, *found[name]) for name in newest}
+        folders[name] = (path, max(file.stat().st_mtime for file in files))
+  newest = sorted(folders, key=lambda name: -folders[name][1])[:MAX_RUNS]
+  runs = {}
+  for name in newest:
+    path, changed = folders[name]
+    runs[name] = _run(name, path, changed)
+  return runs
 
 
 def _run(name: str, path: pathlib.Path, changed: float) -> Run:
-  report, prompt = _file(path, "report.html") is not None, _file(path, _PROMPT)
-  job, time, state = "?", "?", ("unreadable", "")
+  """Reads what the list says of a run; `changed` is a time stamp."""
+  job = "?"
+  time = "?"
+  state = "unreadable"
+  problem = ""
   problems: list[str] = []
   with _lines(problems, "config.json"):
     time = datetime.datetime.fromtimestamp(changed).isoformat(" ", "minutes")
     config = _json(path, "config.json", _LISTED_BYTES)
     config = config or _json(path, "results.json", _LISTED_BYTES)
-    found = (
-      "not finished",
-      "it runs, was stopped, or was killed; the same command resumes it",
-    )
-    if reason := (read_file(path, ERROR, most=_LISTED_BYTES) or b"").decode(
+    error = (read_file(path, ERROR, most=_LISTED_BYTES) or b"").decode(
       "utf-8", "replace"
-    ):
-      found = "failed", printable(without_folders(reason.strip()), 2000)
-    elif _file(path, "results.json"):
-      found = "finished", ""
-    job, state = printable(str(config.get("job", "?")), 40), found
-  problem, learned = (
-    " ".join(problems) or state[1],
-    os.path.realpath(prompt) if prompt else "",
+    )
+    is_finished = _file(path, "results.json") is not None
+    job = printable(str(config.get("job", "?")), 40)
+    if error:
+      state = "failed"
+      problem = printable(without_folders(error.strip()), 2000)
+    elif is_finished:
+      state = "finished"
+    else:
+      state = "not finished"
+      problem = "it runs, was stopped, or was killed; the same command resumes it"
+  prompt = _file(path, _PROMPT)
+  return Run(
+    name=name,
+    path=path,
+    job=job,
+    state=state,
+    problem=" ".join(problems) or problem,
+    time=time,
+    report=_file(path, "report.html") is not None,
+    prompt=os.path.realpath(prompt) if prompt else "",
   )
-  return Run(name, path, job, state[0], problem, time, report, learned)
 
 
 @contextlib.contextmanager
@@ -154,78 +177,104 @@ def curves(run: Run) -> bytes | None:
 
 def _scalars(run: Run) -> dict[str, plots.Series]:
   """Logged scalars of a training, without the points that can't be drawn."""
-  found = RunFolder(run.path).scalars() if _file(run.path, "metrics.jsonl") else {}
+  if not _file(run.path, "metrics.jsonl"):
+    return {}
+  scalars = RunFolder(run.path).scalars()
   drawable: dict[str, plots.Series] = {}
-  for name in filter(found.__contains__, _OF_TRAINING):
-    points = zip(*found[name], strict=True)
-    kept = [
-      (s, value) for s, value in points if abs(s) < _HUGE and not abs(value) > _HUGE
-    ]
-    drawable[name] = [s for s, _ in kept], [value for _, value in kept]
+  for name in _OF_TRAINING:
+    if name not in scalars:
+      continue
+    steps = []
+    values = []
+    for step, value in zip(*scalars[name], strict=True):
+      # NaN is a gap in the curve.
+      if abs(step) < _HUGE and not abs(value) > _HUGE:
+        steps.append(step)
+        values.append(value)
+    drawable[name] = (steps, values)
   return drawable
 
 
 def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
-  """Formats a run's report as its job builds it, and a line for each file that can't be
-  shown.
+  """Formats a run's report as its job builds it.
 
   Results of other jobs, or of which no report can be built, become a list of figures.
   The plots of no section follow. Absolute paths are cut to their last name. `address`
   is that of a plot; the plot CURVES is that of `curves`.
+
+  Returns:
+    The HTML, and a line for each file that can't be shown.
   """
-  files, text = plot_files(run), ""
-  problems: list[str] = []
+  files = plot_files(run)
   if _scalars(run):
     files = sorted({*files, CURVES})
+  problems: list[str] = []
   results: dict[str, Any] = {}
   with _lines(problems, "results.json"):
     results = _json(run.path, "results.json")
-    if results and run.job in JOBS and (report := JOBS[run.job].report):
+    report_of_job = JOBS[run.job].report if run.job in JOBS else None
+    if results and report_of_job:
       fields = flatten(_json(run.path, "config.json", _LISTED_BYTES))
-      text = _html(load(report)(results, fields), files, address)
-  if text:
-    return text, problems
+      html = _html(load(report_of_job)(results, fields), files, address)
+      if html:
+        return html, problems
   rows: list[tuple[str, str]] = []
   with _lines(problems, "results.json"):
-    rows = [
-      (name, shown)
-      for name, value in flatten(results).items()
-      if (shown := _text(value))
-    ]
-  more = f", the first {_MOST_ROWS} of {len(rows):,}" if rows[_MOST_ROWS:] else ""
-  section = Section(f"All figures{more}", table=Table((), rows[:_MOST_ROWS]))
-  return _html(Report("", "", [section] if rows else []), files, address), problems
+    rows = [(name, _text(value)) for name, value in flatten(results).items()]
+    rows = [(name, text) for name, text in rows if text]
+  title = "All figures"
+  if len(rows) > _MOST_ROWS:
+    title = f"{title}, the first {_MOST_ROWS} of {len(rows):,}"
+  sections = []
+  if rows:
+    sections.append(Section(title, table=Table((), rows[:_MOST_ROWS])))
+  return _html(Report("", "", sections), files, address), problems
 
 
 def _text(value: Any) -> str:
-  """A figure, a short text, or names with a probability, share of pixels or score;
-  else empty."""
-  if isinstance(value, list) and all(
-    isinstance(one, dict) and "name" in one for one in value
-  ):
-    weight = lambda one: next(
-      one[key] for key in ("share", "score", "probability") if key in one
-    )
-    return ", ".join(f"{one['name']} {100 * weight(one):.1f}%" for one in value) or "-"
+  """A figure, a short text, or a list of names; else empty.
+
+  Names have a probability, a share of the pixels, or a score.
+  """
+  if isinstance(value, list):
+    if not all(isinstance(item, dict) and "name" in item for item in value):
+      return ""
+    names = [f"{item['name']} {100 * _weight(item):.1f}%" for item in value]
+    return ", ".join(names) or "-"
   if isinstance(value, float):
     return f"{value:.5g}"
-  return str(value) if isinstance(value, int | str) and len(str(value)) < 200 else ""
+  if isinstance(value, int | str) and len(str(value)) < 200:
+    return str(value)
+  return ""
+
+
+def _weight(item: Mapping[str, Any]) -> Any:
+  """What a name in the results has: the first of these figures."""
+  return next(item[key] for key in ("share", "score", "probability") if key in item)
 
 
 def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -> str:
+  """The text and the sections of a report, then the plots that no section has."""
   sections = list(with_pictures(report, files).sections)
   others = set(files) - {section.picture for section in sections}
-  sections += [
-    Section(name[:-4].replace("_", " "), picture=name) for name in sorted(others)
-  ]
-  parts = [f"<p>{escape(without_folders(report.text))}</p>"] if report.text else []
+  for name in sorted(others):
+    title = name.removesuffix(".png").replace("_", " ")
+    sections.append(Section(title, picture=name))
+  parts = []
+  if report.text:
+    parts.append(f"<p>{escape(without_folders(report.text))}</p>")
   for section in sections:
-    table = section.table and section.table._replace(
-      rows=without_folders(section.table.rows)
+    table = section.table
+    if table:
+      table = table._replace(rows=without_folders(table.rows))
+    shown = section._replace(
+      table=table,
+      text=without_folders(section.text),
+      notes=without_folders(section.notes),
+      # They lead into the folder of the run, which the page does not serve.
+      links={},
     )
-    text, notes = without_folders(section.text), without_folders(section.notes)
-    section = section._replace(table=table, text=text, notes=notes, links={})
-    parts.append(html_section(section, address))
+    parts.append(html_section(shown, address))
   return "".join(parts)
 
 
@@ -235,12 +284,14 @@ def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
   try:
     for name in names:
       path = path / name
-      found = path.lstat()
-      if stat.S_ISLNK(found.st_mode):
+      status = path.lstat()
+      if stat.S_ISLNK(status.st_mode):
         return None
   except (OSError, ValueError):
     return None
-  return path if stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_BYTES else None
+  if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+    return None
+  return path
 
 
 def read_file(
@@ -259,20 +310,26 @@ def read_file(
 
 
 def _json(folder: pathlib.Path, name: str, most: int = _MAX_BYTES) -> dict[str, Any]:
-  """A JSON object, empty if there is no such file; RunFileError for another or a
-  longer content."""
+  """A JSON object, empty if there is no such file.
+
+  Raises:
+    RunFileError: the file holds something else, or more than `most` bytes.
+  """
   try:
     content = read_file(folder, name, most=most + 1)
-    if content is not None and len(content) > most:
+    if content is None:
+      return {}
+    if len(content) > most:
       raise RunFileError(f"{name}: too large, expected at most {most // 2**10:,} KiB")
-    found = {} if content is None else parse_json(content, name)
-    json.dumps(found, ensure_ascii=False).encode()
+    value = parse_json(content, name)
+    # Fails for a lone surrogate.
+    json.dumps(value, ensure_ascii=False).encode()
   except UnicodeEncodeError as error:
     raise RunFileError(
       f"{name}: holds a lone surrogate, which is no Unicode text"
     ) from error
   except (DamagedFileError, RecursionError) as error:
     raise RunFileError(printable(str(error))) from error
-  if not isinstance(found, dict):
-    raise RunFileError(f"{name}: a {type(found).__name__}, expected a JSON object")
-  return found
+  if not isinstance(value, dict):
+    raise RunFileError(f"{name}: a {type(value).__name__}, expected a JSON object")
+  return value

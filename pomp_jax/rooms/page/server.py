@@ -126,7 +126,14 @@ class Turns:
 def make_app(
   comparison: Comparison, fields: Page, turns: Turns, examples: Examples | None = None
 ) -> Flask:
-  """Makes the application, with examples for the tabs "classify" and "regions"."""
+  """Makes the application.
+
+  Args:
+    comparison: the CLIP with the prompts of the config.
+    fields: limits and addresses of the page.
+    turns: queue of computations.
+    examples: examples for the tabs "classify" and "regions".
+  """
   app = Flask(__name__, static_folder=None)
   app.config["MAX_CONTENT_LENGTH"] = int(fields.max_upload * _MIB) + _FORM_BYTES
   app.config["MAX_FORM_MEMORY_SIZE"] = _FORM_BYTES
@@ -170,60 +177,76 @@ class _Page:
   def __init__(
     self, comparison: Comparison, limits: Page, turns: Turns, examples: Examples
   ):
-    self._comparison, self._limits, self._turns = comparison, limits, turns
+    self._comparison = comparison
+    self._limits = limits
+    self._turns = turns
     self._root = pathlib.Path(limits.runs) if limits.runs else None
     self._shelf = Shelf()
     # tab -> key -> entered fields
     self._examples: dict[str, dict[str, dict[str, str]]] = {}
-    for tab, own in examples.items():
+    for tab, examples_of_tab in examples.items():
       self._examples[tab] = {}
-      for one in own:
-        key = self._shelf.add(form.png_of(one.image), keep=True)
+      for example in examples_of_tab:
+        key = self._shelf.add(form.png_of(example.image), keep=True)
         self._examples[tab][key] = {
           "picture": key,
-          "names": one.names,
-          "boxes": one.boxes,
+          "names": example.names,
+          "boxes": example.boxes,
         }
 
   def enter(self) -> tuple[str, int]:
     """A tab with a form: computes what is entered; bad input is a line above it."""
     tab = request.endpoint or ""
-    examples, error, status = self._examples.get(tab, {}), "", 200
-    found: dict[str, Any] = {}
-    comparison = self._comparison
-    # Runs whose prompts can be chosen: those that are not on the page anyway.
-    known, offered = ("", *comparison.files), runs.find_runs(self._root)
-    offered = {name: run for name, run in offered.items() if run.prompt not in known}
+    examples = self._examples.get(tab, {})
+    offered = self._offered_runs()
     entered = dict.fromkeys(("picture", "names", "boxes", "templates"), "")
     entered |= next(iter(examples.values()), {})
-    labels = [named.label for named in comparison.prompts]
+    labels = [named.label for named in self._comparison.prompts]
     picked = {"prompt": labels, "run": []}
+    comparison = self._comparison
+    results: dict[str, Any] = {}
+    error = ""
+    status = 200
     if request.method == "POST":
       try:
         entered = {field: request.form.get(field, "") for field in entered}
         picked = {field: request.form.getlist(field) for field in picked}
         if not (any(picked.values()) or entered["templates"].strip()):
           picked["prompt"] = labels
-        if (key := request.form.get("example", "")) in examples:
-          entered |= examples[key]
+        example = request.form.get("example", "")
+        if example in examples:
+          entered |= examples[example]
         else:
           image = self._image(entered)
           comparison = self._chosen(entered["templates"], offered, **picked)
           names = form.read_names(entered["names"], self._limits.max_names)
           with self._turns.turn():
-            found = self._compute(tab, comparison, image, names, entered["boxes"])
-      except (InputError, RunError) as refused:
-        error, status = str(refused), getattr(refused, "http_status", 400)
-    fields: dict[str, Any] = {
-      "tab": tab,
-      "error": error,
-      "entered": entered,
-      "examples": examples,
-    }
-    fields |= {"own": self._comparison, "prompts": comparison.prompts, "picked": picked}
-    return render_template(
-      f"{tab}.html", **fields, found=found, offered=offered
-    ), status
+            results = self._compute(tab, comparison, image, names, entered["boxes"])
+      except (InputError, RunError) as refusal:
+        error = str(refusal)
+        status = getattr(refusal, "http_status", 400)
+    page = render_template(
+      f"{tab}.html",
+      tab=tab,
+      error=error,
+      entered=entered,
+      examples=examples,
+      own=self._comparison,
+      prompts=comparison.prompts,
+      picked=picked,
+      found=results,
+      offered=offered,
+    )
+    return page, status
+
+  def _offered_runs(self) -> dict[str, runs.Run]:
+    """Runs whose prompts can be chosen: those that are not on the page anyway."""
+    known = ("", *self._comparison.files)
+    offered = {}
+    for name, run in runs.find_runs(self._root).items():
+      if run.prompt not in known:
+        offered[name] = run
+    return offered
 
   def _compute(
     self,
@@ -233,23 +256,33 @@ class _Page:
     names: Sequence[str],
     boxes: str,
   ) -> dict[str, Any]:
-    """The likeliest names of a picture; of its regions a label map, objects, or
-    names of boxes."""
+    """Results of a tab, as its template takes them.
+
+    Of the tab "classify" these are the likeliest names; of "regions" a label map, the
+    objects, or the names of boxes.
+    """
     if tab == "classify":
       scales = comparison.scales(names)
       answers = comparison.classify(image, names)
       return {"answers": answers, "n_names": len(names), "scales": scales}
-    action, more = request.form.get("action"), dict[str, Any]()
-    regions, asked = comparison.regions, comparison.asked(image, names)
-    if action == "segment":
-      sheet = regions.segment(asked)
-    elif action == "find":
-      sheet, more["objects"] = regions.find_objects(asked)
-    else:
-      sheet, scores = regions.name_boxes(asked, form.read_boxes(boxes, *image.size))
-      rows = [comparison.answers(names, of_box) for of_box in zip(*scores, strict=True)]
-      more["boxes"] = list(zip(form.lines_of(boxes), rows, strict=True))
-    return {"sheet": self._shelf.add(sheet), **more}
+    regions = comparison.regions
+    asked = comparison.asked(image, names)
+    results: dict[str, Any] = {}
+    match request.form.get("action"):
+      case "segment":
+        sheet = regions.segment(asked)
+      case "find":
+        sheet, results["objects"] = regions.find_objects(asked)
+      case _:
+        width, height = image.size
+        sheet, scores = regions.name_boxes(asked, form.read_boxes(boxes, width, height))
+        # From a row a box under each prompt to the prompts' answers of each box.
+        answers_of_boxes = [
+          comparison.answers(names, rows) for rows in zip(*scores, strict=True)
+        ]
+        lines = form.lines_of(boxes)
+        results["boxes"] = list(zip(lines, answers_of_boxes, strict=True))
+    return {"sheet": self._shelf.add(sheet), **results}
 
   def _chosen(
     self,
@@ -258,18 +291,20 @@ class _Page:
     prompt: list[str],
     run: list[str],
   ) -> Comparison:
-    """The comparison under some of its own prompts, and those of runs and texts."""
-    if unknown := [name for name in run if name not in offered]:
+    """The comparison under some of its prompts, and those of runs and texts."""
+    unknown = [name for name in run if name not in offered]
+    if unknown:
       raise FormError(f"prompts: there is no run {quoted(unknown[0])} with a prompt")
     texts = [text for text in form.read_templates(templates) if text not in prompt]
-    if len(names := dict.fromkeys(run)) + len(texts) > form.MAX_PROMPTS:
+    run_names = dict.fromkeys(run)
+    n_added = len(run_names) + len(texts)
+    if n_added > form.MAX_PROMPTS:
       expected = f"expected at most {form.MAX_PROMPTS} of runs and templates"
-      raise FormError(f"prompts: got {len(names) + len(texts)}, {expected}")
-    own = [named for named in self._comparison.prompts if named.label in prompt]
-    learned = [runs.read_prompt(offered[name]) for name in names]
-    return self._comparison.under(
-      [*own, *learned, *(NamedPrompt(text, text) for text in texts)]
-    )
+      raise FormError(f"prompts: got {n_added}, {expected}")
+    prompts = [named for named in self._comparison.prompts if named.label in prompt]
+    prompts += [runs.read_prompt(offered[name]) for name in run_names]
+    prompts += [NamedPrompt(text, text) for text in texts]
+    return self._comparison.under(prompts)
 
   def _image(self, entered: dict[str, str]) -> Image.Image:
     """The uploaded picture, or the one whose key the form has; `entered` gets its
@@ -322,43 +357,50 @@ class _Page:
     return runs.find_runs(self._root).get(name) or abort(404)
 
   def fail(self, error: Exception) -> tuple[str, int]:
-    """Shows any error as one line; the reason of an unexpected one is in the
-    server's log."""
+    """Shows any error as one line.
+
+    The reason of an unexpected one is in the server's log.
+    """
     if isinstance(error, HTTPException):
       status = error.code or 500
-      lines = {
-        404: "there is no such page, run or picture",
-        413: f"the upload is too large: a picture may have {self._limits.max_upload:g} MiB"
-        f" and all text {_FORM_BYTES // _MIB} MiB",
-      }
-      text = lines.get(status, f"the request can't be answered ({error.name})")
+      text = f"the request can't be answered ({error.name})"
+      if status == 404:
+        text = "there is no such page, run or picture"
+      elif status == 413:
+        text = (
+          f"the upload is too large: a picture may have {self._limits.max_upload:g} MiB"
+          f" and all text {_FORM_BYTES // _MIB} MiB"
+        )
     elif isinstance(error, InputError):
-      status, text = getattr(error, "http_status", 400), str(error)
+      status = getattr(error, "http_status", 400)
+      text = str(error)
     else:
-      status, text = 500, "the computation failed; the server's log has the reason"
+      status = 500
+      text = "the computation failed; the server's log has the reason"
       log.error("%s %s: %r", request.method, request.path, error, exc_info=error)
     return render_template("error.html", tab="", error=text), status
 
 
 def _check_origin(host: str, hosts: Collection[str]) -> None:
-  """Refuses requests that another site has sent, or under a name that is not the
-  page's.
+  """Refuses requests of another site, or under a name that is not the page's.
 
   No other site can reach the page by a name of its own. Loopback names and `hosts` are
   the page's; so are addresses and this machine's name, unless `host` is a loopback one.
   """
   origin = request.headers.get("Origin") or f"//{request.host}"
   try:
-    name, sender = urlsplit(f"//{request.host}").hostname or "", urlsplit(origin).netloc
+    name = urlsplit(f"//{request.host}").hostname or ""
+    sender = urlsplit(origin).netloc
   except ValueError:
     abort(400)
-  own = {*LOOPBACK, *hosts}
+  names = {*LOOPBACK, *hosts}
   if host not in LOOPBACK:
-    own.add(socket.gethostname().lower())
+    names.add(socket.gethostname().lower())
     with contextlib.suppress(ValueError):
       ipaddress.ip_address(name)
-      own.add(name)  # an address, which no other site can make its own
-  if name not in own:
+      # It is an address, which no other site can make a name of its own.
+      names.add(name)
+  if name not in names:
     raise FormError(
       f"this page does not answer to {printable(name, 80)!r}; page.hosts can name it"
     )
@@ -398,6 +440,11 @@ def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[
 
   Closes the oldest idle connections, slow uploads, and clients that read nothing of an
   answer.
+
+  Args:
+    app: the application.
+    listener: socket that is bound already.
+    max_upload: size of a picture, MiB; far larger bodies are not read.
   """
   server = waitress.create_server(
     app,

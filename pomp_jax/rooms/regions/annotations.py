@@ -76,18 +76,25 @@ class Annotations:
 
   def truth(self, index: int) -> Truth:
     """Objects of an image."""
-    rows = self.rows[index]
     image = self.images[index]
-    boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    boxes = np.clip(boxes, 0, [image.width, image.height] * 2)
-    class_of = {
+    class_of_category = {
       number: label for label, number in enumerate(self.category_ids.tolist())
     }
-    classes = [class_of[row["category_id"]] for row in rows]
-    crowd = [bool(row.get("iscrowd", 0)) for row in rows]
+    boxes = []
+    classes = []
+    crowd = []
+    for row in self.rows[index]:
+      x, y, width, height = row["bbox"]
+      boxes.append((x, y, x + width, y + height))
+      classes.append(class_of_category[row["category_id"]])
+      crowd.append(bool(row.get("iscrowd", 0)))
+    boxes_Rx4 = np.array(boxes, np.float64).reshape(-1, 4)
+    # Rounding may let a box leave its image a little.
+    boxes_Rx4 = np.clip(boxes_Rx4, 0, [image.width, image.height] * 2)
     return Truth(
-      boxes.astype(np.float32), np.array(classes, np.int32), np.array(crowd, bool)
+      boxes=boxes_Rx4.astype(np.float32),
+      classes=np.array(classes, np.int32),
+      crowd=np.array(crowd, bool),
     )
 
   def masks(self, index: int) -> Bool[np.ndarray, "R H W"]:
@@ -501,18 +508,22 @@ class Panoptic:
     if image.mode != "RGB":
       raise RegionError(f"{path}: has pixels of mode {image.mode}; accepted: RGB")
     self.annotations.check_size(path, index, image.size[::-1])
-    ids_HxW = np.asarray(image).astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
-    known = np.array([_VOID, *(row["id"] for row in self.annotations.rows[index])])
+    colours_HxWx3 = np.asarray(image).astype(np.int32)
+    ids_HxW = colours_HxWx3 @ np.array([1, 256, 256**2], np.int32)
+    # The known ids begin with that of no segment.
+    segments = self.annotations.rows[index]
+    known = np.array([_VOID, *(segment["id"] for segment in segments)])
     order = np.argsort(known)
-    place = np.minimum(np.searchsorted(known, ids_HxW, sorter=order), len(known) - 1)
-    owners_HxW = order[place]
-    is_unknown_HxW = known[owners_HxW] != ids_HxW
+    places_HxW = np.searchsorted(known, ids_HxW, sorter=order)
+    # An id above all others would be behind the last.
+    places_HxW = np.minimum(places_HxW, len(known) - 1)
+    numbers_HxW = order[places_HxW]
+    is_unknown_HxW = known[numbers_HxW] != ids_HxW
     if is_unknown_HxW.any():
       segment = ids_HxW[is_unknown_HxW][0]
       accepted = f"those of its image in {self.annotations.path}, or {_VOID}"
       refuse(path, "an id", f"the segment {segment}", accepted)
-    # The first of `known` is no segment.
-    return (owners_HxW - 1).astype(np.int16)
+    return (numbers_HxW - 1).astype(np.int16)
 
   def check_files(self, root: str | os.PathLike) -> None:
     """Raises RegionError for the first image without its PNG."""

@@ -63,23 +63,29 @@ class Blocks:
   ):
     """Creates the folder of a run that has work to do, on the first process.
 
-    `record` is the config as `config.json` has it, `key` that of the store, `size` is
-    in images. Results of an earlier run are removed: they would vouch for files that
-    this one replaces.
+    Results of an earlier run are removed: they would vouch for files that this one
+    replaces.
+
+    Args:
+      folder: folder of the run.
+      record: the config as `config.json` has it.
+      key: key of the store of finished blocks.
+      n_images: number of images of the run.
+      size: number of images of a block.
     """
     if hosts.is_first():
       folder.create(record)
       with writing(folder.results):
         folder.results.unlink(missing_ok=True)
-    self.folder, self.record, self.key = folder, record, key
-    blocks = [
-      range(n_images)[start : start + size] for start in range(0, n_images, size)
-    ]
-    self._rows = {f"{block.start:07d}-{block.stop:07d}": block for block in blocks}
-    self._what, self.store = (
-      f"blocks of {size} images",
-      Pieces(folder.path / "progress", key),
-    )
+    self.folder = folder
+    self.record = record
+    self.key = key
+    self._images_of_block: dict[str, range] = {}
+    for start in range(0, n_images, size):
+      stop = min(start + size, n_images)
+      self._images_of_block[f"{start:07d}-{stop:07d}"] = range(start, stop)
+    self._unit = f"blocks of {size} images"
+    self.store = Pieces(folder.path / "progress", key)
 
   def run(
     self,
@@ -87,27 +93,28 @@ class Blocks:
     take: Callable[[Iterator[tuple[int, Any]]], Taken],
     description: str,
   ) -> None:
-    """Finds what is missing, on all processes; `take` gets it on the first.
+    """Computes the missing blocks on all processes; the first process stores them.
 
-    A block is missing too if a file that it has written is no longer as it was written.
+    A block is missing too if a file that it has written has changed since.
 
     Args:
-      find: yields the number of each image of a block in turn, and what is found in it.
+      find: yields the number of each image of a block in turn, and what it finds there.
       take: writes files of a block, and returns what to store.
       description: the work, for the log.
     """
     with waiting(f"checking the files of earlier starts: {description}"):
-      missing = self.store.missing(self._rows, self._has_files)
-    if len(missing) == len(self._rows) and hosts.is_first():
+      missing = self.store.missing(self._images_of_block, self._has_files)
+    if len(missing) == len(self._images_of_block) and hosts.is_first():
       # The files of another start will be replaced, so it must not resume.
       self.store.remove()
-    for name in steps_of(missing, description, self._what):
-      found = iter(find(self._rows[name]))
+    for name in steps_of(missing, description, self._unit):
+      results = iter(find(self._images_of_block[name]))
       if hosts.is_first():
-        taken = take(found)
+        taken = take(results)
         self.store.save(name, {**taken.facts, _FILES: taken.files}, taken.arrays)
       else:
-        deque(found, maxlen=0)  # computes its share
+        # Exhaust the iterator: the devices of this process compute their share.
+        deque(results, maxlen=0)
 
   def check_files(self) -> None:
     """RunFolderError if a file that the blocks have written is no longer as it was
@@ -120,32 +127,38 @@ class Blocks:
           )
 
   def _has_files(self, facts: Mapping[str, Any]) -> bool:
-    """Whether all files of a stored block are as they were written; not of earlier
-    versions."""
-    changed = self._changed_files(facts) if _FILES in facts else []
+    """Whether all files of a stored block are unchanged.
+
+    False for the blocks of earlier versions, which lack the checksums.
+    """
+    if _FILES not in facts:
+      return False
+    changed = self._changed_files(facts)
     for path in changed:
       log.warning(
         "%s: missing, or changed after it was written; computing it again", path
       )
-    return _FILES in facts and not changed
+    return not changed
 
   def _changed_files(self, facts: Mapping[str, Any]) -> list[Path]:
-    def is_changed(path: Path, written: str) -> bool:
+    """Files of a stored block that are missing or have another checksum."""
+    checksums = {
+      self.folder.path / name: written for name, written in facts[_FILES].items()
+    }
+
+    def is_changed(path: Path) -> bool:
       try:
-        return checksum(read_bytes(path)) != written
+        return checksum(read_bytes(path)) != checksums[path]
       except OSError:
         return True
 
-    files = {
-      self.folder.path / name: written for name, written in facts[_FILES].items()
-    }
     with concurrent.futures.ThreadPoolExecutor(_READS) as pool:
-      changed = pool.map(is_changed, files, files.values())
-      return list(itertools.compress(files, changed))
+      changed = pool.map(is_changed, checksums)
+      return list(itertools.compress(checksums, changed))
 
   def pieces(self) -> Iterator[Piece]:
     """Pieces of all blocks in the order of the images, on the first process."""
-    return map(self.store.read, self._rows)
+    return map(self.store.read, self._images_of_block)
 
 
 class Comparison:
@@ -159,7 +172,7 @@ class Comparison:
 
   def __init__(
     self,
-    version: str,  # of the job's computation
+    version: str,
     encoder: Encoder,
     data: BoxSet | PixelSet,
     own: Detect | Segment,
@@ -167,11 +180,34 @@ class Comparison:
     propose: Propose,
     clip: Clip,
   ):
-    """Reads the prompts."""
-    self._encoder, self._data, self._plain = encoder, data, prompts_of(own, propose)
+    """Reads the prompts.
+
+    Args:
+      version: version of the job's computation, which the key has.
+      encoder: the CLIP.
+      data: images with annotations.
+      own: fields of the job, with the names of the prompts.
+      regions: where regions come from and how they are scored.
+      propose: fields of the network.
+      clip: fields of the CLIP.
+
+    Raises:
+      InputError: a prompt is unusable.
+    """
+    self._encoder = encoder
+    self._data = data
+    self._plain = prompts_of(own, propose)
     self.prompts = compared(regions.alone, self._plain)
-    parts = [version, encoder.image_fingerprint, encoder.clip.name, str(own)]
-    parts += [clip.text_tower, str(tuple(data.keys)), str(data.classes), str(regions)]
+    parts = [
+      version,
+      encoder.image_fingerprint,
+      encoder.clip.name,
+      str(own),
+      clip.text_tower,
+      str(tuple(data.keys)),
+      str(data.classes),
+      str(regions),
+    ]
     if regions.source == "file":
       parts.append(file_stamps(region_files(regions.path, data.keys)))
     if regions.source == "network":
@@ -180,10 +216,10 @@ class Comparison:
     for named in self.prompts:
       parts += key_parts(named, data.classes.synonyms)
     self.key = fingerprint(parts)
-    halves = [name for name in ("base", "novel") if name in data.classes.groups]
-    self.groups: dict[str, np.ndarray] = {
-      name: data.classes.indices(name) for name in halves
-    }
+    self.groups: dict[str, np.ndarray] = {}
+    for name in ("base", "novel"):
+      if name in data.classes.groups:
+        self.groups[name] = data.classes.indices(name)
 
   def matrices(self) -> list[ClassMatrix]:
     """Computes the classes under each prompt of the config."""
@@ -193,20 +229,32 @@ class Comparison:
   def write(
     self, blocks: Blocks, own: Mapping[str, Any], draw: Callable[[dict[str, Any]], None]
   ) -> dict[str, Any]:
-    """Writes the pictures of `draw`, the report, and the results, which it returns.
+    """Writes pictures, report and results, and removes the store of the blocks.
 
-    `own` are the figures of the job. Checks the blocks' files, and removes the blocks'
-    store.
+    Args:
+      blocks: finished blocks of the run, whose files are checked first.
+      own: figures of the job, which join those that all such jobs have.
+      draw: draws the pictures of the results.
+
+    Returns:
+      The results as `results.json` has them.
+
+    Raises:
+      RunFolderError: a file has changed since a block wrote it.
     """
-    record, folder = blocks.record, blocks.folder
-    of_all = {
+    record = blocks.record
+    folder = blocks.folder
+    results = {
       "key": blocks.key,
       "job": record["job"],
       "clip_model": self._encoder.clip.name,
+      "regions": record["regions"]["source"],
+      "classes": self._data.classes.names,
+      "groups": self._data.classes.groups,
+      **own,
     }
-    of_all |= {"regions": record["regions"]["source"]}
-    of_all |= {"classes": self._data.classes.names, "groups": self._data.classes.groups}
-    plain = json.loads(to_json({**of_all, **own}))
+    # Draw and report what a reader of the file will get: plain numbers, no arrays.
+    plain = json.loads(to_json(results))
     blocks.check_files()
     with writing(folder.path):
       draw(plain)
@@ -223,7 +271,17 @@ def check_prompts(
   synonyms: Sequence[Sequence[str]],
   clip_model: str,
 ) -> None:
-  """Raises InputError unless the prompts fit a CLIP and classes with these names."""
+  """Reads the prompts of a job and checks them.
+
+  Args:
+    own: fields of the job, with the names of the prompts.
+    propose: fields of the network, whose prompt the job may name.
+    synonyms: names of each class.
+    clip_model: name of the CLIP.
+
+  Raises:
+    InputError: a prompt is unusable, or misfits the CLIP or the classes.
+  """
   clip_config = opening.clip_config(clip_model)
   for named in prompts_of(own, propose):
     check_prompt(named, synonyms, clip_config, clip_model)

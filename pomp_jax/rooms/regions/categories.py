@@ -7,54 +7,69 @@ from typing import Any, NoReturn
 from pomp_jax.data.class_lists import Category, VocabularyError, normalized_name, shown
 from pomp_jax.files.terminal import control_character, is_unicode, quoted
 
+# Accepted content of a file, for messages.
+_ANNOTATIONS = "COCO or LVIS annotations"
+
 
 def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
   """Parses `categories` of COCO or LVIS annotations, the JSON value of a file.
 
-  Each has `id`, `name` and optionally `synonyms` (LVIS). VocabularyError for one
-  without integer `id` or name, and for a control character or a repeated id or name
-  ("a_b" equals "a b").
+  Each has `id`, `name` and optionally `synonyms` (LVIS). Names are compared as words,
+  so that "a_b" equals "a b".
+
+  Raises:
+    VocabularyError: a category has no integer `id` or no name, a name has a control
+      character, or an id or a name is repeated.
   """
-
-  def refuse(field: str, found: str, accepted: str) -> NoReturn:
-    raise VocabularyError(f"{path}: {field} is {found}; accepted: {accepted}")
-
-  def words_of(field: str, text: Any) -> str:
-    words = normalized_name(text) if isinstance(text, str) else ""
-    if not words or not is_unicode(words) or control_character(words):
-      refuse(field, "missing" if text is None else shown(text), "a name")
-    return words
-
-  if not isinstance(value, dict) or "categories" not in value:
-    found = (
-      f"the keys {quoted(', '.join(value))}" if isinstance(value, dict) else "no object"
-    )
-    refuse("the file", f"without categories ({found})", "COCO or LVIS annotations")
+  if not isinstance(value, dict):
+    _refuse(path, "the file", "without categories (no object)", _ANNOTATIONS)
+  if "categories" not in value:
+    keys = f"the keys {quoted(', '.join(value))}"
+    _refuse(path, "the file", f"without categories ({keys})", _ANNOTATIONS)
   rows = value["categories"]
   if not isinstance(rows, list) or not rows:
-    refuse("categories", shown(rows), "a list of at least one category")
+    _refuse(path, "categories", shown(rows), "a list of at least one category")
   by_id: dict[int, Category] = {}
   names: set[str] = set()
   for index, row in enumerate(rows):
     where = f"categories[{index}]"
     if not isinstance(row, dict):
-      refuse(where, shown(row), "an object with id and name")
-    number, synonyms = row.get("id"), row.get("synonyms", [])
+      _refuse(path, where, shown(row), "an object with id and name")
+    number = row.get("id")
     if type(number) is not int:
-      refuse(
-        f"{where}.id", "missing" if number is None else shown(number), "an integer"
-      )
+      _refuse(path, f"{where}.id", _shown_member(number), "an integer")
     if number in by_id:
-      refuse(f"{where}.id", f"{number}, which is repeated", "different ids")
-    name = words_of(f"{where}.name", row.get("name"))
+      _refuse(path, f"{where}.id", f"{number}, which is repeated", "different ids")
+    name = _words(path, f"{where}.name", row.get("name"))
     if name in names:
-      refuse(f"{where}.name", f"{quoted(name)}, which is repeated", "different names")
+      repeated = f"{quoted(name)}, which is repeated"
+      _refuse(path, f"{where}.name", repeated, "different names")
+    synonyms = row.get("synonyms", [])
     if not isinstance(synonyms, list):
-      refuse(f"{where}.synonyms", shown(synonyms), "a list of strings")
-    others = dict.fromkeys(
-      words_of(f"{where}.synonyms", synonym) for synonym in synonyms
-    )
-    others.pop(name, None)
-    by_id[number] = Category(name, tuple(others))
+      _refuse(path, f"{where}.synonyms", shown(synonyms), "a list of strings")
+    # LVIS repeats the name among its synonyms. The keys keep their order.
+    other_names: dict[str, None] = {}
+    for synonym in synonyms:
+      other_names[_words(path, f"{where}.synonyms", synonym)] = None
+    other_names.pop(name, None)
+    by_id[number] = Category(name, tuple(other_names))
     names.add(name)
   return by_id
+
+
+def _words(path: str | os.PathLike, field: str, text: Any) -> str:
+  """The words of a name; VocabularyError if it is none."""
+  words = normalized_name(text) if isinstance(text, str) else ""
+  if not words or not is_unicode(words) or control_character(words):
+    _refuse(path, field, _shown_member(text), "a name")
+  return words
+
+
+def _shown_member(value: Any) -> str:
+  """A member of an object as a message shows it; None stands for none."""
+  return "missing" if value is None else shown(value)
+
+
+def _refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
+  """Raises the one line for a field of a file."""
+  raise VocabularyError(f"{path}: {field} is {found}; accepted: {accepted}")

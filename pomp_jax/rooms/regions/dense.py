@@ -261,7 +261,13 @@ def taps(
 
 
 def resize(array: _Array, axis: int, taps: Taps) -> _Array:
-  """Resamples one axis of an array by the samples of a line."""
+  """Resamples one axis of an array by the samples of a line.
+
+  Args:
+    array: numbers of any shape.
+    axis: axis that changes its length.
+    taps: two old places and a weight for each new one.
+  """
   n_axes_behind = array.ndim - axis % array.ndim - 1
   weight = taps.weight.reshape(-1, *[1] * n_axes_behind).astype(np.float32)
   low = array.take(taps.low, axis)
@@ -443,33 +449,33 @@ def pamr(
   """
   _, n_rows, n_columns = scores_SxHxW.shape
   margin = max(_DILATIONS)
-  offsets = [
-    (dilation * y, dilation * x)
-    for dilation, y, x in itertools.product(_DILATIONS, (-1, 0, 1), (-1, 0, 1))
-    if (y, x) != (0, 0)
-  ]
+  # Rows and columns with the border repeated on all sides.
   rows = jnp.clip(jnp.arange(-margin, n_rows + margin), 0, shape_2[0] - 1)
   columns = jnp.clip(jnp.arange(-margin, n_columns + margin), 0, shape_2[1] - 1)
 
   def neighbours(maps: Float[Array, "*X H W"]) -> Iterator[Float[Array, "*X H W"]]:
-    """Maps [.., H, W] moved by each offset, without a copy of each."""
+    """Maps [.., H, W] moved to each neighbour, without a copy of each."""
     around = maps[..., rows, :][..., columns]
-    for y, x in offsets:
-      top = margin + y
-      left = margin + x
+    for dilation, y, x in itertools.product(_DILATIONS, (-1, 0, 1), (-1, 0, 1)):
+      if y == 0 and x == 0:
+        continue
+      top = margin + dilation * y
+      left = margin + dilation * x
       yield around[..., top : top + n_rows, left : left + n_columns]
 
   image_3xHxW = jnp.moveaxis(image_HxWx3, -1, 0)
-  around_Qx3xHxW = jnp.stack([*neighbours(image_3xHxW)])
-  itself = jnp.broadcast_to(image_3xHxW, (len(_DILATIONS), *image_3xHxW.shape))
-  deviation = jnp.std(jnp.concatenate([around_Qx3xHxW, itself]), axis=0, ddof=1)
-  difference = jnp.abs(around_Qx3xHxW - image_3xHxW) / (1e-8 + 0.1 * deviation)
+  around_Qx3xHxW = jnp.stack(list(neighbours(image_3xHxW)))
+  centre = jnp.broadcast_to(image_3xHxW, (len(_DILATIONS), *image_3xHxW.shape))
+  colours = jnp.concatenate([around_Qx3xHxW, centre])
+  deviation_3xHxW = jnp.std(colours, axis=0, ddof=1)
+  difference = jnp.abs(around_Qx3xHxW - image_3xHxW)
+  difference = difference / (1e-8 + 0.1 * deviation_3xHxW)
   weights_QxHxW = jax.nn.softmax(-difference.mean(axis=1), axis=0)
 
   def step(_: Int[Array, ""], maps: Float[Array, "S H W"]) -> Float[Array, "S H W"]:
     total = jnp.zeros_like(maps)
-    for weight, moved in zip(weights_QxHxW, neighbours(maps), strict=True):
-      total += weight * moved
+    for weight_HxW, moved in zip(weights_QxHxW, neighbours(maps), strict=True):
+      total += weight_HxW * moved
     return total
 
   return jax.lax.fori_loop(0, steps, step, scores_SxHxW)

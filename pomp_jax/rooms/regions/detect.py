@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from pomp_jax.evaluate import opening
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.report.labels import counted
 from pomp_jax.rooms.regions import region_sources
+from pomp_jax.rooms.regions.annotations import Annotations
 from pomp_jax.rooms.regions.blocks import Blocks, Comparison, Taken, check_prompts
 from pomp_jax.rooms.regions.box_metrics import average_precision
 from pomp_jax.rooms.regions.detections import (
@@ -28,7 +29,7 @@ from pomp_jax.rooms.regions.detections import (
   detections_of,
   result_rows,
 )
-from pomp_jax.rooms.regions.fields import DetectConfig
+from pomp_jax.rooms.regions.fields import Detect, DetectConfig
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set
 from pomp_jax.rooms.regions.plots import detection_sheet
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored, short_labels
@@ -41,44 +42,51 @@ _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 
 
 def check(config: DetectConfig, workdir: str) -> None:
-  """Opens annotations, regions and prompts; writes nothing. InputError: one line."""
-  regions, detect, propose = config.regions, config.detect, config.propose
+  """Opens annotations, regions and prompts; writes nothing.
+
+  Raises:
+    InputError: one of them is unusable.
+  """
+  regions = config.regions
+  detect = config.detect
   clip_model = config.clip.model
-  boxes, masked = open_box_set(detect), regions.crop == "masked"
-  read = (
+  boxes = open_box_set(detect)
+  reads_images = (
     region_sources.needs_crops(regions) or regions.source == "network" or boxes.root
   )
-  if detect.source == "coco" and read:
+  if detect.source == "coco" and reads_images:
     boxes.check_images()
-  check_prompts(detect, propose, boxes.classes.synonyms, clip_model)
-  region_sources.check_region_source(regions, propose, clip_model, boxes, "detect")
-  if masked and regions.source == "truth":
+  check_prompts(detect, config.propose, boxes.classes.synonyms, clip_model)
+  region_sources.check_region_source(
+    regions, config.propose, clip_model, boxes, "detect"
+  )
+  if regions.crop == "masked" and regions.source == "truth":
     for index in range(len(boxes.keys)):
       boxes.regions(index, masks=True)
 
 
 def run(config: DetectConfig, workdir: str) -> dict[str, Any]:
-  """Detects on the images that are missing, and sums up: returns what `results.json`
-  holds.
+  """Detects on the images that are missing, and sums up.
 
-  Processes other than the first may return an empty dict.
+  Returns:
+    What `results.json` holds. Processes other than the first may return an empty dict.
   """
-  folder, boxes = RunFolder(workdir), open_box_set(config.detect)
-  regions, detect, propose, clip = (
-    config.regions,
-    config.detect,
-    config.propose,
-    config.clip,
-  )
+  folder = RunFolder(workdir)
+  boxes = open_box_set(config.detect)
+  regions = config.regions
+  detect = config.detect
+  propose = config.propose
+  clip = config.clip
   encoder = opening.open_encoder(
     clip, config.mesh.class_size, config.data.feature_store
   )
-  ours = Comparison(_VERSION, encoder, boxes, detect, regions, propose, clip)
-  if (finished := folder.finished(key=ours.key)) is not None:
+  comparison = Comparison(_VERSION, encoder, boxes, detect, regions, propose, clip)
+  finished = folder.finished(key=comparison.key)
+  if finished is not None:
     return finished
-  masked = regions.crop == "masked"
+  needs_masks = regions.crop == "masked"
   images = dataclasses.replace(
-    boxes, annotated=lambda index: boxes.regions(index, masked)[0]
+    boxes, annotated=lambda index: boxes.regions(index, needs_masks)[0]
   )
   source = region_sources.open_region_source(regions, propose, clip, encoder, images)
   scorer = RegionScorer(
@@ -86,86 +94,138 @@ def run(config: DetectConfig, workdir: str) -> dict[str, Any]:
     source,
     encoder,
     boxes.classes,
-    ours.matrices(),
+    comparison.matrices(),
     logit_scale=detect.logit_scale,
   )
-  of_truth = regions.source == "truth"
-  annotations = boxes.annotations
-  most = MAX_DETECTIONS["coco" if annotations.frequencies is None else "lvis"]
-
-  def take(found: Iterator[tuple[int, Scored]]) -> Taken:
-    """Of each image `rows` of COCO results under each prompt, and classes of true
-    regions.
-
-    These are `labels`, and `best`, under each prompt the class of the highest score.
-    """
-    taken = []
-    for index, one in found:
-      limits = boxes.shape(index), detect, regions.mask_threshold, most
-      kept = [
-        detections_of(one.regions, scores_RxC, *limits) for scores_RxC in one.scores
-      ]
-      image_id = annotations.images[index].id
-      rows = [result_rows(image_id, annotations.category_ids, own) for own in kept]
-      labels = boxes.regions(index, masks=False)[1].tolist() if of_truth else []
-      best = [
-        own_RxC.argmax(axis=1).tolist() if labels else [] for own_RxC in one.scores
-      ]
-      taken.append({"rows": rows, "labels": labels, "best": best})
-    return Taken({"images": taken})
-
-  blocks = Blocks(folder, config.to_dict(), ours.key, len(boxes.keys), _BLOCK)
+  take = functools.partial(
+    _take,
+    boxes=boxes,
+    detect=detect,
+    mask_threshold=regions.mask_threshold,
+    of_truth=regions.source == "truth",
+  )
+  blocks = Blocks(folder, config.to_dict(), comparison.key, len(boxes.keys), _BLOCK)
   blocks.run(scorer.scored, take, "detection")
   if not hosts.is_first():
     return {}
   figures = {}
-  # Hold the detections of one prompt at a time.
-  for number, named in enumerate(ours.prompts):
-    rows, labels, best = [], [], []
-    for image in _images(blocks):
-      rows += image["rows"][number]
-      labels += image["labels"]
-      best += image["best"][number]
-    precision_of = functools.partial(
-      average_precision, annotations, rows, groups=ours.groups
+  for number, named in enumerate(comparison.prompts):
+    # Hold the detections of one prompt at a time.
+    detections = _detections_of_prompt(blocks, number)
+    figures[named.label] = _figures(
+      detections, boxes.annotations, comparison.groups, regions.source == "truth"
     )
-    figures[named.label] = own = {"detections": len(rows), "box": precision_of("box")}
-    # Masks of annotated regions are the true ones, so their AP says nothing.
-    if of_truth:
-      own["top1"] = _top1(np.array(labels, int), np.array(best, int), ours.groups)
-    elif all("segmentation" in row for row in itertools.chain(rows, *annotations.rows)):
-      own["mask"] = precision_of("mask")
     if detect.output:
       path = folder.path / "detections" / f"{number}.json"
       with writing(path):
         path.parent.mkdir(exist_ok=True)
-      write_json(path, rows)
+      write_json(path, detections.rows)
   results = {
-    "prompts": [{"label": named.label, "step": named.step} for named in ours.prompts],
+    "prompts": [
+      {"label": named.label, "step": named.step} for named in comparison.prompts
+    ],
     "images": len(boxes.keys),
-    "objects": sum(map(len, annotations.rows)),
+    "objects": sum(map(len, boxes.annotations.rows)),
     "figures": figures,
   }
 
-  pictured = detect.source == "world" or detect.images
-  draw = lambda results: _draw(folder, boxes, blocks, results) if pictured else None
-  return ours.write(blocks, results, draw)
+  def draw(results: Mapping[str, Any]) -> None:
+    # With embeddings of a file the images may be elsewhere.
+    if detect.source == "world" or detect.images:
+      _draw(folder, boxes, blocks, results)
+
+  return comparison.write(blocks, results, draw)
+
+
+def _take(
+  scored: Iterator[tuple[int, Scored]],
+  boxes: BoxSet,
+  detect: Detect,
+  mask_threshold: float,
+  of_truth: bool,
+) -> Taken:
+  """What a block stores of each image.
+
+  `rows` are COCO results under each prompt. For true regions `labels` are their
+  classes, and `best` under each prompt those of the highest score.
+  """
+  annotations = boxes.annotations
+  benchmark = "coco" if annotations.frequencies is None else "lvis"
+  most = MAX_DETECTIONS[benchmark]
+  facts = []
+  for index, (regions, scores) in scored:
+    image_id = annotations.images[index].id
+    rows = []
+    for scores_RxC in scores:
+      detections = detections_of(
+        regions, scores_RxC, boxes.shape(index), detect, mask_threshold, most
+      )
+      rows.append(result_rows(image_id, annotations.category_ids, detections))
+    labels: list[int] = []
+    if of_truth:
+      labels = boxes.regions(index, masks=False)[1].tolist()
+    best: list[list[int]] = [[] for _ in scores]
+    if labels:
+      best = [scores_RxC.argmax(axis=1).tolist() for scores_RxC in scores]
+    facts.append({"rows": rows, "labels": labels, "best": best})
+  return Taken({"images": facts})
+
+
+class _PromptDetections(NamedTuple):
+  """Detections of one prompt on all images."""
+
+  rows: list[dict[str, Any]]  # COCO results
+  labels: list[int]  # classes of true regions
+  best: list[int]  # their classes of the highest score
+
+
+def _detections_of_prompt(blocks: Blocks, number: int) -> _PromptDetections:
+  """Joins what the blocks have stored of a prompt."""
+  detections = _PromptDetections([], [], [])
+  for image in _images(blocks):
+    detections.rows.extend(image["rows"][number])
+    detections.labels.extend(image["labels"])
+    detections.best.extend(image["best"][number])
+  return detections
+
+
+def _figures(
+  detections: _PromptDetections,
+  annotations: Annotations,
+  groups: Mapping[str, np.ndarray],
+  of_truth: bool,
+) -> dict[str, Any]:
+  """Figures of one prompt: its AP by boxes, and top-1 or the AP by masks."""
+  rows = detections.rows
+  precision_of = functools.partial(average_precision, annotations, rows, groups=groups)
+  figures: dict[str, Any] = {"detections": len(rows), "box": precision_of("box")}
+  if of_truth:
+    # Masks of annotated regions are the true ones, so their AP says nothing.
+    figures["top1"] = _top1(
+      np.array(detections.labels, int), np.array(detections.best, int), groups
+    )
+  elif all("segmentation" in row for row in itertools.chain(rows, *annotations.rows)):
+    figures["mask"] = precision_of("mask")
+  return figures
 
 
 def _images(blocks: Blocks) -> Iterator[dict[str, Any]]:
-  return (image for piece in blocks.pieces() for image in piece.facts["images"])
+  """Yields what the blocks have stored of each image."""
+  for piece in blocks.pieces():
+    yield from piece.facts["images"]
 
 
 def _top1(
   labels: np.ndarray, best: np.ndarray, groups: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-  """Accuracy of the class of the highest score among all classes, of the true
-  regions."""
+  """Share of the true regions whose class has the highest score among all classes."""
   parts = {"all": np.ones(len(labels), bool)}
-  parts |= {name: np.isin(labels, members) for name, members in groups.items()}
+  for name, members in groups.items():
+    parts[name] = np.isin(labels, members)
+  is_right = best == labels
   return {
     name: {
-      "top1": (best == labels)[part].mean() if part.any() else None,
+      "top1": is_right[part].mean() if part.any() else None,
       "objects": part.sum(),
     }
     for name, part in parts.items()
@@ -176,33 +236,33 @@ def _draw(
   folder: RunFolder, boxes: BoxSet, blocks: Blocks, results: Mapping[str, Any]
 ) -> None:
   """Draws some of the images with their boxes."""
-  shown = spread_evenly(_SHOWN, len(boxes.keys)).tolist()
+  indices = spread_evenly(_SHOWN, len(boxes.keys)).tolist()
   class_of = {int(number): n for n, number in enumerate(boxes.annotations.category_ids)}
-  drawn = []
-  for index, image in (
-    (n, image) for n, image in enumerate(_images(blocks)) if n in shown
-  ):
+  sets_of_images = []
+  for index, image in enumerate(_images(blocks)):
+    if index not in indices:
+      continue
     regions, classes = boxes.regions(index, masks=False)
-    pictures = [Detections(regions.boxes, np.ones(len(classes), np.float32), classes)]
+    sets = [Detections(regions.boxes, np.ones(len(classes), np.float32), classes)]
     for rows in image["rows"]:
       corners = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
+      # From x, y, width, height to the two corners.
       corners[:, 2:] += corners[:, :2]
-      own = np.array([class_of[row["category_id"]] for row in rows], int)
       scores = np.array([row["score"] for row in rows], np.float32)
-      pictures.append(Detections(corners, scores, own))
-    drawn.append(pictures)
-  titles = [
-    "annotated",
-    *short_labels([prompt["label"] for prompt in results["prompts"]]),
+      labels = np.array([class_of[row["category_id"]] for row in rows], int)
+      sets.append(Detections(corners, scores, labels))
+    sets_of_images.append(sets)
+  labels_of_prompts = [prompt["label"] for prompt in results["prompts"]]
+  counts = [
+    counted(len(boxes.keys), "image"),
+    counted(results["objects"], "object"),
+    counted(len(results["classes"]), "class"),
   ]
-  counts = (
-    (len(boxes.keys), "image"),
-    (results["objects"], "object"),
-    (len(results["classes"]), "class"),
-  )
-  title = f"{len(shown)} of {', '.join(counted(*one) for one in counts)}"
-  path, images = (
+  detection_sheet(
     folder.plots / "detections.png",
-    [boxes.pixels(index) for index in shown],
+    images=[boxes.pixels(index) for index in indices],
+    boxes=sets_of_images,
+    titles=["annotated", *short_labels(labels_of_prompts)],
+    names=boxes.classes.names,
+    title=f"{len(indices)} of {', '.join(counts)}",
   )
-  detection_sheet(path, images, drawn, titles, boxes.classes.names, title)

@@ -264,7 +264,17 @@ _ACCEPTED: dict[Callable[..., bool], str] = {
 def check_task(
   predict: Predict, regions: Regions, segment: Segment, propose: Propose
 ) -> None:
-  """Checks the regions of `predict`."""
+  """Checks the regions of `predict`.
+
+  Args:
+    predict: the task of the job.
+    regions: where regions come from.
+    segment: names of the background.
+    propose: the network.
+
+  Raises:
+    ConfigError: a field has a value that the others forbid.
+  """
   network = propose.network
   origins = "none, file or network where job='predict'"
   require(regions.source != "truth", "regions.source", "truth", origins)
@@ -286,15 +296,22 @@ def check_task(
 
 
 def check_segment(segment: Segment, regions: Regions, propose: Propose) -> None:
-  """Checks the fields of `segment`."""
+  """Checks the fields of `segment`.
+
+  Args:
+    segment: images, labels and prompts.
+    regions: where regions come from.
+    propose: the network.
+
+  Raises:
+    ConfigError: a field has a value that the others forbid, or a path does not exist.
+  """
   _check_regions(regions, propose.network)
   _check_background(segment)
-  values, accepted = (
-    segment.label_values,
-    "index where there is a background, whose value is 0",
-  )
-  fits = not segment.background or values != "reduce_zero_label"
-  require(fits, "segment.label_values", values, accepted)
+  if segment.background:
+    values = segment.label_values
+    accepted = "index where there is a background, whose value is 0"
+    require(values != "reduce_zero_label", "segment.label_values", values, accepted)
   if segment.source == "world":
     _check_world("segment", segment, ("images", "labels", "names", "background"))
     return
@@ -304,7 +321,16 @@ def check_segment(segment: Segment, regions: Regions, propose: Propose) -> None:
 
 
 def check_detect(detect: Detect, regions: Regions, propose: Propose) -> None:
-  """Checks the fields of `detect`."""
+  """Checks the fields of `detect`.
+
+  Args:
+    detect: images, annotations and prompts.
+    regions: where regions come from.
+    propose: the network.
+
+  Raises:
+    ConfigError: a field has a value that the others forbid, or a path does not exist.
+  """
   _check_regions(regions, propose.network)
   origins = "truth, file or network where job='detect'"
   require(regions.source != "none", "regions.source", "none", origins)
@@ -314,7 +340,17 @@ def check_detect(detect: Detect, regions: Regions, propose: Propose) -> None:
 def check_propose(
   propose: Propose, segment: Segment, detect: Detect, regions: Regions
 ) -> None:
-  """Checks the fields of `propose`."""
+  """Checks the fields of `propose`.
+
+  Args:
+    propose: the network, and the job whose images it gets.
+    segment: images of `segment`.
+    detect: images of `detect`.
+    regions: where the regions of that job come from.
+
+  Raises:
+    ConfigError: a field has a value that the others forbid, or a path does not exist.
+  """
   _check_path("propose.network", propose.network, exists)
   if propose.images == "segment":
     check_segment(segment, regions, propose)
@@ -325,8 +361,18 @@ def check_propose(
 def check_train_masks(
   train_masks: TrainMasks, data: Data, loop: Loop, mesh: Mesh, checkpoint: Checkpoint
 ) -> None:
-  """Checks the fields of `train_masks`."""
-  own = train_masks
+  """Checks the fields of `train_masks`.
+
+  Args:
+    train_masks: images and regions of the training.
+    data: views and features, which are fixed.
+    loop: batches, which are not accumulated.
+    mesh: devices, which do not split classes.
+    checkpoint: the checkpoint that is kept, the last.
+
+  Raises:
+    ConfigError: a field has a value that the job lacks, or a path does not exist.
+  """
   for field, value, fixed in (
     ("data.views", data.views, 1),
     ("data.features", data.features, "online"),
@@ -335,14 +381,16 @@ def check_train_masks(
     ("checkpoint.select", checkpoint.select, "last"),
   ):
     require(value == fixed, field, value, f"{fixed!r} where job='train_masks'")
-  if own.source == "world":
-    _check_world("train_masks", own, ("images", "labels", "annotations", "names"))
+  source = train_masks.source
+  if source == "world":
+    unread = ("images", "labels", "annotations", "names")
+    _check_world("train_masks", train_masks, unread)
     return
-  _check_path("train_masks.images", own.images, is_dir)
-  if own.source in ("folder", "panoptic"):
-    _check_path("train_masks.labels", own.labels, is_dir)
-  if own.source in ("coco", "panoptic"):
-    _check_path("train_masks.annotations", own.annotations, is_file)
+  _check_path("train_masks.images", train_masks.images, is_dir)
+  if source in ("folder", "panoptic"):
+    _check_path("train_masks.labels", train_masks.labels, is_dir)
+  if source in ("coco", "panoptic"):
+    _check_path("train_masks.annotations", train_masks.annotations, is_file)
 
 
 def _check_world(group: str, own: Any, unread: Sequence[str]) -> None:

@@ -52,9 +52,12 @@ class BoxSet(Images):
   def regions(self, index: int, masks: bool) -> tuple[Regions, Int32[np.ndarray, " R"]]:
     """True regions, perhaps with masks, and their classes; crowds are left out."""
     truth = self.annotations.truth(index)
-    single = ~truth.crowd
-    found = self.annotations.masks(index)[single] if masks else None
-    return Regions(truth.boxes[single], masks=found), truth.classes[single]
+    is_single_R = ~truth.crowd
+    masks_RxHxW = None
+    if masks:
+      masks_RxHxW = self.annotations.masks(index)[is_single_R]
+    regions = Regions(truth.boxes[is_single_R], masks=masks_RxHxW)
+    return regions, truth.classes[is_single_R]
 
   def check_images(self) -> None:
     """Raises InputError unless the annotated images are in a folder, with the sizes
@@ -71,39 +74,71 @@ def open_box_set(detect: Detect) -> BoxSet:
 
   LVIS's rare classes are novel, the others base, unless `detect.names` has halves of
   its own.
+
+  Raises:
+    InputError: the annotations or the class list are unusable.
   """
-  root, files = detect.images, []
   if detect.source == "world":
     scenes = Scenes("test", detect.n_images, detect.scene_classes)
     annotations = annotations_of(
       scenes.annotations(), "the world's scenes", scenes.names
     )
-    classes, read = _classes_of(scenes), lambda index: scenes.scene(index).image
-  else:
-    own = read_class_split(detect.names) if detect.names else None
-    whole = read_annotations(detect.annotations, own.names if own else None)
-    kept = spread_evenly(detect.n_images, len(whole)).tolist()
-    images, rows = (
-      [part[index] for index in kept] for part in (whole.images, whole.rows)
+    return _box_set(
+      annotations, _classes_of(scenes), lambda index: scenes.scene(index).image
     )
-    annotations = dataclasses.replace(whole, images=tuple(images), rows=tuple(rows))
-    synonyms = whole.synonyms if detect.synonyms else undivided(whole.names).synonyms
-    frequencies = whole.frequencies or ("",) * len(whole.names)
-    classes = own or ClassSplit(synonyms, tuple(map(_GROUPS.__getitem__, frequencies)))
-    read = functools.partial(annotations.image, root=root)
-    paths = [
-      annotations.image_path(index, root) for index in range(len(kept) if root else 0)
-    ]
-    files = [detect.annotations, *paths]
+  split = None
+  if detect.names:
+    split = read_class_split(detect.names)
+  annotations = read_annotations(detect.annotations, split.names if split else None)
+  if split is None:
+    split = _split_of_frequencies(annotations, detect.synonyms)
+  annotations = _subset(annotations, detect.n_images)
+  root = detect.images
+  files: list[str | Path] = [detect.annotations]
+  if root:
+    files += [annotations.image_path(n, root) for n in range(len(annotations))]
+  read = functools.partial(annotations.image, root=root)
+  return _box_set(annotations, split, read, files=files, root=root)
+
+
+def _box_set(
+  annotations: Annotations,
+  classes: ClassSplit,
+  read: Callable[[int], np.ndarray],
+  *,
+  files: Sequence[str | Path] = (),
+  root: str = "",
+) -> BoxSet:
+  """A set of all images of the annotations; `read` decodes one."""
   sides = [(image.height, image.width) for image in annotations.images]
   return BoxSet(
-    tuple(image.id for image in annotations.images),
-    sides.__getitem__,
-    functools.lru_cache(_DECODED)(read),
+    keys=tuple(image.id for image in annotations.images),
+    shape=sides.__getitem__,
+    pixels=functools.lru_cache(_DECODED)(read),
     annotations=annotations,
     classes=classes,
     files=files,
     root=root,
+  )
+
+
+def _split_of_frequencies(annotations: Annotations, synonyms: bool) -> ClassSplit:
+  """Halves by LVIS's frequencies; each class has all its names, or the first only."""
+  names_of_classes = annotations.synonyms
+  if not synonyms:
+    names_of_classes = undivided(annotations.names).synonyms
+  frequencies = annotations.frequencies or ("",) * len(annotations.names)
+  groups = tuple(_GROUPS[frequency] for frequency in frequencies)
+  return ClassSplit(names_of_classes, groups)
+
+
+def _subset(annotations: Annotations, n_images: int) -> Annotations:
+  """The annotations of `n_images` images, spread evenly over all."""
+  kept = spread_evenly(n_images, len(annotations)).tolist()
+  return dataclasses.replace(
+    annotations,
+    images=tuple(annotations.images[index] for index in kept),
+    rows=tuple(annotations.rows[index] for index in kept),
   )
 
 
@@ -117,19 +152,13 @@ class PixelSet(Images):
 
 
 def open_pixel_set(segment: Segment) -> PixelSet:
-  """Opens the images and labels of `config.segment`."""
+  """Opens the images and labels of `config.segment`.
+
+  Raises:
+    InputError: the class list or a folder is unusable.
+  """
   if segment.source == "world":
-    scenes = Scenes("test", segment.n_images, segment.scene_classes)
-
-    def regions(index: int) -> Regions:
-      scene = scenes.scene(index)
-      return Regions(scene.boxes, masks=scene.masks)
-
-    keys = tuple(f"{index:05d}" for index in range(len(scenes)))
-    pixels = functools.lru_cache(_DECODED)(lambda index: scenes.scene(index).image)
-    labels = lambda index: scenes.scene(index).label_map()
-    shape, classes = lambda index: (SIZE, SIZE), _classes_of(scenes)
-    return PixelSet(keys, shape, pixels, regions, classes=classes, labels=labels)
+    return _pixels_of_scenes(Scenes("test", segment.n_images, segment.scene_classes))
   classes = with_background(read_class_split(segment.names), segment.background)
   folder = _pixel_folder(segment, classes)
 
@@ -140,50 +169,74 @@ def open_pixel_set(segment: Segment) -> PixelSet:
     masks = labels_HxW == classes[:, None, None]
     return Regions(boxes_of_masks(masks), masks=masks)
 
-  files = [path for pair in folder.files for path in pair if path is not None]
-  pixels = functools.lru_cache(_DECODED)(folder.image)
-  of_images = folder.keys, folder.shape, pixels, regions_of_labels
-  return PixelSet(*of_images, classes=classes, labels=folder.labels, files=files)
+  return PixelSet(
+    keys=folder.keys,
+    shape=folder.shape,
+    pixels=functools.lru_cache(_DECODED)(folder.image),
+    annotated=regions_of_labels,
+    classes=classes,
+    labels=folder.labels,
+    files=[path for pair in folder.files for path in pair if path is not None],
+  )
+
+
+def _pixels_of_scenes(scenes: Scenes) -> PixelSet:
+  """The world's scenes as images with label maps."""
+
+  def regions(index: int) -> Regions:
+    scene = scenes.scene(index)
+    return Regions(scene.boxes, masks=scene.masks)
+
+  return PixelSet(
+    keys=tuple(f"{index:05d}" for index in range(len(scenes))),
+    shape=lambda index: (SIZE, SIZE),
+    pixels=functools.lru_cache(_DECODED)(lambda index: scenes.scene(index).image),
+    annotated=regions,
+    classes=_classes_of(scenes),
+    labels=lambda index: scenes.scene(index).label_map(),
+  )
 
 
 def with_background(classes: ClassSplit, names: Sequence[str]) -> ClassSplit:
-  """Puts a class of background before the others, which has all these names."""
+  """Puts a class of background, which has all these names, before the others."""
   if not names:
     return classes
+  values = classes.values
+  if values:
+    values = ((0,), *values)
   return ClassSplit(
-    ((_BACKGROUND, *names), *classes.synonyms),
-    ("-", *classes.groups),
-    classes.values and ((0,), *classes.values),
+    synonyms=((_BACKGROUND, *names), *classes.synonyms),
+    groups=("-", *classes.groups),
+    values=values,
   )
 
 
 def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
-  """Opens the training images of `config.train_masks`; `seed` is that of the world's
-  scenes.
+  """Opens the training images of `config.train_masks`.
 
-  The classes are those of the list, or the JSON's categories, but for the novel ones. A
-  label image has a region for each class; each annotated object or segment is one,
-  crowds are left out.
+  The classes are those of the list, or the JSON's categories, without the novel ones.
+  A label image has a region for each class. Each annotated object or segment is a
+  region of its own, except that crowds are left out.
+
+  Args:
+    own: the fields `config.train_masks`.
+    seed: random seed of the world's scenes.
+
+  Raises:
+    InputError: a class list, an annotation or a file is unusable.
   """
   if own.source == "world":
     scenes = Scenes("train", own.n_images, own.scene_classes, seed=seed)
     read = functools.partial(_of_scene, scenes)
-    return RegionMaps(
-      _classes_of(scenes), np.arange(len(scenes)), read, "scene {}".format
-    )
-  classes = read_class_split(own.names) if own.names else None
+    rows = np.arange(len(scenes))
+    return RegionMaps(_classes_of(scenes), rows, read, "scene {}".format)
+  classes = None
+  if own.names:
+    classes = read_class_split(own.names)
   if own.source == "folder":
-    if classes is None:
-      raise SourceError(
-        "train_masks.names is empty; accepted: the classes of the label images"
-      )
-    folder = _pixel_folder(own, classes)
-    images, read = (
-      [image for image, _ in folder.files],
-      functools.partial(_of_labels, folder),
-    )
-    return RegionMaps(classes, np.arange(len(images)), read, images.__getitem__)
-  names, owners = classes.names if classes else None, None
+    return _masks_of_folder(own, classes)
+  names = classes.names if classes else None
+  owners = None
   if own.source == "panoptic":
     panoptic = read_panoptic(own.annotations, names)
     panoptic.check_files(own.labels)
@@ -192,18 +245,39 @@ def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
     owners = functools.partial(panoptic.owners, root=own.labels)
   else:
     annotations = read_annotations(own.annotations, names)
-    for row in (row for rows in annotations.rows for row in rows):
-      if "segmentation" not in row:
-        found = f"annotation {row.get('id')} has no segmentation"
-        raise RegionError(f"{annotations.path}: {found}; accepted: objects with masks")
+    _check_masks(annotations)
   annotations.check_images(own.images)
   if classes is None:
     classes = undivided(annotations.names, "base")
-  rows = spread_evenly(own.n_images, len(annotations))
-  read = functools.partial(_of_objects, annotations, owners, own.images)
   return RegionMaps(
-    classes, rows, read, functools.partial(annotations.image_path, root=own.images)
+    classes,
+    spread_evenly(own.n_images, len(annotations)),
+    functools.partial(_of_objects, annotations, owners, own.images),
+    functools.partial(annotations.image_path, root=own.images),
   )
+
+
+def _masks_of_folder(own: TrainMasks, classes: ClassSplit | None) -> RegionMaps:
+  """Training images with label images; SourceError without a class list."""
+  if classes is None:
+    raise SourceError(
+      "train_masks.names is empty; accepted: the classes of the label images"
+    )
+  folder = _pixel_folder(own, classes)
+  images = [image for image, _ in folder.files]
+  read = functools.partial(_of_labels, folder)
+  return RegionMaps(classes, np.arange(len(images)), read, images.__getitem__)
+
+
+def _check_masks(annotations: Annotations) -> None:
+  """Raises RegionError for the first annotation without a mask."""
+  for rows in annotations.rows:
+    for row in rows:
+      if "segmentation" not in row:
+        problem = f"annotation {row.get('id')} has no segmentation"
+        raise RegionError(
+          f"{annotations.path}: {problem}; accepted: objects with masks"
+        )
 
 
 def _of_scene(scenes: Scenes, row: int) -> RegionMap:
@@ -213,9 +287,9 @@ def _of_scene(scenes: Scenes, row: int) -> RegionMap:
 
 def _of_labels(folder: PixelFolder, row: int) -> RegionMap:
   labels_HxW = folder.labels(row)
-  found, owners = np.unique(labels_HxW, return_inverse=True)
-  owners = owners.reshape(labels_HxW.shape).astype(np.int16)
-  return RegionMap(folder.image(row), owners, found.astype(np.int32))
+  classes, owners = np.unique(labels_HxW, return_inverse=True)
+  owners_HxW = owners.reshape(labels_HxW.shape).astype(np.int16)
+  return RegionMap(folder.image(row), owners_HxW, classes.astype(np.int32))
 
 
 def _of_objects(
@@ -224,11 +298,17 @@ def _of_objects(
   root: str,
   row: int,
 ) -> RegionMap:
-  """Segments, of which `owners` computes the map, or else objects by their masks."""
+  """Regions of an annotated image.
+
+  `owners` computes the map of segments. Without it the regions are objects, by masks.
+  """
   truth = annotations.truth(row)
   labels = np.where(truth.crowd, -1, truth.classes).astype(np.int32)
-  found = owners(row) if owners else map_of_masks(annotations.masks(row))
-  return RegionMap(annotations.image(row, root), found, labels)
+  if owners is not None:
+    owners_HxW = owners(row)
+  else:
+    owners_HxW = map_of_masks(annotations.masks(row))
+  return RegionMap(annotations.image(row, root), owners_HxW, labels)
 
 
 def _classes_of(scenes: Scenes) -> ClassSplit:
@@ -236,5 +316,11 @@ def _classes_of(scenes: Scenes) -> ClassSplit:
 
 
 def _pixel_folder(own: Segment | TrainMasks, classes: ClassSplit) -> PixelFolder:
-  values = own.label_values, own.ignore
-  return open_pixels(own.images, own.labels, classes, *values, n_images=own.n_images)
+  return open_pixels(
+    own.images,
+    own.labels,
+    classes,
+    own.label_values,
+    own.ignore,
+    n_images=own.n_images,
+  )

@@ -42,30 +42,37 @@ _OTHERS = 4
 
 
 def check(page: Group, clip_model: str) -> None:
-  """Raises InputError for masked crops, which boxes have not, and for a network that
-  misfits."""
-  crop, propose = page.of(fields.Regions).crop, page.of(fields.Propose)
+  """Checks the fields of regions on the page.
+
+  Raises:
+    InputError: crops are masked, which boxes can't be, or a network misfits the CLIP.
+  """
+  crop = page.of(fields.Regions).crop
   if crop != "context":
     raise ConfigError("regions.crop", crop, "'context': boxes have no masks")
+  propose = page.of(fields.Propose)
   if propose.network:
     check_network(propose, clip_model)
 
 
 def examples() -> list[tuple[Image.Image, str, str]]:
-  """Scenes of several objects of the world: picture, names with some others', boxes;
-  one a line."""
-  found = Scenes("test", 2)
-  scenes = []
-  for index in range(len(found)):
-    scene = found.scene(index)
-    others = range(index, len(found.names), len(found.names) // _OTHERS)
+  """The world's scenes as examples: picture, names, boxes, the last two one a line.
+
+  The names are those of the objects and some that the picture does not show.
+  """
+  scenes = Scenes("test", 2)
+  examples = []
+  for index in range(len(scenes)):
+    scene = scenes.scene(index)
+    others = range(index, len(scenes.names), len(scenes.names) // _OTHERS)
     classes = dict.fromkeys([*scene.labels.tolist(), *others])
-    names = "\n".join(found.names[c] for c in classes)
-    boxes = "\n".join(
-      " ".join(f"{value:g}" for value in box) for box in scene.boxes.tolist()
-    )
-    scenes.append((Image.fromarray(scene.image), names, boxes))
-  return scenes
+    names = [scenes.names[label] for label in classes]
+    boxes = []
+    for box in scene.boxes.tolist():
+      boxes.append(" ".join(f"{value:g}" for value in box))
+    picture = Image.fromarray(scene.image)
+    examples.append((picture, "\n".join(names), "\n".join(boxes)))
+  return examples
 
 
 class RegionsOfPictures:
@@ -86,20 +93,20 @@ class RegionsOfPictures:
       clip: its fields.
       page: the fields of the page, with those of this room.
     """
-    regions, propose = page.of(fields.Regions), page.of(fields.Propose)
-    segment = page.of(fields.Segment)
+    regions = page.of(fields.Regions)
+    propose = page.of(fields.Propose)
+    self._encoder = encoder
     # Crops are of the picture as it is, under one fusion.
-    self._encoder, self._fields = (
-      encoder,
-      dataclasses.replace(regions, size=0, alone=False),
-    )
-    self._segment, self._detect = segment, page.of(fields.Detect)
-    self._network = self._segmenter = None
+    self._fields = dataclasses.replace(regions, size=0, alone=False)
+    self._segment = page.of(fields.Segment)
+    self._detect = page.of(fields.Detect)
+    self._network = None
+    self._segmenter = None
     if propose.network:
-      one = dataclasses.replace(propose, batch_size=1)
-      self._network = open_network(one, clip, regions.mask_threshold, encoder)
+      single = dataclasses.replace(propose, batch_size=1)
+      self._network = open_network(single, clip, regions.mask_threshold, encoder)
     elif encoder.clip.config.vit:
-      self._segmenter = DenseSegmenter(encoder, segment, dtype=clip.dtype)
+      self._segmenter = DenseSegmenter(encoder, self._segment, dtype=clip.dtype)
     self.finds = self._network is not None
     self.segments = self.finds or self._segmenter is not None
     self._crops = RegionEncoder(encoder, regions)
@@ -107,7 +114,11 @@ class RegionsOfPictures:
   def segment(self, asked: Asked) -> bytes:
     """Draws a class for every pixel under each prompt; a PNG.
 
-    The regions are the network's; without one patches get classes, by `segment.recipe`.
+    The regions are the network's. Without a network patches get classes, by
+    `segment.recipe`.
+
+    Raises:
+      InputError: there is neither a network nor a ViT, or there are too many names.
     """
     image, names, features, labels = asked
     if not self.segments:
@@ -115,85 +126,104 @@ class RegionsOfPictures:
     if len(names) > self.most_names:
       expected = f"expected at most {self.most_names} for a segmentation"
       raise InputError(f"names: got {len(names):,}, {expected}")
-    if (segmenter := self._segmenter) is None:
+    if self._segmenter is None:
       pixels = np.asarray(image)
       regions, scores = self._scored(asked, self._segment.logit_scale)
-      maps = list(
-        label_maps_of_regions(scores, regions.drawn("the picture"), *pixels.shape[:2])
-      )
+      masks = regions.drawn("the picture")
+      height, width = pixels.shape[:2]
+      maps = list(label_maps_of_regions(scores, masks, height, width))
     else:
       image = image.copy()
       image.thumbnail((_SEGMENT_SIDE, _SEGMENT_SIDE), Image.Resampling.BICUBIC)
       pixels = np.asarray(image)
-      [found] = segmenter.label_maps([pixels], [_matrix(rows) for rows in features()])
-      # Rows beyond the names repeat the first one.
-      maps = [np.where(one.labels_HxW < len(names), one.labels_HxW, 0) for one in found]
+      matrices = [_matrix(rows) for rows in features()]
+      [maps_of_prompts] = self._segmenter.label_maps([pixels], matrices)
+      maps = []
+      for pixel_map in maps_of_prompts:
+        labels_HxW = pixel_map.labels_HxW
+        # Rows beyond the names repeat the first one.
+        maps.append(np.where(labels_HxW < len(names), labels_HxW, 0))
     return _drawn(segmentation_sheet, pixels, maps, labels, names)
 
   def find_objects(self, asked: Asked) -> tuple[bytes, list[list[tuple[str, float]]]]:
-    """Objects that the network finds: a PNG, and names with scores under each prompt,
-    best first.
+    """Draws the objects that the network finds.
 
     Of boxes that overlap by half only the best counts, and eight in all.
+
+    Returns:
+      A PNG, and under each prompt names with scores, best first.
+
+    Raises:
+      InputError: there is no network.
     """
     if not self.finds:
       raise InputError(
         "finding objects needs a network; this page has none (propose.network)"
       )
-    (image, names, _, labels), detect = asked, self._detect
+    image, names, _, labels = asked
+    detect = self._detect
     regions, scores = self._scored(asked, detect.logit_scale)
-    drawn, rows = [], []
+    drawn = []
+    named_objects = []
     for scores_RxN in scores:
-      found, classes, best_D = select_detections(
+      rows, classes, scores_D = select_detections(
         regions.boxes, scores_RxN, min_score=detect.min_score, max_iou=detect.nms
       )
-      boxes = Detections(regions.boxes[found], best_D.astype(np.float32), classes)
-      drawn.append(best := strongest(boxes))
+      detections = Detections(regions.boxes[rows], scores_D.astype(np.float32), classes)
+      best = strongest(detections)
+      drawn.append(best)
       pairs = zip(best.classes, best.scores, strict=True)
-      rows.append([(names[c], float(score)) for c, score in pairs])
-    return _drawn(detection_sheet, np.asarray(image), drawn, labels, names), rows
+      named_objects.append([(names[label], float(score)) for label, score in pairs])
+    picture = _drawn(detection_sheet, np.asarray(image), drawn, labels, names)
+    return picture, named_objects
 
   def _scored(
-    self, asked: Asked, logit_scale: float, given: Regions | None = None
+    self, asked: Asked, logit_scale: float, boxes: Regions | None = None
   ) -> Scored:
-    """The network's regions, or the given ones, and their scores under each prompt."""
+    """Regions and their scores under each prompt: `boxes`, or the network's without."""
     image, names, features, _ = asked
     pixels_HxWx3 = np.asarray(image)
     images = Images(
-      ["the picture"], lambda _: pixels_HxWx3.shape[:2], lambda _: pixels_HxWx3
+      keys=["the picture"],
+      shape=lambda _: pixels_HxWx3.shape[:2],
+      pixels=lambda _: pixels_HxWx3,
     )
-    if given is None:
-      assert (network := self._network) is not None
-      most = self._fields.max_regions
-      find = lambda block: [one.top(most) for one in network.regions([pixels_HxWx3])]
-      source = RegionSource(images, network.header, find)
+    if boxes is not None:
+      regions = boxes
+      header = None
     else:
-      source = RegionSource(images, None, lambda block: [given])
+      assert self._network is not None
+      [proposed] = self._network.regions([pixels_HxWx3])
+      regions = proposed.top(self._fields.max_regions)
+      header = self._network.header
     # Rows beyond the names repeat the first one.
     matrices = [_matrix(rows[: len(names)]) for rows in features()]
     scorer = RegionScorer(
       self._fields,
-      source,
+      RegionSource(images, header, lambda block: [regions]),
       self._encoder,
       undivided(names),
       matrices,
       logit_scale=logit_scale,
       crops=self._crops,
     )
-    [(_, found)] = scorer.scored([0])
-    return found
+    [(_, scored)] = scorer.scored([0])
+    return scored
 
   def name_boxes(
     self, asked: Asked, boxes_Rx4: Float32[np.ndarray, "R 4"]
   ) -> tuple[bytes, Sequence[Float[np.ndarray, "R N"]]]:
-    """Names given boxes: a PNG with each in the colour of its name, and scores by
-    prompt."""
+    """Names boxes that a user has drawn.
+
+    Returns:
+      A PNG with each box in the colour of its name, and the scores under each prompt.
+    """
     image, names, _, labels = asked
     _, scores = self._scored(asked, self._detect.logit_scale, Regions(boxes_Rx4))
-    drawn = [
-      Detections(boxes_Rx4, rows.max(1).astype(np.float32), rows.argmax(1))
-      for rows in scores
-    ]
+    drawn = []
+    for scores_RxN in scores:
+      best_R = scores_RxN.max(axis=1).astype(np.float32)
+      drawn.append(Detections(boxes_Rx4, best_R, scores_RxN.argmax(axis=1)))
     return _drawn(detection_sheet, np.asarray(image), drawn, labels, names), scores
 
 

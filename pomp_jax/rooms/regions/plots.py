@@ -7,7 +7,6 @@ Sheets have a row for each image and a column for each prompt; `overlay` and
 
 from collections.abc import Iterable, Mapping, Sequence
 import os
-from typing import Any
 
 from jaxtyping import Int, UInt8
 from matplotlib.axes import Axes
@@ -23,27 +22,32 @@ from pomp_jax.rooms.regions.detections import Detections, select_detections
 
 # Tol's muted palette and Okabe and Ito's, told apart by colour-blind readers too.
 _COLOURS = (
-  *(
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#D55E00",
-    "#F0E442",
-    "#332288",
-  ),
-  *("#AA4499", "#117733", "#882255", "#44AA99"),
+  "#0072B2",
+  "#E69F00",
+  "#009E73",
+  "#CC79A7",
+  "#56B4E9",
+  "#D55E00",
+  "#F0E442",
+  "#332288",
+  "#AA4499",
+  "#117733",
+  "#882255",
+  "#44AA99",
 )
 OTHER = "#777777"  # colour of classes beyond the palette
-# Boxes at most of a picture in a sheet, and of a picture alone: fewer than colours; and
-# their IoU.
-_OF_SHEET, _OF_PICTURE, _OVERLAP = 8, 12, 0.5
+# Boxes at most, fewer than colours: of a picture in a sheet, and of a picture alone.
+_OF_SHEET = 8
+_OF_PICTURE = 12
+_OVERLAP = 0.5  # most intersection over union of two boxes that are drawn
 # Share of a class's colour in a pixel of a picture alone; the rest is the picture's.
 _TINT = 0.6
-# Inches: sides of a picture in a sheet and alone, width of a legend, heights of title
-# and headings.
-_SIDE, _ALONE, _LEGEND, _TITLE, _HEADING = 2.2, 5.0, 3.0, 0.3, 0.25
+# Inches.
+_SIDE = 2.2  # of a picture in a sheet
+_ALONE = 5.0  # of a picture alone
+_LEGEND = 3.0  # width of a legend
+_TITLE = 0.3  # height of the title
+_HEADING = 0.25  # height of the headings
 _MARGIN = 0.05
 # A wider sheet is reduced where it is shown, inches. Its letters grow with it.
 _SHOWN = 12.0
@@ -55,12 +59,11 @@ _NAME = 40  # letters of a name in a legend
 
 
 def strongest(boxes: Detections, most: int = _OF_SHEET) -> Detections:
-  """The boxes of the highest scores, `most` at most, none of which overlap by more
-  than half."""
+  """The boxes of the highest scores, `most` at most, that hardly overlap each other."""
   rows, *_ = select_detections(
     boxes.boxes, boxes.scores[:, None], min_score=-np.inf, max_iou=_OVERLAP, top=most
   )
-  return Detections(*(part[rows] for part in boxes[:3]))
+  return Detections(boxes.boxes[rows], boxes.scores[rows], boxes.classes[rows])
 
 
 def colours_of(classes: Iterable[int]) -> dict[int, str]:
@@ -87,17 +90,23 @@ def segmentation_sheet(
 ) -> None:
   """Draws a row for each image, with a legend of its largest classes; the rest is grey.
 
-  `maps` are label maps of each image, one a title; negative: no class, shown as the
-  image.
+  Args:
+    path: file of the sheet.
+    images: pictures.
+    maps: label maps of each image, one a title; negative labels show the image.
+    titles: headings of the maps.
+    names: names of the classes.
+    title: title of the sheet.
   """
-  legends = [label_colours(*of_image) for of_image in maps]
-  pictures = [
-    [image, *(_coloured(0.5 + image / 510, labels, colours) for labels in of_image)]
-    for image, of_image, colours in zip(images, maps, legends, strict=True)
-  ]
-  figure, _ = sheet(
-    pictures, [_named(one, names) for one in legends], ("image", *titles), title
-  )
+  rows = []
+  legends = []
+  for image, label_maps in zip(images, maps, strict=True):
+    colours = label_colours(*label_maps)
+    # Where there is no class the image is shown half as dark.
+    ground = 0.5 + image / 510
+    rows.append([image, *(_coloured(ground, labels, colours) for labels in label_maps)])
+    legends.append(_named(colours, names))
+  figure, _ = sheet(rows, legends, ("image", *titles), title)
   drawing.save(path, figure)
 
 
@@ -109,26 +118,33 @@ def detection_sheet(
   names: Sequence[str],
   title: str = "",
 ) -> None:
-  """Draws the `strongest` boxes, a row for each image with a legend, and a picture a
-  title.
+  """Draws the `strongest` boxes: a row for each image with a legend, a picture a title.
 
   Each picture says how many of its boxes it shows.
+
+  Args:
+    path: file of the sheet.
+    images: pictures.
+    boxes: boxes in each image, one set a title.
+    titles: headings of the sets.
+    names: names of the classes.
+    title: title of the sheet.
   """
-  drawn = [[strongest(one) for one in of_image] for of_image in boxes]
-  legends = [colours_of(int(c) for one in row for c in one.classes) for row in drawn]
+  drawn = [[strongest(detections) for detections in sets] for sets in boxes]
+  colours_of_rows = []
+  for sets in drawn:
+    classes = [label for detections in sets for label in detections.classes.tolist()]
+    colours_of_rows.append(colours_of(classes))
   pictures = [[image] * len(titles) for image in images]
-  figure, axes_of = sheet(
-    pictures, [_named(one, names) for one in legends], titles, title
-  )
-  for row, all_boxes, colours, axes_of_row in zip(
-    drawn, boxes, legends, axes_of, strict=True
-  ):
-    for one, whole, axes in zip(row, all_boxes, axes_of_row, strict=True):
-      _draw_label(
-        axes, (0.02, 0.02), _shown(one, whole, "box"), va="bottom", of_axes=True
-      )
-      for box, label in zip(one.boxes.tolist(), one.classes.tolist(), strict=True):
-        _draw_frame(axes, box, colours.get(label, OTHER))
+  legends = [_named(colours, names) for colours in colours_of_rows]
+  figure, axes_of_rows = sheet(pictures, legends, titles, title)
+  for row, colours in enumerate(colours_of_rows):
+    for column, axes in enumerate(axes_of_rows[row]):
+      detections = drawn[row][column]
+      count = _shown(detections, boxes[row][column], "box")
+      _draw_label(axes, (0.02, 0.02), count, va="bottom", of_axes=True)
+      for box, label in zip(detections.boxes, detections.classes, strict=True):
+        _draw_frame(axes, box.tolist(), colours.get(int(label), OTHER))
   drawing.save(path, figure)
 
 
@@ -139,27 +155,50 @@ def overlay(
   names: Sequence[str],
   title: str,
 ) -> None:
-  """Draws a picture under the colours of its classes (none if negative), and their
-  shares."""
+  """Draws a picture under the colours of its classes, with a legend of their shares.
+
+  Args:
+    path: file of the picture.
+    image: picture.
+    labels_HxW: class of each pixel; negative: none, shown as the picture.
+    names: names of the classes.
+    title: title of the picture.
+  """
   colours = label_colours(labels_HxW)
+  legend = _legend_of_shares(labels_HxW, colours, names)
+  picture = _resized(image, Image.Resampling.BICUBIC) / 255
+  labels = _resized(labels_HxW, Image.Resampling.NEAREST)
+  tinted = (1 - _TINT) * picture + _TINT * _coloured(picture, labels, colours)
+  # White lines between classes: the pixels on both sides of a border.
+  is_edge = np.zeros(labels.shape, bool)
+  differs_below = labels[1:] != labels[:-1]
+  is_edge[1:] |= differs_below
+  is_edge[:-1] |= differs_below
+  differs_right = labels[:, 1:] != labels[:, :-1]
+  is_edge[:, 1:] |= differs_right
+  is_edge[:, :-1] |= differs_right
+  tinted[is_edge] = 1
+  figure, _ = _alone(tinted, legend, title)
+  drawing.save(path, figure)
+
+
+def _legend_of_shares(
+  labels_HxW: np.ndarray, colours: Mapping[int, str], names: Sequence[str]
+) -> dict[str, str]:
+  """A legend with each class's share of the pixels: text -> colour."""
+
+  def share(classes: Sequence[int]) -> str:
+    return f"  {100 * np.isin(labels_HxW, classes).mean():.1f}%"
+
+  legend = {}
+  for name, label in zip(_named(colours, names), colours, strict=True):
+    legend[name + share([label])] = colours[label]
   others = set(np.unique(labels_HxW[labels_HxW >= 0]).tolist()) - set(colours)
-  share = lambda classes: f"  {100 * np.isin(labels_HxW, classes).mean():.1f}%"
-  named = zip(_named(colours, names), colours.items(), strict=True)
-  legend = {name + share(label): colour for name, (label, colour) in named}
   if others:
     legend[f"{len(others)} other names{share(list(others))}"] = OTHER
   if (labels_HxW < 0).any():
     legend[f"no region{share([-1])}"] = "white"
-  picture = _resized(image, Image.Resampling.BICUBIC) / 255
-  labels = _resized(labels_HxW, Image.Resampling.NEAREST)
-  tinted = (1 - _TINT) * picture + _TINT * _coloured(picture, labels, colours)
-  edge = np.zeros(labels.shape, bool)  # light lines between classes
-  for own, all_labels in ((edge, labels), (edge.T, labels.T)):
-    own[1:] |= (changes := all_labels[1:] != all_labels[:-1])
-    own[:-1] |= changes
-  tinted[edge] = 1
-  figure, _ = _alone(tinted, legend, title)
-  drawing.save(path, figure)
+  return legend
 
 
 def boxes_picture(
@@ -169,38 +208,43 @@ def boxes_picture(
   names: Sequence[str],
   title: str,
 ) -> None:
-  """Draws the `strongest` boxes on a picture with numbers, and a legend with names and
-  scores.
+  """Draws numbered boxes, the `strongest`, and a legend with names and scores.
 
-  The title is followed by their number, and that of all boxes.
+  Args:
+    path: file of the picture.
+    image: picture.
+    boxes: boxes in pixels of the picture.
+    names: names of the classes.
+    title: title, which the number of the boxes follows.
   """
   drawn = strongest(boxes, _OF_PICTURE)
-  colours = colours_of(drawn.classes.tolist())
-  shown = dict(zip(colours, _named(colours, names), strict=True))
-  rows = list(zip(drawn.classes.tolist(), drawn.scores, strict=True))
-  legend = {
-    f"{i}  {shown[c]}  {score:.2f}": colours[c] for i, (c, score) in enumerate(rows, 1)
-  }
+  classes = drawn.classes.tolist()
+  colours = colours_of(classes)
+  name_of = dict(zip(colours, _named(colours, names), strict=True))
+  legend = {}
+  for number, (label, score) in enumerate(zip(classes, drawn.scores, strict=True), 1):
+    legend[f"{number}  {name_of[label]}  {score:.2f}"] = colours[label]
   picture = _resized(image, Image.Resampling.BICUBIC)
   figure, axes = _alone(
     picture, legend, f"{title}: {_shown(drawn, boxes, 'detection')}"
   )
+  # The picture is drawn at another size.
   factor = max(picture.shape[:2]) / max(image.shape[:2])
-  for number, (box, (label, _)) in enumerate(
-    zip(drawn.boxes * factor, rows, strict=True), 1
-  ):
-    _draw_frame(axes, box.tolist(), colours[label])
-    corner = float(box[0]), float(box[1])
-    _draw_label(axes, corner, str(number), va="top", edge=colours[label])
+  corners = (drawn.boxes * factor).tolist()
+  for number, (box, label) in enumerate(zip(corners, classes, strict=True), 1):
+    _draw_frame(axes, box, colours[label])
+    x, y = box[:2]
+    _draw_label(axes, (x, y), str(number), va="top", edge=colours[label])
   drawing.save(path, figure)
 
 
 def _shown(drawn: Detections, boxes: Detections, noun: str) -> str:
   """The number of the boxes that are drawn, and of all if there are more."""
-  n_drawn, n_all = len(drawn.boxes), len(boxes.boxes)
-  return (
-    counted(n_all, noun) if n_drawn == n_all else f"{n_drawn} of {counted(n_all, noun)}"
-  )
+  n_drawn = len(drawn.boxes)
+  n_all = len(boxes.boxes)
+  if n_drawn == n_all:
+    return counted(n_all, noun)
+  return f"{n_drawn} of {counted(n_all, noun)}"
 
 
 def _draw_label(
@@ -212,12 +256,20 @@ def _draw_label(
   edge: str = "black",
   of_axes: bool = False,
 ) -> None:
-  """Writes white on black, which can be read on any picture, at a pixel or a share
-  of the axes."""
-  box = {"facecolor": "black", "edgecolor": edge, "pad": 1.5}
-  where: dict[str, Any] = {"transform": axes.transAxes} if of_axes else {}
+  """Writes white on black, which can be read on any picture.
+
+  The place is in pixels, or with `of_axes` in shares of the axes.
+  """
+  x, y = place
   axes.text(
-    *place, text, fontsize=drawing.TEXT, va=va, color="white", bbox=box, **where
+    x,
+    y,
+    text,
+    fontsize=drawing.TEXT,
+    va=va,
+    color="white",
+    bbox={"facecolor": "black", "edgecolor": edge, "pad": 1.5},
+    transform=axes.transAxes if of_axes else axes.transData,
   )
 
 
@@ -238,13 +290,18 @@ def _coloured(
 
 
 def _draw_frame(axes: Axes, box: Sequence[float], colour: str) -> None:
-  """Draws a box with a dark rim, so that a colour is seen on a ground of its own."""
+  """Draws a box with a dark rim, so that its colour shows on a ground of that colour."""
   x0, y0, x1, y1 = box
-  for line, own in ((3.5, "black"), (2, colour)):
-    corner = (x0 - 0.5, y0 - 0.5)
-    axes.add_patch(
-      Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=own, linewidth=line)
+  for line_width, line_colour in ((3.5, "black"), (2, colour)):
+    frame = Rectangle(
+      (x0 - 0.5, y0 - 0.5),
+      x1 - x0,
+      y1 - y0,
+      fill=False,
+      edgecolor=line_colour,
+      linewidth=line_width,
     )
+    axes.add_patch(frame)
 
 
 def _resized(pixels: np.ndarray, filter: Image.Resampling) -> np.ndarray:
@@ -252,7 +309,9 @@ def _resized(pixels: np.ndarray, filter: Image.Resampling) -> np.ndarray:
   image = Image.fromarray(pixels)
   factor = _ALONE * drawing.DPI / max(image.size)
   width, height = (max(round(side * factor), 1) for side in image.size)
-  filter = Image.Resampling.NEAREST if factor > 1 else filter  # few pixels stay pixels
+  if factor > 1:
+    # An enlarged picture shows its pixels.
+    filter = Image.Resampling.NEAREST
   return np.asarray(image.resize((width, height), filter))
 
 
@@ -273,16 +332,25 @@ def sheet(
   title: str,
   sides: tuple[float, float] = (_SIDE, _SIDE),
 ) -> tuple[Figure, list[list[Axes]]]:
-  """Draws rows of pictures, uint8 [H,W,3] or fractions, of equal size; returns the axes
-  of each.
+  """Draws rows of pictures of equal size, each row with a legend.
 
-  A row has a picture a heading, and a legend: name -> colour. `sides`: width and
-  height, inches.
+  Args:
+    pictures: pictures of each row, one a heading: uint8 [H,W,3] or fractions.
+    legends: legend of each row, name -> colour.
+    headings: headings of the columns.
+    title: title of the sheet.
+    sides: width and height of a picture, inches.
+
+  Returns:
+    The figure, and the axes of each row's pictures.
   """
-  (wide, high), columns, rows = sides, len(headings), len(pictures)
-  growth = max(1.0, (columns * wide + _LEGEND) / _SHOWN)
-  width = columns * wide + growth * _LEGEND
-  height = rows * high + growth * (_TITLE + _HEADING * any(headings))
+  wide, high = sides
+  n_columns = len(headings)
+  n_rows = len(pictures)
+  growth = max(1.0, (n_columns * wide + _LEGEND) / _SHOWN)
+  width = n_columns * wide + growth * _LEGEND
+  top = _TITLE + _HEADING if any(headings) else _TITLE
+  height = n_rows * high + growth * top
   figure = Figure(figsize=(width, height))
   figure.suptitle(
     drawing.escape(title),
@@ -292,50 +360,53 @@ def sheet(
     ha="left",
     va="top",
   )
-  letters = _LETTERS / growth
-  headings = drawing.names(headings, max(int(letters), _LEAST_LETTERS))
-  heading_size = (
-    growth * (drawing.TEXT + 1) * min(1.0, letters / max(1, *map(len, headings)))
-  )
-  axes_of: list[list[Axes]] = []
-  for row, (of_row, legend) in enumerate(zip(pictures, legends, strict=True)):
-    y = (rows - 1 - row) * high
-    axes_of.append([])
-    for column, picture in enumerate(of_row):
-      box = (
-        column * wide + _MARGIN,
-        y + _MARGIN,
-        wide - 2 * _MARGIN,
-        high - 2 * _MARGIN,
+  most_letters = _LETTERS / growth
+  headings = drawing.names(headings, max(int(most_letters), _LEAST_LETTERS))
+  longest = max(len(heading) for heading in headings)
+  shrinking = min(1.0, most_letters / max(longest, 1))
+  heading_size = growth * (drawing.TEXT + 1) * shrinking
+  axes_of_rows: list[list[Axes]] = []
+  for row, pictures_of_row in enumerate(pictures):
+    bottom = (n_rows - 1 - row) * high
+    axes_of_row = []
+    for column, picture in enumerate(pictures_of_row):
+      left = column * wide
+      place = (
+        (left + _MARGIN) / width,
+        (bottom + _MARGIN) / height,
+        (wide - 2 * _MARGIN) / width,
+        (high - 2 * _MARGIN) / height,
       )
-      left, bottom, w, h = (
-        v / s for v, s in zip(box, (width, height) * 2, strict=True)
-      )
-      axes = figure.add_axes((left, bottom, w, h))
+      axes = figure.add_axes(place)
       axes.axis("off")
       axes.set_anchor("NW")
       # Few pixels must stay pixels; many are reduced, where smoothing is right.
-      enlarged = max(picture.shape[:2]) < max(sides) * drawing.DPI
-      axes.imshow(picture, interpolation="nearest" if enlarged else "antialiased")
+      is_enlarged = max(picture.shape[:2]) < max(sides) * drawing.DPI
+      axes.imshow(picture, interpolation="nearest" if is_enlarged else "antialiased")
       if row == 0:
         axes.set_title(headings[column], fontsize=heading_size)
-      axes_of[-1].append(axes)
+      axes_of_row.append(axes)
+    axes_of_rows.append(axes_of_row)
+    legend = legends[row]
     if legend:
       # Smaller letters where a row has many classes.
       fitting = _POINTS * (high - 0.2) / (_LINE * len(legend))
-      # White has a rim, which tells it from the page.
-      handles = [
-        Patch(fc=colour, ec=drawing.GREY if colour == "white" else colour)
-        for colour in legend.values()
-      ]
       figure.legend(
-        handles=handles,
+        handles=[_patch(colour) for colour in legend.values()],
         labels=list(legend),
         loc="upper left",
-        bbox_to_anchor=(columns * wide / width, (y + high - _MARGIN) / height),
+        bbox_to_anchor=(
+          n_columns * wide / width,
+          (bottom + high - _MARGIN) / height,
+        ),
         fontsize=min(growth * drawing.TEXT, fitting),
         labelspacing=0.3,
         borderaxespad=0.2,
         frameon=False,
       )
-  return figure, axes_of
+  return figure, axes_of_rows
+
+
+def _patch(colour: str) -> Patch:
+  """A legend's patch; white has a grey rim, which tells it from the page."""
+  return Patch(fc=colour, ec=drawing.GREY if colour == "white" else colour)

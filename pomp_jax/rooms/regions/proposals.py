@@ -39,31 +39,50 @@ _NETWORK_PROMPT = "network"
 
 def network_path(path: str) -> Path:
   """File of a network; a run's folder stands for the network that it has trained."""
-  return to_path(path) / "masks.safetensors" if is_dir(path) else to_path(path)
+  if is_dir(path):
+    return to_path(path) / "masks.safetensors"
+  return to_path(path)
 
 
 def check_network(propose: Propose, clip_model: str) -> None:
-  """Reads the network; checks its width, and the prompt of its classes."""
+  """Reads the network; checks its width, and the prompt of its classes.
+
+  Raises:
+    InputError: the file is unusable, or misfits the CLIP.
+  """
   clip_config = opening.clip_config(clip_model)
   network = published_weights.read_mask_former(network_path(propose.network))
-  accepted = f"a CLIP of {network.config.embedding} numbers, as {propose.network}"
-  fits = network.config.embedding == clip_config.projection_dim
-  require(fits, "clip.model", clip_model, accepted)
+  width = network.config.embedding
+  require(
+    width == clip_config.projection_dim,
+    "clip.model",
+    clip_model,
+    f"a CLIP of {width} numbers, as {propose.network}",
+  )
   named = _prompt_of_classes(propose)
   if network.trained_classes:
-    check_prompt(
-      named, [(name,) for name in network.trained_classes], clip_config, clip_model
-    )
+    synonyms = [(name,) for name in network.trained_classes]
+    check_prompt(named, synonyms, clip_config, clip_model)
 
 
 def open_network(
   propose: Propose, clip: Clip, mask_threshold: float, encoder: Encoder
 ) -> "Proposer":
-  """Opens the network; InputError if it is unusable, or a checkpoint has another
-  CLIP inside."""
+  """Opens the network, with the features of the classes that it was trained on.
+
+  Args:
+    propose: file, sizes, and the prompt of the trained classes.
+    clip: fields of the CLIP.
+    mask_threshold: probability above which a pixel is inside a mask.
+    encoder: the CLIP, on the devices that the network will use.
+
+  Raises:
+    InputError: the file is unusable, or a checkpoint has another CLIP inside.
+  """
   path = network_path(propose.network)
   published_weights.check_clip(path, encoder.clip)
-  network, classes_NxE = published_weights.read_mask_former(path), None
+  network = published_weights.read_mask_former(path)
+  classes_NxE = None
   if network.trained_classes:
     synonyms = [(name,) for name in network.trained_classes]
     classes_NxE = class_matrix(encoder, synonyms, _prompt_of_classes(propose)).features
@@ -71,7 +90,13 @@ def open_network(
 
 
 def network_key_parts(propose: Propose, mask_threshold: float, dtype: str) -> list[Any]:
-  """Cache key parts of a network's regions, beside those of the CLIP and the images."""
+  """Cache key parts of a network's regions, beside those of the CLIP and the images.
+
+  Args:
+    propose: file, sizes, and the prompt of the trained classes.
+    mask_threshold: probability above which a pixel is inside a mask.
+    dtype: type that the network computes in.
+  """
   parts = [
     str(propose),
     str(mask_threshold),
@@ -83,12 +108,15 @@ def network_key_parts(propose: Propose, mask_threshold: float, dtype: str) -> li
 
 
 def prompts_of(own: Detect | Segment, propose: Propose) -> list[NamedPrompt]:
-  """Reads the prompts of a job's fields."""
+  """Reads the prompts of a job's fields.
+
+  Raises:
+    InputError: a prompt is unusable, or is the network's and there is no network.
+  """
   field = f"{type(own).__name__.lower()}.prompts"
-  fits = propose.network or _NETWORK_PROMPT not in own.prompts
-  require(
-    fits, "propose.network", "", f"a network where {field} has {_NETWORK_PROMPT!r}"
-  )
+  if _NETWORK_PROMPT in own.prompts:
+    accepted = f"a network where {field} has {_NETWORK_PROMPT!r}"
+    require(bool(propose.network), "propose.network", "", accepted)
   prompts = read_prompts([_file_of(name, propose) for name in own.prompts], field)
   # Boxes and label images are those of the pictures as they are stored.
   warn_of_turns(prompts, False, f"{field}: annotated images")
@@ -96,11 +124,15 @@ def prompts_of(own: Detect | Segment, propose: Propose) -> list[NamedPrompt]:
 
 
 def _prompt_of_classes(propose: Propose) -> NamedPrompt:
+  """The prompt of the classes that the network was trained on."""
   return read_prompt(_file_of(propose.prompt, propose), "propose.prompt")
 
 
 def _file_of(prompt: str, propose: Propose) -> str:
-  return str(network_path(propose.network)) if prompt == _NETWORK_PROMPT else prompt
+  """File of a prompt; the name `network` stands for the network's file."""
+  if prompt == _NETWORK_PROMPT:
+    return str(network_path(propose.network))
+  return prompt
 
 
 class Proposer:
@@ -120,24 +152,35 @@ class Proposer:
   ):
     """Copies the parameters to the devices of `mesh`, which split a batch.
 
-    The objectness is by the classes that the network was trained on; None: by the masks
-    alone. A pixel is inside a mask, for boxes and objectness, above the `threshold`.
-    With `propose.stride` of 4 the sides of an image become multiples of 4 pixels; with
-    1 the logits of the masks are interpolated to the size of the image in the network.
+    Args:
+      network: content of the network's file.
+      mesh: devices.
+      classes_NxE: features of the classes that the network was trained on, which the
+        objectness is by; None: it is by the masks alone.
+      propose: sizes of images and batches. With a stride of 4 the sides of an image
+        become multiples of 4 pixels; with 1 the network interpolates the logits of the
+        masks to the size of the image.
+      clip: name and type of the CLIP.
+      threshold: probability above which a pixel is inside a mask, for boxes and
+        objectness.
     """
-    null = tuple(np.asarray(network.params["non_object"][0], np.float64).tolist())
-    names, width = tuple(network.trained_classes), network.config.embedding
-    self.network, stride = network, propose.stride
+    non_object_E = np.asarray(network.params["non_object"][0], np.float64)
+    self.network = network
     self.header = RegionHeader(
-      "MaskFormer", clip.model, 1, width, "softmax", model.LOGIT_SCALE, null, names
+      made_by="MaskFormer",
+      clip_model=clip.model,
+      stages=1,
+      width=network.config.embedding,
+      activation="softmax",
+      scale=model.LOGIT_SCALE,
+      null=tuple(non_object_E.tolist()),
+      trained_classes=tuple(network.trained_classes),
     )
     self._params = replicate((network.params, classes_NxE), mesh)
-    self._mesh, self._size, self._stride, self._threshold = (
-      mesh,
-      propose.size,
-      stride,
-      threshold,
-    )
+    self._mesh = mesh
+    self._size = propose.size
+    self._stride = propose.stride
+    self._threshold = threshold
     self._batch_size = -(-propose.batch_size // mesh.size) * mesh.size
     predict = model.mask_predictor(network.config, clip.dtype)
 
@@ -148,26 +191,14 @@ class Proposer:
       network_params, classes_NxE = params
       images_BxHxWx3, sizes_Bx2 = batch
       logits, embeddings_BxQxE = predict(network_params, images_BxHxWx3, sizes_Bx2)
-      if stride != model.MASK_STRIDE:
+      if propose.stride != model.MASK_STRIDE:
         # Bilinear, as torch without align_corners.
-        shape = (
-          *logits.shape[:2],
-          *(model.MASK_STRIDE * side for side in logits.shape[2:]),
-        )
-        logits = jax.image.resize(logits, shape, "bilinear")
+        n_images, n_queries, height, width = logits.shape
+        sides = (model.MASK_STRIDE * height, model.MASK_STRIDE * width)
+        logits = jax.image.resize(logits, (n_images, n_queries, *sides), "bilinear")
       p = jax.nn.sigmoid(logits.astype(jnp.float32))
-      # No mask has pixels in the padding.
-      rows_Bxh, columns_Bxw = (
-        jnp.arange(n) < sizes_Bx2[:, axis, None] // stride
-        for axis, n in enumerate(p.shape[2:])
-      )
-      p = jnp.where((rows_Bxh[:, :, None] & columns_Bxw[:, None])[:, None], p, 0)
-      # Mean probability of the pixels inside a mask; 0 for an empty one.
-      inside = p > threshold
-      n_inside = jnp.sum(inside, axis=(-2, -1))
-      objectness_BxQ = jnp.sum(jnp.where(inside, p, 0.0), axis=(-2, -1)) / jnp.maximum(
-        n_inside, 1
-      )
+      p = _without_padding(p, sizes_Bx2, propose.stride)
+      objectness_BxQ = _mean_inside(p, threshold)
       if classes_NxE is not None:
         scores = model.class_logits(
           embeddings_BxQxE, classes_NxE, network_params["non_object"][0]
@@ -175,57 +206,88 @@ class Proposer:
         objectness_BxQ *= 1 - jax.nn.softmax(scores)[..., -1]
       # A mean of ones may be above 1 by rounding.
       objectness_BxQ = jnp.minimum(objectness_BxQ, 1)
-      return (
-        decisive_masks(logits),
-        embeddings_BxQxE.astype(jnp.float16),
-        objectness_BxQ,
-      )
+      masks = decisive_masks(logits)
+      return masks, embeddings_BxQxE.astype(jnp.float16), objectness_BxQ
 
     self._of_batch = map_rows(mesh, of_batch, n_replicated=1)
 
   def regions(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Regions]:
-    """Regions of images of any sizes, all queries of each; boxes are in pixels of
-    the images."""
+    """Regions of images of any sizes: all queries of each, boxes in its pixels."""
     resized = [resized_image(image, self._size, self._stride) for image in images]
-    found: list[Any] = [None] * len(images)
-    rows_of: dict[tuple[int, ...], list[int]] = {}
+    # One compilation for each padded size.
+    rows_of_frame: dict[tuple[int, ...], list[int]] = {}
     for row, image in enumerate(resized):
       frame = tuple(model.STRIDE * -(-side // model.STRIDE) for side in image.shape[:2])
-      rows_of.setdefault(frame, []).append(row)
-    most = self._batch_size
-    for frame, of_frame in rows_of.items():
-      for start in range(0, len(of_frame), most):
-        rows = of_frame[start : start + most]
-        batch, sizes = (
-          np.zeros((most, *frame, 3), np.uint8),
-          np.ones((most, 2), np.int32),
-        )
-        # Batches are padded with their last image.
-        for slot in range(most):
-          image = resized[rows[min(slot, len(rows) - 1)]]
-          height, width = sizes[slot] = image.shape[:2]
-          batch[slot, :height, :width] = image
+      rows_of_frame.setdefault(frame, []).append(row)
+    regions: list[Any] = [None] * len(images)
+    for frame, rows_of_size in rows_of_frame.items():
+      for start in range(0, len(rows_of_size), self._batch_size):
+        rows = rows_of_size[start : start + self._batch_size]
+        batch, sizes = self._padded_batch([resized[row] for row in rows], frame)
         placed = split_rows((batch, sizes), self._mesh)
-        results = jax.device_get(self._of_batch(self._params, placed))
+        masks, embeddings, objectness = jax.device_get(
+          self._of_batch(self._params, placed)
+        )
+        # Results behind those of `rows` are padding.
         for slot, row in enumerate(rows):
-          masks, embeddings, objectness = (part[slot] for part in results)
-          rows_of_mask, columns = sizes[slot] // self._stride
-          masks = np.ascontiguousarray(masks[:, :rows_of_mask, :columns])
+          n_rows, n_columns = sizes[slot] // self._stride
+          masks_Qxhxw = np.ascontiguousarray(masks[slot, :, :n_rows, :n_columns])
           height, width, _ = images[row].shape
-          boxes = mask_boxes(masks, height, width, self._threshold)
-          found[row] = Regions(boxes, objectness, masks, embeddings[:, None])
-    return found
+          boxes = mask_boxes(masks_Qxhxw, height, width, self._threshold)
+          regions[row] = Regions(
+            boxes,
+            objectness=objectness[slot],
+            masks=masks_Qxhxw,
+            embeddings=embeddings[slot][:, None],
+          )
+    return regions
+
+  def _padded_batch(
+    self, images: Sequence[np.ndarray], frame: tuple[int, ...]
+  ) -> tuple[UInt8[np.ndarray, "B H W 3"], Int[np.ndarray, "B 2"]]:
+    """A full batch of images in the upper left corners of a frame, and their sides.
+
+    Batches are padded with their last image.
+    """
+    batch = np.zeros((self._batch_size, *frame, 3), np.uint8)
+    sizes = np.ones((self._batch_size, 2), np.int32)
+    for slot in range(self._batch_size):
+      image = images[min(slot, len(images) - 1)]
+      height, width = image.shape[:2]
+      sizes[slot] = (height, width)
+      batch[slot, :height, :width] = image
+    return batch, sizes
+
+
+def _without_padding(
+  p_BxQxhxw: Float[Array, "B Q h w"], sizes_Bx2: Int[Array, "B 2"], stride: int
+) -> Float[Array, "B Q h w"]:
+  """Probabilities of masks, 0 in the padding of each image."""
+  height, width = p_BxQxhxw.shape[2:]
+  is_row_Bxh = jnp.arange(height) < sizes_Bx2[:, 0, None] // stride
+  is_column_Bxw = jnp.arange(width) < sizes_Bx2[:, 1, None] // stride
+  is_image_Bxhxw = is_row_Bxh[:, :, None] & is_column_Bxw[:, None]
+  return jnp.where(is_image_Bxhxw[:, None], p_BxQxhxw, 0)
+
+
+def _mean_inside(
+  p_BxQxhxw: Float[Array, "B Q h w"], threshold: float
+) -> Float[Array, "B Q"]:
+  """Mean probability of the pixels inside a mask; 0 for an empty one."""
+  is_inside = p_BxQxhxw > threshold
+  n_inside_BxQ = jnp.sum(is_inside, axis=(-2, -1))
+  total_BxQ = jnp.sum(jnp.where(is_inside, p_BxQxhxw, 0.0), axis=(-2, -1))
+  return total_BxQ / jnp.maximum(n_inside_BxQ, 1)
 
 
 def decisive_masks(
   logits_BxQxhxw: Float[Array, "B Q h w"],
 ) -> Float16[Array, "B Q h w"]:
-  """2^15 times the probabilities, in 16 bits that keep the ratios by which a pixel gets
-  its class.
+  """2^15 times the probabilities, in 16 bits that keep the ratios of a pixel's masks.
 
-  float16 loses digits below 2^-14: where the largest of a pixel's masks is lower, all
-  are scaled up until it is not. Masks below 2^-12 of the largest become 0, so that
-  files stay small.
+  A pixel gets its class by these ratios, but float16 loses digits below 2^-14. Where
+  the largest of a pixel's masks is lower, all are scaled up until it is not. Masks below
+  2^-12 of the largest become 0, so that files stay small.
   """
   log_p = jax.nn.log_sigmoid(logits_BxQxhxw.astype(jnp.float32))
   largest = log_p.max(axis=1, keepdims=True)
@@ -237,13 +299,22 @@ def decisive_masks(
 def mask_boxes(
   masks: Num[np.ndarray, "R h w"], height: int, width: int, threshold: float
 ) -> Float[np.ndarray, "R 4"]:
-  """Boxes of soft masks in an image of height x width; coarser masks are enlarged
-  first."""
-  rows, columns = masks.shape[1:]
-  if rows < height or columns < width:
+  """Boxes of soft masks; masks that are coarser than the image are enlarged first.
+
+  Args:
+    masks: soft masks of the whole image, see `masks.ONE`.
+    height: height of the image in pixels.
+    width: width of the image in pixels.
+    threshold: probability above which a pixel is inside.
+
+  Returns:
+    x0, y0, x1, y1 in pixels of the image, ends exclusive.
+  """
+  n_rows, n_columns = masks.shape[1:]
+  if n_rows < height or n_columns < width:
     return boxes_of_masks(hard_masks(masks, height, width, threshold))
-  scale = np.array([width / columns, height / rows] * 2, np.float32)
-  return boxes_of_masks(hard_masks(masks, rows, columns, threshold)) * scale
+  boxes = boxes_of_masks(hard_masks(masks, n_rows, n_columns, threshold))
+  return boxes * np.array([width / n_columns, height / n_rows] * 2, np.float32)
 
 
 def found_objects(
@@ -253,10 +324,13 @@ def found_objects(
 ) -> Bool[np.ndarray, " D"]:
   """Whether each of D objects has a mask with at least this intersection over union.
 
-  Masks are in memory one at a time; objects are those of `Annotations.run_lengths`.
+  Args:
+    masks: masks of regions, in memory one at a time.
+    objects: masks of the objects as `Annotations.run_lengths` has them.
+    least_iou: intersection over union, 0..1.
   """
-  found = [mask_api.encode(np.asfortranarray(mask_HxW, np.uint8)) for mask_HxW in masks]
-  if not found or not len(objects):
+  run_lengths = [mask_api.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+  if not run_lengths or not len(objects):
     return np.zeros(len(objects), bool)
-  iou_RxD = mask_api.iou(found, list(objects), [0] * len(objects))
+  iou_RxD = mask_api.iou(run_lengths, list(objects), [0] * len(objects))
   return iou_RxD.max(axis=0) >= least_iou

@@ -6,7 +6,7 @@ found. Leaves `regions/` and `results.json`, with annotated objects' recall. A r
 resumes after a block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import json
 import logging
 from typing import Any
@@ -47,45 +47,54 @@ def check(config: ProposeConfig, workdir: str) -> None:
 
 def run(config: ProposeConfig, workdir: str) -> dict[str, Any]:
   """Writes the regions of all images; returns what `results.json` holds."""
-  folder, threshold = RunFolder(workdir), config.regions.mask_threshold
+  folder = RunFolder(workdir)
+  threshold = config.regions.mask_threshold
   encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
   proposer = proposals.open_network(config.propose, config.clip, threshold, encoder)
-  boxes = open_box_set(config.detect) if config.propose.images == "detect" else None
+  boxes = None
+  if config.propose.images == "detect":
+    boxes = open_box_set(config.detect)
   images = boxes or open_pixel_set(config.segment)
-  parts = [
-    _VERSION,
-    encoder.image_fingerprint,
-    encoder.clip.name,
-    config.clip.text_tower,
-  ]
-  # Leave out their prompts, which a network does not see.
-  parts += [
-    str(part) for part in (_data(config.segment), _data(config.detect), images.keys)
-  ]
-  parts.append(file_stamps(images.files))
-  parts += proposals.network_key_parts(config.propose, threshold, config.clip.dtype)
-  key = fingerprint(parts)
-  if (finished := folder.finished(key=key)) is not None:
+  key = fingerprint(
+    [
+      _VERSION,
+      encoder.image_fingerprint,
+      encoder.clip.name,
+      config.clip.text_tower,
+      # The prompts of these jobs are left out: a network does not see them.
+      str(_data(config.segment)),
+      str(_data(config.detect)),
+      str(images.keys),
+      file_stamps(images.files),
+      *proposals.network_key_parts(config.propose, threshold, config.clip.dtype),
+    ]
+  )
+  finished = folder.finished(key=key)
+  if finished is not None:
     return finished
   blocks = Blocks(folder, config.to_dict(), key, len(images.keys), _BLOCK)
   regions = folder.path / "regions"
 
-  def take(found: Iterator[tuple[int, Regions]]) -> Taken:
+  def find(block: Sequence[int]) -> Iterator[tuple[int, Regions]]:
+    pixels = [images.pixels(row) for row in block]
+    return zip(block, proposer.regions(pixels), strict=True)
+
+  def take(proposed: Iterator[tuple[int, Regions]]) -> Taken:
     files = {}
-    for index, of_image in found:
-      image = images.keys[index]
-      files[f"{regions.name}/{image}.npz"] = writer.write(image, of_image)
+    for index, regions_of_image in proposed:
+      name = images.keys[index]
+      files[f"{regions.name}/{name}.npz"] = writer.write(name, regions_of_image)
     return Taken(files=files)
 
   with writing(regions):
     writer = RegionWriter(regions, proposer.header)
-    find = lambda block: zip(
-      block, proposer.regions([images.pixels(row) for row in block]), strict=True
-    )
     blocks.run(find, take, "regions")
   blocks.check_files()
+  recall = None
+  if boxes is not None:
+    recall = _recall(boxes, RegionFolder(regions), threshold)
   results = {
     "job": config.job,
     "key": key,
@@ -93,7 +102,7 @@ def run(config: ProposeConfig, workdir: str) -> dict[str, Any]:
     "images": len(images.keys),
     "regions_per_image": proposer.network.config.n_queries,
     "trained_classes": len(proposer.network.trained_classes),
-    "recall": boxes and _recall(boxes, RegionFolder(regions), threshold),
+    "recall": recall,
   }
   folder.write_results(results)
   blocks.store.remove()
@@ -118,30 +127,39 @@ def _data(group: Segment | Detect) -> dict[str, Any]:
 def _recall(
   boxes: BoxSet, folder: RegionFolder, threshold: float
 ) -> dict[str, Any] | None:
-  """Share of the annotated objects that a mask covers, by group of classes; None
-  without masks."""
+  """Share of the annotated objects that a mask covers, by group of classes.
+
+  None where an object has no mask, and where there is no object.
+  """
   annotations = boxes.annotations
   if any("segmentation" not in row for rows in annotations.rows for row in rows):
     return None
-  covered, classes = [], []
+  covered: list[bool] = []
+  classes: list[int] = []
   for index in steps_of(range(len(boxes.keys)), "recall", "images"):
-    key, truth = boxes.keys[index], annotations.truth(index)
+    key = boxes.keys[index]
+    truth = annotations.truth(index)
     height, width = boxes.shape(index)
     soft = folder.read(key, height, width).drawn(str(key))
     masks = hard_masks(soft, height, width, threshold)
-    objects, single = annotations.run_lengths(index), np.flatnonzero(~truth.crowd)
-    covered += proposals.found_objects(
-      masks, [objects[row] for row in single], _LEAST_IOU
-    ).tolist()
+    run_lengths = annotations.run_lengths(index)
+    # Crowds are no single objects, which a mask could cover.
+    single = np.flatnonzero(~truth.crowd)
+    objects = [run_lengths[row] for row in single]
+    covered += proposals.found_objects(masks, objects, _LEAST_IOU).tolist()
     classes += truth.classes[single].tolist()
   if not classes:
     return None
-  groups, found = np.array(boxes.classes.groups)[classes], np.array(covered)
-  parts = {"all": np.ones(len(found), bool)} | {
-    g: groups == g for g in ("base", "novel")
-  }
-  return {"iou": _LEAST_IOU} | {
-    name: {"recall": float(found[part].mean()), "objects": int(part.sum())}
-    for name, part in parts.items()
-    if part.any()
-  }
+  is_covered = np.array(covered)
+  groups = np.array(boxes.classes.groups)[classes]
+  parts = {"all": np.ones(len(is_covered), bool)}
+  for name in ("base", "novel"):
+    parts[name] = groups == name
+  recall: dict[str, Any] = {"iou": _LEAST_IOU}
+  for name, part in parts.items():
+    if part.any():
+      recall[name] = {
+        "recall": float(is_covered[part].mean()),
+        "objects": int(part.sum()),
+      }
+  return recall

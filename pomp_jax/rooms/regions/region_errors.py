@@ -12,7 +12,17 @@ class RegionError(InputError, ValueError):
 
 
 def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
-  """Raises the one line for a field of a file."""
+  """Raises the one line for a field of a file.
+
+  Args:
+    path: file.
+    field: place in the file.
+    found: what is there.
+    accepted: what would be accepted.
+
+  Raises:
+    RegionError: always.
+  """
   raise RegionError(
     f"{path}: {printable(field)} is {printable(found)}; accepted: {accepted}"
   )

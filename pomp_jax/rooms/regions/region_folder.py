@@ -6,6 +6,7 @@ Shapes: R regions of an image of H x W pixels, S stages of a detector, E embeddi
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import io
 import json
 import logging
@@ -64,8 +65,7 @@ class Regions(NamedTuple):
     return np.zeros((0, 1, 1), bool)
 
   def top(self, k: int) -> "Regions":
-    """The k regions of the highest objectness, in its order; the first k without
-    one."""
+    """The k regions of the highest objectness, in its order; the first k without it."""
     order = np.arange(len(self.boxes))
     if self.objectness is not None:
       order = np.argsort(-self.objectness, kind="stable")
@@ -89,10 +89,22 @@ class RegionHeader:
   trained_classes: tuple[str, ...] = ()
 
   def check_fits(self, clip_model: str, width: int, path: str | os.PathLike) -> None:
-    """RegionError unless embeddings have a CLIP's width and, if known, its
-    architecture."""
-    one, two = architecture(self.clip_model), architecture(clip_model)
-    if self.stages and (self.width != width or (one and two and one != two)):
+    """Checks that the embeddings, if there are any, are of a CLIP's kind.
+
+    Args:
+      clip_model: name of the CLIP.
+      width: width of its features, E.
+      path: folder of the regions, for the message.
+
+    Raises:
+      RegionError: the width differs, or the architecture where both are known.
+    """
+    if not self.stages:
+      return
+    stored = architecture(self.clip_model)
+    configured = architecture(clip_model)
+    differs = stored and configured and stored != configured
+    if self.width != width or differs:
       found = f"{self.clip_model} with embeddings of {self.width}"
       refuse(f"{path}/{_HEADER}", "clip_model", found, f"{clip_model} with {width}")
 
@@ -128,53 +140,57 @@ class RegionFolder:
     most: int | None = None,
     header_only: bool = False,
   ) -> Regions:
-    """Reads the regions of an image of `height` x `width` pixels, `most` at most
-    (`Regions.top`).
+    """Reads the regions of an image.
 
-    With `header_only` masks and embeddings are placeholders. RegionError for a file
-    that is damaged, pickled, or not as the header and the image say.
+    Args:
+      key: name of the image.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
+      most: number of regions that are kept, see `Regions.top`; None: all.
+      header_only: whether masks and embeddings are placeholders of the right shape.
+
+    Raises:
+      RegionError: the file is damaged, has pickles, or is not as the header and the
+        image say.
     """
-    name, header = f"{key}.npz", self.header
+    name = f"{key}.npz"
     if pathlib.PurePath(name).name != name or "\0" in name:
       refuse(self._path, "the key of an image", name, "a file name")
     path = self._path / name
-    objectness = masks = embeddings = None
+    objectness = None
+    masks = None
+    embeddings = None
     with _open(path) as archive:
       names = _names(archive)
-      if strange := sorted({*names} - {*Regions._fields, _KEY}):
-        refuse(path, "an array", repr(strange[0]), ", ".join((*Regions._fields, _KEY)))
+      known = (*Regions._fields, _KEY)
+      strange = sorted(set(names) - set(known))
+      if strange:
+        refuse(path, "an array", repr(strange[0]), ", ".join(known))
       if _KEY in names:
         stored = _array(archive, path, _KEY, ()).item()
         if stored != str(key):
           refuse(path, _KEY, repr(stored), f"{str(key)!r}, that of the file's image")
       boxes = _array(archive, path, "boxes", ("R", 4))
-      n = len(boxes)
+      n_regions = len(boxes)
       if "objectness" in names:
-        objectness = _array(archive, path, "objectness", (n,))
+        objectness = _array(archive, path, "objectness", (n_regions,))
       if "masks" in names:
-        masks = _array(archive, path, "masks", (n, "h", "w"), header_only)
-      if header.stages:
-        shape = (n, header.stages, header.width)
+        masks = _array(archive, path, "masks", (n_regions, "h", "w"), header_only)
+      if self.header.stages:
+        shape = (n_regions, self.header.stages, self.header.width)
         embeddings = _array(archive, path, "embeddings", shape, header_only)
-        with np.errstate(over="ignore"):
-          embeddings = embeddings.astype(
-            np.float16 if embeddings.itemsize == 2 else np.float32
-          )
-        if not np.isfinite(embeddings).all():
-          refuse(path, "embeddings", "not finite", "finite values")
-    if (
-      masks is not None and masks.dtype == np.float16 and masks.size and not header_only
-    ):
-      low, high = masks.min(), masks.max()
-      if not 0 <= low <= high <= ONE[np.float16]:
-        refuse(path, "masks", f"of values {low} to {high}", "0 to 2^15")
+        embeddings = _checked_embeddings(path, embeddings)
+    if masks is not None and not header_only:
+      _check_soft_masks(path, masks)
     if objectness is not None:
       if not ((objectness >= 0) & (objectness <= _MAX_SCORE)).all():
         refuse(path, "objectness", "not a probability", "0 to 1")
       objectness = np.minimum(objectness, 1).astype(np.float32)
     boxes = boxes_inside(path, boxes, height, width)
     regions = Regions(boxes, objectness, masks, embeddings)
-    return regions if most is None else regions.top(most)
+    if most is None:
+      return regions
+    return regions.top(most)
 
 
 class RegionWriter:
@@ -184,25 +200,50 @@ class RegionWriter:
     """Creates the folder and its header; OSError if it can't be written."""
     self._path = to_path(path)
     self._path.mkdir(parents=True, exist_ok=True)
-    own = dataclasses.asdict(header)
-    value = {"format_version": FORMAT_VERSION, "made_by": own.pop("made_by")}
-    value = with_checksum(value | {"embeddings": own if header.stages else None})
-    write_file(self._path / _HEADER, json.dumps(value, indent=2))
+    embeddings = dataclasses.asdict(header)
+    made_by = embeddings.pop("made_by")
+    value = {
+      "format_version": FORMAT_VERSION,
+      "made_by": made_by,
+      "embeddings": embeddings if header.stages else None,
+    }
+    write_file(self._path / _HEADER, json.dumps(with_checksum(value), indent=2))
 
   def write(self, key: str | int, regions: Regions) -> str:
-    """Writes the regions of an image, which are as the header says; returns the
-    file's checksum."""
-    arrays = {
-      name: part for name, part in regions._asdict().items() if part is not None
-    }
+    """Writes the regions of an image, and returns the file's checksum."""
+    arrays = {}
+    for name, part in regions._asdict().items():
+      if part is not None:
+        arrays[name] = part
+    arrays[_KEY] = np.array(str(key))
     content = io.BytesIO()
-    np.savez_compressed(
-      content, allow_pickle=False, **arrays, **{_KEY: np.array(str(key))}
-    )
+    np.savez_compressed(content, allow_pickle=False, **arrays)
     return write_file(self._path / f"{key}.npz", content.getvalue())
 
 
+def _checked_embeddings(path: Path, embeddings: np.ndarray) -> np.ndarray:
+  """Embeddings as float16 or float32; RegionError unless they are finite."""
+  kind = np.float16 if embeddings.itemsize == 2 else np.float32
+  # A float64 beyond float32 becomes infinite, which is refused below.
+  with np.errstate(over="ignore"):
+    embeddings = embeddings.astype(kind)
+  if not np.isfinite(embeddings).all():
+    refuse(path, "embeddings", "not finite", "finite values")
+  return embeddings
+
+
+def _check_soft_masks(path: Path, masks: np.ndarray) -> None:
+  """Raises RegionError for float16 masks that are no probabilities times 2^15."""
+  if masks.dtype != np.float16 or not masks.size:
+    return
+  low = masks.min()
+  high = masks.max()
+  if not 0 <= low <= high <= ONE[np.float16]:
+    refuse(path, "masks", f"of values {low} to {high}", "0 to 2^15")
+
+
 def _read_header(path: Path) -> RegionHeader:
+  """Reads `regions.json`; RegionError or VocabularyError if it is unusable."""
   try:
     value = without_checksum(read_user_json(path, VocabularyError), path)
   except DamagedFileError as error:
@@ -210,50 +251,90 @@ def _read_header(path: Path) -> RegionHeader:
   if not isinstance(value, dict):
     refuse(path, "the file", f"a {type(value).__name__}", "an object")
   known = {"format_version", "made_by", "embeddings"}
-  if strange := sorted({*value} - known):
+  strange = sorted(set(value) - known)
+  if strange:
     refuse(path, "a field", repr(strange[0]), ", ".join(sorted(known)))
-
-  def take(
-    fields: Mapping[str, Any], key: str, fits: Callable[[Any], Any], accepted: str
-  ) -> Any:
-    if key not in fields or not fits(fields[key]):
-      refuse(path, key, repr(fields[key]) if key in fields else "missing", accepted)
-    return fields[key]
-
-  text = lambda v: isinstance(v, str) and is_unicode(v) and v.isprintable()
-  size = lambda v: type(v) is int and v > 0
-  number = lambda v: type(v) in (int, float) and abs(v) < 1e6
-  listed = lambda fits: lambda v: isinstance(v, list) and all(map(fits, v))
-  take(value, "format_version", lambda v: type(v) is int and v == FORMAT_VERSION, "1")
-  made_by = take(value, "made_by", text, "a text")
-  own = take(
-    value, "embeddings", lambda v: v is None or isinstance(v, dict), "an object, null"
-  )
-  if own is None:
+  _member(path, value, "format_version", _is_version, "1")
+  made_by = _member(path, value, "made_by", _is_text, "a text")
+  fields = _member(path, value, "embeddings", _is_object_or_null, "an object, null")
+  if fields is None:
     return RegionHeader(made_by)
-  width = take(own, "width", size, "1 or more")
-  vector = lambda v: v is None or (listed(number)(v) and len(v) == width)
-  null = take(own, "null", vector, f"null, or {width} numbers")
-  return RegionHeader(
-    made_by,
-    take(own, "clip_model", lambda v: text(v) and v, "a CLIP's name"),
-    take(own, "stages", size, "1 or more"),
-    width,
-    take(own, "activation", ACTIVATIONS.__contains__, ", ".join(ACTIVATIONS)),
-    float(take(own, "scale", lambda v: number(v) and v > 0, "a number above 0")),
-    None if null is None else tuple(map(float, null)),
-    tuple(take(own, "trained_classes", listed(text), "a list of names")),
+  member = functools.partial(_member, path, fields)
+  width = member("width", _is_size, "1 or more")
+  null = member(
+    "null",
+    lambda v: v is None or (_is_list_of(_is_number, v) and len(v) == width),
+    f"null, or {width} numbers",
   )
+  if null is not None:
+    null = tuple(float(number) for number in null)
+  clip_model = member("clip_model", lambda v: _is_text(v) and v, "a CLIP's name")
+  stages = member("stages", _is_size, "1 or more")
+  activation = member("activation", ACTIVATIONS.__contains__, ", ".join(ACTIVATIONS))
+  scale = member("scale", lambda v: _is_number(v) and v > 0, "a number above 0")
+  trained_classes = member(
+    "trained_classes", lambda v: _is_list_of(_is_text, v), "a list of names"
+  )
+  return RegionHeader(
+    made_by=made_by,
+    clip_model=clip_model,
+    stages=stages,
+    width=width,
+    activation=activation,
+    scale=float(scale),
+    null=null,
+    trained_classes=tuple(trained_classes),
+  )
+
+
+def _member(
+  path: Path,
+  fields: Mapping[str, Any],
+  key: str,
+  fits: Callable[[Any], Any],
+  accepted: str,
+) -> Any:
+  """A member of the header's JSON; RegionError if it is missing or does not fit."""
+  if key not in fields:
+    refuse(path, key, "missing", accepted)
+  if not fits(fields[key]):
+    refuse(path, key, repr(fields[key]), accepted)
+  return fields[key]
+
+
+def _is_version(value: Any) -> bool:
+  # JSON's true equals 1.
+  return type(value) is int and value == FORMAT_VERSION
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str) and is_unicode(value) and value.isprintable()
+
+
+def _is_size(value: Any) -> bool:
+  return type(value) is int and value > 0
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and abs(value) < 1e6
+
+
+def _is_list_of(fits: Callable[[Any], bool], value: Any) -> bool:
+  return isinstance(value, list) and all(map(fits, value))
+
+
+def _is_object_or_null(value: Any) -> bool:
+  return value is None or isinstance(value, dict)
 
 
 def _open(path: Path) -> zipfile.ZipFile:
+  """Opens the file of an image; RegionError if it is no npz."""
   try:
     return zipfile.ZipFile(local_copy(path))
   except FileNotFoundError:
     refuse(path, "the file", "missing", "an npz")
-  except (
-    Exception
-  ) as error:  # a damaged archive fails in more ways than zipfile documents
+  # A damaged archive fails in more ways than zipfile documents.
+  except Exception as error:
     refuse(path, "the file", f"not a whole npz ({error})", "an undamaged npz")
 
 
@@ -268,62 +349,90 @@ def _array(
   shape: Sequence[int | str],
   header_only: bool = False,
 ) -> np.ndarray:
-  """Reads floats, masks or a text, of a shape in which letters stand for any size;
-  no pickles."""
-  if field not in _names(archive):
-    found = f"missing (the file has: {', '.join(_names(archive)) or 'nothing'})"
+  """Reads floats, masks or a text; no pickles.
+
+  Letters in `shape` stand for any size.
+  """
+  names = _names(archive)
+  if field not in names:
+    found = f"missing (the file has: {', '.join(names) or 'nothing'})"
     refuse(path, field, found, "an array of that name")
   try:
-    with archive.open(f"{field}.npy") as member:
-      read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-      }[np.lib.format.read_magic(member)]
-      sizes, _, dtype = read_header(member)
-    # Before any memory is taken.
-    known = [
-      n if isinstance(size, int) else size
-      for n, size in zip(sizes, shape, strict=False)
-    ]
-    if len(sizes) != len(shape) or known != list(shape):
-      refuse(path, field, f"of shape {list(sizes)}", f"[{', '.join(map(str, shape))}]")
-    if header_only and not dtype.hasobject:
-      array = np.broadcast_to(np.zeros((), dtype), sizes)
-    else:
-      # The whole member, whose CRC-32 is then compared: NumPy stops where its header
-      # says.
-      content = io.BytesIO(archive.read(f"{field}.npy"))
-      array = np.lib.format.read_array(content, allow_pickle=False)
+    array = _read_array(archive, path, field, shape, header_only)
   except RegionError:
     raise
-  except Exception as error:  # zlib, zipfile and the header's parser, on a bad byte
+  # zlib, zipfile and the header's parser, on a bad byte.
+  except Exception as error:
     refuse(
       path, field, f"damaged, or not plain numbers ({error})", "an undamaged array"
     )
   match field:
     case "masks":
-      fits, accepted = array.dtype in _MASKS, "float16, uint8"
+      fits = array.dtype in _MASKS
+      accepted = "float16, uint8"
     case "key":
-      fits, accepted = array.dtype.kind == "U", "a text"
+      fits = array.dtype.kind == "U"
+      accepted = "a text"
     case _:
-      fits, accepted = array.dtype.kind == "f", "floats"
+      fits = array.dtype.kind == "f"
+      accepted = "floats"
   if not fits:
     refuse(path, field, str(array.dtype), accepted)
   return array
 
 
+def _read_array(
+  archive: zipfile.ZipFile,
+  path: Path,
+  field: str,
+  shape: Sequence[int | str],
+  header_only: bool,
+) -> np.ndarray:
+  """Reads an array whose header has this shape, or a placeholder of it."""
+  with archive.open(f"{field}.npy") as member:
+    read_header = {
+      (1, 0): np.lib.format.read_array_header_1_0,
+      (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(member)]
+    sizes, _, dtype = read_header(member)
+  # Check the shape before any memory is taken.
+  fits = len(sizes) == len(shape)
+  for size, expected in zip(sizes, shape, strict=False):
+    if isinstance(expected, int) and size != expected:
+      fits = False
+  if not fits:
+    refuse(path, field, f"of shape {list(sizes)}", f"[{', '.join(map(str, shape))}]")
+  if header_only and not dtype.hasobject:
+    return np.broadcast_to(np.zeros((), dtype), sizes)
+  # Read the member to its end, where zipfile compares the CRC-32; NumPy alone would
+  # stop where the header says.
+  content = io.BytesIO(archive.read(f"{field}.npy"))
+  return np.lib.format.read_array(content, allow_pickle=False)
+
+
 def boxes_inside(
   path: str | os.PathLike, boxes: np.ndarray, height: int, width: int
 ) -> Float32[np.ndarray, "R 4"]:
-  """Checks that float boxes [R,4] of a file are in the image but for rounding, and
-  clips them."""
+  """Checks that boxes of a file are in the image, and clips what rounding adds.
+
+  Args:
+    path: file, for messages.
+    boxes: x0, y0, x1, y1 in pixels, float [R,4].
+    height: height of the image in pixels.
+    width: width of the image in pixels.
+
+  Raises:
+    RegionError: a box is not finite, ends before it begins, or leaves the image by more
+      than two pixels.
+  """
   if not np.isfinite(boxes).all():
     refuse(path, "boxes", "not finite", "finite values")
   ends = np.array([width, height] * 2, np.float64)
-  outside = (boxes < -_SLACK) | (boxes > ends + _SLACK)
-  bad = outside.any(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)
-  if bad.any():
-    found = f"{boxes[bad][0].tolist()} in an image of {width} x {height}"
+  is_outside_R = ((boxes < -_SLACK) | (boxes > ends + _SLACK)).any(axis=1)
+  is_reversed_R = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+  is_bad_R = is_outside_R | is_reversed_R
+  if is_bad_R.any():
+    found = f"{boxes[is_bad_R][0].tolist()} in an image of {width} x {height}"
     refuse(path, "a box", found, "x0, y0, x1, y1 inside the image")
   return np.clip(boxes, 0, ends).astype(np.float32)
 
@@ -335,19 +444,25 @@ class RegionResults:
   header: RegionHeader | None = None  # no embeddings
 
   def __init__(self, path: str | os.PathLike):
-    """Reads a JSON list of results, each with `image_id`, `score`, and `bbox` or
-    `segmentation`."""
+    """Reads a JSON list of results.
+
+    Each has `image_id`, `score`, and `bbox` or `segmentation`.
+
+    Raises:
+      RegionError: a result is unusable.
+      VocabularyError: the file is no JSON.
+    """
     self._path = str(path)
     rows = read_user_json(path, VocabularyError)
     if not isinstance(rows, list):
       refuse(path, "the file", f"a {type(rows).__name__}", "a list of results")
     self._rows: dict[str | int, dict[Any, Mapping[str, Any]]] = {}
-    for i, row in enumerate(rows):
-      # The same region under another category has the same key.
-      same = _key(path, f"result {i}", row)
-      own = self._rows.setdefault(row["image_id"], {})
-      if same not in own or own[same]["score"] < row["score"]:
-        own[same] = row
+    for number, row in enumerate(rows):
+      # A region that is listed under several categories counts once, with its best score.
+      region = _key(path, f"result {number}", row)
+      rows_of_image = self._rows.setdefault(row["image_id"], {})
+      if region not in rows_of_image or rows_of_image[region]["score"] < row["score"]:
+        rows_of_image[region] = row
 
   def check(
     self, images: Iterable[_ImageSize], most: int | None = None
@@ -378,8 +493,17 @@ class RegionResults:
   def read(
     self, key: str | int, height: int, width: int, most: int | None = None
   ) -> Regions:
-    """Regions of an image, `most` at most, by falling score; masks if all of them
-    have one."""
+    """Regions of an image, by falling score; masks if all of them have one.
+
+    Args:
+      key: id of the image.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
+      most: number of regions that are kept; None: all.
+
+    Raises:
+      RegionError: a box or a mask misfits the image.
+    """
     boxes, scores, rles = self._best(key, height, width, most)
     masks = None
     if rles and None not in rles:
@@ -394,17 +518,19 @@ class RegionResults:
     list[dict[str, Any] | None],
   ]:
     """Boxes, scores, and masks as RLE or None each."""
-    rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])[
-      :most
-    ]
-    where = f"a segmentation of image {key}"
-    own = lambda mask: (
-      run_lengths(self._path, where, mask, height, width) if mask else None
-    )
-    rles = [own(row.get("segmentation")) for row in rows]
+    rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])
+    rows = rows[:most]
+    rles: list[dict[str, Any] | None] = []
+    for row in rows:
+      rle = None
+      if row.get("segmentation"):
+        where = f"a segmentation of image {key}"
+        rle = run_lengths(self._path, where, row["segmentation"], height, width)
+      rles.append(rle)
     boxes = np.zeros((len(rows), 4), np.float64)
-    for i, row in enumerate(rows):
-      boxes[i] = row["bbox"] if "bbox" in row else mask_api.toBbox(rles[i])
+    for number, (row, rle) in enumerate(zip(rows, rles, strict=True)):
+      boxes[number] = row["bbox"] if "bbox" in row else mask_api.toBbox(rle)
+    # From x, y, width, height to the two corners.
     boxes[:, 2:] += boxes[:, :2]
     scores = np.minimum([row["score"] for row in rows], 1.0).astype(np.float32)
     return boxes_inside(self._path, boxes, height, width), scores, rles
@@ -412,7 +538,9 @@ class RegionResults:
 
 def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:
   """Opens a folder of regions or a COCO results file; errors as the two classes'."""
-  return RegionFolder(path) if is_dir(path) else RegionResults(path)
+  if is_dir(path):
+    return RegionFolder(path)
+  return RegionResults(path)
 
 
 def region_files(
@@ -431,13 +559,14 @@ def _key(path: str | os.PathLike, where: str, row: Any) -> Any:
   """Checks a result; returns its box and mask, or else the run lengths of its mask."""
   if not isinstance(row, dict):
     refuse(path, where, f"a {type(row).__name__}", "an object")
-  score: Any = row.get("score")
-  box, mask = row.get("bbox"), row.get("segmentation")
   if type(row.get("image_id")) is not int:
     refuse(path, f"image_id of {where}", repr(row.get("image_id")), "an integer")
+  score: Any = row.get("score")
   if type(score) not in (int, float) or not 0 <= score <= _MAX_SCORE:
     refuse(path, f"score of {where}", repr(score), "0 to 1")
+  mask = row.get("segmentation")
   if "bbox" in row:
+    box = row["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
       refuse(path, f"bbox of {where}", repr(box), "x, y, width, height")
     return *box, json.dumps(mask, sort_keys=True)

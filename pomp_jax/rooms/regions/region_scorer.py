@@ -56,22 +56,29 @@ def class_scores(
   scale: float,
   null_E: Float[_Array, " E"] | None = None,
 ) -> Scores:
-  """Scores of region embeddings by the scaled cosine to each class; rows of any norm.
+  """Scores region embeddings by the scaled cosine to each class.
 
-  Probabilities of several stages are averaged (Detic). The activation is one of
-  ACTIVATIONS; the scale is 100 of CLIP and ZSSeg, 50 of Detic. `null_E` is the
-  embedding of no class: ZSSeg learns it, F-VLM's is the text of background, and zeros
-  give the logit 0, Detic's background.
+  Args:
+    embeddings: rows of any norm; probabilities of T stages are averaged, as in Detic.
+    classes_CxE: class vectors of any norm.
+    activation: one of ACTIVATIONS.
+    scale: factor of the cosine; 100 in CLIP and ZSSeg, 50 in Detic.
+    null_E: embedding of no class. ZSSeg learns it, F-VLM's is the text of background,
+      and zeros give the logit 0, Detic's background.
   """
   logits = class_logits(embeddings, classes_CxE, null_E, scale)
-  probabilities = (jax.nn.softmax if activation == "softmax" else jax.nn.sigmoid)(
-    logits
-  )
+  if activation == "softmax":
+    probabilities = jax.nn.softmax(logits)
+  else:
+    probabilities = jax.nn.sigmoid(logits)
   if probabilities.ndim == 3:
     probabilities = probabilities.mean(axis=1)
   n_classes = len(classes_CxE)
-  null = jnp.zeros(len(embeddings)) if null_E is None else probabilities[:, n_classes]
-  return Scores(probabilities[:, :n_classes], null)
+  if null_E is None:
+    null_R = jnp.zeros(len(embeddings))
+  else:
+    null_R = probabilities[:, n_classes]
+  return Scores(probabilities[:, :n_classes], null_R)
 
 
 def fuse(
@@ -83,31 +90,37 @@ def fuse(
 ) -> Float[_Array, "R C"]:
   """Fuses a network's scores with CLIP's of crops: net^(1-e) clip^e, with e by class.
 
-  One of both may be None. `trained_C` are the classes of the network's training,
-  `valid_R` regions that CLIP has seen. For others CLIP's factor is 1 (ZSSeg: an empty
-  mask); without a network 0.
+  `fusion.null` says what becomes of the probability of no class. `drop`: the network's
+  softmax includes it and the classes stay as they are. `keep`: the network's null joins
+  the fused classes, and all are normalised. `gate`: the network's softmax is over the
+  classes alone; the fused classes are normalised and multiplied by 1 - null.
 
-  The exponents are those of `fusion`, whose `null` is what becomes of the probability
-  of no class. `drop`: the network's softmax includes it and the classes stay as they
-  are. `keep`: the network's own joins the fused classes, and all are normalised.
-  `gate`: the network's softmax is over the classes alone; the fused classes are
-  normalised and multiplied by 1 - null.
+  Args:
+    net: scores of the network; None: CLIP's alone count.
+    clip: scores of crops; None: the network's alone count.
+    fusion: exponents of the two halves of the classes, and `null`.
+    trained_C: classes of the network's training, whose exponent is `e_base`.
+    valid_R: regions that CLIP has seen. For others CLIP's factor is 1 (ZSSeg: an empty
+      mask), and without a network their scores are 0.
   """
   if clip is None:
     assert net is not None
     return net.classes
+  is_valid_Rx1 = valid_R[:, None]
   if net is None:
-    return jnp.where(valid_R[:, None], clip.classes, 0)
+    return jnp.where(is_valid_Rx1, clip.classes, 0)
   exponent_C = jnp.where(trained_C, fusion.e_base, fusion.e_novel)
-  of_net, of_clip = net.classes, jnp.where(valid_R[:, None], clip.classes, 1)
+  net_RxC = net.classes
+  clip_RxC = jnp.where(is_valid_Rx1, clip.classes, 1)
   if fusion.null == "gate":
-    of_net = of_net / of_net.sum(axis=1, keepdims=True)
-  fused_RxC = of_net ** (1 - exponent_C) * of_clip**exponent_C
+    net_RxC = net_RxC / net_RxC.sum(axis=1, keepdims=True)
+  fused_RxC = net_RxC ** (1 - exponent_C) * clip_RxC**exponent_C
+  if fusion.null == "drop":
+    return fused_RxC
+  total_R = fused_RxC.sum(axis=1)
   if fusion.null == "keep":
-    return fused_RxC / (fused_RxC.sum(axis=1) + net.null)[:, None]
-  if fusion.null == "gate":
-    return fused_RxC * ((1 - net.null) / fused_RxC.sum(axis=1))[:, None]
-  return fused_RxC
+    return fused_RxC / (total_R + net.null)[:, None]
+  return fused_RxC * ((1 - net.null) / total_R)[:, None]
 
 
 def region_scores(
@@ -120,14 +133,23 @@ def region_scores(
   fusion: fields.Regions,
   trained_C: Bool[np.ndarray, " C"],
 ) -> Float[np.ndarray, "R C"]:
-  """Scores of an image's regions; the highest among a class's names counts, as in
-  SCLIP.
+  """Scores the regions of an image; the highest among a class's names counts (SCLIP).
 
   Without embeddings, or a header by which they are compared, CLIP's scores are
-  returned; without `clip_RxE` the network's. These are unit features of the crops, a
-  row of zeros where there is none. For `fusion` and `trained_C` see `fuse`; with
-  `fusion.objectness` a score becomes sqrt(score * objectness), as in Detic and ViLD.
-  EvaluationError for scores not finite.
+  returned; without `clip_RxE` the network's.
+
+  Args:
+    found: regions of the image.
+    header: how embeddings are compared.
+    clip_RxE: unit features of the crops, a row of zeros where there is no crop.
+    matrix: classes under one prompt.
+    logit_scale: factor of the cosines of crops.
+    fusion: see `fuse`; with `fusion.objectness` a score becomes
+      sqrt(score * objectness), as in Detic and ViLD.
+    trained_C: see `fuse`.
+
+  Raises:
+    EvaluationError: scores are not finite.
   """
   n_regions = len(found.boxes)
   # A power of two, for fewer compilations.
@@ -141,18 +163,22 @@ def region_scores(
   ) -> Scores:
     padded = np.zeros((n_rows, *rows.shape[1:]), np.float32)
     padded[:n_regions] = rows
-    classes, null = class_scores(padded, matrix.features, activation, scale, null_E)
-    return Scores(matrix.over_names(np.asarray(classes)), null)
+    scores = class_scores(padded, matrix.features, activation, scale, null_E)
+    return Scores(matrix.over_names(np.asarray(scores.classes)), scores.null)
 
-  net = clip = None
+  net = None
   if found.embeddings is not None and header is not None:
-    null_E = None if header.null is None else np.array(header.null, np.float32)
+    null_E = None
+    if header.null is not None:
+      null_E = np.array(header.null, np.float32)
     net = scores_of(found.embeddings, header.activation, header.scale, null_E)
-  valid_R = np.ones(n_rows, bool)
+  clip = None
+  is_valid_R = np.ones(n_rows, bool)
   if clip_RxE is not None:
     clip = scores_of(clip_RxE, "softmax", logit_scale)
-    valid_R[:n_regions] = clip_RxE.any(axis=1)
-  scores_RxC = np.asarray(fuse(net, clip, fusion, trained_C, valid_R))[:n_regions]
+    is_valid_R[:n_regions] = clip_RxE.any(axis=1)
+  fused = fuse(net, clip, fusion, trained_C, is_valid_R)
+  scores_RxC = np.asarray(fused)[:n_regions]
   check_finite(scores_RxC, "regions")
   if fusion.objectness and found.objectness is not None:
     return np.asarray(jnp.sqrt(scores_RxC * found.objectness[:, None]))
@@ -193,36 +219,44 @@ class RegionScorer:
     tight: bool = False,
     crops: RegionEncoder | None = None,
   ):
-    """Compiles on first use; takes `crops` that are open already.
+    """Compiles on first use.
 
-    `matrices` are the classes under each prompt, `logit_scale` the factor on the
-    cosines of crops (0: CLIP's). With `tight` crops with context are of the masks'
-    boxes, not of the regions' own.
+    Args:
+      regions: crops and fusion.
+      source: regions and images.
+      encoder: the CLIP.
+      classes: names and halves of the C classes.
+      matrices: the classes under each prompt.
+      logit_scale: factor of the cosines of crops; 0: CLIP's.
+      tight: whether crops with context are of the masks' boxes, instead of the regions'.
+      crops: encoder of crops that is open already.
     """
-    self._settings, self._source, self._matrices = regions, source, matrices
+    self._settings = regions
+    self._source = source
+    self._matrices = matrices
     if crops is None and needs_crops(regions):
       crops = RegionEncoder(encoder, regions)
     self._crops = crops
     self._by_masks = tight or regions.crop == "masked"
-    self._fused: dict[str, Any] = {
-      "logit_scale": logit_scale or encoder.clip.logit_scale,
-      "fusion": regions,
-      "trained_C": trained_classes(source.header, classes),
-    }
+    self._logit_scale = logit_scale or encoder.clip.logit_scale
+    self._trained_C = trained_classes(source.header, classes)
 
   def scored(self, block: Sequence[int]) -> Iterator[tuple[int, Scored]]:
     """Yields the number of each image of a block, and the scores of its regions."""
     part: list[tuple[int, np.ndarray | None, Regions]] = []
     n_bytes = 0
     for row, regions in zip(block, self._source.find(block), strict=True):
-      image = None if self._crops is None else self._source.images.pixels(row)
+      image = None
+      if self._crops is not None:
+        image = self._source.images.pixels(row)
+        height, width = image.shape[:2]
+        n_bytes += len(regions.boxes) * height * width
       part.append((row, image, regions))
-      if image is not None:
-        n_bytes += len(regions.boxes) * image[..., 0].size
       if n_bytes > _MASK_BYTES:
-        yield from self._of_part(part)
-        part, n_bytes = [], 0
-    yield from self._of_part(part)
+        yield from self._scored_part(part)
+        part = []
+        n_bytes = 0
+    yield from self._scored_part(part)
 
   def label_maps(self, block: Sequence[int]) -> Iterator[tuple[int, list[PixelMap]]]:
     """Yields the number of each image of a block, and its label map under each
@@ -233,26 +267,36 @@ class RegionScorer:
       maps = label_maps_of_regions(scores, masks, *images.shape(row))
       yield row, [PixelMap(labels_HxW) for labels_HxW in maps]
 
-  def _of_part(self, part: Sequence[tuple]) -> Iterator[tuple[int, Scored]]:
+  def _scored_part(
+    self, part: Sequence[tuple[int, Any, Regions]]
+  ) -> Iterator[tuple[int, Scored]]:
+    """Scores images, of which all crops are made together."""
     features: Sequence[np.ndarray | None] = [None] * len(part)
     if self._crops is not None and part:
-      images, boxes, masks = zip(*itertools.starmap(self._cropped, part), strict=True)
-      masked = self._settings.crop == "masked"
-      features = self._crops.features(images, boxes, masks if masked else None)
-    header, shares = self._source.header, shares_of(self._settings.alone).values()
+      cropped = [self._cropped(row, pixels, regions) for row, pixels, regions in part]
+      images, boxes, masks = zip(*cropped, strict=True)
+      if self._settings.crop == "masked":
+        features = self._crops.features(images, boxes, masks)
+      else:
+        features = self._crops.features(images, boxes, None)
     for (row, _, regions), clip_RxE in zip(part, features, strict=True):
-      pairs = [
-        (header if net else None, clip_RxE if clip else None) for net, clip in shares
-      ]
-      scores = [
-        region_scores(regions, own, clip_R, matrix, **self._fused)
-        for matrix, (own, clip_R) in itertools.product(self._matrices, pairs)
-      ]
+      scores = []
+      for matrix in self._matrices:
+        for net_counts, clip_counts in shares_of(self._settings.alone).values():
+          scores_RxC = region_scores(
+            regions,
+            self._source.header if net_counts else None,
+            clip_RxE if clip_counts else None,
+            matrix,
+            logit_scale=self._logit_scale,
+            fusion=self._settings,
+            trained_C=self._trained_C,
+          )
+          scores.append(scores_RxC)
       yield row, Scored(regions, scores)
 
   def _cropped(self, row: int, pixels: np.ndarray, regions: Regions) -> tuple:
-    """Image at the size of `regions.size`; boxes, and masks if they are cropped, in
-    its pixels."""
+    """Image at the size of `regions.size`; boxes, and masks if cropped, in its pixels."""
     image = resized_image(pixels, self._settings.size)
     height, width = image.shape[:2]
     if not self._by_masks:
@@ -268,15 +312,22 @@ class RegionScorer:
 
 
 def shares_of(alone: bool) -> Mapping[str, tuple[bool, bool]]:
-  """Ends of the labels of a prompt -> whether the network's scores count, and CLIP's
-  crops'."""
+  """What counts in the scores of a prompt: the network's, and CLIP's of crops.
+
+  Returns:
+    Both by the end that they add to the prompt's label.
+  """
   return _SHARES if alone else {"": (True, True)}
 
 
 def short_labels(labels: Sequence[str]) -> list[str]:
   """Short labels of prompts, each with its end of `shares_of`, if it has one."""
-  ends = [next(filter(label.endswith, _SHARES), "") for label in labels]
-  prompts = [label.removesuffix(end) for label, end in zip(labels, ends, strict=True)]
+  prompts = []
+  ends = []
+  for label in labels:
+    end = next((end for end in _SHARES if label.endswith(end)), "")
+    prompts.append(label.removesuffix(end))
+    ends.append(end)
   return [label + end for label, end in zip(prompt_labels(prompts), ends, strict=True)]
 
 

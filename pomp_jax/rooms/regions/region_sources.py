@@ -1,7 +1,7 @@
 """Where regions of images come from, as `config.regions` says: annotations, files, a
 network."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -54,19 +54,31 @@ def open_region_source(
   encoder: Encoder,
   images: Images,
 ) -> RegionSource:
-  """Opens the regions of `config.regions`; InputError: an unusable file or network,
-  one line."""
+  """Opens the regions of `config.regions`.
+
+  Args:
+    regions: where regions come from, and how many are kept.
+    propose: fields of the network.
+    clip: fields of the CLIP.
+    encoder: the CLIP, on the devices that a network will use.
+    images: images whose regions will be asked for.
+
+  Raises:
+    InputError: a file or the network is unusable.
+  """
   most = regions.max_regions
   if regions.source == "truth":
-    assert images.annotated is not None
     annotated = images.annotated
+    assert annotated is not None
     return RegionSource(images, None, lambda block: map(annotated, block))
   if regions.source == "network":
     proposer = open_network(propose, clip, regions.mask_threshold, encoder)
-    find = lambda block: proposer.regions([images.pixels(row) for row in block])
-    return RegionSource(
-      images, proposer.header, lambda block: (found.top(most) for found in find(block))
-    )
+
+    def propose_regions(block: Sequence[int]) -> Iterator[Regions]:
+      for proposed in proposer.regions([images.pixels(row) for row in block]):
+        yield proposed.top(most)
+
+    return RegionSource(images, proposer.header, propose_regions)
   file = _open_file(regions.path, clip.model)
 
   def read(row: int) -> Regions:
@@ -85,7 +97,16 @@ def check_region_source(
 ) -> None:
   """Checks what `open_region_source` will open, except for the CLIP inside a network.
 
-  A `task` needs masks: `segment` always, `detect` for masked crops.
+  Args:
+    regions: where regions come from.
+    propose: fields of the network.
+    clip_model: name of the CLIP.
+    images: images whose regions will be asked for.
+    task: job, some of which need masks: "segment" always, "detect" for masked crops.
+
+  Raises:
+    ConfigError: the regions are of a kind that the job can't use.
+    InputError: a file or the network is unusable.
   """
   if regions.alone and not _embedded(regions):
     raise ConfigError(
@@ -96,10 +117,11 @@ def check_region_source(
   if regions.source != "file":
     return
   file = _open_file(regions.path, clip_model)
-  sizes: Any = (
-    (_name_in(file, key), *images.shape(row)) for row, key in enumerate(images.keys)
-  )
   with waiting("checking the regions of all images"):
+    sizes: list[Any] = []
+    for row, key in enumerate(images.keys):
+      height, width = images.shape(row)
+      sizes.append((_name_in(file, key), height, width))
     boxes_alone = file.check(sizes, regions.max_regions)
   if boxes_alone is None:
     return
@@ -112,30 +134,37 @@ def check_region_source(
 
 
 def _open_file(path: str, clip_model: str) -> RegionFolder | RegionResults:
+  """Opens a file or folder of regions whose embeddings fit the CLIP."""
   file = open_regions(path)
   if file.header is not None:
-    file.header.check_fits(
-      clip_model, opening.clip_config(clip_model).projection_dim, path
-    )
+    width = opening.clip_config(clip_model).projection_dim
+    file.header.check_fits(clip_model, width, path)
   return file
 
 
 def _name_in(file: RegionFolder | RegionResults, key: str | int) -> str | int:
-  """Name of an image in a region file: COCO results have numbers, as the stems of
-  COCO's images."""
+  """Name of an image in a region file.
+
+  COCO results have numbers, which are the stems of COCO's images.
+  """
   is_number = isinstance(key, str) and key.isascii() and key.isdigit()
-  return int(key) if is_number and isinstance(file, RegionResults) else key
+  if is_number and isinstance(file, RegionResults):
+    return int(key)
+  return key
 
 
 def needs_crops(regions: fields.Regions) -> bool:
-  """Whether CLIP's scores count: without a network's embeddings, or with an exponent
-  above 0."""
-  return (
-    not _embedded(regions) or regions.alone or max(regions.e_base, regions.e_novel) > 0
-  )
+  """Whether CLIP's scores of crops count.
+
+  They do without a network's embeddings, or with an exponent above 0.
+  """
+  if not _embedded(regions) or regions.alone:
+    return True
+  return max(regions.e_base, regions.e_novel) > 0
 
 
 def _embedded(regions: fields.Regions) -> bool:
+  """Whether the regions have embeddings of a network."""
   if regions.source != "file":
     return regions.source == "network"
   return is_dir(regions.path) and RegionFolder(regions.path).header.stages > 0

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pomp_jax.report import report
 from pomp_jax.report.labels import counted
@@ -12,8 +12,17 @@ from pomp_jax.rooms.regions.region_scorer import short_labels
 _ENDS = 8
 _GROUPS = ("base", "novel")
 _SEGMENTATION = (
-  *("hIoU", "base mIoU", "novel mIoU", "mIoU", "hIoU_plain", "base mIoU_plain"),
-  *("novel mIoU_plain", "mIoU_plain", "fwIoU", "mACC", "pACC"),
+  "hIoU",
+  "base mIoU",
+  "novel mIoU",
+  "mIoU",
+  "hIoU_plain",
+  "base mIoU_plain",
+  "novel mIoU_plain",
+  "mIoU_plain",
+  "fwIoU",
+  "mACC",
+  "pACC",
 )
 _DETECTION = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _DETECTIONS = {
@@ -23,59 +32,83 @@ _DETECTIONS = {
 }
 
 
-# Of each job: its title, the figure of a single class, and the keys under which a
-# prompt's figures have it for all classes; the file of the pictures, and what has a
-# class in them.
+class _Kind(NamedTuple):
+  """What the report of a job shows."""
+
+  title: str
+  figure: str  # name of the figure of a single class
+  place: tuple[str, str]  # keys under which a prompt's figures have it for all classes
+  plot: str  # file of the pictures
+  content: str  # what has a class in the pictures
+
+
 _KINDS = {
-  "segment": (
-    "Segmentation",
-    "IoU",
-    ("per_class", "iou"),
-    "segmentation.png",
-    "pixels",
+  "segment": _Kind(
+    title="Segmentation",
+    figure="IoU",
+    place=("per_class", "iou"),
+    plot="segmentation.png",
+    content="pixels",
   ),
-  "detect": ("Detection", "box AP", ("box", "per_class"), "detections.png", "boxes"),
+  "detect": _Kind(
+    title="Detection",
+    figure="box AP",
+    place=("box", "per_class"),
+    plot="detections.png",
+    content="boxes",
+  ),
 }
 
 
 def regions_report(
   results: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> report.Report:
-  """Report of `segment` or `detect`: figures of each prompt, pictures, classes that
-  differ most."""
-  title, figure, place, plot, shown = _KINDS[results["job"]]
+  """Reports `segment` or `detect`: figures of each prompt, pictures, extreme classes."""
+  kind = _KINDS[results["job"]]
   figures = results["figures"]
   names = list(figures)
   labels = dict(zip(names, short_labels(names), strict=True))
-  counts = f"{counted(results['images'], 'image')}, {counted(len(results['classes']), 'class')}"
-  # `regions.alone` adds the scores of the network and of CLIP alone after each prompt's
-  # fused ones.
-  pair = list(dict.fromkeys([names[0], names[-3 if fields["regions.alone"] else -1]]))
-  by_label = {labels[name]: own for name, own in figures.items()}
-  tables = (
-    _segmentation(by_label) if results["job"] == "segment" else _detection(by_label)
-  )
+  n_images = counted(results["images"], "image")
+  n_classes = counted(len(results["classes"]), "class")
+  # Compare the first prompt with the last. `regions.alone` adds the scores of the
+  # network and of CLIP alone after each prompt's fused ones.
+  last = names[-3 if fields["regions.alone"] else -1]
+  pair = list(dict.fromkeys([names[0], last]))
+  by_label = {labels[name]: figures[name] for name in names}
+  if results["job"] == "segment":
+    tables = _segmentation(by_label)
+  else:
+    tables = _detection(by_label)
   sections = [
     report.Section("Data and regions", table=report.facts(_facts(results, fields))),
     report.prompts_section(results["prompts"], labels),
     *tables,
-    report.Section(f"Images, and the classes of their {shown}", picture=plot),
-    *_classes(figure, place, results, pair, labels),
+    report.Section(
+      f"Images, and the classes of their {kind.content}", picture=kind.plot
+    ),
+    *_classes(kind, results, pair, labels),
   ]
-  text = f"{counted(len(names), 'prompt')} on {counts}, CLIP {results['clip_model']}."
-  return report.Report(f"{title}: {counts}", text, sections)
+  title = f"{kind.title}: {n_images}, {n_classes}"
+  text = (
+    f"{counted(len(names), 'prompt')} on {n_images}, {n_classes},"
+    f" CLIP {results['clip_model']}."
+  )
+  return report.Report(title, text, sections)
 
 
 def _segmentation(figures: Mapping[str, Mapping[str, Any]]) -> list[report.Section]:
   """The figures that all prompts have."""
-  rows = {
-    label: {**own}
-    | {f"{g} {name}": v for g in _GROUPS for name, v in own.get(g, {}).items()}
-    for label, own in figures.items()
-  }
-  columns = [
-    c for c in _SEGMENTATION if all(row.get(c) is not None for row in rows.values())
-  ]
+  rows = {}
+  for label, figures_of_prompt in figures.items():
+    row = dict(figures_of_prompt)
+    for group in _GROUPS:
+      for name, value in figures_of_prompt.get(group, {}).items():
+        row[f"{group} {name}"] = value
+    rows[label] = row
+  columns = []
+  for column in _SEGMENTATION:
+    if all(row.get(column) is not None for row in rows.values()):
+      columns.append(column)
   text = (
     "mIoU: over classes in the truth or the prediction, as detectron2 and ZSSeg report it; _plain:"
     " over classes in the truth. hIoU: harmonic mean of base and novel mIoU."
@@ -84,48 +117,73 @@ def _segmentation(figures: Mapping[str, Mapping[str, Any]]) -> list[report.Secti
 
 
 def _detection(figures: Mapping[str, Mapping[str, Any]]) -> list[report.Section]:
-  """A table for top-1, boxes and masks, without columns that are empty."""
+  """A table for top-1, boxes and masks each, without columns that are empty."""
   sections = []
   for kind, title in _DETECTIONS.items():
     rows: dict[str, dict[str, float | None]] = {}
-    for label, own in (
-      (label, found[kind]) for label, found in figures.items() if kind in found
-    ):
-      groups = [group for group in _GROUPS if group in own]
+    for label, figures_of_prompt in figures.items():
+      if kind not in figures_of_prompt:
+        continue
       if kind == "top1":
-        rows[label] = {group: own[group]["top1"] for group in ("all", *groups)}
+        rows[label] = _top1_row(figures_of_prompt[kind])
       else:
-        of_groups = {
-          f"{g} {name}": own[g][name] for g in groups for name in ("AP", "AP50")
-        }
-        rows[label] = {name: own.get(name) for name in _DETECTION} | of_groups
-    columns = list(next(iter(rows.values()), {}))
-    columns = [c for c in columns if any(row[c] is not None for row in rows.values())]
+        rows[label] = _precision_row(figures_of_prompt[kind])
+    columns = []
+    # All prompts have the columns of the first.
+    for column in next(iter(rows.values()), {}):
+      if any(row[column] is not None for row in rows.values()):
+        columns.append(column)
     sections += _table(title, "", columns, rows)
   return sections
+
+
+def _top1_row(figures: Mapping[str, Any]) -> dict[str, float | None]:
+  """Top-1 of all classes and of the groups that there are."""
+  groups = [group for group in _GROUPS if group in figures]
+  return {group: figures[group]["top1"] for group in ("all", *groups)}
+
+
+def _precision_row(figures: Mapping[str, Any]) -> dict[str, float | None]:
+  """The APs, and AP and AP50 of the groups that there are."""
+  row = {name: figures.get(name) for name in _DETECTION}
+  for group in _GROUPS:
+    if group in figures:
+      row[f"{group} AP"] = figures[group]["AP"]
+      row[f"{group} AP50"] = figures[group]["AP50"]
+  return row
 
 
 def _table(
   title: str, text: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]
 ) -> list[report.Section]:
   """A section with fractions as percentages; none without columns."""
-  shown = [
-    [label, *(report.percent(row[c]) for c in columns)] for label, row in rows.items()
-  ]
-  table = report.Table(("prompt", *columns), shown)
-  return [report.Section(title, text, table, brief=True)] if columns else []
+  if not columns:
+    return []
+  cells = []
+  for label, row in rows.items():
+    cells.append([label, *(report.percent(row[column]) for column in columns)])
+  table = report.Table(("prompt", *columns), cells)
+  return [report.Section(title, text, table, brief=True)]
 
 
 def _facts(results: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, str]:
-  """Data, origin of the regions, CLIP's view of them and fusion, which the figures
-  belong to."""
-  groups, n_classes = Counter(results["groups"]), len(results["classes"])
-  halves = ", ".join(f"{groups[name]:,} {name}" for name in _GROUPS if groups[name])
+  """What the figures belong to: data, regions, CLIP's view of them, and fusion."""
+  sizes = Counter(results["groups"])
+  halves = [f"{sizes[name]:,} {name}" for name in _GROUPS if sizes[name]]
+  classes = f"{len(results['classes']):,}"
+  if halves:
+    classes = f"{classes}: {', '.join(halves)}"
+  objects = ""
+  if "objects" in results:
+    objects = f"{results['objects']:,}"
+  pixels = ""
+  if "pixels" in results:
+    pixels = f"{sum(results['pixels']):,}"
   return {
     "images": f"{results['images']:,}",
-    "objects": f"{results['objects']:,}" if "objects" in results else "",
-    "pixels with a class": f"{sum(results['pixels']):,}" if "pixels" in results else "",
-    "classes": ": ".join(filter(None, (f"{n_classes:,}", halves))),
+    "objects": objects,
+    "pixels with a class": pixels,
+    "classes": classes,
     "CLIP": results["clip_model"],
     **_regions_of(fields),
   }
@@ -133,60 +191,75 @@ def _facts(results: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, s
 
 def _regions_of(fields: Mapping[str, Any]) -> dict[str, str]:
   """Fields that say where regions come from and how they are scored."""
-  source, crop = fields["regions.source"], fields["regions.crop"]
-  origin = {"file": "regions.path", "network": "propose.network"}.get(source)
+  source = fields["regions.source"]
   if source == "none":
-    named = "none: patches"
-    names = [
-      f"segment.{name}" for name in ("recipe", "size", "window", "stride", "pamr")
-    ]
+    facts = {"regions.source": "none: patches"}
+    names = ["segment.recipe", "segment.size", "segment.window"]
+    names += ["segment.stride", "segment.pamr"]
   else:
-    named = f"{source}: {fields[origin]}" if origin else source
-    names = ["regions.crop", *(["regions.expand"] if crop == "context" else [])]
-  if origin:
+    facts = {"regions.source": source}
+    names = ["regions.crop"]
+    if fields["regions.crop"] == "context":
+      names.append("regions.expand")
+  origin = {"file": "regions.path", "network": "propose.network"}.get(source)
+  if origin is not None:
+    facts["regions.source"] = f"{source}: {fields[origin]}"
     # They fuse CLIP's scores with those of embeddings, which a file may lack.
     names += [f"regions.{name}" for name in ("e_base", "e_novel", "null", "objectness")]
-  return {"regions.source": named} | {name: str(fields[name]) for name in names}
+  for name in names:
+    facts[name] = str(fields[name])
+  return facts
 
 
 def _classes(
-  figure: str,
-  place: Sequence[str],
+  kind: _Kind,
   results: Mapping[str, Any],
   pair: Sequence[str],
   labels: Mapping[str, str],
 ) -> list[report.Section]:
-  """A table of the classes that differ most between two prompts; of one, the highest
-  and lowest."""
-  two, pixels_C = len(pair) > 1, results.get("pixels")
-  of_prompts = [results["figures"][name][place[0]][place[1]] for name in pair]
-  ranked = {
-    row: values[-1] - values[0] if two else values[0]
-    for row, values in enumerate(zip(*of_prompts, strict=True))
-    if None not in values  # null: a class that the data lacks
-  }
-  if not ranked:
+  """A table of the classes that differ most between two prompts.
+
+  Of a single prompt it has the highest classes and the lowest.
+  """
+  compares = len(pair) > 1
+  pixels_C = results.get("pixels")
+  outer, inner = kind.place
+  values_PxC = [results["figures"][name][outer][inner] for name in pair]
+  # What classes are ranked by: the difference, or the one figure.
+  rank_of: dict[int, float] = {}
+  for label, values in enumerate(zip(*values_PxC, strict=True)):
+    # The data lacks a class of no figure.
+    if None not in values:
+      rank_of[label] = values[-1] - values[0] if compares else values[0]
+  if not rank_of:
     return []
-  # Of equal classes those with more pixels come first.
-  size = lambda row: pixels_C[row] if pixels_C else 0
-  best = sorted(ranked, key=lambda row: (-ranked[row], -size(row)))[:_ENDS]
-  worst = sorted(ranked, key=lambda row: (ranked[row], -size(row)))[:_ENDS]
+
+  def size(label: int) -> int:
+    """Pixels of a class: of equal classes the larger comes first."""
+    return pixels_C[label] if pixels_C else 0
+
+  best = sorted(rank_of, key=lambda label: (-rank_of[label], -size(label)))[:_ENDS]
+  worst = sorted(rank_of, key=lambda label: (rank_of[label], -size(label)))[:_ENDS]
   rows = []
-  for row in (*best, *(row for row in reversed(worst) if row not in best)):
-    cells = [results["classes"][row], results["groups"][row]]
-    cells += [f"{pixels_C[row]:,}"] if pixels_C else []
-    cells += [report.percent(values[row]) for values in of_prompts]
-    rows.append([*cells, f"{100 * ranked[row]:+.1f}"] if two else cells)
-  columns = [
-    "class",
-    "group",
-    *(["pixels"] if pixels_C else []),
-    *(labels[name] for name in pair),
-  ]
-  heading = "Classes that differ most" if two else "Highest and lowest classes"
+  for label in dict.fromkeys([*best, *reversed(worst)]):
+    cells = [results["classes"][label], results["groups"][label]]
+    if pixels_C:
+      cells.append(f"{pixels_C[label]:,}")
+    cells += [report.percent(values_C[label]) for values_C in values_PxC]
+    if compares:
+      cells.append(f"{100 * rank_of[label]:+.1f}")
+    rows.append(cells)
+  columns = ["class", "group"]
+  if pixels_C:
+    columns.append("pixels")
+  columns += [labels[name] for name in pair]
+  heading = "Highest and lowest classes"
+  if compares:
+    columns.append("difference")
+    heading = "Classes that differ most"
   text = (
-    f"The two ends of {counted(len(ranked), 'class')} in the data. The figure of a class with few"
+    f"The two ends of {counted(len(rank_of), 'class')} in the data. The figure of a class with few"
     " objects varies by chance; results.json has all classes."
   )
-  table = report.Table([*columns, "difference"] if two else columns, rows)
-  return [report.Section(f"{heading}: {figure} (%)", text, table)]
+  table = report.Table(columns, rows)
+  return [report.Section(f"{heading}: {kind.figure} (%)", text, table)]

@@ -163,22 +163,28 @@ def _place(key: np.ndarray) -> _Placed:
   Random places are tried in turn, and one is taken if it is far enough from those that
   are taken already.
   """
-  tries = mix(key ^ mix(np.arange(1, _ATTEMPTS + 1, dtype=np.uint64)))
-  scale = _uniform(tries, 1, *_SCALES) * np.float32(render.IMAGE_SIZE / SIZE)
+  numbers = np.arange(1, _ATTEMPTS + 1, dtype=np.uint64)
+  keys = mix(key ^ mix(numbers))
+  least, largest = _SCALES
+  # Scales are those of the smaller training pictures.
+  scale = _uniform(keys, 1, least, largest) * np.float32(render.IMAGE_SIZE / SIZE)
   # The whole object stays inside the scene.
-  x = _uniform(tries, 2, -1.0, 1.0) * (1 - scale)
-  y = _uniform(tries, 3, -1.0, 1.0) * (1 - scale)
-  angle = _uniform(tries, 5, -0.2, 0.2)
+  x = _uniform(keys, 2, -1.0, 1.0) * (1 - scale)
+  y = _uniform(keys, 3, -1.0, 1.0) * (1 - scale)
+  angle = _uniform(keys, 5, -0.2, 0.2)
   n_objects = 3 + _integers(key, 1, _MAX_OBJECTS - 2)[0]
   taken: list[int] = []
-  for i in range(_ATTEMPTS):
+  for attempt in range(_ATTEMPTS):
     if len(taken) == n_objects:
       break
-    distance = np.hypot(x[taken] - x[i], y[taken] - y[i])
-    if (distance > _MIN_DISTANCE * (scale[taken] + scale[i])).all():
-      taken.append(i)
+    distance = np.hypot(x[taken] - x[attempt], y[taken] - y[attempt])
+    least_distance = _MIN_DISTANCE * (scale[taken] + scale[attempt])
+    if (distance > least_distance).all():
+      taken.append(attempt)
   rows = np.array(taken)
-  return _Placed(tries[rows], x[rows], y[rows], scale[rows], angle[rows])
+  return _Placed(
+    keys=keys[rows], x=x[rows], y=y[rows], scale=scale[rows], angle=angle[rows]
+  )
 
 
 def _draw(

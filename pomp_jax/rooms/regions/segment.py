@@ -37,89 +37,108 @@ _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 
 
 def check(config: SegmentConfig, workdir: str) -> None:
-  """Opens images, labels, regions and prompts; writes nothing. InputError: one line."""
-  segment, propose, clip_model = config.segment, config.propose, config.clip.model
+  """Opens images, labels, regions and prompts; writes nothing.
+
+  Raises:
+    InputError: one of them is unusable.
+  """
+  segment = config.segment
+  clip_model = config.clip.model
   images = open_pixel_set(segment)
-  check_prompts(segment, propose, images.classes.synonyms, clip_model)
+  check_prompts(segment, config.propose, images.classes.synonyms, clip_model)
   if config.regions.source == "none":
     check_patches(segment, opening.clip_config(clip_model))
-  with waiting("reading all labels"):
-    for index in range(len(images.keys) if segment.source == "folder" else 0):
-      images.labels(index)
-  check_region_source(config.regions, propose, clip_model, images, "segment")
+  if segment.source == "folder":
+    with waiting("reading all labels"):
+      for index in range(len(images.keys)):
+        images.labels(index)
+  check_region_source(config.regions, config.propose, clip_model, images, "segment")
 
 
 def run(config: SegmentConfig, workdir: str) -> dict[str, Any]:
-  """Segments the images that are missing, and sums up: returns what `results.json`
-  holds.
+  """Segments the images that are missing, and sums up.
 
-  Processes other than the first may return an empty dict.
+  Returns:
+    What `results.json` holds. Processes other than the first may return an empty dict.
   """
-  folder, images = RunFolder(workdir), open_pixel_set(config.segment)
-  regions, segment, propose, clip = (
-    config.regions,
-    config.segment,
-    config.propose,
-    config.clip,
-  )
+  folder = RunFolder(workdir)
+  images = open_pixel_set(config.segment)
+  regions = config.regions
+  segment = config.segment
+  propose = config.propose
+  clip = config.clip
   encoder = opening.open_encoder(
     clip, config.mesh.class_size, config.data.feature_store
   )
-  ours = Comparison(_VERSION, encoder, images, segment, regions, propose, clip)
-  if (finished := folder.finished(key=ours.key)) is not None:
+  comparison = Comparison(_VERSION, encoder, images, segment, regions, propose, clip)
+  finished = folder.finished(key=comparison.key)
+  if finished is not None:
     return finished
-  matrices, n_images = ours.matrices(), len(images.keys)
+  matrices = comparison.matrices()
   if regions.source == "none":
-    find = DenseSegmenter(encoder, segment, dtype=clip.dtype).finder(
-      images.pixels, matrices
-    )
+    segmenter = DenseSegmenter(encoder, segment, dtype=clip.dtype)
+    find = segmenter.finder(images.pixels, matrices)
   else:
-    source = open_region_source(regions, propose, clip, encoder, images)
-    scale = segment.logit_scale
-    find = RegionScorer(
-      regions, source, encoder, images.classes, matrices, logit_scale=scale, tight=True
-    ).label_maps
+    scorer = RegionScorer(
+      regions,
+      open_region_source(regions, propose, clip, encoder, images),
+      encoder,
+      images.classes,
+      matrices,
+      logit_scale=segment.logit_scale,
+      tight=True,
+    )
+    find = scorer.label_maps
+  n_images = len(images.keys)
+  n_classes = len(images.classes)
+  # The images that are drawn are read back from their label images.
   written = range(n_images) if segment.output else spread_evenly(_SHOWN, n_images)
 
-  def take(found: Iterator[tuple[int, list[PixelMap]]]) -> Taken:
+  def take(label_maps: Iterator[tuple[int, list[PixelMap]]]) -> Taken:
     """Counts pixels under each prompt, and writes label images."""
-    tallies, files = [PixelTally(len(images.classes)) for _ in ours.prompts], {}
-    for index, maps in found:
+    tallies = [PixelTally(n_classes) for _ in comparison.prompts]
+    files = {}
+    for index, maps in label_maps:
       labels_HxW = images.labels(index)
-      for number, (tally, one) in enumerate(zip(tallies, maps, strict=True)):
-        tally.add(labels_HxW, one.labels_HxW)
+      for number, (tally, pixels) in enumerate(zip(tallies, maps, strict=True)):
+        tally.add(labels_HxW, pixels.labels_HxW)
         if index in written:
           name = _labels_name(images, index, number)
           path = folder.path / name
           with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            files[name] = write_labels(path, one.labels_HxW, len(images.classes))
-    return Taken(
-      arrays={"counts": np.stack([tally.counts for tally in tallies])}, files=files
-    )
+            files[name] = write_labels(path, pixels.labels_HxW, n_classes)
+    counts_Px3xC = np.stack([tally.counts for tally in tallies])
+    return Taken(arrays={"counts": counts_Px3xC}, files=files)
 
-  blocks = Blocks(folder, config.to_dict(), ours.key, n_images, _BLOCK)
+  blocks = Blocks(folder, config.to_dict(), comparison.key, n_images, _BLOCK)
   blocks.run(find, take, "segmentation")
   if not hosts.is_first():
     return {}
   counts_Px3xC = np.sum([piece.arrays["counts"] for piece in blocks.pieces()], axis=0)
-  tallies = [PixelTally(len(images.classes), counts_3xC) for counts_3xC in counts_Px3xC]
+  prompts = []
   figures = {}
-  for named, tally in zip(ours.prompts, tallies, strict=True):
+  for number, named in enumerate(comparison.prompts):
+    prompts.append(
+      {"label": named.label, "step": named.step, "labels": f"labels/{number}"}
+    )
+    tally = PixelTally(n_classes, counts_Px3xC[number])
     iou_C, accuracy_C = tally.per_class()
-    per_class = {"iou": iou_C, "accuracy": accuracy_C}
-    figures[named.label] = {**tally.figures(ours.groups), "per_class": per_class}
+    figures[named.label] = {
+      **tally.figures(comparison.groups),
+      "per_class": {"iou": iou_C, "accuracy": accuracy_C},
+    }
   results = {
     "recipe": segment.recipe if regions.source == "none" else None,
-    "prompts": [
-      {"label": named.label, "step": named.step, "labels": f"labels/{number}"}
-      for number, named in enumerate(ours.prompts)
-    ],
+    "prompts": prompts,
     "images": n_images,
-    "pixels": tallies[0].counts[0],
+    # Pixels of each class in the truth, the same under all prompts.
+    "pixels": counts_Px3xC[0, 0],
     "figures": figures,
   }
-  return ours.write(blocks, results, lambda results: _draw(folder, images, results))
+  return comparison.write(
+    blocks, results, lambda results: _draw(folder, images, results)
+  )
 
 
 def _labels_name(images: PixelSet, index: int, prompt: int) -> str:
@@ -129,23 +148,29 @@ def _labels_name(images: PixelSet, index: int, prompt: int) -> str:
 
 def _draw(folder: RunFolder, images: PixelSet, results: Mapping[str, Any]) -> None:
   """Draws some of the images, evenly over all, with their label maps."""
-  shown = spread_evenly(_SHOWN, results["images"]).tolist()
-  truth = [images.labels(index) for index in shown]
-  titles = ["truth"] if any((labels != IGNORED).any() for labels in truth) else []
-  maps = [[labels] if titles else [] for labels in truth]
-  labels = short_labels([prompt["label"] for prompt in results["prompts"]])
-  for number, label in enumerate(labels):
+  indices = spread_evenly(_SHOWN, results["images"]).tolist()
+  truth = [images.labels(index) for index in indices]
+  titles = []
+  maps: list[list[np.ndarray]] = [[] for _ in indices]
+  # Without label images there is no truth to draw.
+  if any((labels_HxW != IGNORED).any() for labels_HxW in truth):
+    titles.append("truth")
+    maps = [[labels_HxW] for labels_HxW in truth]
+  labels_of_prompts = [prompt["label"] for prompt in results["prompts"]]
+  for number, label in enumerate(short_labels(labels_of_prompts)):
     titles.append(label)
-    for index, row in zip(shown, maps, strict=True):
+    for index, maps_of_image in zip(indices, maps, strict=True):
       path = folder.path / _labels_name(images, index, number)
-      map_HxW = read_values(path).astype(np.int32)
-      row.append(np.where(map_HxW < len(images.classes), map_HxW, IGNORED))
+      values_HxW = read_values(path).astype(np.int32)
+      is_class_HxW = values_HxW < len(images.classes)
+      maps_of_image.append(np.where(is_class_HxW, values_HxW, IGNORED))
+  n_images = counted(results["images"], "image")
+  n_classes = counted(len(images.classes), "class")
   segmentation_sheet(
     folder.plots / "segmentation.png",
-    [images.pixels(index) for index in shown],
-    maps,
-    titles,
-    images.classes.names,
-    f"{len(shown)} of {counted(results['images'], 'image')},"
-    f" {counted(len(images.classes), 'class')}",
+    images=[images.pixels(index) for index in indices],
+    maps=maps,
+    titles=titles,
+    names=images.classes.names,
+    title=f"{len(indices)} of {n_images}, {n_classes}",
   )

@@ -67,40 +67,45 @@ _SCALARS = ("loss", "class_loss", "focal_loss", "dice_loss", "accuracy")
 
 
 def check(config: TrainMasksConfig, workdir: str) -> None:
-  """Opens images, classes, prompt and network; writes nothing. InputError: one line."""
-  folder, own = RunFolder(workdir), config.train_masks
-  source = open_mask_set(own, config.seed)
+  """Opens images, classes, prompt and network; writes nothing.
+
+  Raises:
+    InputError: one of them is unusable, or another run is in the folder.
+  """
+  folder = RunFolder(workdir)
+  fields = config.train_masks
+  source = open_mask_set(fields, config.seed)
   clip_config = opening.clip_config(config.clip.model)
-  _network_sizes(own, clip_config.projection_dim)
-  named = read_prompt(own.prompt, _PROMPT)
-  check_prompt(named, _synonyms(source.names), clip_config, config.clip.model)
+  _network_sizes(fields, clip_config.projection_dim)
+  prompt = read_prompt(fields.prompt, _PROMPT)
+  check_prompt(prompt, _synonyms(source.names), clip_config, config.clip.model)
   check_mesh(config.mesh.class_size, config.loop)
   check_same_run(config.flat(), folder)
-  classes = _classes(folder, named, source.names)
+  if not hosts.is_first():
+    return
   # A resumed run has the classes and the prompt of its start, also under the same
   # paths.
-  if (
-    hosts.is_first()
-    and exists(classes.path("classes"))
-    and classes.load("classes") is None
-  ):
+  classes = _classes(folder, prompt, source.names)
+  if exists(classes.path("classes")) and classes.load("classes") is None:
     accepted = f"the prompt and the classes with which {folder.path} was started"
-    raise ConfigError(_PROMPT, own.prompt, f"{accepted} (or another --workdir)")
+    raise ConfigError(_PROMPT, fields.prompt, f"{accepted} (or another --workdir)")
 
 
 def run(config: TrainMasksConfig, workdir: str) -> dict:
   """Trains and leaves the run's folder; returns what `results.json` holds."""
-  folder, own = RunFolder(workdir), config.train_masks
-  if (finished := folder.finished()) is not None:
+  folder = RunFolder(workdir)
+  fields = config.train_masks
+  finished = folder.finished()
+  if finished is not None:
     return finished
   encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
-  source, prompt = open_mask_set(own, config.seed), read_prompt(own.prompt, _PROMPT)
+  source = open_mask_set(fields, config.seed)
+  prompt = read_prompt(fields.prompt, _PROMPT)
   classes_NxE = class_matrix(encoder, _synonyms(source.names), prompt).features
   steps_per_epoch, total_steps = length_of(config.loop, config.data, source)
-  rate = poly_schedule(own.lr, _POWER, total_steps)
-  views = (own.size, own.targets, own.augment, config.seed, _SCALES)
+  rate = poly_schedule(fields.lr, _POWER, total_steps)
   training = MaskRun(
     config=config.to_dict(),
     seed=config.seed,
@@ -112,26 +117,32 @@ def run(config: TrainMasksConfig, workdir: str) -> dict:
     folder=folder,
     encoder=encoder,
     source=source,
-    fetch=MaskViews(source, *views),
+    fetch=MaskViews(
+      source, fields.size, fields.targets, fields.augment, config.seed, _SCALES
+    ),
     frozen=replicate(jnp.asarray(classes_NxE), encoder.mesh),
     optimizer=adamw(
-      rate, weight_decay=_DECAY, backbone=own.backbone, clip_norm=own.clip_norm
+      rate,
+      weight_decay=_DECAY,
+      backbone=fields.backbone,
+      clip_norm=fields.clip_norm,
     ),
     rate=rate,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
-    fields=own,
-    sizes=_network_sizes(own, encoder.clip.config.projection_dim),
+    fields=fields,
+    sizes=_network_sizes(fields, encoder.clip.config.projection_dim),
   )
   if hosts.is_first():
     folder.create(config.to_dict())
     _classes(folder, prompt, source.names).save("classes", {})
-  done = loop.train(training)
+  checkpoint = loop.train(training)
+  results = None
   if hosts.is_first():
-    _write(training, done, prompt)
-  return hosts.from_first(
-    folder.read_results() if hosts.is_first() else None, "the results"
-  )
+    _write(training, checkpoint, prompt)
+    results = folder.read_results()
+  # Barrier: process 0 has written the results.
+  return hosts.from_first(results, "the results")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,21 +180,24 @@ class MaskRun(Run):
     return jax.default_matmul_precision(products)(step)
 
 
-def _network_sizes(own: TrainMasks, embedding: int) -> MaskFormerConfig:
-  """Sizes of the network for a CLIP of this E; ConfigError if they or the targets do
-  not fit."""
-  sizes = dataclasses.replace(VARIANTS[own.network], embedding=embedding)
-  if own.init:
-    sizes = published_weights.read_mask_former(own.init).config
-    found = f"a network with embeddings of {embedding}; this one has {sizes.embedding}"
-    require(sizes.embedding == embedding, "train_masks.init", own.init, found)
-  most = sizes.n_queries
-  require(
-    own.targets <= most,
-    "train_masks.targets",
-    own.targets,
-    f"at most {most}, the queries",
-  )
+def _network_sizes(fields: TrainMasks, embedding: int) -> MaskFormerConfig:
+  """Sizes of the network for a CLIP of this E.
+
+  Raises:
+    ConfigError: the initial network has another E, or there are more targets than
+      queries.
+  """
+  sizes = dataclasses.replace(VARIANTS[fields.network], embedding=embedding)
+  if fields.init:
+    sizes = published_weights.read_mask_former(fields.init).config
+    accepted = (
+      f"a network with embeddings of {embedding}; this one has {sizes.embedding}"
+    )
+    fits = sizes.embedding == embedding
+    require(fits, "train_masks.init", fields.init, accepted)
+  accepted = f"at most {sizes.n_queries}, the queries"
+  is_enough = fields.targets <= sizes.n_queries
+  require(is_enough, "train_masks.targets", fields.targets, accepted)
   return sizes
 
 
@@ -207,15 +221,18 @@ def _stored_context(prompt: AnyPrompt) -> np.ndarray | None:
   return prompt.context
 
 
-def _write(training: MaskRun, done: Checkpoint, prompt: NamedPrompt) -> None:
+def _write(training: MaskRun, checkpoint: Checkpoint, prompt: NamedPrompt) -> None:
   """Writes the network, the curves and the results."""
-  folder, names = training.folder, tuple(training.source.names)
+  folder = training.folder
+  names = tuple(training.source.names)
+  params = checkpoint.state.params
   content = published_weights.MaskFormerFile(
-    training.sizes, jax.device_get(done.state.params), names
+    training.sizes, jax.device_get(params), names
   )
-  path, scalars = folder.path / "masks.safetensors", folder.scalars()
+  path = folder.path / "masks.safetensors"
   with writing(path), replacing(path) as file:
     published_weights.write_mask_former(file, content, _stored_context(prompt.prompt))
+  scalars = folder.scalars()
   plots.training_curves(
     folder.plots / "training.png",
     scalars,
@@ -230,12 +247,12 @@ def _write(training: MaskRun, done: Checkpoint, prompt: NamedPrompt) -> None:
     "network": "masks.safetensors",
     "images": len(training.source),
     "classes": len(names),
-    "parameters": sum(leaf.size for leaf in jax.tree.leaves(done.state.params)),
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
     "steps": training.total_steps,
-    "seconds": round(done.seconds, 2),
-    "images_per_second": round(n_images / done.seconds, 1),
-    "roll_backs": done.roll_backs,
-    "unreadable_images": len(done.unreadable),
+    "seconds": round(checkpoint.seconds, 2),
+    "images_per_second": round(n_images / checkpoint.seconds, 1),
+    "roll_backs": checkpoint.roll_backs,
+    "unreadable_images": len(checkpoint.unreadable),
     "last": {name: scalars[name][1][-1] for name in _SCALARS},
   }
   # Last: a folder with results is a finished run.

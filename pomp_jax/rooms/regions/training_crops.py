@@ -77,8 +77,6 @@ def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
   """Every class of every label image."""
   values = "index" if classes.values is None else "listed"
   folder = open_pixels(data.root, path, classes, values)
-  stamps = file_stamps(path for _, path in folder.files if path is not None)
-  key = fingerprint(["region crops", str(classes), *folder.keys, stamps])
 
   def classes_of_images() -> Int32[np.ndarray, "n 2"]:
     """Rows (image, class) of the classes in each label image."""
@@ -86,9 +84,13 @@ def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
     with waiting("reading all label images; data.cache stores their classes"):
       for index in range(len(folder)):
         labels = np.unique(folder.labels(index))
-        rows += [(index, label) for label in labels[labels >= 0].tolist()]
+        for label in labels[labels >= 0].tolist():
+          rows.append((index, label))
     return np.array(rows, np.int32).reshape(-1, 2)
 
+  label_files = [labels for _, labels in folder.files if labels is not None]
+  stamps = file_stamps(label_files)
+  key = fingerprint(["region crops", str(classes), *folder.keys, stamps])
   rows_nx2 = ArrayCache(data.cache).get(key, classes_of_images)
   keys = [f"{folder.keys[index]}:{label}" for index, label in rows_nx2.tolist()]
   storage = _Crops(data.root, rows_nx2, functools.partial(_class_of, folder))

@@ -65,32 +65,47 @@ def consistency(
 ) -> Float[Array, ""]:
   """Weighted sum of the terms in `weights`, of unit features f and g.
 
-  squared: mean over classes of 1 - cos(g_c, a_c), half the squared distance to the anchor
-  (KgCoOp, Yao et al., 2023). The others are PromptSRC's (Khattak et al., 2023). l1: mean over
-  classes and E of |g_c - a_c|. kl: KL(p0 || p) / N, of an image's probabilities p0 under f0 and
-  the anchors and p under f and g, mean over the images. images: mean over B and E of |f - f0|. Each
-  as its published code reduces it, when all classes are negatives. f0 are features of the frozen
-  image tower, f unless given.
+  - squared: mean over classes of 1 - cos(g_c, a_c), half the squared distance to the
+    anchor (KgCoOp, Yao et al., 2023). The others are PromptSRC's (Khattak et al., 2023).
+  - l1: mean over classes and E of |g_c - a_c|.
+  - kl: KL(p0 || p) / N, of an image's probabilities p0 under f0 and the anchors and p
+    under f and g, mean over the images.
+  - images: mean over B and E of |f - f0|.
 
-  The expectation of `squared` and `l1` over the draw is the term over all classes,
+  Each is reduced as its published code does, when all classes are negatives. The
+  expectation of `squared` and `l1` over the draw is the term over all classes,
   whichever the sampler, as long as it draws by its weights. `kl` is between the
   corrected distributions over an image's classes, whose logarithm is biased, as that of
-  the loss. Other arguments as of `loss.local_contrast`.
+  the loss.
+
+  Args:
+    weights: factor of each term, by its name.
+    settings: logit scale and number of classes.
+    image_features_BxE: learned features of the images, f.
+    positive_features_BxE: learned features of the labels' classes.
+    negative_features_SxE: those of the negatives, perhaps for each image.
+    labels_B: class of each image.
+    negatives: ids and importance weights of the negatives.
+    anchors_NxE: features of all classes under hand-written words, a.
+    frozen_features_BxE: features of the frozen image tower, f0; None: f.
   """
   log_weights_BxS = _log_weights(settings.n_classes, labels_B, negatives)
-  image_BxE, own_BxE, other_SxE = (
-    normalize(rows.astype(jnp.float32))
-    for rows in (image_features_BxE, positive_features_BxE, negative_features_SxE)
-  )
-  own_anchor_BxE, anchor_SxE = anchors_NxE[labels_B], anchors_NxE[negatives.ids]
+  image_BxE = normalize(image_features_BxE.astype(jnp.float32))
+  own_BxE = normalize(positive_features_BxE.astype(jnp.float32))
+  other_SxE = normalize(negative_features_SxE.astype(jnp.float32))
+  own_anchor_BxE = anchors_NxE[labels_B]
+  anchor_SxE = anchors_NxE[negatives.ids]
   frozen_BxE = image_BxE
   if frozen_features_BxE is not None:
     frozen_BxE = normalize(frozen_features_BxE.astype(jnp.float32))
 
   def over_classes(distance: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-    per_image = other_SxE.ndim == 3
-    other = distance(other_SxE, anchor_SxE[:, None] if per_image else anchor_SxE)
-    other_BxS = other.T if per_image else other[None]
+    """Mean of a distance to the anchors over all classes."""
+    if other_SxE.ndim == 3:
+      # Features of each image: [S,B,E] beside [S,1,E].
+      other_BxS = distance(other_SxE, anchor_SxE[:, None]).T
+    else:
+      other_BxS = distance(other_SxE, anchor_SxE)[None]
     value_B = distance(own_BxE, own_anchor_BxE)
     value_B += jnp.sum(jnp.exp(log_weights_BxS) * other_BxS, axis=-1)
     return jnp.mean(value_B) / settings.n_classes
@@ -103,7 +118,7 @@ def consistency(
     log_p0_BxC = _log_probabilities(
       scale * frozen_BxE, own_anchor_BxE, anchor_SxE, log_weights_BxS
     )
-    # Of classes without a weight both are -inf.
+    # Both are -inf for classes without a weight.
     ratio_BxC = jnp.where(log_p0_BxC > -jnp.inf, log_p0_BxC - log_p_BxC, 0.0)
     value_B = jnp.sum(jnp.exp(log_p0_BxC) * ratio_BxC, axis=-1)
     return jnp.mean(value_B) / settings.n_classes
@@ -151,11 +166,13 @@ def _log_weights(
 def _log_probabilities(
   image_BxE: jax.Array, own_BxE: jax.Array, other: jax.Array, log_weights_BxS: jax.Array
 ) -> Float[Array, "B C"]:
-  """Of an image's own class, and of the others by their weights; `image_BxE` has the
-  scale."""
+  """Log probabilities of an image's own class, and of the others by their weights.
+
+  `image_BxE` has the logit scale; `other` is [S,E], or [S,B,E] of each image.
+  """
   own_B = jnp.sum(image_BxE * own_BxE, axis=-1)
+  product = "be,sbe->bs" if other.ndim == 3 else "be,se->bs"
   precision = jax.lax.Precision.HIGHEST  # as in the contrast
-  others = "sbe" if other.ndim == 3 else "se"
-  other_BxS = jnp.einsum(f"be,{others}->bs", image_BxE, other, precision=precision)
+  other_BxS = jnp.einsum(product, image_BxE, other, precision=precision)
   logits_BxC = jnp.concatenate([own_B[:, None], other_BxS + log_weights_BxS], axis=1)
   return jax.nn.log_softmax(logits_BxC, axis=-1)

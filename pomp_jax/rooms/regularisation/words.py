@@ -87,8 +87,18 @@ def check(
   clip: ClipConfig,
   model: str,
 ) -> None:
-  """Checks that anchors and candidates fit the CLIP and the classes; reads no
-  weights."""
+  """Checks that anchors and candidates fit the CLIP and the classes; reads no weights.
+
+  Args:
+    contrast: anchors of the consistency terms.
+    prompt: candidates of the initial words.
+    data: classes and validation images of the training.
+    clip: architecture of the CLIP.
+    model: name of the CLIP.
+
+  Raises:
+    InputError: a prompt is unusable or misfits, or there are no validation images.
+  """
   names = {}
   if prompt.init == BEST:
     takes = (
@@ -115,8 +125,14 @@ def candidates(prompt: fields.Prompt) -> tuple[str, ...]:
 def anchors(
   contrast: fields.Contrast, scores: Scores | None, encoder: Encoder, classes: ClassList
 ) -> np.ndarray | None:
-  """Unit features [N,E] of the anchors, perhaps the best candidate's; None without a
-  term."""
+  """Unit features [N,E] of the anchors; None without a term that has anchors.
+
+  Args:
+    contrast: terms of the loss, and the name of the anchors.
+    scores: scores of the candidates, the best of which may be the anchors.
+    encoder: the CLIP.
+    classes: classes of the training.
+  """
   consistency = contrast.of(Consistency)
   if not consistency.weights:
     return None
@@ -127,7 +143,13 @@ def anchors(
 
 
 def features(name: str, encoder: Encoder, classes: ClassList) -> np.ndarray:
-  """Unit features [N,E] of the classes under a name."""
+  """Unit features [N,E] of the classes under a name.
+
+  Args:
+    name: name of a prompt.
+    encoder: the CLIP.
+    classes: the N classes.
+  """
   return features_under(encoder, classes, read_prompts([name], _FIELD)[0].prompt)
 
 
@@ -141,27 +163,36 @@ def start(
 ) -> tuple[fields.Prompt, Scores]:
   """The prompt with the words that training starts from, and the candidates' scores.
 
-  A run that has started has these in its folder. ConfigError as `with_words`'.
+  A run that has started has the scores in its folder.
+
+  Args:
+    prompt: fields of the prompt, with the candidates.
+    data: validation images.
+    evaluation: number of validation images.
+    encoder: the CLIP.
+    classes: classes of the training.
+    folder: folder of the run.
+
+  Raises:
+    ConfigError: no candidate can be the initial words.
   """
-  stored = (
-    read_json(folder.candidates)
-    if hosts.is_first() and exists(folder.candidates)
-    else None
-  )
-  found: Scores | None = hosts.from_first(stored, "the candidates")
-  if found is None:
+  stored = None
+  if hosts.is_first() and exists(folder.candidates):
+    stored = read_json(folder.candidates)
+  scores_by_name: Scores | None = hosts.from_first(stored, "the candidates")
+  if scores_by_name is None:
     source = opening.open_source(data, "validation", n_images=evaluation.images)
     split = readable_features(data, encoder, source, folder)
-    found = scores(candidates(prompt), encoder, classes, split)
-    name = best(found)
+    scores_by_name = scores(candidates(prompt), encoder, classes, split)
+    name = best(scores_by_name)
     log.info(
       "validation: mean over %s with %s; the best words are %r: %.1f%%",
       counted(len(np.unique(split.labels)), "class"),
       counted(len(split.labels), "image"),
       name,
-      100 * found[name],
+      100 * scores_by_name[name],
     )
-  return with_words(prompt, found, encoder.clip), found
+  return with_words(prompt, scores_by_name, encoder.clip), scores_by_name
 
 
 def scores(
@@ -171,7 +202,15 @@ def scores(
 
   Candidates are the names, the texts of ensembles, and "WORDS {}." of each text for a
   start. One whose sentences are too long for the CLIP is skipped with a warning.
-  ConfigError if none is left.
+
+  Args:
+    names: names of prompts.
+    encoder: the CLIP.
+    classes: classes of the images.
+    split: features and labels of validation images.
+
+  Raises:
+    ConfigError: all candidates are skipped.
   """
   candidates: list[str] = []
   for name in _single(names, classes):
@@ -194,18 +233,22 @@ def scores(
 
 def _single(names: Sequence[str], classes: ClassList) -> list[str]:
   """The names; `hand_written` is its text, and the texts of an ensemble follow it."""
-  found = []
+  single = []
   for name in names:
-    several = name == ENSEMBLE or name.startswith(f"{ENSEMBLE}:")
-    found += [name] if name != HAND_WRITTEN else []
-    found += describe(name, classes) if several or name == HAND_WRITTEN else []
-  return found
+    if name == HAND_WRITTEN:
+      single += describe(name, classes)
+      continue
+    single.append(name)
+    if name == ENSEMBLE or name.startswith(f"{ENSEMBLE}:"):
+      single += describe(name, classes)
+  return single
 
 
 def _words_before(name: str) -> str:
   """Words before the {} of a text; "" for none, and for a name that is no text."""
-  is_text = "{}" in name and read_prompts([name], _FIELD)[0].prompt == name
-  return name.partition("{}")[0].strip() if is_text else ""
+  if "{}" not in name or read_prompts([name], _FIELD)[0].prompt != name:
+    return ""
+  return name.partition("{}")[0].strip()
 
 
 def best(found: Scores) -> str:
@@ -214,14 +257,23 @@ def best(found: Scores) -> str:
 
 
 def with_words(prompt: fields.Prompt, found: Scores, clip: Clip) -> fields.Prompt:
-  """The prompt's fields with `init` and M of the best candidate "WORDS {}.", which is
-  its step 0.
+  """The prompt's fields with `init` and M of the best candidate "WORDS {}.".
 
-  ConfigError if there is none, or none of `prompt.m` tokens where that is not 0.
+  That candidate is step 0 of the training.
+
+  Args:
+    prompt: fields of the prompt; only words of `m` tokens fit where that is not 0.
+    found: scores of the candidates.
+    clip: the CLIP, whose tokens count.
+
+  Raises:
+    ConfigError: no candidate fits.
   """
   for name in sorted(found, key=lambda name: -found[name]):
     words = _words_before(name)
-    m = len(_tokens(words, clip)) if name == f"{words} {{}}." else 0
+    if name != f"{words} {{}}.":
+      continue
+    m = len(_tokens(words, clip))
     if m and prompt.m in (0, m):
       return dataclasses.replace(prompt, init=words, m=m)
   size = f"{prompt.m} tokens" if prompt.m else "words"
@@ -413,9 +465,13 @@ def _templates(name: str, classes: ClassList) -> tuple[str, ...]:
 def as_prompt(name: str, clip: Clip, classes: ClassList) -> Prompt | None:
   """A candidate as a prompt file holds it; None if none does.
 
-  "WORDS {}." is a context, the embeddings of its words, which other programs read too;
-  other sentences, a mean of several and the bare name are `Sentences` without a
-  context.
+  "WORDS {}." is a context, the embeddings of its words, which other programs read too.
+  Other sentences, a mean of several and the bare name are `Sentences` without a context.
+
+  Args:
+    name: name of the candidate.
+    clip: the CLIP of the embeddings.
+    classes: classes of the training, by which ensembles are chosen.
   """
   words = _words_before(name)
   if words and name == f"{words} {{}}.":

@@ -39,7 +39,7 @@ def ablate_cells(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.skip(ablate, "write_cells", "finish_run")
   with contextlib.suppress(ablate.TrainingError):
     check_and_run(config, folder)
-  seen["grid"] = seen["_write_results.others"]["grid"]
+  seen["grid"] = seen["_write_results.facts"]["grid"]
   seen["batches"] = [run.loop.batch_size for run in seen["stream.run*"]]
   seen["images"] = set(seen.get("open_splits.n_images*", ()))
   templates = set()

@@ -140,20 +140,22 @@ class _Layer(nn.Module):
     )
     dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier)
     attention = functools.partial(_Attention, self.config, self.dtype)
-    drop = lambda values: nn.Dropout(self.config.dropout, deterministic=not train)(
-      values
-    )
+
+    def drop(values: Float[Array, "B Q _"]) -> Float[Array, "B Q _"]:
+      return nn.Dropout(self.config.dropout, deterministic=not train)(values)
+
     placed = x + queries_QxD
-    x = norm(name="norm1")(
-      x + drop(attention(name="self_attn")(placed, placed, x, train))
-    )
+    attended = attention(name="self_attn")(placed, placed, x, train)
+    x = norm(name="norm1")(x + drop(attended))
+
     keys = memory_BxTxD + positions_TxD
-    attended = attention(name="multihead_attn")(
-      x + queries_QxD, keys, memory_BxTxD, train
-    )
+    placed = x + queries_QxD
+    attended = attention(name="multihead_attn")(placed, keys, memory_BxTxD, train)
     x = norm(name="norm2")(x + drop(attended))
+
     inner = drop(nn.relu(dense(self.config.mlp, name="linear1")(x)))
-    return norm(name="norm3")(x + drop(dense(x.shape[-1], name="linear2")(inner)))
+    outer = dense(x.shape[-1], name="linear2")(inner)
+    return norm(name="norm3")(x + drop(outer))
 
 
 class _Attention(nn.Module):
@@ -209,11 +211,15 @@ class Mlp(nn.Module):
 
 
 def sine_positions(height: int, width: int, channels: int) -> Float[np.ndarray, "T D"]:
-  """Sines and cosines of the positions of a map, row by row (DETR, Carion et al.,
-  2020).
+  """Sines and cosines of the positions of a map, row by row (DETR, Carion et al., 2020).
 
   Rows and columns are numbered from 1 and scaled to (0, 2 pi]. Half of the channels are
   of the row, half of the column; even ones are sines, odd ones cosines.
+
+  Args:
+    height: rows of the map.
+    width: columns of the map.
+    channels: channels of a position, D; even.
   """
   half = channels // 2
   frequencies = _TEMPERATURE ** (-2 * (np.arange(half) // 2) / half)

@@ -16,9 +16,9 @@ import optax
 
 from pomp_jax.array_types import Array, Bool, Float, Int32
 
-# Of the focal loss (Lin et al., 2017): weight of the pixels inside a mask, and
-# exponent.
-_ALPHA, _GAMMA = 0.25, 2
+# Focal loss (Lin et al., 2017).
+_ALPHA = 0.25  # weight of the pixels inside a mask
+_GAMMA = 2  # exponent
 # Bound on a cost, also in place of NaN, with which the matching might never end.
 _MAX_COST = 1e10
 
@@ -74,103 +74,157 @@ def mask_losses(
   - dice: 1 - (2 sum p t + 1) / (sum p + sum t + 1), likewise.
 
   Predicted masks are enlarged to the size of the targets (bilinear). Layers are
-  rematerialised in the backward pass. `queries_JxBxT` comes from `match`.
+  rematerialised in the backward pass.
+
+  Args:
+    predictions: logits of all layers.
+    targets: target masks and their classes.
+    queries_JxBxT: query of each target in each layer, from `match`.
+    weights: weights of the terms.
   """
   losses_of_layer = jax.checkpoint(functools.partial(_losses_of_layer, weights=weights))
-  layers = jax.lax.map(
-    lambda layer: losses_of_layer(*layer, targets), (predictions, queries_JxBxT)
-  )
-  return MaskLosses(jnp.sum(layers.loss), *(values_J[-1] for values_J in layers[1:]))
+
+  def layer_losses(layer: tuple[Predictions, jax.Array]) -> MaskLosses:
+    predictions_of_layer, queries_BxT = layer
+    return losses_of_layer(predictions_of_layer, queries_BxT, targets)
+
+  layers = jax.lax.map(layer_losses, (predictions, queries_JxBxT))
+  last = jax.tree.map(lambda values_J: values_J[-1], layers)
+  return last._replace(loss=jnp.sum(layers.loss))
 
 
 def match(
   predictions: Predictions, targets: Targets, weights: LossWeights
 ) -> Int32[Array, "J B T"]:
-  """The query of each target: the assignment of the lowest cost, different queries in
-  an image.
+  """Finds the query of each target: the assignment of the lowest cost.
 
-  The cost of a query and a target is that of the three losses with -p instead of -log p
-  of the class, on masks of h x w pixels (nearest). All queries cost a padding mask the
-  same. As there are no more masks than queries, padding takes none that a real mask
-  would take. No gradient passes.
+  The targets of an image have different queries. The cost of a query and a target is
+  that of the three losses with -p instead of -log p of the class, on masks of h x w
+  pixels (nearest). All queries cost a padding mask the same. As there are no more masks
+  than queries, padding takes none that a real mask would take. No gradient passes.
+
+  Args:
+    predictions: logits of all layers.
+    targets: target masks and their classes.
+    weights: weights of the three costs.
   """
 
   def of_layer(layer: Predictions) -> jax.Array:
-    probability_BxQxN = jax.nn.softmax(layer.classes)
-    of_class_BxQxT = jnp.take_along_axis(
-      probability_BxQxN, targets.labels[:, None], axis=2
-    )
-    # Target masks at the size of the predicted ones, as F.interpolate(mode="nearest").
-    masks = targets.masks
-    for axis in (-2, -1):
-      size, full = layer.masks.shape[axis], masks.shape[axis]
-      masks = jnp.take(masks, jnp.arange(size) * full // size, axis=axis)
-    logits_BxQxP, masks_BxTxP = _pixels(layer.masks), _pixels(masks)
-    inside, outside = _focal_terms(logits_BxQxP)
-    # inside t + outside (1 - t)
-    sums = _products(inside - outside, masks_BxTxP) + jnp.sum(
-      outside, axis=-1, keepdims=True
-    )
-    focal_BxQxT = sums / logits_BxQxP.shape[-1]
-    p = jax.nn.sigmoid(logits_BxQxP)
-    sums_BxQxT = (
-      jnp.sum(p, axis=-1)[:, :, None] + jnp.sum(masks_BxTxP, axis=-1)[:, None]
-    )
-    dice_BxQxT = 1 - (2 * _products(p, masks_BxTxP) + 1) / (sums_BxQxT + 1)
-    cost_BxQxT = (
-      weights.focal * focal_BxQxT
-      + weights.dice * dice_BxQxT
-      - weights.classes * of_class_BxQxT
-    )
+    cost_BxQxT = _costs(layer, targets, weights)
     cost_BxQxT = jnp.nan_to_num(
       cost_BxQxT, nan=_MAX_COST, posinf=_MAX_COST, neginf=-_MAX_COST
     )
     cost_BxQxT = jnp.where(targets.valid[:, None], cost_BxQxT, 0.0)
-    queries, found = jax.vmap(optax.assignment.hungarian_algorithm)(cost_BxQxT)
+    queries, matched = jax.vmap(optax.assignment.hungarian_algorithm)(cost_BxQxT)
     # In the order of the targets.
-    return jnp.take_along_axis(queries, jnp.argsort(found, axis=1), axis=1).astype(
-      jnp.int32
-    )
+    order = jnp.argsort(matched, axis=1)
+    return jnp.take_along_axis(queries, order, axis=1).astype(jnp.int32)
 
   return jax.vmap(of_layer)(jax.lax.stop_gradient(predictions))
+
+
+def _costs(
+  layer: Predictions, targets: Targets, weights: LossWeights
+) -> Float[Array, "B Q T"]:
+  """Cost of each query for each target under one layer."""
+  probability_BxQxN = jax.nn.softmax(layer.classes)
+  p_class_BxQxT = jnp.take_along_axis(
+    probability_BxQxN, targets.labels[:, None], axis=2
+  )
+  # Target masks at the size of the predicted ones, as F.interpolate(mode="nearest").
+  masks = targets.masks
+  for axis in (-2, -1):
+    size = layer.masks.shape[axis]
+    full_size = masks.shape[axis]
+    masks = jnp.take(masks, jnp.arange(size) * full_size // size, axis=axis)
+  logits_BxQxP = _pixels(layer.masks)
+  masks_BxTxP = _pixels(masks)
+  inside, outside = _focal_terms(logits_BxQxP)
+  # inside t + outside (1 - t)
+  focal_sums_BxQxT = _products(inside - outside, masks_BxTxP) + jnp.sum(
+    outside, axis=-1, keepdims=True
+  )
+  focal_BxQxT = focal_sums_BxQxT / logits_BxQxP.shape[-1]
+  p_BxQxP = jax.nn.sigmoid(logits_BxQxP)
+  areas_BxQxT = (
+    jnp.sum(p_BxQxP, axis=-1)[:, :, None] + jnp.sum(masks_BxTxP, axis=-1)[:, None]
+  )
+  overlap_BxQxT = _products(p_BxQxP, masks_BxTxP)
+  dice_BxQxT = 1 - (2 * overlap_BxQxT + 1) / (areas_BxQxT + 1)
+  return (
+    weights.focal * focal_BxQxT
+    + weights.dice * dice_BxQxT
+    - weights.classes * p_class_BxQxT
+  )
 
 
 def _losses_of_layer(
   layer: Predictions, queries_BxT: jax.Array, targets: Targets, *, weights: LossWeights
 ) -> MaskLosses:
+  """Losses of one layer, whose `loss` is their weighted sum."""
   valid_BxT = targets.valid
   n_valid = jnp.sum(valid_BxT, dtype=jnp.float32)
   n_masks = jnp.maximum(n_valid, 1.0)
+
+  def mean_of_targets(values_BxT: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(valid_BxT, values_BxT, 0.0)) / n_masks
+
   log_p_BxQxN = jax.nn.log_softmax(layer.classes)
-  of_queries_BxTxN = jnp.take_along_axis(log_p_BxQxN, queries_BxT[..., None], axis=1)
-  own_BxT = jnp.take_along_axis(of_queries_BxTxN, targets.labels[..., None], axis=2)[
-    ..., 0
-  ]
-  # All queries count as "no object", but for those with a target.
-  none_BxT = of_queries_BxTxN[..., -1]
-  of_targets = jnp.where(valid_BxT, own_BxT - weights.no_object * none_BxT, 0.0)
-  classes = -(jnp.sum(of_targets) + weights.no_object * jnp.sum(log_p_BxQxN[..., -1]))
-  # The sum of the queries' weights.
-  classes /= n_valid + weights.no_object * (log_p_BxQxN[..., -1].size - n_valid)
-  right_BxT = jnp.argmax(of_queries_BxTxN, axis=2) == targets.labels
+  matched_log_p_BxTxN = jnp.take_along_axis(log_p_BxQxN, queries_BxT[..., None], axis=1)
+  classes = _class_loss(log_p_BxQxN, matched_log_p_BxTxN, targets, n_valid, weights)
+  is_right_BxT = jnp.argmax(matched_log_p_BxTxN, axis=2) == targets.labels
+
   masks_BxTxhxw = jnp.take_along_axis(layer.masks, queries_BxT[..., None, None], axis=1)
   # As torch's F.interpolate(mode="bilinear", align_corners=False).
-  masks_BxTxhxw, shape = masks_BxTxhxw.astype(jnp.float32), targets.masks.shape
-  logits_BxTxP = _pixels(
-    jax.image.resize(masks_BxTxhxw, shape, "bilinear", antialias=False)
+  enlarged_BxTxHxW = jax.image.resize(
+    masks_BxTxhxw.astype(jnp.float32),
+    targets.masks.shape,
+    "bilinear",
+    antialias=False,
   )
+  logits_BxTxP = _pixels(enlarged_BxTxHxW)
   t_BxTxP = _pixels(targets.masks)
   inside, outside = _focal_terms(logits_BxTxP)
   focal_BxT = jnp.mean(t_BxTxP * inside + (1 - t_BxTxP) * outside, axis=-1)
-  p = jax.nn.sigmoid(logits_BxTxP)
-  both_BxT = jnp.sum(p * t_BxTxP, axis=-1)
-  dice_BxT = 1 - (2 * both_BxT + 1) / (
-    jnp.sum(p, axis=-1) + jnp.sum(t_BxTxP, axis=-1) + 1
+  p_BxTxP = jax.nn.sigmoid(logits_BxTxP)
+  overlap_BxT = jnp.sum(p_BxTxP * t_BxTxP, axis=-1)
+  areas_BxT = jnp.sum(p_BxTxP, axis=-1) + jnp.sum(t_BxTxP, axis=-1)
+  dice_BxT = 1 - (2 * overlap_BxT + 1) / (areas_BxT + 1)
+
+  focal = mean_of_targets(focal_BxT)
+  dice = mean_of_targets(dice_BxT)
+  return MaskLosses(
+    loss=weights.classes * classes + weights.focal * focal + weights.dice * dice,
+    class_loss=classes,
+    focal_loss=focal,
+    dice_loss=dice,
+    accuracy=mean_of_targets(is_right_BxT),
   )
-  sum_of = lambda values_BxT: jnp.sum(jnp.where(valid_BxT, values_BxT, 0.0)) / n_masks
-  focal, dice = sum_of(focal_BxT), sum_of(dice_BxT)
-  total = weights.classes * classes + weights.focal * focal + weights.dice * dice
-  return MaskLosses(total, classes, focal, dice, sum_of(right_BxT))
+
+
+def _class_loss(
+  log_p_BxQxN: jax.Array,
+  matched_log_p_BxTxN: jax.Array,
+  targets: Targets,
+  n_valid: jax.Array,
+  weights: LossWeights,
+) -> jax.Array:
+  """Weighted mean of the queries' cross-entropies.
+
+  All queries are summed up as "no object", and those with a target are corrected.
+  """
+  log_p_class_BxTx1 = jnp.take_along_axis(
+    matched_log_p_BxTxN, targets.labels[..., None], axis=2
+  )
+  log_p_class_BxT = log_p_class_BxTx1[..., 0]
+  log_p_none_BxT = matched_log_p_BxTxN[..., -1]
+  corrections_BxT = jnp.where(
+    targets.valid, log_p_class_BxT - weights.no_object * log_p_none_BxT, 0.0
+  )
+  log_p_none_BxQ = log_p_BxQxN[..., -1]
+  loss = -(jnp.sum(corrections_BxT) + weights.no_object * jnp.sum(log_p_none_BxQ))
+  sum_of_weights = n_valid + weights.no_object * (log_p_none_BxQ.size - n_valid)
+  return loss / sum_of_weights
 
 
 def _pixels(masks: jax.Array) -> jax.Array:

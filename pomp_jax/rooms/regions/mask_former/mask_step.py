@@ -47,12 +47,17 @@ def make_mask_step(
   optimizer: optax.GradientTransformation,
   weights: LossWeights,
 ) -> jax.stages.Wrapped:
-  """Builds the jitted step `(state, classes_NxE, batch) -> (state, metrics)`; the state
-  is donated.
+  """Builds the jitted step `(state, classes_NxE, batch) -> (state, metrics)`.
 
-  A batch has the fields of `mask_views.MaskViews.record`, sharded over the mesh's
-  `data`. Metrics are scalars on the device: `loss`, `class_loss`, `focal_loss`,
-  `dice_loss`, `accuracy`, `grad_norm`, and `param_norm` before the update.
+  The state is donated. A batch has the fields of `mask_views.MaskViews.record`, sharded
+  over the mesh's `data`. Metrics are scalars on the device: `loss`, `class_loss`,
+  `focal_loss`, `dice_loss`, `accuracy`, `grad_norm`, and `param_norm` before the update.
+
+  Args:
+    mesh: devices, which split a batch.
+    model: the network.
+    optimizer: transformation of the gradient.
+    weights: weights of the terms of the loss.
   """
   of_layers = P(None, DATA)
   # The loops of a matching take different numbers of turns, so devices do not
@@ -114,7 +119,13 @@ def targets_of(owners: Int[Array, "G S S"], labels: Int[Array, "G T"]) -> Target
 
 
 def poly_schedule(base: float, power: float, steps: int) -> optax.Schedule:
-  """base * (1 - t / steps)^power, detectron2's WarmupPolyLR without a warmup."""
+  """base * (1 - t / steps)^power, detectron2's WarmupPolyLR without a warmup.
+
+  Args:
+    base: learning rate of the first step.
+    power: exponent.
+    steps: number of steps until the rate is 0.
+  """
 
   def rate(step: int | Int[Array, ""]) -> Float[Array, ""]:
     return base * (1 - jnp.minimum(step / steps, 1.0)) ** power
@@ -127,24 +138,39 @@ def adamw(
 ) -> optax.GradientTransformation:
   """AdamW as MaskFormer configures it, by the groups of `model.parameter_groups`.
 
-  `rate` is that of the heads; `backbone` is the factor on it of the backbone. Frozen
-  parameters stay as they are. Norms and learned embeddings have no weight decay, which
-  is decoupled. Gradients are scaled down to the norm `clip_norm` over all; 0: never.
+  Frozen parameters stay as they are. Norms and learned embeddings have no weight decay,
+  which is decoupled.
+
+  Args:
+    rate: learning rate of the heads at each step.
+    weight_decay: factor of the parameters in an update, times the rate.
+    backbone: factor of the backbone's learning rate.
+    clip_norm: norm of the gradient over all parameters above which it is scaled down;
+      0: never.
   """
-  decays = lambda path: (
-    path[-1] not in _EMBEDDINGS and not any(p.startswith("norm") for p in path)
-  )
-  decayed = lambda params: unflatten_dict(
-    {path: decays(path) for path in flatten_dict(params)}
-  )
-  own = optax.adamw(rate, weight_decay=weight_decay, mask=decayed)
-  groups = {
-    "heads": own,
-    "backbone": optax.chain(own, optax.scale(backbone)),
+
+  def decayed(params: Params) -> Params:
+    return unflatten_dict({path: _is_decayed(path) for path in flatten_dict(params)})
+
+  def frozen(params: Params) -> Params:
+    return jax.tree.map(lambda group: group == "frozen", parameter_groups(params))
+
+  heads = optax.adamw(rate, weight_decay=weight_decay, mask=decayed)
+  transforms = {
+    "heads": heads,
+    "backbone": optax.chain(heads, optax.scale(backbone)),
     "frozen": optax.set_to_zero(),
   }
-  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
   # Other transformations pass trees with placeholders, whose paths are the same.
-  multi = optax.multi_transform(groups, lambda params: parameter_groups(params))
-  frozen = lambda params: jax.tree.map("frozen".__eq__, parameter_groups(params))
-  return optax.chain(optax.masked(optax.set_to_zero(), frozen), clip, multi)
+  by_group = optax.multi_transform(transforms, lambda params: parameter_groups(params))
+  clip = optax.identity()
+  if clip_norm:
+    clip = optax.clip_by_global_norm(clip_norm)
+  # Gradients of frozen parameters are dropped first: the norm must not count them.
+  return optax.chain(optax.masked(optax.set_to_zero(), frozen), clip, by_group)
+
+
+def _is_decayed(path: tuple[str, ...]) -> bool:
+  """Whether a parameter has weight decay."""
+  is_norm = any(part.startswith("norm") for part in path)
+  return path[-1] not in _EMBEDDINGS and not is_norm

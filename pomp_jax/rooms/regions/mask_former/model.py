@@ -8,7 +8,6 @@ embedding, N classes.
 """
 
 from collections.abc import Callable
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -63,31 +62,40 @@ class MaskFormer(nn.Module):
     all_layers: bool = False,
     train: bool = False,
   ) -> MaskFormerOutput:
-    """Masks and embeddings of the last layer, J = 1, or of all layers, for auxiliary
-    losses.
+    """Masks and embeddings of the network.
 
-    The pixels are those of `normalized_pixels`; with `train` the random stream
-    "dropout" is used.
+    Args:
+      pixels_BxHxWx3: pixels of `normalized_pixels`.
+      all_layers: whether to return all decoder layers, for auxiliary losses, or the last
+        alone, J = 1.
+      train: whether to drop out, by the random stream "dropout".
     """
     config = self.config
-    backbone: Any = (
-      DeepLabResNet if isinstance(config.backbone, ResNetSizes) else SmallBackbone
-    )
+    backbone: Any = SmallBackbone
+    if isinstance(config.backbone, ResNetSizes):
+      backbone = DeepLabResNet
     maps = backbone(config.backbone, self.dtype, name="backbone")(pixels_BxHxWx3)
-    features_BxhxwxD = PixelDecoder(config, self.dtype, name="pixel_decoder")(maps)
+    pixel_decoder = PixelDecoder(config, self.dtype, name="pixel_decoder")
+    features_BxhxwxD = pixel_decoder(maps)
     decoder = TransformerDecoder(config, self.dtype, name="transformer_decoder")
     queries_JxBxQxD = decoder(maps[-1], train)
     if not all_layers:
       queries_JxBxQxD = queries_JxBxQxD[-1:]
-    widths: tuple[int, ...] = (config.width, config.width, config.mask_width)
-    of_masks_JxBxQxD = Mlp(widths, self.dtype, name="mask_embed")(queries_JxBxQxD)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    masks = product("jbqd,bhwd->jbqhw", of_masks_JxBxQxD, features_BxhxwxD)
-    widths = (config.embedding_mlp, config.embedding)
-    embeddings = Mlp(widths, self.dtype, name="class_embed")(queries_JxBxQxD)
+    # A query's mask is its product with the features of each pixel.
+    mask_widths = (config.width, config.width, config.mask_width)
+    mask_mlp = Mlp(mask_widths, self.dtype, name="mask_embed")
+    masks_JxBxQxhxw = jnp.einsum(
+      "jbqd,bhwd->jbqhw",
+      mask_mlp(queries_JxBxQxD),
+      features_BxhxwxD,
+      preferred_element_type=jnp.float32,
+    )
+    class_widths = (config.embedding_mlp, config.embedding)
+    class_mlp = Mlp(class_widths, self.dtype, name="class_embed")
+    embeddings_JxBxQxE = class_mlp(queries_JxBxQxD).astype(jnp.float32)
     spread = nn.initializers.normal(config.embedding**-0.5)
-    non_object_E = self.param("non_object", spread, (1, config.embedding))[0]
-    return MaskFormerOutput(masks, embeddings.astype(jnp.float32), non_object_E)
+    non_object_1xE = self.param("non_object", spread, (1, config.embedding))
+    return MaskFormerOutput(masks_JxBxQxhxw, embeddings_JxBxQxE, non_object_1xE[0])
 
 
 def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callable:
@@ -120,13 +128,17 @@ def class_logits(
   non_object_E: Float[Array | np.ndarray, " E"] | None,
   scale: float = LOGIT_SCALE,
 ) -> Float[Array, "*X _"]:
-  """Scaled cosines to each class and, in a last column, to no object; rows of any
-  norm."""
-  rows = (
-    classes_NxE
-    if non_object_E is None
-    else jnp.concatenate([classes_NxE, non_object_E[None]])
-  )
+  """Scaled cosines to each class and, in a last column, to no object.
+
+  Args:
+    embeddings: rows of any norm.
+    classes_NxE: class vectors of any norm.
+    non_object_E: vector of no object; None: no such column.
+    scale: factor of the cosines.
+  """
+  rows = classes_NxE
+  if non_object_E is not None:
+    rows = jnp.concatenate([classes_NxE, non_object_E[None]])
   with jax.default_matmul_precision("highest"):
     return scale * unit(embeddings) @ unit(rows).T
 
@@ -141,15 +153,14 @@ def normalized_pixels(
   detectron2.
   """
   _, height, width, _ = images_BxHxWx3.shape
-  pixels = (jnp.asarray(images_BxHxWx3, jnp.float32) - jnp.array(_MEAN)) / jnp.array(
-    _DEVIATION
-  )
+  colours = jnp.asarray(images_BxHxWx3, jnp.float32)
+  pixels = (colours - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
   if sizes_Bx2 is not None:
     sizes_Bx2 = jnp.asarray(sizes_Bx2)
-    rows_BxH = jnp.arange(height) < sizes_Bx2[:, :1]
-    columns_BxW = jnp.arange(width) < sizes_Bx2[:, 1:]
-    inside_BxHxW = rows_BxH[:, :, None] & columns_BxW[:, None]
-    pixels = jnp.where(inside_BxHxW[..., None], pixels, 0)
+    is_row_BxH = jnp.arange(height) < sizes_Bx2[:, :1]
+    is_column_BxW = jnp.arange(width) < sizes_Bx2[:, 1:]
+    is_inside_BxHxW = is_row_BxH[:, :, None] & is_column_BxW[:, None]
+    pixels = jnp.where(is_inside_BxHxW[..., None], pixels, 0)
   return jnp.pad(pixels, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0)))
 
 

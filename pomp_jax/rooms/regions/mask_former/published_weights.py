@@ -73,19 +73,23 @@ class MaskFormerFile(NamedTuple):
 
 
 def _source(path: weights.Parameter) -> weights.Source:
+  """Name and place of a parameter in ZSSeg's checkpoint."""
   *module, kind = path
+  # Flax wraps a convolution in a module of its own.
   if module and module[-1] == "conv":
     del module[-1]
-  name, kind = ".".join([*module, kind]), _KINDS.get(kind, kind)
+  kind = _KINDS.get(kind, kind)
+  name = ".".join([*module, kind])
   prefix = next(p for p in _PREFIXES if name == p or name.startswith(f"{p}."))
   if name == prefix:
     return weights.Source(_PREFIXES[prefix], as_is=True)
-  module = [_PREFIXES[prefix], *module[prefix.count(".") + 1 :]]
+  n_replaced = prefix.count(".") + 1
+  module = [_PREFIXES[prefix], *module[n_replaced:]]
   if module[-1] in _STACKED:
+    # torch stacks the projections of queries, keys and values.
     attention = ".".join(module[:-1])
-    return weights.Source(
-      f"{attention}.in_proj_{kind}", part=_STACKED.index(module[-1])
-    )
+    part = _STACKED.index(module[-1])
+    return weights.Source(f"{attention}.in_proj_{kind}", part=part)
   return weights.Source(".".join([*module, kind]))
 
 
@@ -93,21 +97,22 @@ ZSSEG = weights.Layout(_source, (), "MaskFormer of ZSSeg")
 
 
 def read_mask_former(path: str | os.PathLike) -> MaskFormerFile:
-  """Reads a checkpoint of ZSSeg with the backbone R101c, or a file of
-  `write_mask_former`.
+  """Reads a checkpoint of ZSSeg with the backbone R101c, or a file written here.
 
-  Nothing in the file is run. RegionError or ClipError: missing, damaged, or another
-  network.
+  Nothing in the file is run.
+
+  Raises:
+    RegionError, ClipError: the file is missing or damaged, or has another network.
   """
   with weights.open_weights(path) as file:
     facts = _read_facts(file)
-    own = {
-      name: shape
-      for name, shape in file.shapes.items()
-      if name.startswith(("backbone.", "sem_seg_head."))
-      or name == _PREFIXES["non_object"]
-    }
-    config = _config_of(own, facts, file.path)
+    # A checkpoint of ZSSeg has the prompt and CLIP as well.
+    shapes_in_file = {}
+    for name, shape in file.shapes.items():
+      is_of_network = name.startswith(("backbone.", "sem_seg_head."))
+      if is_of_network or name == _PREFIXES["non_object"]:
+        shapes_in_file[name] = shape
+    config = _config_of(shapes_in_file, facts, file.path)
     try:
       shapes = parameter_shapes(config)
     except (ValueError, TypeError, ZeroDivisionError) as error:
@@ -117,7 +122,7 @@ def read_mask_former(path: str | os.PathLike) -> MaskFormerFile:
         f"of no such sizes ({error})",
         "sizes that divide each other",
       )
-    weights.check_weights(own, shapes, ZSSEG, file.path)
+    weights.check_weights(shapes_in_file, shapes, ZSSEG, file.path)
     params = weights.read_params(file, shapes, ZSSEG)
   return MaskFormerFile(config, params, facts["trained_classes"])
 
@@ -127,17 +132,19 @@ def stored_tensors(
 ) -> dict[str, np.ndarray]:
   """The tensors of a layout that `read_params` reads as these parameters, by name."""
   tensors: dict[str, np.ndarray] = {}
-  parts: dict[str, dict[int, np.ndarray]] = {}
+  parts_of: dict[str, dict[int, np.ndarray]] = {}
   for path, leaf in flatten_dict(params).items():
     source = layout.source(path)
-    stored = np.transpose(leaf, np.argsort(weights.stored_axes(np.ndim(leaf), source)))
+    # `stored_axes` leads from the file to the parameter; this is the way back.
+    axes = np.argsort(weights.stored_axes(np.ndim(leaf), source))
+    stored = np.transpose(leaf, axes)
     if source.part is None:
       tensors[source.key] = np.asarray(stored, order="C")
     else:
-      parts.setdefault(source.key, {})[source.part] = stored
-  return tensors | {
-    key: np.concatenate([part[i] for i in range(3)]) for key, part in parts.items()
-  }
+      parts_of.setdefault(source.key, {})[source.part] = stored
+  for key, parts in parts_of.items():
+    tensors[key] = np.concatenate([parts[0], parts[1], parts[2]])
+  return tensors
 
 
 def write_mask_former(
@@ -147,62 +154,68 @@ def write_mask_former(
 
   ZSSeg's code, which keeps its own CLIP, loads the tensors of a network with R101c
   after `torch.save({"model": safetensors.torch.load_file(path)}, "masks.pth")`.
-  `context` is the prompt [M,D] that the network was trained with, read by
-  `load_prompt`.
+
+  Args:
+    file: open file.
+    content: network to write.
+    context: prompt [M,D] that the network was trained with, read by `load_prompt`.
   """
-  model = stored_tensors(jax.device_get(content.params), ZSSEG)
+  tensors = stored_tensors(jax.device_get(content.params), ZSSEG)
   if context is not None:
-    model["clip_adapter.prompt_learner.ctx"] = np.asarray(context, np.float32)
+    tensors["clip_adapter.prompt_learner.ctx"] = np.asarray(context, np.float32)
   # The library writes an array's memory, whatever its strides.
-  model = {name: np.ascontiguousarray(tensor) for name, tensor in model.items()}
-  config, backbone = content.config, content.config.backbone
+  tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+  config = content.config
   facts = {
     "n_heads": config.n_heads,
     "groups": config.groups,
-    "backbone_groups": getattr(backbone, "groups", _FACTS["backbone_groups"]),
-    "dilations": getattr(backbone, "dilations", _FACTS["dilations"]),
+    "backbone_groups": getattr(config.backbone, "groups", _FACTS["backbone_groups"]),
+    "dilations": getattr(config.backbone, "dilations", _FACTS["dilations"]),
     "dropout": config.dropout,
     "trained_classes": tuple(content.trained_classes),
   }
-  checksum = _checksum(facts, model, model.__getitem__)
+  checksum = _checksum(facts, tensors, tensors.__getitem__)
   # One item: the library writes several in any order.
   metadata = {_OURS: json.dumps({**facts, "crc32": checksum})}
-  file.write(safetensors.numpy.save(model, metadata))
+  file.write(safetensors.numpy.save(tensors, metadata))
 
 
 def _checksum(
   facts: Mapping[str, Any], names: Iterable[str], read: Callable[[str], np.ndarray]
 ) -> int:
-  """CRC-32 of the facts and of the tensors with their names; safetensors has no
-  checksum."""
-  found = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
+  """CRC-32 of facts and tensors with their names; safetensors has no checksum."""
+  checksum = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
   for name in sorted(names):
     tensor = read(name)
-    found = zlib.crc32(f"{name} {tensor.shape}".encode(), found)
-    found = zlib.crc32(np.ascontiguousarray(tensor, "<f4").tobytes(), found)
-  return found
+    checksum = zlib.crc32(f"{name} {tensor.shape}".encode(), checksum)
+    checksum = zlib.crc32(np.ascontiguousarray(tensor, "<f4").tobytes(), checksum)
+  return checksum
 
 
 def check_clip(path: str | os.PathLike, clip: Clip) -> None:
-  """RegionError for another CLIP in a checkpoint than the configured one; our files
-  have none."""
+  """Compares the CLIP in a checkpoint with the configured one; our files have none.
+
+  Raises:
+    RegionError: a tensor differs by more than the rounding of float16.
+  """
   with weights.open_weights(path) as file:
     null = _PREFIXES["non_object"]
+    shape = file.shapes.get(null)
     expected = (1, clip.config.projection_dim)
-    if file.shapes.get(null) != expected:
-      refuse(
-        path, null, f"of shape {file.shapes.get(null)}", f"{expected}, of {clip.name}"
-      )
+    if shape != expected:
+      refuse(path, null, f"of shape {shape}", f"{expected}, of {clip.name}")
     if not any(name.startswith(_CLIP) for name in file.shapes):
       return
     accepted = f"as in {clip.name}, config.clip.model"
     for key, values in sorted(stored_tensors(clip.params, openai.LAYOUT).items()):
       name = _CLIP + key
-      if file.shapes.get(name) != values.shape:
-        refuse(path, name, f"of shape {file.shapes.get(name)}", accepted)
+      shape = file.shapes.get(name)
+      if shape != values.shape:
+        refuse(path, name, f"of shape {shape}", accepted)
       difference = np.abs(file.read(name) - values).max(initial=0)
+      largest = max(np.abs(values).max(initial=0), 1e-6)
       # Not <=, so that NaN differs.
-      if not difference <= _TOLERANCE * max(np.abs(values).max(initial=0), 1e-6):
+      if not difference <= _TOLERANCE * largest:
         refuse(path, name, f"other by up to {difference:.3g}", accepted)
 
 
