@@ -113,7 +113,15 @@ def raps_scores(
   penalty: float = PENALTY,
   free_ranks: int = FREE_RANKS,
 ) -> Float[np.ndarray, " B"]:
-  """Scores of the right classes: all probability down to them, and the penalty."""
+  """Scores of the right classes: all probability down to them, and the penalty.
+
+  Args:
+    probability_B: probability of the right class.
+    mass_above_B: sum of the probabilities above it.
+    rank_B: number of these classes.
+    penalty: penalty for each rank below the free ones.
+    free_ranks: first ranks, which have no penalty.
+  """
   ranks_B = np.maximum(rank_B + 1 - free_ranks, 0)
   return mass_above_B.astype(np.float64) + probability_B + penalty * ranks_B
 
