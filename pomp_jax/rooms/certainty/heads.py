@@ -54,7 +54,9 @@ def rows_of(features_NxE: Float[np.ndarray, "N E"], kind: str) -> Rows:
     return Rows(np.asarray(features_NxE, np.float32))
   if kind == "float16":
     return Rows(features_NxE.astype(np.float16))
-  largest_N = np.maximum(np.abs(features_NxE).max(axis=1), np.finfo(np.float32).tiny)
+  largest_N = np.abs(features_NxE).max(axis=1)
+  # A row of zeros keeps a scale that one can divide by.
+  largest_N = np.maximum(largest_N, np.finfo(np.float32).tiny)
   scales_N = (largest_N / 127).astype(np.float32)
   values_NxE = np.rint(features_NxE / scales_N[:, None])
   return Rows(values_NxE.astype(np.int8), scales_N)

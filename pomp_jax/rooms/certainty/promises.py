@@ -138,13 +138,15 @@ def members(
   sets: Sets, probability_N: Float[np.ndarray, " N"]
 ) -> Int[np.ndarray, " S"]:
   """Labels of the classes in the set of one image, the likeliest first."""
+  n_classes = len(probability_N)
   order_N = np.argsort(-probability_N, kind="stable")
+  sorted_N = probability_N[order_N]
   if sets.kind != "raps":
-    least_N = least_probabilities(sets, len(probability_N))
-    return order_N[probability_N[order_N] >= least_N[order_N]]
-  sorted_N = probability_N[order_N].astype(np.float64)
-  ranks_N = np.maximum(np.arange(len(sorted_N)) + 1 - sets.free_ranks, 0)
-  scores_N = np.cumsum(sorted_N) + sets.penalty * ranks_N
+    least_N = least_probabilities(sets, n_classes)
+    return order_N[sorted_N >= least_N[order_N]]
+  mass_N = np.cumsum(sorted_N, dtype=np.float64)
+  penalised_N = np.maximum(np.arange(n_classes) + 1 - sets.free_ranks, 0)
+  scores_N = mass_N + sets.penalty * penalised_N
   return order_N[scores_N <= sets.threshold]
 
 
