@@ -304,7 +304,13 @@ def told_apart(
 def sizes_of(
   sets: Sets, features_BxE: Float[np.ndarray, "B E"], head: Head
 ) -> Int[np.ndarray, " B"]:
-  """Number of names in the set of each image."""
+  """Number of names in the set of each image.
+
+  Args:
+    sets: thresholds.
+    features_BxE: unit features of the images.
+    head: class vectors, and the factors on cosines.
+  """
   if sets.kind == "raps":
     return adaptive_set_sizes(features_BxE, head.rows, head.calibrated, sets)
   least_N = promises.least_probabilities(sets, len(head.rows))
@@ -315,7 +321,13 @@ def of_classes(
   images: SplitFeatures, names: Sequence[str], *, known: bool
 ) -> SplitFeatures:
   """The images whose class is among the names, with their labels there; or the others
-  with label 0."""
+  with label 0.
+
+  Args:
+    images: features and labels, with the names of these labels.
+    names: names of the classifier.
+    known: whether the images of these names are wanted; otherwise all others.
+  """
   row = {name: label for label, name in enumerate(names)}
   label_C = np.array([row.get(name, -1) for name in images.names], np.int32)
   labels_B = label_C[images.labels]
@@ -330,7 +342,13 @@ def of_classes(
 
 def as_prompt(opened: Prompt | str, classes: ClassList, encoder: Encoder) -> Prompt:
   """A learned prompt as it is, or hand-written texts as sentences that a file can
-  hold."""
+  hold.
+
+  Args:
+    opened: learned prompt, or the name of hand-written texts.
+    classes: class list, which knows the texts of a name.
+    encoder: the CLIP that the texts are for.
+  """
   if isinstance(opened, Prompt):
     return opened
   sentences = Sentences(tuple(texts_of(opened, classes)))

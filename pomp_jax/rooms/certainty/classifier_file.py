@@ -158,15 +158,18 @@ def compute(
   tower = None if kind == "none" else tower_bytes(encoder, kind)
 
   def write(path: Path) -> None:
+    folder = path.parent
+    tensors = {"embeddings": np.ascontiguousarray(rows_NxE, np.float32)}
+    content = safetensors.numpy.save(tensors, metadata)
     with replacing(path) as file:
-      tensors = {"embeddings": np.ascontiguousarray(rows_NxE, np.float32)}
-      file.write(safetensors.numpy.save(tensors, metadata))
-    write_file(path.parent / LABELS, "".join(f"{name}\n" for name in names))
+      file.write(content)
+    lines = [f"{name}\n" for name in names]
+    write_file(folder / LABELS, "".join(lines))
     # Those of an earlier classifier, too.
-    RunFolder(path.parent).write_classes(names)
+    RunFolder(folder).write_classes(names)
     if tower is not None:
-      write_file(path.parent / f"image_tower.{kind}", tower)
-      write_json(path.parent / PREPROCESSING, preprocessing(encoder), checksum=False)
+      write_file(folder / f"image_tower.{kind}", tower)
+      write_json(folder / PREPROCESSING, preprocessing(encoder), checksum=False)
 
   return facts, write
 
@@ -205,7 +208,16 @@ def check_libraries(tower: str) -> None:
 def unit_features(
   encoder: Encoder, classes: ClassList, prompt: AnyPrompt
 ) -> Float[np.ndarray, "N E"]:
-  """Unit class features under a prompt; EvaluationError if they are not finite."""
+  """Unit class features under a prompt.
+
+  Args:
+    encoder: the CLIP.
+    classes: the N class names.
+    prompt: learned prompt, or hand-written texts.
+
+  Raises:
+    EvaluationError: features that are not finite.
+  """
   rows_NxE = features_under(encoder, classes, prompt)
   check_finite(rows_NxE, "classes")
   return rows_NxE
@@ -239,7 +251,17 @@ def read_classifier(path: str) -> Stored:
 def check_extends(
   path: str, metadata: dict[str, str], clip_digest: str, prompt_digest: str
 ) -> None:
-  """Raises ClassifierFileError where the rows are of another CLIP or prompt."""
+  """Compares an earlier classifier with the CLIP and the prompt in use.
+
+  Args:
+    path: the earlier file, for messages.
+    metadata: what it says of itself.
+    clip_digest: digest of the CLIP in use.
+    prompt_digest: digest of the prompt in use.
+
+  Raises:
+    ClassifierFileError: its rows are of another CLIP or prompt.
+  """
   for key, own, field in (
     ("clip_digest", clip_digest, "clip.model"),
     ("prompt_digest", prompt_digest, "export.prompt"),

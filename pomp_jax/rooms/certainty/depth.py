@@ -4,7 +4,7 @@ high enough.
 Shapes: B images, N classes, n nodes, T settings of a curve.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -42,6 +42,11 @@ def deepest(
   """The node with the most bits among those with at least this probability.
 
   Of equal ones the likeliest, then the first. The root has probability 1.
+
+  Args:
+    probability_Bxn: probability of each node.
+    bits_n: information of each node, in bits; below 0 for one without classes.
+    least: probability that the answer must have.
   """
   # Sums of float32 may miss 1 by rounding.
   is_sure_Bxn = probability_Bxn >= jnp.minimum(least, 1 - 1e-4)
@@ -60,6 +65,11 @@ def darts(
 
   Deng et al., "Hedging Your Bets" (2012): with the smallest lambda whose accuracy
   reaches a guarantee on validation images, the mean information is largest.
+
+  Args:
+    probability_Bxn: probability of each node.
+    bits_n: information of each node, in bits; below 0 for one without classes.
+    weight: lambda, in bits.
   """
   return jnp.argmax(jnp.maximum(bits_n + weight, 0) * probability_Bxn, axis=1)
 
@@ -101,20 +111,32 @@ def curves(
     weights: DARTS's lambdas.
   """
   bits_n = jnp.asarray(tree.bits, jnp.float32)
-  found: dict[tuple[str, float], list[np.ndarray]] = {}
+  nodes_of_least: dict[float, list[np.ndarray]] = {least: [] for least in leasts}
+  nodes_of_weight: dict[float, list[np.ndarray]] = {weight: [] for weight in weights}
   for sums_bxn in _sums_by_blocks(tree, probability_BxN):
-    for least in leasts:
-      nodes_b = np.asarray(deepest(sums_bxn, bits_n, least))
-      found.setdefault(("threshold", least), []).append(nodes_b)
-    for weight in weights:
-      nodes_b = np.asarray(darts(sums_bxn, bits_n, weight))
-      found.setdefault(("darts", weight), []).append(nodes_b)
-  points: dict[str, list[Point]] = {"threshold": [], "darts": []}
-  for (kind, setting), parts in found.items():
+    for least, parts in nodes_of_least.items():
+      parts.append(np.asarray(deepest(sums_bxn, bits_n, least)))
+    for weight, parts in nodes_of_weight.items():
+      parts.append(np.asarray(darts(sums_bxn, bits_n, weight)))
+  return {
+    "threshold": _points(tree, nodes_of_least, labels_B),
+    "darts": _points(tree, nodes_of_weight, labels_B),
+  }
+
+
+def _points(
+  tree: ClassTree,
+  nodes_of_setting: Mapping[float, list[np.ndarray]],
+  labels_B: Int[np.ndarray, " B"],
+) -> list[Point]:
+  """Accuracy and information of the answers under each setting."""
+  points = []
+  for setting, parts in nodes_of_setting.items():
     nodes_B = np.concatenate(parts)
     right_B = tree.holds(nodes_B, labels_B)
-    bits = float(np.mean(right_B * tree.bits[nodes_B]))
-    points[kind].append(Point(setting, float(np.mean(right_B)), bits))
+    bits_B = right_B * tree.bits[nodes_B]
+    accuracy = float(np.mean(right_B))
+    points.append(Point(setting, accuracy, bits=float(np.mean(bits_B))))
   return points
 
 

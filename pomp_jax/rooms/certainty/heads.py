@@ -54,7 +54,9 @@ def rows_of(features_NxE: Float[np.ndarray, "N E"], kind: str) -> Rows:
     return Rows(np.asarray(features_NxE, np.float32))
   if kind == "float16":
     return Rows(features_NxE.astype(np.float16))
-  largest_N = np.maximum(np.abs(features_NxE).max(axis=1), np.finfo(np.float32).tiny)
+  largest_N = np.abs(features_NxE).max(axis=1)
+  # A row of zeros keeps a scale that one can divide by.
+  largest_N = np.maximum(largest_N, np.finfo(np.float32).tiny)
   scales_N = (largest_N / 127).astype(np.float32)
   values_NxE = np.rint(features_NxE / scales_N[:, None])
   return Rows(values_NxE.astype(np.int8), scales_N)
@@ -103,15 +105,17 @@ def _merge(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The best k of an earlier best and of a block: logits, labels, log of the sum."""
   logit_Bxk, label_Bxk, total_B = best
-  k = logit_Bxk.shape[1]
   scores_BxC = scale * _cosines(features_BxE, part)
-  top_Bxt, place_Bxt = jax.lax.top_k(scores_BxC, min(k, scores_BxC.shape[1]))
+  k = logit_Bxk.shape[1]
+  n_top = min(k, scores_BxC.shape[1])
+  top_Bxt, place_Bxt = jax.lax.top_k(scores_BxC, n_top)
   # Earlier classes first: `top_k` keeps the first of equal ones.
   logits = jnp.concatenate([logit_Bxk, top_Bxt], axis=1)
   labels = jnp.concatenate([label_Bxk, place_Bxt + start], axis=1)
   kept_Bxk, order_Bxk = jax.lax.top_k(logits, k)
-  total_B = jnp.logaddexp(total_B, jax.nn.logsumexp(scores_BxC, axis=1))
-  return kept_Bxk, jnp.take_along_axis(labels, order_Bxk, axis=1), total_B
+  kept_labels_Bxk = jnp.take_along_axis(labels, order_Bxk, axis=1)
+  of_block_B = jax.nn.logsumexp(scores_BxC, axis=1)
+  return kept_Bxk, kept_labels_Bxk, jnp.logaddexp(total_B, of_block_B)
 
 
 def probabilities(
@@ -122,7 +126,11 @@ def probabilities(
 ) -> Float[np.ndarray, "B N"]:
   """Softmax over all classes, whose logits are computed by blocks.
 
-  Arguments as of `top_k`.
+  Args:
+    features_BxE: unit features of the images.
+    rows: class vectors.
+    scale: factor on the cosines before the softmax.
+    block: classes that are computed at a time.
   """
   features = jnp.asarray(features_BxE, jnp.float32)
   parts = [
@@ -157,7 +165,13 @@ def _blocks(rows: Rows, block: int) -> Iterator[tuple[int, Rows]]:
 def agreement(
   features_BxE: Float[np.ndarray, "B E"], rows: Rows, others: Rows
 ) -> float:
-  """Share of images with the same likeliest class under two kinds of rows."""
+  """Share of images with the same likeliest class under two kinds of rows.
+
+  Args:
+    features_BxE: unit features of the images.
+    rows: class vectors.
+    others: the same vectors in another type.
+  """
   first = top_k(features_BxE, rows, 1.0, 1).labels
   second = top_k(features_BxE, others, 1.0, 1).labels
   return float(np.mean(first == second))

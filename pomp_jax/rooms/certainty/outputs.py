@@ -5,6 +5,7 @@ alone, so that memory does not grow with the images.
 """
 
 from collections.abc import Callable, Iterator
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -69,7 +70,12 @@ def outputs(
     labels_B: right class of each image; any class where it is unknown.
     scale: factor on the cosines before the softmax.
   """
-  of_block = lambda *arrays: _outputs(*arrays, jnp.float32(scale))
+
+  def of_block(
+    features_bxE: jax.Array, rows: jax.Array, labels_b: jax.Array
+  ) -> Outputs:
+    return _outputs(features_bxE, rows, labels_b, jnp.float32(scale))
+
   return Outputs(*_by_blocks(of_block, features_BxE, rows_NxE, labels_B))
 
 
@@ -81,16 +87,17 @@ def _outputs(
   scale: Float[Array, ""],
 ) -> Outputs:
   cosine_BxN = cosines(features_BxE, rows_NxE)
-  right_Bx1 = jnp.take_along_axis(cosine_BxN, labels_B[:, None], axis=1)
-  probability_BxN = jax.nn.softmax(scale * cosine_BxN, axis=1)
+  label_Bx1 = labels_B[:, None]
+  right_Bx1 = jnp.take_along_axis(cosine_BxN, label_Bx1, axis=1)
   is_above_BxN = cosine_BxN > right_Bx1
+  probability_BxN = jax.nn.softmax(scale * cosine_BxN, axis=1)
+  probability_Bx1 = jnp.take_along_axis(probability_BxN, label_Bx1, axis=1)
+  above_BxN = jnp.where(is_above_BxN, probability_BxN, 0)
   numbers: dict[str, Any] = {
     "answer": jnp.argmax(cosine_BxN, axis=1),
     "confidence": jnp.max(probability_BxN, axis=1),
-    "probability": jnp.take_along_axis(probability_BxN, labels_B[:, None], axis=1)[
-      :, 0
-    ],
-    "mass_above": jnp.sum(jnp.where(is_above_BxN, probability_BxN, 0), axis=1),
+    "probability": probability_Bx1[:, 0],
+    "mass_above": jnp.sum(above_BxN, axis=1),
     "rank": jnp.sum(is_above_BxN, axis=1),
     "max_cosine": jnp.max(cosine_BxN, axis=1),
     "energy": jax.nn.logsumexp(scale * cosine_BxN, axis=1),
@@ -107,12 +114,24 @@ def moments(
 ) -> Moments:
   """Computes the log-likelihood of the right classes, and its derivatives by `scale`.
 
-  Arguments as of `outputs`. The sums over the images are in float64.
+  The sums over the images are in float64.
+
+  Args:
+    features_BxE: unit features of the images.
+    rows_NxE: unit features of the classes.
+    labels_B: right class of each image.
+    scale: factor on the cosines before the softmax.
   """
-  of_block = lambda *arrays: _moments(*arrays, jnp.float32(scale))
+
+  def of_block(features_bxE: jax.Array, rows: jax.Array, labels_b: jax.Array) -> Any:
+    return _moments(features_bxE, rows, labels_b, jnp.float32(scale))
+
   value_B, first_B, variance_B = _by_blocks(of_block, features_BxE, rows_NxE, labels_B)
-  mean = lambda of_images: float(np.mean(of_images, dtype=np.float64))
-  return Moments(mean(value_B), mean(first_B), -mean(variance_B))
+  return Moments(
+    log_likelihood=float(np.mean(value_B, dtype=np.float64)),
+    first=float(np.mean(first_B, dtype=np.float64)),
+    second=-float(np.mean(variance_B, dtype=np.float64)),
+  )
 
 
 @jax.jit
@@ -123,14 +142,16 @@ def _moments(
   scale: Float[Array, ""],
 ) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
   cosine_BxN = cosines(features_BxE, rows_NxE)
-  right_B = jnp.take_along_axis(cosine_BxN, labels_B[:, None], axis=1)[:, 0]
+  right_Bx1 = jnp.take_along_axis(cosine_BxN, labels_B[:, None], axis=1)
   # Deviations from the right class stay exact where the probabilities are near 1.
-  deviation_BxN = cosine_BxN - right_B[:, None]
-  probability_BxN = jax.nn.softmax(scale * deviation_BxN, axis=1)
-  mean_B = jnp.sum(probability_BxN * deviation_BxN, axis=1)
-  square_BxN = (deviation_BxN - mean_B[:, None]) ** 2
+  deviation_BxN = cosine_BxN - right_Bx1
+  logit_BxN = scale * deviation_BxN
+  probability_BxN = jax.nn.softmax(logit_BxN, axis=1)
+  mean_Bx1 = jnp.sum(probability_BxN * deviation_BxN, axis=1, keepdims=True)
+  square_BxN = (deviation_BxN - mean_Bx1) ** 2
   variance_B = jnp.sum(probability_BxN * square_BxN, axis=1)
-  return -jax.nn.logsumexp(scale * deviation_BxN, axis=1), -mean_B, variance_B
+  log_likelihood_B = -jax.nn.logsumexp(logit_BxN, axis=1)
+  return log_likelihood_B, -mean_Bx1[:, 0], variance_B
 
 
 def set_sizes(
@@ -147,21 +168,7 @@ def set_sizes(
     scale: factor on the cosines before the softmax.
     least_N: smallest probability at which a class is in the set.
   """
-  unused = np.zeros(len(features_BxE), np.int32)
-  least = jnp.asarray(least_N, jnp.float32)
-  count = lambda features, rows, _: (_sizes(features, rows, jnp.float32(scale), least),)
-  return _by_blocks(count, features_BxE, rows_NxE, unused)[0]
-
-
-@jax.jit
-def _sizes(
-  features_BxE: Float[Array, "B E"],
-  rows_NxE: Float[Array, "N E"],
-  scale: Float[Array, ""],
-  least_N: Float[Array, " N"],
-) -> Int[Array, " B"]:
-  probability_BxN = jax.nn.softmax(scale * cosines(features_BxE, rows_NxE), axis=1)
-  return jnp.sum(probability_BxN >= least_N, axis=1)
+  return _counts(_at_least, features_BxE, rows_NxE, scale=scale, bound_N=least_N)
 
 
 def adaptive_set_sizes(
@@ -170,26 +177,70 @@ def adaptive_set_sizes(
   scale: float,
   sets: Sets,
 ) -> Int[np.ndarray, " B"]:
-  """Counts the classes in the sets of `raps`; arguments as of `set_sizes`."""
-  unused = np.zeros(len(features_BxE), np.int32)
-  ranks_N = np.maximum(np.arange(len(rows_NxE)) + 1 - sets.free_ranks, 0)
-  room_N = jnp.asarray(sets.threshold - sets.penalty * ranks_N, jnp.float32)
-  count = lambda features, rows, _: (
-    _adaptive_sizes(features, rows, jnp.float32(scale), room_N),
-  )
-  return _by_blocks(count, features_BxE, rows_NxE, unused)[0]
+  """Counts the classes in the sets of `raps`.
+
+  Args:
+    features_BxE: unit features of the images.
+    rows_NxE: unit features of the classes.
+    scale: factor on the cosines before the softmax.
+    sets: threshold, penalty and free ranks.
+  """
+  penalised_N = np.maximum(np.arange(len(rows_NxE)) + 1 - sets.free_ranks, 0)
+  room_N = sets.threshold - sets.penalty * penalised_N
+  return _counts(_within_mass, features_BxE, rows_NxE, scale=scale, bound_N=room_N)
 
 
-@jax.jit
-def _adaptive_sizes(
+def _counts(
+  is_member: Callable[[jax.Array, jax.Array], jax.Array],
+  features_BxE: np.ndarray,
+  rows_NxE: np.ndarray,
+  *,
+  scale: float,
+  bound_N: np.ndarray,
+) -> np.ndarray:
+  """Counts the classes of each image that are members.
+
+  Args:
+    is_member: function of the probabilities [B,N] and the bounds [N].
+    features_BxE: unit features of the images.
+    rows_NxE: unit features of the classes.
+    scale: factor on the cosines before the softmax.
+    bound_N: bound of each class, or of each rank.
+  """
+  bounds = jnp.asarray(bound_N, jnp.float32)
+
+  def of_block(features_bxE: jax.Array, rows: jax.Array, _: jax.Array) -> Any:
+    return (_count(is_member, features_bxE, rows, jnp.float32(scale), bounds),)
+
+  unused_B = np.zeros(len(features_BxE), np.int32)
+  (sizes_B,) = _by_blocks(of_block, features_BxE, rows_NxE, unused_B)
+  return sizes_B
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _count(
+  is_member: Callable[[jax.Array, jax.Array], jax.Array],
   features_BxE: Float[Array, "B E"],
   rows_NxE: Float[Array, "N E"],
   scale: Float[Array, ""],
-  room_N: Float[Array, " N"],
+  bound_N: Float[Array, " N"],
 ) -> Int[Array, " B"]:
   probability_BxN = jax.nn.softmax(scale * cosines(features_BxE, rows_NxE), axis=1)
-  mass_BxN = jnp.cumsum(-jnp.sort(-probability_BxN, axis=1), axis=1)
-  return jnp.sum(mass_BxN <= room_N, axis=1)
+  return jnp.sum(is_member(probability_BxN, bound_N), axis=1)
+
+
+def _at_least(
+  probability_BxN: Float[Array, "B N"], least_N: Float[Array, " N"]
+) -> Bool[Array, "B N"]:
+  return probability_BxN >= least_N
+
+
+def _within_mass(
+  probability_BxN: Float[Array, "B N"], room_N: Float[Array, " N"]
+) -> Bool[Array, "B N"]:
+  """Whether the probabilities down to each rank leave the room that the rank needs."""
+  sorted_BxN = -jnp.sort(-probability_BxN, axis=1)
+  return jnp.cumsum(sorted_BxN, axis=1) <= room_N
 
 
 def _by_blocks(

@@ -165,25 +165,29 @@ class Answers:
       features_BxE: unit features of the images.
       top: names that an answer has at most.
     """
-    needs_all = self._tree is not None or self._adaptive
-    if not needs_all:
-      rows = self.rows if self._kept is None else self.rows.part(self._kept)
-      best = heads.top_k(features_BxE, rows, self._scale, top)
-      labels = best.labels if self._kept is None else self._kept[best.labels]
-      pairs = zip(labels, best.probabilities, strict=True)
-      return [self._answer(own, shares) for own, shares in pairs]
+    if self._tree is None and not self._adaptive:
+      return self._of_best(features_BxE, top)
     probability_BxN = self._probabilities(features_BxE)
-    order_BxN = np.argsort(-probability_BxN, axis=1, kind="stable")[:, :top]
-    shares_Bxk = np.take_along_axis(probability_BxN, order_BxN, axis=1)
-    found = []
-    for row_N, order, shares in zip(
-      probability_BxN, order_BxN, shares_Bxk, strict=True
-    ):
-      inside = order[shares > 0]
-      found.append(self._answer(inside, shares[: len(inside)], row_N))
+    answers = []
+    for probability_N in probability_BxN:
+      order_k = np.argsort(-probability_N, kind="stable")[:top]
+      # Classes outside of a subset have the probability 0.
+      labels_k = order_k[probability_N[order_k] > 0]
+      answer = self._answer(labels_k, probability_N[labels_k], probability_N)
+      answers.append(answer)
     if self._tree is not None:
-      found = self._with_depth(found, probability_BxN)
-    return found
+      answers = self._with_depth(answers, probability_BxN)
+    return answers
+
+  def _of_best(self, features_BxE: Float[np.ndarray, "B E"], top: int) -> list[Answer]:
+    """Answers that need the likeliest classes alone."""
+    rows = self.rows if self._kept is None else self.rows.part(self._kept)
+    best = heads.top_k(features_BxE, rows, self._scale, top)
+    labels_Bxk = best.labels if self._kept is None else self._kept[best.labels]
+    answers = []
+    for labels_k, probability_k in zip(labels_Bxk, best.probabilities, strict=True):
+      answers.append(self._answer(labels_k, probability_k))
+    return answers
 
   @property
   def _adaptive(self) -> bool:
@@ -197,10 +201,11 @@ class Answers:
     """Probabilities of all classes, 0 outside of a subset."""
     if self._kept is None:
       return heads.probabilities(features_BxE, self.rows, self._scale)
-    found_BxN = np.zeros((len(features_BxE), len(self.rows)), np.float32)
     rows = self.rows.part(self._kept)
-    found_BxN[:, self._kept] = heads.probabilities(features_BxE, rows, self._scale)
-    return found_BxN
+    probability_BxS = heads.probabilities(features_BxE, rows, self._scale)
+    probability_BxN = np.zeros((len(features_BxE), len(self.rows)), np.float32)
+    probability_BxN[:, self._kept] = probability_BxS
+    return probability_BxN
 
   def _answer(
     self,
@@ -209,7 +214,8 @@ class Answers:
     probability_N: Float[np.ndarray, " N"] | None = None,
   ) -> Answer:
     names = [self._names[label] for label in labels_k]
-    best = float(probability_k[0])
+    probabilities = [float(probability) for probability in probability_k]
+    best = probabilities[0]
     text = names[0]
     calibration = self._calibration
     in_set = None
@@ -217,7 +223,7 @@ class Answers:
       if calibration.floor is not None and best < calibration.floor:
         text = NONE
       in_set = self._in_set(labels_k, probability_k, probability_N)
-    pairs = list(zip(names, map(float, probability_k), strict=True))
+    pairs = list(zip(names, probabilities, strict=True))
     return Answer(text, pairs, in_set, best)
 
   def _in_set(
@@ -238,18 +244,19 @@ class Answers:
     return (probability_k >= np.array(least)).tolist()
 
   def _with_depth(
-    self, found: list[Answer], probability_BxN: Float[np.ndarray, "B N"]
+    self, answers: list[Answer], probability_BxN: Float[np.ndarray, "B N"]
   ) -> list[Answer]:
     """The answers as paths of the tree, but for those that are none of the names."""
     assert self._tree is not None
     deep = depth.answers(self._tree, probability_BxN, self._least)
-    answers = []
-    for answer, node, row_N in zip(found, deep.nodes, probability_BxN, strict=True):
+    with_paths = []
+    for row, answer in enumerate(answers):
       if answer.text != NONE:
-        sums_n = np.asarray(self._tree.probabilities(row_N[None])[0])
-        answer = answer._replace(text=depth.text_of(self._tree, int(node), sums_n))
-      answers.append(answer)
-    return answers
+        (sums_n,) = np.asarray(self._tree.probabilities(probability_BxN[[row]]))
+        path = depth.text_of(self._tree, int(deep.nodes[row]), sums_n)
+        answer = answer._replace(text=path)
+      with_paths.append(answer)
+    return with_paths
 
 
 def subset_of(

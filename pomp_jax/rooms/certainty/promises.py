@@ -113,7 +113,15 @@ def raps_scores(
   penalty: float = PENALTY,
   free_ranks: int = FREE_RANKS,
 ) -> Float[np.ndarray, " B"]:
-  """Scores of the right classes: all probability down to them, and the penalty."""
+  """Scores of the right classes: all probability down to them, and the penalty.
+
+  Args:
+    probability_B: probability of the right class.
+    mass_above_B: sum of the probabilities above it.
+    rank_B: number of these classes.
+    penalty: penalty for each rank below the free ones.
+    free_ranks: first ranks, which have no penalty.
+  """
   ranks_B = np.maximum(rank_B + 1 - free_ranks, 0)
   return mass_above_B.astype(np.float64) + probability_B + penalty * ranks_B
 
@@ -130,13 +138,15 @@ def members(
   sets: Sets, probability_N: Float[np.ndarray, " N"]
 ) -> Int[np.ndarray, " S"]:
   """Labels of the classes in the set of one image, the likeliest first."""
+  n_classes = len(probability_N)
   order_N = np.argsort(-probability_N, kind="stable")
+  sorted_N = probability_N[order_N]
   if sets.kind != "raps":
-    least_N = least_probabilities(sets, len(probability_N))
-    return order_N[probability_N[order_N] >= least_N[order_N]]
-  sorted_N = probability_N[order_N].astype(np.float64)
-  ranks_N = np.maximum(np.arange(len(sorted_N)) + 1 - sets.free_ranks, 0)
-  scores_N = np.cumsum(sorted_N) + sets.penalty * ranks_N
+    least_N = least_probabilities(sets, n_classes)
+    return order_N[sorted_N >= least_N[order_N]]
+  mass_N = np.cumsum(sorted_N, dtype=np.float64)
+  penalised_N = np.maximum(np.arange(n_classes) + 1 - sets.free_ranks, 0)
+  scores_N = mass_N + sets.penalty * penalised_N
   return order_N[scores_N <= sets.threshold]
 
 

@@ -72,17 +72,26 @@ class ClassTree(NamedTuple):
   def below(self, name: str, where: str) -> Int[np.ndarray, " s"]:
     """Labels of the classes at and below the node of a name.
 
+    Args:
+      name: name of a node, or its id.
+      where: field, for messages.
+
     Raises:
       TreeError: no node or several have this name, or no class is below it.
     """
     nodes = [node for node, own in enumerate(self.tree.names) if own == name]
     if not nodes and name in self.tree.ids:
       nodes = [self.tree.ids.index(name)]
-    kept = [node for node in nodes if self.n_below[node]]
-    if len(kept) != 1:
-      found = f"{len(kept)} nodes with classes are" if nodes else "no node is"
-      raise TreeError(f"{where}: {found} named {quoted(name)}; expected one, or its id")
-    return np.sort(self.pair_classes[self.pair_nodes == kept[0]])
+    with_classes = [node for node in nodes if self.n_below[node]]
+    if not nodes:
+      raise TreeError(f"{where}: no node is named {quoted(name)}; expected one")
+    if len(with_classes) != 1:
+      raise TreeError(
+        f"{where}: {len(with_classes)} nodes with classes are named {quoted(name)};"
+        " expected one, or its id"
+      )
+    is_below_P = self.pair_nodes == with_classes[0]
+    return np.sort(self.pair_classes[is_below_P])
 
   def path(self, node: int) -> list[int]:
     """Nodes from below the root down to a node, through the most telling parents."""

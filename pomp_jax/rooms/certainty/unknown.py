@@ -52,6 +52,11 @@ def fpr_at(
   """Share of unknown images that are accepted where `share` of the known ones are.
 
   The threshold is the largest that accepts at least that share.
+
+  Args:
+    known_K: scores of known images.
+    unknown_U: scores of unknown images.
+    share: share of the known images that are accepted.
   """
   n_accepted = int(np.ceil(share * len(known_K) - 1e-9))
   threshold = np.sort(known_K)[len(known_K) - n_accepted]

@@ -1,5 +1,8 @@
 """Floor and sets: quantiles against their definition, and promises on new images."""
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 import scipy.special
@@ -45,9 +48,9 @@ def of_right(probabilities, labels):
   return own, (probabilities * above).sum(1), above.sum(1), labels
 
 
-@pytest.mark.parametrize("coverage", [0.8, 0.9])
-def test_pooled_sets_are_mapies(coverage):
-  """MAPIE's `lac`, from probabilities that its classifier returns as they are."""
+def mapie_sets(validation, labels, new, coverage):
+  """MAPIE's `lac`, from probabilities that its classifier returns as they are: whether
+  each class is in the set of each new image."""
   base = pytest.importorskip("sklearn.base")
   mapie = pytest.importorskip("mapie.classification")
 
@@ -66,23 +69,119 @@ def test_pooled_sets_are_mapies(coverage):
     def __sklearn_is_fitted__(self):
       return True
 
-  rng = np.random.default_rng(5)
-  validation, labels = drawn(rng, 400)
-  new, _ = drawn(rng, 300)
   oracle = mapie.SplitConformalClassifier(
     Given(), confidence_level=coverage, conformity_score="lac", prefit=True
   )
   oracle.conformalize(validation, labels)
-  expected = oracle.predict_set(new)[1][:, :, 0]
+  return oracle.predict_set(new)[1][:, :, 0]
+
+
+def is_member(sets, probabilities):
+  """Whether each class is in the set of each image."""
+  inside = np.zeros(probabilities.shape, bool)
+  for row, is_in in zip(probabilities, inside, strict=True):
+    is_in[promises.members(sets, row)] = True
+  return inside
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+def test_pooled_sets_are_mapies(coverage):
+  rng = np.random.default_rng(5)
+  validation, labels = drawn(rng, 400)
+  new, _ = drawn(rng, 300)
+  expected = mapie_sets(validation, labels, new, coverage)
   sets = promises.sets_of("pooled", coverage, *of_right(validation, labels))
   assert sets is not None
-  found = np.zeros_like(expected)
-  for row, is_in in zip(new, found, strict=True):
-    is_in[promises.members(sets, row)] = True
+  found = is_member(sets, new)
   # MAPIE also takes what misses the threshold by less than 1e-8.
   is_clear = np.abs(1 - new - sets.threshold) > 1e-8
   np.testing.assert_array_equal(found[is_clear], expected[is_clear])
   assert is_clear.sum() >= new.size - 3 and 0.1 < found.mean() < 0.9
+
+
+def test_classwise_sets_are_mapies_of_the_images_of_each_class():
+  """A class is in the set where MAPIE, with the images of this class alone, says so."""
+  rng = np.random.default_rng(8)
+  validation, labels = drawn(rng, 400)
+  new, _ = drawn(rng, 300)
+  sets = promises.sets_of("classwise", 0.8, *of_right(validation, labels))
+  assert sets is not None and len(sets.of_class) >= 8
+  found = is_member(sets, new)
+  for label, threshold in sets.of_class.items():
+    of_label = labels == label
+    expected = mapie_sets(validation[of_label], labels[of_label], new, 0.8)[:, label]
+    is_clear = np.abs(1 - new[:, label] - threshold) > 1e-8
+    np.testing.assert_array_equal(found[is_clear, label], expected[is_clear])
+    assert is_clear.sum() >= len(new) - 3 and 0.05 < expected.mean() < 0.95
+
+
+@pytest.fixture(scope="module")
+def torchcp():
+  """Scores and TorchCP's answers to them, of docs/studies/torchcp_sets.py."""
+  file = pathlib.Path(__file__).with_name("torchcp_sets.json")
+  return json.loads(file.read_text(encoding="utf-8"))
+
+
+def softmax(logits):
+  """Probabilities in float64."""
+  return scipy.special.softmax(np.array(logits), axis=1)
+
+
+@pytest.mark.parametrize("case", range(2))
+def test_classwise_thresholds_and_sets_are_torchcps(torchcp, case):
+  expected = torchcp["classwise"][case]
+  labels = np.array(torchcp["labels"])
+  validation = softmax(torchcp["validation"])
+  found = promises.sets_of(
+    "classwise", expected["coverage"], *of_right(validation, labels)
+  )
+  assert found is not None
+  # Where the images are too few TorchCP takes the class into each set; ours is shared.
+  own = {
+    label: threshold
+    for label, threshold in enumerate(expected["thresholds"])
+    if threshold is not None
+  }
+  assert 0 < len(own) < len(expected["thresholds"])
+  assert found.of_class == pytest.approx(own, abs=1e-6)
+  inside = is_member(found, softmax(torchcp["new"]))
+  for is_in, members in zip(inside, expected["sets"], strict=True):
+    assert set(np.flatnonzero(is_in)) & own.keys() == set(members) & own.keys()
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_raps_thresholds_and_sets_are_torchcps(torchcp, case):
+  expected = torchcp["raps"][case]
+  probability, mass_above, rank, _ = of_right(
+    softmax(torchcp["validation"]), np.array(torchcp["labels"])
+  )
+  penalty = expected["penalty"]
+  free_ranks = expected["free_ranks"]
+  coverage = expected["coverage"]
+  scores = promises.raps_scores(
+    probability, mass_above, rank, penalty=penalty, free_ranks=free_ranks
+  )
+  threshold = promises.threshold_of(scores, coverage)
+  assert threshold == pytest.approx(expected["threshold"], abs=1e-7)
+  # TorchCP adds penalties in float32.
+  sets = Sets(
+    "raps", coverage, threshold + 1e-7, penalty=penalty, free_ranks=free_ranks
+  )
+  inside = is_member(sets, softmax(torchcp["new"]))
+  assert [np.flatnonzero(row).tolist() for row in inside] == expected["sets"]
+
+
+def test_raps_has_the_penalty_of_a_case_of_torchcp(torchcp):
+  labels = np.array(torchcp["labels"])
+  validation = softmax(torchcp["validation"])
+  found = promises.sets_of("raps", 0.9, *of_right(validation, labels))
+  expected = [
+    case["threshold"]
+    for case in torchcp["raps"]
+    if (case["coverage"], case["penalty"], case["free_ranks"])
+    == (0.9, promises.PENALTY, promises.FREE_RANKS)
+  ]
+  assert found is not None and [found.threshold] == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize("kind", SETS)

@@ -98,7 +98,10 @@ def test_an_answer_below_the_floor_is_none_of_these(made, client, floor, is_none
   assert text.count("None of these") == int(is_none)
   assert "calibrated: temperature 50 from 100 validation images" in text
   if is_none:
-    assert "at most 5% of the right answers lie" in text
+    assert "The floor refuses at most 5% of right answers" in text
+  # A refused name is not shown as the answer.
+  n_cards = text.count('<section class="card')
+  assert n_cards and text.count('class="bar best"') == n_cards - int(is_none)
 
 
 @pytest.mark.parametrize("upright", [True, False, None])
