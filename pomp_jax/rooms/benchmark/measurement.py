@@ -180,7 +180,7 @@ def _ratio(row: dict[str, Any], ours: dict[str, Any], figure: str) -> float | No
   return row[figure] / ours[figure]
 
 
-def _cell(value: float | None, form: str) -> str:
+def _cell(value: float | int | None, form: str) -> str:
   return "-" if value is None else format(value, form)
 
 
