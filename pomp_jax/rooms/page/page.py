@@ -97,9 +97,10 @@ def run(config: PageConfig, _: str) -> None:
     )
   # An IPv6 address is in brackets.
   address = f"[{host}]" if ":" in host else host
+  url = f"http://{address}:{port}/"
   with hosts.StopRequest() as stop, server.serving(app, listener, page.max_upload):
     log.info("prompts: %s", ", ".join(prompt.label for prompt in prompts))
-    log.info("the page is at http://%s:%d/ (Ctrl-C ends it)", address, port)
+    log.info("the page is at %s (Ctrl-C ends it)", url)
     while not stop.after_step():
       time.sleep(_SECONDS)
 
