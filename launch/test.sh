@@ -3,6 +3,7 @@
 #
 #   bash launch/test.sh                            the first tier: what a change may break
 #   bash launch/test.sh --all                      both tiers; the second has what takes minutes
+#   bash launch/test.sh -m slow                    the second alone
 #   bash launch/test.sh tests/files -k resume -n 0 some, in one process
 #   bash launch/test.sh --durations=40             with the dearest tests
 #
@@ -14,6 +15,7 @@ source launch/venv.sh
 
 prepare_venv requirements-test.txt
 tier=first
+[[ " $* " != *' -m slow '* ]] || tier=second
 if [[ "${1:-}" == --all ]]; then
   tier='first and second'
   set -- -m '' "${@:2}"

@@ -11,6 +11,7 @@ pixels, and the same in every call.
 
 import argparse
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -35,6 +36,30 @@ name = "shifted"
 root = "shifted"
 templates = ["a drawing of a {}.", "a picture of a {}."]
 """
+
+
+class Part(NamedTuple):
+  """Classes of an example set that are of one split of the world."""
+
+  split: str
+  n_classes: int
+  images_per_class: int
+
+
+def parts_of_sets(n_classes: int, images_per_class: int) -> dict[str, tuple[Part, ...]]:
+  """Parts of each example set.
+
+  `shifted` and each half of `mixed` have n_classes. `known` has four times as many,
+  with a quarter of the pictures of each, but at least one.
+  """
+  return {
+    "known": (Part("base", 4 * n_classes, max(1, images_per_class // 4)),),
+    "mixed": (
+      Part("base", n_classes, images_per_class),
+      Part("novel", n_classes, images_per_class),
+    ),
+    "shifted": (Part("shifted", n_classes, images_per_class),),
+  }
 
 
 def write_pictures(
@@ -68,18 +93,18 @@ def write_example_sets(
 ) -> pathlib.Path:
   """Writes the three data sets and `sets.toml`, whose path it returns.
 
-  `shifted` and each half of `mixed` have n_classes. `known` has four times as many,
-  with a quarter of the pictures of each, but at least one.
+  Their sizes are those of `parts_of_sets`.
   """
-  write_pictures(
-    out / "known" / "test", "base", 4 * n_classes, max(1, images_per_class // 4)
-  )
-  for part in ("base", "novel"):
-    names = write_pictures(out / "mixed" / "test", part, n_classes, images_per_class)
-    (out / "mixed" / f"{part}.txt").write_text(
-      "\n".join(names) + "\n", encoding="utf-8"
-    )
-  write_pictures(out / "shifted" / "test", "shifted", n_classes, images_per_class)
+  for set_name, parts in parts_of_sets(n_classes, images_per_class).items():
+    folder = out / set_name
+    for part in parts:
+      names = write_pictures(
+        folder / "test", part.split, part.n_classes, part.images_per_class
+      )
+      # A set of several parts has a list of each.
+      if len(parts) > 1:
+        lines = [f"{name}\n" for name in names]
+        (folder / f"{part.split}.txt").write_text("".join(lines), encoding="utf-8")
   file = out / "sets.toml"
   file.write_text(_SETS_FILE, encoding="utf-8")
   return file

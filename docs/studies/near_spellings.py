@@ -1,5 +1,5 @@
-"""Names of ImageNet-21K that are spelt nearly alike, without any encoder: the list in
-docs/how-to/certainty.md.
+"""Finds names of ImageNet-21K with nearly the same spelling, and needs no encoder: the
+list in docs/how-to/certainty.md.
 
 python -m docs.studies.near_spellings --names=imagenet21k --output=spellings.csv
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from docs.generators.example_sets import parts_of_sets
 from pomp_jax.clip.load import load_clip
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.classifier import open_prompt
@@ -36,12 +37,7 @@ from pomp_jax.rooms.certainty.trees import ClassTree, load_class_tree
 from pomp_jax.world import source
 from pomp_jax.world.names import COLOURS, SHAPES, TEXTURES
 
-# Parts of the world's splits in each example set: split, classes, pictures of each.
-SETS = {
-  "known": (("base", 400, 4),),
-  "mixed": (("base", 100, 16), ("novel", 100, 16)),
-  "shifted": (("shifted", 100, 16),),
-}
+SETS = parts_of_sets(n_classes=100, images_per_class=16)
 GUARANTEES = (0.8, 0.9, 0.95)
 WEIGHTS = tuple(np.geomspace(0.05, 500, 200).tolist())
 
@@ -83,13 +79,15 @@ def pictures_of(encoder: Encoder, set_name: str) -> Pictures:
   attributes = []
   labels = []
   features = []
-  for split, n_classes, n_each in SETS[set_name]:
-    images = source(split, n_classes=n_classes, images_per_class=n_each)
-    part = split_features(encoder, images)
-    labels.append(part.labels + len(names))
-    features.append(part.features)
+  for part in SETS[set_name]:
+    images = source(
+      part.split, n_classes=part.n_classes, images_per_class=part.images_per_class
+    )
+    of_part = split_features(encoder, images)
+    labels.append(of_part.labels + len(names))
+    features.append(of_part.features)
     attributes.append(images.attributes_NxA)
-    names.extend(part.names)
+    names.extend(of_part.names)
   return Pictures(
     names=tuple(names),
     attributes_NxA=np.concatenate(attributes),

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from pomp_jax.files.calibration import Sets
+from pomp_jax.rooms.certainty.promises import rank_penalties
 
 # Scores of a block: 64 MiB in float32.
 _SCORES = 2**24
@@ -185,8 +186,8 @@ def adaptive_set_sizes(
     scale: factor on the cosines before the softmax.
     sets: threshold, penalty and free ranks.
   """
-  penalised_N = np.maximum(np.arange(len(rows_NxE)) + 1 - sets.free_ranks, 0)
-  room_N = sets.threshold - sets.penalty * penalised_N
+  ranks_N = np.arange(len(rows_NxE))
+  room_N = sets.threshold - rank_penalties(ranks_N, sets.penalty, sets.free_ranks)
   return _counts(_within_mass, features_BxE, rows_NxE, scale=scale, bound_N=room_N)
 
 

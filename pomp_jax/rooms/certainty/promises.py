@@ -122,8 +122,21 @@ def raps_scores(
     penalty: penalty for each rank below the free ones.
     free_ranks: first ranks, which have no penalty.
   """
-  ranks_B = np.maximum(rank_B + 1 - free_ranks, 0)
-  return mass_above_B.astype(np.float64) + probability_B + penalty * ranks_B
+  mass_B = mass_above_B.astype(np.float64) + probability_B
+  return mass_B + rank_penalties(rank_B, penalty, free_ranks)
+
+
+def rank_penalties(
+  rank_N: Int[np.ndarray, " N"], penalty: float, free_ranks: int
+) -> Float[np.ndarray, " N"]:
+  """What `raps` adds to the probability down to each rank.
+
+  Args:
+    rank_N: ranks, 0 for the likeliest class.
+    penalty: penalty for each rank below the free ones.
+    free_ranks: first ranks, which have no penalty.
+  """
+  return penalty * np.maximum(rank_N + 1 - free_ranks, 0)
 
 
 def least_probabilities(sets: Sets, n_classes: int) -> Float[np.ndarray, " N"]:
@@ -145,9 +158,8 @@ def members(
     least_N = least_probabilities(sets, n_classes)
     return order_N[sorted_N >= least_N[order_N]]
   mass_N = np.cumsum(sorted_N, dtype=np.float64)
-  penalised_N = np.maximum(np.arange(n_classes) + 1 - sets.free_ranks, 0)
-  scores_N = mass_N + sets.penalty * penalised_N
-  return order_N[scores_N <= sets.threshold]
+  penalties_N = rank_penalties(np.arange(n_classes), sets.penalty, sets.free_ranks)
+  return order_N[mass_N + penalties_N <= sets.threshold]
 
 
 def covered(

@@ -128,7 +128,7 @@ def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
 
   Args:
     item: name of the prompt.
-    field: field that has it, for messages.
+    field: name of the config field, for messages.
     chosen: whether the caller chooses the weights of a mixture, which has none then.
 
   Raises:

@@ -70,7 +70,7 @@ def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
   for folder, below, _ in os.walk(root):
     path = pathlib.Path(folder)
     parts = path.relative_to(root).parts
-    # os.walk goes on with what is left in this list.
+    # os.walk descends into the folders that this list still names.
     if len(parts) < _DEPTH:
       visible = [name for name in below if not name.startswith(".")]
       below[:] = sorted(name for name in visible if name.isprintable())

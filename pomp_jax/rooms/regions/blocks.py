@@ -68,7 +68,7 @@ class Blocks:
 
     Args:
       folder: folder of the run.
-      record: the config as `config.json` has it.
+      record: the config, as written to `config.json`.
       key: key of the store of finished blocks.
       n_images: number of images of the run.
       size: number of images of a block.

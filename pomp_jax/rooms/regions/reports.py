@@ -37,7 +37,8 @@ class _Kind(NamedTuple):
 
   title: str
   figure: str  # name of the figure of a single class
-  place: tuple[str, str]  # keys under which a prompt's figures have it for all classes
+  # keys of this figure's mean over all classes, in the figures of a prompt
+  place: tuple[str, str]
   plot: str  # file of the pictures
   content: str  # what has a class in the pictures
 
