@@ -167,7 +167,8 @@ class RegionReproduction:
     self.rows.append(row)
     if row.status == FAIL:
       text = f"{n_images:,} images, and {count:,} are published"
-      self.findings.append(finding(INPUTS, "split", data, text))
+      shared = inputs_stage.OTHER_COUNT
+      self.findings.append(finding(INPUTS, "split", data, text, shared))
       self.stopped[data] = "Inputs failed for the data set"
 
   def compare(self, stage: str) -> None:
@@ -224,6 +225,7 @@ class RegionReproduction:
         tolerance=HALF_DIGIT + MOVED_BETWEEN_PUBLICATIONS,
         why=_WHY,
         n=results["images"],
+        n_target=IMAGES.get(case.data),
         source=f"{printed.table}, {printed.row}",
         beside=_beside(case, column),
       )

@@ -36,6 +36,8 @@ from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.reproduce import accuracies, finished_folder, verify, world_sets
 from pomp_jax.rooms.reproduce.digests import packaged_record
 from pomp_jax.rooms.reproduce.fields import WORLD_TABLE, ReproduceConfig
+from pomp_jax.rooms.reproduce.findings import joined
+from pomp_jax.rooms.reproduce.findings import to_dict as finding_to_dict
 from pomp_jax.rooms.reproduce.measure import Measurer
 from pomp_jax.rooms.reproduce.region_cases import (
   STAGES_OF_CASES,
@@ -223,7 +225,7 @@ def _finish(
   state: accuracies.Reproduction | RegionReproduction,
 ) -> dict[str, Any]:
   """Writes the report and reproduction.json; NotReproducedError where a row failed."""
-  findings = [one._asdict() for one in state.findings]
+  findings = [finding_to_dict(one) for one in joined(state.findings)]
   verdict = verdict_of(state.rows, findings)
   results = {
     "job": config["job"],
@@ -241,9 +243,8 @@ def _finish(
   finish_run(folder, config, results)
   finished_folder.write(folder.path, results, clip)
   for one in findings:
-    log.info(
-      "%s: %s: %s; check %s", *list(one.values())[:2], one["sentence"], one["first"]
-    )
+    place = f"{one['stage']}: {one['kind']} ({one['subject']})"
+    log.info("%s: %s; check %s", place, one["sentence"], one["first"])
   if not succeeded(state.rows):
     raise NotReproducedError(verdict)
   log.info("%s", verdict)
