@@ -9,7 +9,7 @@ import scipy.stats
 
 from pomp_jax.config import unpack
 from pomp_jax.config.command_line import load_config
-from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.class_lists import FOUR, TEN, load_class_list
 from pomp_jax.evaluate import named_prompts, prompt_features
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
@@ -26,10 +26,8 @@ from pomp_jax.rooms.reproduce.orders_stage import DIFFERENCE
 from pomp_jax.rooms.reproduce.rows import Tolerance, from_dict
 from pomp_jax.rooms.reproduce.tables import (
   ACCURACIES,
-  FOUR,
   IMAGENET21K,
   METHODS,
-  TEN,
   method_name,
 )
 from tests.support.clips import write_random_clip
