@@ -94,7 +94,7 @@ def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
 def _forecast(
   machine_name: str,
   rate: float,
-  replace: Callable[[Mapping[str, Any]], TrainingConfig],
+  replace: Callable[[Mapping[str, Any]], Any],
   temporary: str,
 ) -> dict[str, Any]:
   """Compiles the step for a machine that is not here, and logs what it says.
