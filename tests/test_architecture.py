@@ -178,12 +178,6 @@ def test_a_config_is_unpacked_once():
   others = sorted(set(found) - entries)
   assert others == [
     "config/checks.py: validate",
-    # These run other jobs, or other configs of one.
-    "rooms/benchmark/dry_run.py: _forecast",
-    "rooms/reproduce/reproduce.py: _check_regions",
-    "rooms/reproduce/reproduce.py: _items",
-    "rooms/reproduce/reproduce.py: _regions",
-    "rooms/reproduce/reproduce.py: _run_regions",
     "train/setup.py: prepare",
   ]
 

@@ -34,6 +34,21 @@ _SETS: dict[str, dict[str, str]] = json.loads(
 # Names that load_class_list and load_templates accept.
 CLASS_LISTS = tuple(_SETS)
 TEMPLATES = tuple(sorted(file.stem for file in (_FOLDER / "templates").glob("*.txt")))
+# Data sets, named as their class lists, that methods trained on ImageNet are compared on:
+# CoOp's cross-dataset sets in the order of its tables, and the variants of ImageNet.
+TEN = (
+  "caltech101",
+  "oxford_pets",
+  "stanford_cars",
+  "flowers102",
+  "food101",
+  "fgvc_aircraft",
+  "sun397",
+  "dtd",
+  "eurosat",
+  "ucf101",
+)
+FOUR = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 SYNSET = re.compile(r"n[0-9]{8}")  # WordNet id of a noun
 # Table of ImageNet-21K's classes (fall 2011), sorted by WordNet 3.0 id: the id, the
 # words of the synset, the most usual first, and the tokens of "{first word}." and EOT

@@ -6,7 +6,7 @@ temporary folder. For a machine that is not here the step is compiled only
 (`absent.py`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
 import logging
@@ -71,7 +71,8 @@ def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
   trial = config.replace(changes)
   with tempfile.TemporaryDirectory() as temporary:
     if config.dry_run != HERE:
-      return _forecast(trial, temporary)
+      rate = trial.of(Price).dry_run_rate
+      return _forecast(trial.dry_run, rate, trial.replace, temporary)
     folder = RunFolder(pathlib.Path(temporary) / "run")
     run = setup.prepare(trial, folder)
     if trial.data.features == "stored":
@@ -90,12 +91,24 @@ def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
   return figures
 
 
-def _forecast(trial: TrainingConfig, temporary: str) -> dict[str, Any]:
-  """Compiles the step for a machine that is not here, and logs what it says."""
+def _forecast(
+  machine_name: str,
+  rate: float,
+  replace: Callable[[Mapping[str, Any]], Any],
+  temporary: str,
+) -> dict[str, Any]:
+  """Compiles the step for a machine that is not here, and logs what it says.
+
+  Args:
+    machine_name: value of `dry_run`.
+    rate: price of an hour.
+    replace: that of the training's config, for jobs with other fields.
+    temporary: folder that is removed afterwards.
+  """
   folder = RunFolder(pathlib.Path(temporary) / "run")
 
   def job_of(changes: Mapping[str, Any]) -> absent.Job:
-    changed = trial.replace(changes)
+    changed = replace(changes)
     return absent.Job(
       clip=changed.clip,
       class_size=changed.mesh.class_size,
@@ -107,9 +120,9 @@ def _forecast(trial: TrainingConfig, temporary: str) -> dict[str, Any]:
   # A signal can't interrupt the compiler, so it ends the process and removes the files.
   remove = functools.partial(shutil.rmtree, temporary, ignore_errors=True)
   with hosts.ending_at_once(remove):
-    outcome = absent.run(trial.dry_run, job_of)
-  machine = machine_of(trial.dry_run)
-  figures = forecast.figures_of(outcome, machine, trial.of(Price).dry_run_rate)
+    outcome = absent.run(machine_name, job_of)
+  machine = machine_of(machine_name)
+  figures = forecast.figures_of(outcome, machine, rate)
   _log(forecast.lines(outcome.there, machine, figures))
   return figures
 

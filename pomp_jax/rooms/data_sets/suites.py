@@ -8,21 +8,9 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+from pomp_jax.data.class_lists import FOUR, TEN
+
 NO_SUITE = "none"  # a value of `evaluate.suite` beside the suites
-# CoOp's cross-dataset sets, in the order of its tables.
-TEN = (
-  "caltech101",
-  "oxford_pets",
-  "stanford_cars",
-  "flowers102",
-  "food101",
-  "fgvc_aircraft",
-  "sun397",
-  "dtd",
-  "eurosat",
-  "ucf101",
-)
-FOUR = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 _IMAGENET = "imagenet1k"  # source of the cross-dataset and cross-domain comparisons
 _PUBLISHED = pathlib.Path(__file__).with_name("published.json")
 

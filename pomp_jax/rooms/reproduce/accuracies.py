@@ -20,6 +20,7 @@ from pomp_jax.rooms.reproduce import (
   orders_stage,
   retrained_stage,
 )
+from pomp_jax.rooms.reproduce.controls_stage import RECORD, Expected
 from pomp_jax.rooms.reproduce.digests import digests_of_clip, digests_of_set
 from pomp_jax.rooms.reproduce.findings import Finding, finding
 from pomp_jax.rooms.reproduce.measure import Measured, Measurer
@@ -32,6 +33,7 @@ from pomp_jax.rooms.reproduce.rows import (
   RETRAINED,
   Row,
   Seeds,
+  compared,
   not_run,
   seeds_of,
 )
@@ -42,7 +44,6 @@ from pomp_jax.train import pretrain
 log = logging.getLogger(__name__)
 
 _PAPERS_DTYPE = "float32"
-_RECORD = "record"
 _TRAINING_IMAGES = 4096  # most of a set that are compared with its test images
 
 
@@ -109,13 +110,14 @@ class Reproduction:
           rule="equal",
         )
       )
-      self.findings.append(finding(INPUTS, "split", name, str(error)))
+      shared = "sets can't be opened"
+      self.findings.append(finding(INPUTS, "split", name, str(error), shared))
       self.stopped[name] = "the set can't be opened"
       return
     self.opened[name] = labelled
     digests = digests_of_set(labelled)
     self.digests["sets"][name] = digests
-    record = self.record.get("sets", {}).get(name, {})
+    record = self._record_of(name)
     if "pairs" not in record:  # right answers alone, without digests
       record = {}
     overlap = self._overlap(name, labelled)
@@ -157,20 +159,13 @@ class Reproduction:
           self._skip(CONTROLS, name, label, reason)
         continue
       measured = self._measure(CONTROLS, name, prompts)
-      record = self.record.get("sets", {}).get(name, {}).get("controls", {})
-      rows = {}
       for label, one in measured.items():
         by_label[label][name] = one
-        row = self._control_row(name, label, one, record.get(label))
-        if row is not None:
-          rows[label] = row
-      sketches = {label: of.get("text_sketch", ()) for label, of in record.items()}
-      image_sketch = self.record.get("sets", {}).get(name, {}).get("image_sketch", ())
-      one_set = diagnose.SetEvidence(name, rows, measured, sketches, image_sketch)
-      evidence.append(one_set)
-      of_set = [*rows.values(), *diagnose.sketch_rows(one_set).values()]
-      self._add(of_set, ())
-      if any(row.status == FAIL for row in of_set):
+      of_set = self._evidence_of(name, measured)
+      evidence.append(of_set)
+      rows = [*of_set.rows.values(), *diagnose.sketch_rows(of_set).values()]
+      self._add(rows, ())
+      if any(row.status == FAIL for row in rows):
         self.stopped[name] = "Controls failed for the set"
     found = diagnose.diagnose([one for one in evidence if one.rows])
     self.findings += found
@@ -178,38 +173,46 @@ class Reproduction:
       if table:
         self._means(CONTROLS, label, by_label[label], (table, row_name))
 
-  def _control_row(
-    self, name: str, label: str, measured: Measured, record: Mapping[str, Any] | None
-  ) -> Row | None:
+  def _evidence_of(
+    self, name: str, measured: Mapping[str, Measured]
+  ) -> diagnose.SetEvidence:
+    """Rows and sketches of a set, by which a cause is named."""
+    rows = {}
+    for label, one in measured.items():
+      row = self._control_row(name, label, one)
+      if row is not None:
+        rows[label] = row
+    record = self._record_of(name)
+    sketches = {
+      label: control.get("text_sketch", ())
+      for label, control in record.get("controls", {}).items()
+    }
+    image_sketch = record.get("image_sketch", ())
+    return diagnose.SetEvidence(name, rows, measured, sketches, image_sketch)
+
+  def _control_row(self, name: str, label: str, measured: Measured) -> Row | None:
     """The row of a control; None where there is no target."""
-    if record is not None and not self.table.controls[label][0]:
-      n_all = self.record["sets"][name]["images"]
-      return controls_stage.set_row(
-        CONTROLS,
-        name,
-        label,
-        measured,
-        expected=record["right"] / n_all,
-        n_all=n_all,
-        exact=True,
-        quick=self.quick,
-        source=_RECORD,
-      )
-    of = self.table.controls[label]
-    target = self.table.target(of, name) if of[0] else None
-    if target is None:
+    expected = self._expected_control(name, label)
+    if expected is None:
       return None
-    return controls_stage.set_row(
-      CONTROLS,
-      name,
-      label,
-      measured,
-      expected=target.value / 100,
-      n_all=len(self.opened[name].source),
-      exact=False,
-      quick=self.quick,
-      source=f"{target.table}, {target.row}",
-    )
+    return controls_stage.set_row(CONTROLS, name, label, measured, expected, self.quick)
+
+  def _expected_control(self, name: str, label: str) -> Expected | None:
+    """What a control is compared with: a printed figure, or the record's count."""
+    table, row = self.table.controls[label]
+    if table:
+      target = self.table.target((table, row), name)
+      return None if target is None else controls_stage.printed(target, name)
+    record = self._record_of(name)
+    counts = record.get("controls", {})
+    if label not in counts:
+      return None
+    return controls_stage.recorded(counts[label]["right"], record)
+
+  def _record_of(self, name: str) -> Mapping[str, Any]:
+    """The record of a set; empty where nobody has made one."""
+    record: Mapping[str, Any] = self.record.get("sets", {}).get(name, {})
+    return record
 
   def _means(
     self,
@@ -244,12 +247,9 @@ class Reproduction:
         stage,
         mean,
         label,
-        [measured[name] for name in sets],
-        expected=target.value / 100,
-        quick=self.quick,
-        exact=False,
-        source=f"{target.table}, {target.row}",
-        beside=paper.value / 100 if paper else None,
+        {name: measured[name] for name in sets},
+        controls_stage.printed(target, mean, beside=paper),
+        self.quick,
       )
       self._add([row], ())
 
@@ -310,7 +310,7 @@ class Reproduction:
     close = min(n_known, key=lambda m: abs(m - len(prompt.context)))
     expected = {"vectors M": str(close), "position of the name": "end"}
     for quantity, value in found.items():
-      row = controls_stage.compared(
+      row = compared(
         PUBLISHED, label, quantity, expected[quantity], value, source="released prompts"
       )
       rows.append(row._replace(why="a field of the file"))
@@ -321,8 +321,8 @@ class Reproduction:
       context_MxD = np.asarray(released["context"], np.float32)
       same = np.allclose(context_MxD, prompt.context, atol=1e-6)
       got = "the released one" if same else "another"
-      row = controls_stage.compared(
-        PUBLISHED, label, "context", "the released one", got, source=_RECORD
+      row = compared(
+        PUBLISHED, label, "context", "the released one", got, source=RECORD
       )
       rows.append(row._replace(why="an array: equal or not"))
       if not same:
@@ -339,41 +339,27 @@ class Reproduction:
   def _published_row(
     self, name: str, label: str, prompt: Prompt, measured: Measured
   ) -> Row | None:
-    released = self.record.get("released", {})
-    if name in released.get("right", {}):
-      n_all = self.record["sets"][name]["images"]
-      return controls_stage.set_row(
-        PUBLISHED,
-        name,
-        label,
-        measured,
-        expected=released["right"][name] / n_all,
-        n_all=n_all,
-        exact=True,
-        quick=self.quick,
-        source=_RECORD,
-      )
-    n_vectors = len(prompt.context)
-    target = self.table.released(n_vectors, name) if n_vectors in RELEASED else None
+    """The row of a released prompt on a set; None where there is no target."""
+    expected = self._expected_of_released(name, len(prompt.context))
+    if expected is None:
+      return None
+    return controls_stage.set_row(
+      PUBLISHED, name, label, measured, expected, self.quick
+    )
+
+  def _expected_of_released(self, name: str, n_vectors: int) -> Expected | None:
+    """What a released prompt is compared with on a set."""
+    counts = self.record.get("released", {}).get("right", {})
+    if name in counts:
+      return controls_stage.recorded(counts[name], self._record_of(name))
     paper = self.table.target(self.table.paper, name)
-    if target is not None:
-      return controls_stage.set_row(
-        PUBLISHED,
-        name,
-        label,
-        measured,
-        expected=target.value / 100,
-        n_all=len(self.opened[name].source),
-        exact=False,
-        quick=self.quick,
-        source=f"{target.table}, {target.row}",
-        beside=paper.value / 100 if paper else None,
-      )
+    if n_vectors in RELEASED:
+      target = self.table.released(n_vectors, name)
+      if target is not None:
+        return controls_stage.printed(target, name, beside=paper)
     # The paper's row is that of length 4 (appendix E.2); none is printed of 16.
     if paper is not None and n_vectors == min(RELEASED):
-      return controls_stage.loose_row(
-        PUBLISHED, name, label, measured, paper, self.quick
-      )
+      return controls_stage.printed(paper, name, loose=True)
     return None
 
   def retrained(self, group: TrainingGroup) -> None:
@@ -494,7 +480,7 @@ class Reproduction:
       sets = self.table.means.get(subject, (subject,))
       seeds = np.mean([trained[name] for name in sets], axis=0)
       of_seeds = seeds_of(list(map(float, seeds)))
-      return SeedsTarget(of_seeds, f"{_RECORD}, {len(seeds)} seeds")
+      return SeedsTarget(of_seeds, f"{RECORD}, {len(seeds)} seeds")
     target = self.table.target(of, subject)
     if target is None:
       return None

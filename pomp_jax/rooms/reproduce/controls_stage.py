@@ -1,6 +1,7 @@
 """Stages 2 and 3: prompts that are not trained here, set by set and on average."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,10 +11,24 @@ from pomp_jax.rooms.reproduce.rows import (
   MOVED_BY_FLOAT16,
   SPREAD_OF_A_SET,
   Row,
+  Tolerance,
   compared,
   control_tolerance,
 )
-from pomp_jax.rooms.reproduce.targets import Target
+from pomp_jax.rooms.reproduce.targets import TEST_IMAGES, Target
+
+RECORD = "record"  # source of a figure
+
+
+class Expected(NamedTuple):
+  """The figure that an accuracy is compared with."""
+
+  value: float  # fraction of 1
+  source: str  # where it is printed
+  n_images: int | None  # that it is of; None where nobody says
+  exact: bool = False  # whether it is a count of this code
+  loose: bool = False  # whether it is of other weights than those measured
+  beside: float | None = None  # another published figure
 
 
 def quantity_of(label: str) -> str:
@@ -21,96 +36,96 @@ def quantity_of(label: str) -> str:
   return f"top-1, {label}"
 
 
+def printed(
+  target: Target, subject: str, beside: Target | None = None, loose: bool = False
+) -> Expected:
+  """A figure of a table.
+
+  Args:
+    target: the figure.
+    subject: the set that it is of.
+    beside: another published figure.
+    loose: whether it is of other weights than those measured.
+  """
+  return Expected(
+    value=target.value / 100,
+    source=f"{target.table}, {target.row}",
+    n_images=TEST_IMAGES.get(subject),
+    loose=loose,
+    beside=beside.value / 100 if beside else None,
+  )
+
+
+def recorded(right: int, record: Mapping[str, Any]) -> Expected:
+  """Right answers of the record.
+
+  Args:
+    right: number of right answers.
+    record: of the set.
+  """
+  n_images = record["images"]
+  return Expected(right / n_images, RECORD, n_images, exact=True)
+
+
 def set_row(
   stage: str,
   subject: str,
   label: str,
   measured: Measured,
-  *,
-  expected: float,
-  n_all: int,
-  exact: bool,
+  expected: Expected,
   quick: bool,
-  source: str,
-  beside: float | None = None,
 ) -> Row:
-  """The row of a set under a prompt, on the images of the target.
+  """The row of a set under a prompt.
 
   Args:
     stage: one of `rows.STAGES`.
     subject: the set.
     label: of the prompt.
     measured: answers.
-    expected: the target, a fraction of 1.
-    n_all: images of the target.
-    exact: whether the target is a count of this code.
+    expected: the target.
     quick: whether the images are a sample.
-    source: where the target is printed.
-    beside: another published figure.
   """
-  tolerance = control_tolerance(measured.n, exact, n_all, expected, quick)
+  if expected.loose:
+    tolerance = _loose_tolerance(measured.n, expected.value, quick)
+  else:
+    n_all = expected.n_images or measured.n
+    tolerance = control_tolerance(
+      measured.n, expected.exact, n_all, expected.value, quick
+    )
   return compared(
     stage,
     subject,
     quantity_of(label),
-    expected,
+    expected.value,
     measured.top1,
     rule="within",
     tolerance=tolerance.value,
     why=tolerance.why,
     n=measured.n,
+    n_target=expected.n_images,
     interval=measured.interval,
-    source=source,
-    beside=beside,
+    source=expected.source,
+    beside=expected.beside,
   )
 
 
-def loose_row(
-  stage: str, subject: str, label: str, measured: Measured, paper: Target, quick: bool
-) -> Row:
-  """The row of a single set beside the paper's own row, which other weights have.
-
-  Args:
-    stage: one of `rows.STAGES`.
-    subject: the set.
-    label: of the prompt.
-    measured: answers.
-    paper: the paper's figure.
-    quick: whether the images are a sample.
-  """
-  expected = paper.value / 100
+def _loose_tolerance(n: int, expected: float, quick: bool) -> Tolerance:
+  """Tolerance of a single set beside a figure of other weights."""
+  value = SPREAD_OF_A_SET
   why = "3.9 points: a single set moves so between seeds (PromptSRC, CoOp's issue 45)"
-  tolerance = SPREAD_OF_A_SET
   if quick:
-    sampled = 3.5 * float(np.sqrt(expected * (1 - expected) / measured.n))
-    tolerance += sampled
-    why += f"; 3.5 standard errors of {measured.n} images (quick)"
-  return compared(
-    stage,
-    subject,
-    quantity_of(label),
-    expected,
-    measured.top1,
-    rule="within",
-    tolerance=tolerance,
-    why=why,
-    n=measured.n,
-    interval=measured.interval,
-    source=f"{paper.table}, {paper.row}",
-  )
+    value += 3.5 * float(np.sqrt(expected * (1 - expected) / n))
+    why += f"; 3.5 standard errors of {n} images (quick)"
+  return Tolerance(value, why)
 
 
 def mean_row(
   stage: str,
   subject: str,
   label: str,
-  measured: Sequence[Measured],
-  *,
-  expected: float,
+  measured: Mapping[str, Measured],
+  expected: Expected,
   quick: bool,
-  exact: bool,
-  source: str,
-  beside: float | None = None,
 ) -> Row:
   """The row of a mean over sets.
 
@@ -118,42 +133,43 @@ def mean_row(
     stage: one of `rows.STAGES`.
     subject: name of the mean.
     label: of the prompt.
-    measured: answers of each set.
-    expected: the target, a fraction of 1.
+    measured: answers by set.
+    expected: the target.
     quick: whether the images are samples.
-    exact: whether the target is a count of this code.
-    source: where the target is printed.
-    beside: another published figure.
   """
-  figures = [one.top1 for one in measured]
-  images = [one.n for one in measured]
-  errors = [one.top1 * (1 - one.top1) / one.n for one in measured]
-  error = float(np.sqrt(np.sum(errors))) / len(measured)
-  if exact:
-    tolerance = mean_of([3 / n for n in images])
-    why = "the mean of the sets' tolerances"
-  else:
-    moved = [MOVED_BY_FLOAT16 / n for n in images]
-    tolerance = HALF_DIGIT + 2 * float(np.sqrt(np.sum(moved))) / len(measured)
-    why = "half a printed digit, and two standard deviations of what float16 moved"
+  answers = list(measured.values())
+  images = [one.n for one in answers]
+  variances = [one.top1 * (1 - one.top1) / one.n for one in answers]
+  error = float(np.sqrt(np.sum(variances))) / len(answers)
+  moved = [MOVED_BY_FLOAT16 / n for n in images]
+  tolerance = HALF_DIGIT + 2 * float(np.sqrt(np.sum(moved))) / len(answers)
+  why = "half a printed digit, and two standard deviations of what float16 moved"
   if quick:
     tolerance += 3.5 * error
     why += "; 3.5 standard errors of the samples (quick)"
-  got = mean_of(figures)
+  got = mean_of([one.top1 for one in answers])
   return compared(
     stage,
     subject,
     quantity_of(label),
-    expected,
+    expected.value,
     got,
     rule="within",
     tolerance=tolerance,
     why=why,
     n=sum(images),
+    n_target=images_of(list(measured)),
     interval=(got - 1.96 * error, got + 1.96 * error),
-    source=source,
-    beside=beside,
+    source=expected.source,
+    beside=expected.beside,
   )
+
+
+def images_of(sets: Sequence[str]) -> int | None:
+  """Published number of images of several sets; None where one's is not known."""
+  counts = [TEST_IMAGES.get(name) for name in sets]
+  known = [count for count in counts if count is not None]
+  return sum(known) if len(known) == len(counts) else None
 
 
 def complete(sets: Sequence[str], measured: Mapping[str, object]) -> bool:

@@ -13,6 +13,8 @@ _WEIGHTS = "weights"
 _RECORD = "record"
 _NO_RECORD = "no packaged digest yet; reproduce.record=true writes one"
 _EXACT = "a digest: equal or not"
+# What findings of several sets have in common.
+OTHER_COUNT = "sets have another number of images"
 
 
 class Inputs(NamedTuple):
@@ -216,7 +218,7 @@ def _cause(
   """The most specific cause of a set's failed rows."""
   if not record:
     text = f"{got['images']:,} images, and {count:,} are published"
-    return finding(INPUTS, "split", name, text)
+    return finding(INPUTS, "split", name, text, OTHER_COUNT)
   kind, text = _cause_of_lists(got, record, bad)
   return finding(INPUTS, kind, name, text)
 

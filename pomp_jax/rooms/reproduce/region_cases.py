@@ -17,6 +17,7 @@ from pomp_jax.config import validate
 from pomp_jax.config.checks import unpack
 from pomp_jax.config.command_line import load_config
 from pomp_jax.config.errors import ConfigError
+from pomp_jax.config.fields import Clip as ClipFields
 from pomp_jax.config.settings import Config
 from pomp_jax.files.paths import exists, is_dir
 from pomp_jax.files.pieces import fingerprint
@@ -68,7 +69,7 @@ class RegionReproduction:
   table: RegionTable
   root: str
   workdir: str
-  config: Any  # of the job reproduce: CLIP and precision
+  clip: ClipFields
   record: Mapping[str, Any]  # packaged; empty where nobody has made one
   quick: bool = False
   rows: list[Row] = dataclasses.field(default_factory=list)
@@ -105,7 +106,7 @@ class RegionReproduction:
     digests = digests_of_clip(clip)
     self.digests = {"clip": digests, "sets": {}}
     expected = self.record.get("clip", {})
-    dtype = self.config.clip.dtype
+    dtype = self.clip.dtype
     found = inputs_stage.clip_inputs(digests, expected, dtype, _PAPERS_DTYPE)
     self.rows += found.rows
     self.findings += found.findings
@@ -167,7 +168,8 @@ class RegionReproduction:
     self.rows.append(row)
     if row.status == FAIL:
       text = f"{n_images:,} images, and {count:,} are published"
-      self.findings.append(finding(INPUTS, "split", data, text))
+      shared = inputs_stage.OTHER_COUNT
+      self.findings.append(finding(INPUTS, "split", data, text, shared))
       self.stopped[data] = "Inputs failed for the data set"
 
   def compare(self, stage: str) -> None:
@@ -224,6 +226,7 @@ class RegionReproduction:
         tolerance=HALF_DIGIT + MOVED_BETWEEN_PUBLICATIONS,
         why=_WHY,
         n=results["images"],
+        n_target=IMAGES.get(case.data),
         source=f"{printed.table}, {printed.row}",
         beside=_beside(case, column),
       )
@@ -306,8 +309,8 @@ class RegionReproduction:
     packaged = unpack(load_config(first.data), self.table.job)
     prompts = dict.fromkeys(case.text or self._prompt_file(case) for case in cases)
     changes: dict[str, Any] = {
-      "clip.model": self.config.clip.model,
-      "clip.dtype": self.config.clip.dtype,
+      "clip.model": self.clip.model,
+      "clip.dtype": self.clip.dtype,
       "regions.source": "file",
       "regions.path": os.path.join(self.root, first.data, first.folder, _REGIONS),
       f"{self.table.job}.prompts": tuple(prompts),

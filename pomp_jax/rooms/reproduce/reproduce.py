@@ -5,7 +5,7 @@ depends on it, set by set. A restart measures what is missing. A failure is exit
 1, after everything was written. docs/reproduce/index.md lists the tables.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import datetime
 import functools
 import logging
@@ -18,6 +18,7 @@ from pomp_jax.clip.load import Clip
 from pomp_jax.config.checks import unpack
 from pomp_jax.config.command_line import load_config
 from pomp_jax.config.errors import ConfigError, require
+from pomp_jax.config.fields import Clip as ClipFields
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.evaluate import opening
@@ -35,7 +36,9 @@ from pomp_jax.files.run_folder import RunFolder, write_json
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.reproduce import accuracies, finished_folder, verify, world_sets
 from pomp_jax.rooms.reproduce.digests import packaged_record
-from pomp_jax.rooms.reproduce.fields import WORLD_TABLE, ReproduceConfig
+from pomp_jax.rooms.reproduce.fields import WORLD_TABLE, Reproduce, ReproduceConfig
+from pomp_jax.rooms.reproduce.findings import joined
+from pomp_jax.rooms.reproduce.findings import to_dict as finding_to_dict
 from pomp_jax.rooms.reproduce.measure import Measurer
 from pomp_jax.rooms.reproduce.region_cases import (
   STAGES_OF_CASES,
@@ -76,7 +79,7 @@ def check(config: ReproduceConfig, workdir: str) -> None:
   if settings.verify:
     return
   if settings.table in REGION_TABLES:
-    return _check_regions(config, workdir)
+    return _check_regions(settings, config.clip, workdir)
   table = ACCURACIES[settings.table]
   fits = table.recipe or not settings.train
   expected = f"0 where reproduce.table={table.name!r}: hand over finished trainings"
@@ -98,7 +101,7 @@ def check(config: ReproduceConfig, workdir: str) -> None:
     named = NamedPrompt(training.label, training.prompt)
     check_prompt(named, (), clip, config.clip.model)
   if table.suite:
-    items = _items(config, table)
+    items = _items(settings, table, config.replace)
     if all(_problem(item.open) for item in items):
       expected = "a folder with at least one of the table's sets"
       raise ConfigError("reproduce.root", settings.root, expected)
@@ -126,13 +129,19 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
     return _verify(settings.verify)
   folder = RunFolder(workdir)
   if settings.table in REGION_TABLES:
-    return _run_regions(config, folder, workdir)
+    folder.create(config.to_dict())
+    encoder = opening.open_encoder(config.clip, config.mesh.class_size)
+    regions = _regions(settings, config.clip, workdir)
+    _run_regions(regions, encoder.clip)
+    if settings.record:
+      _write_record(folder.path, regions, settings.recorded_by)
+    return _finish(folder, config.to_dict(), regions)
   table = ACCURACIES[settings.table]
   record = packaged_record(table.name)
   folder.create(config.to_dict())
   encoder = opening.open_encoder(config.clip, config.mesh.class_size)
   if table.suite:
-    sets = _named_sets(_items(config, table))
+    sets = _named_sets(_items(settings, table, config.replace))
   else:
     root = settings.root or os.path.join(workdir, _DATA)
     if not settings.root:
@@ -174,9 +183,8 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
   return _finish(folder, config.to_dict(), state)
 
 
-def _check_regions(config: ReproduceConfig, workdir: str) -> None:
+def _check_regions(settings: Reproduce, clip: ClipFields, workdir: str) -> None:
   """Checks a table of regions; ConfigError for fields that it does not read."""
-  settings = config.reproduce
   where = f"where reproduce.table={settings.table!r}"
   for name in ("prompts", "runs"):
     value = getattr(settings, name)
@@ -187,34 +195,26 @@ def _check_regions(config: ReproduceConfig, workdir: str) -> None:
   require(not settings.train, "reproduce.train", settings.train, expected)
   expected = f"False {where}: IoU and AP of 200 images have no interval"
   require(not settings.quick, "reproduce.quick", settings.quick, expected)
-  _regions(config, workdir).check()
+  _regions(settings, clip, workdir).check()
 
 
-def _regions(config: ReproduceConfig, workdir: str) -> RegionReproduction:
-  table = REGION_TABLES[config.reproduce.table]
+def _regions(settings: Reproduce, clip: ClipFields, workdir: str) -> RegionReproduction:
+  table = REGION_TABLES[settings.table]
   return RegionReproduction(
     table=table,
-    root=config.reproduce.root,
+    root=settings.root,
     workdir=workdir,
-    config=config,
+    clip=clip,
     record=packaged_record(table.name),
   )
 
 
-def _run_regions(
-  config: ReproduceConfig, folder: RunFolder, workdir: str
-) -> dict[str, Any]:
-  """Runs the stages of a table of regions, and writes report and verdict."""
-  folder.create(config.to_dict())
-  state = _regions(config, workdir)
-  encoder = opening.open_encoder(config.clip, config.mesh.class_size)
-  state.inputs(encoder.clip)
+def _run_regions(state: RegionReproduction, clip: Clip) -> None:
+  """Runs the stages of a table of regions."""
+  state.inputs(clip)
   for stage in STAGES_OF_CASES:
     state.compare(stage)
   state.retrained()
-  if config.reproduce.record:
-    _write_record(folder.path, state, config.reproduce.recorded_by)
-  return _finish(folder, config.to_dict(), state)
 
 
 def _finish(
@@ -223,7 +223,7 @@ def _finish(
   state: accuracies.Reproduction | RegionReproduction,
 ) -> dict[str, Any]:
   """Writes the report and reproduction.json; NotReproducedError where a row failed."""
-  findings = [one._asdict() for one in state.findings]
+  findings = [finding_to_dict(one) for one in joined(state.findings)]
   verdict = verdict_of(state.rows, findings)
   results = {
     "job": config["job"],
@@ -241,9 +241,8 @@ def _finish(
   finish_run(folder, config, results)
   finished_folder.write(folder.path, results, clip)
   for one in findings:
-    log.info(
-      "%s: %s: %s; check %s", *list(one.values())[:2], one["sentence"], one["first"]
-    )
+    place = f"{one['stage']}: {one['kind']} ({one['subject']})"
+    log.info("%s: %s; check %s", place, one["sentence"], one["first"])
   if not succeeded(state.rows):
     raise NotReproducedError(verdict)
   log.info("%s", verdict)
@@ -418,14 +417,23 @@ def _fields_of_sets(suite: str, root: str) -> dict[str, Any]:
   return fields
 
 
-def _items(config: ReproduceConfig, table: Accuracies) -> list[EvaluationSet]:
-  """The sets of a table, unopened."""
-  settings = config.reproduce
+def _items(
+  settings: Reproduce,
+  table: Accuracies,
+  replace: Callable[[Mapping[str, Any]], Any],
+) -> list[EvaluationSet]:
+  """The sets of a table, unopened.
+
+  Args:
+    settings: folders of the data.
+    table: which has suites of sets.
+    replace: that of the job's config, for the fields of an evaluation.
+  """
   found: list[EvaluationSet] = []
   for field, suite in {"root": table.suite, **table.other_suites}.items():
     fields = _fields_of_sets(suite, getattr(settings, field))
-    one: Any = config.replace(fields)
-    found += evaluation_sets(one.evaluate, one.data, one.eval)
+    evaluation = replace(fields)
+    found += evaluation_sets(evaluation.evaluate, evaluation.data, evaluation.eval)
   return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pomp_jax.report import report
+from pomp_jax.rooms.reproduce.findings import then
 from pomp_jax.rooms.reproduce.orders_stage import DIFFERENCE
 from pomp_jax.rooms.reproduce.region_tables import REGION_TABLES
 from pomp_jax.rooms.reproduce.rows import (
@@ -46,9 +47,8 @@ def verdict_of(rows: Sequence[Row], findings: Sequence[Mapping[str, Any]]) -> st
     first = findings[0] if findings else None
     cause = ""
     if first:
-      cause = (
-        f": {first['stage']}, {first['kind']} ({first['subject']}): {first['sentence']}"
-      )
+      place = f"{first['stage']}, {first['kind']} ({_shortened(first['subject'])})"
+      cause = f": {place}: {first['sentence']}"
     return f"NOT REPRODUCED{cause} [{shown}]"
   n_passed = counts[PASS] + counts[BETTER]
   if not n_passed + counts[UNDECIDED]:
@@ -72,6 +72,17 @@ def verdict_of(rows: Sequence[Row], findings: Sequence[Mapping[str, Any]]) -> st
   return f"REPRODUCED [{shown}]"
 
 
+def _shortened(subject: str) -> str:
+  """The first of many subjects, and how many others there are."""
+  names = subject.split(", ")
+  if len(names) <= _NAMED:
+    return subject
+  return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
+
+
+_NAMED = 3  # most subjects of the verdict
+
+
 def succeeded(rows: Sequence[Row]) -> bool:
   """Whether nothing failed and something was run; what was not run is in the verdict."""
   statuses = {row.status for row in rows}
@@ -84,14 +95,8 @@ def reproduction_report(
   """Report of `results.json` of the job reproduce."""
   rows = [from_dict(one) for one in results["rows"]]
   sections = []
-  if findings := results["findings"]:
-    shown = [
-      [one["stage"], one["subject"], one["kind"], one["sentence"], one["first"]]
-      for one in findings
-    ]
-    columns = ("stage", "subject", "kind", "what was found", "check first")
-    table = report.Table(columns, shown, ["failed"] * len(shown))
-    sections.append(report.Section("What to check first", table=table, brief=True))
+  if results["findings"]:
+    sections.append(_findings_section(results["findings"]))
   texts = _TEXTS
   if results["table"] in REGION_TABLES:
     texts = {**_TEXTS, **_TEXTS_OF_REGIONS}
@@ -107,9 +112,52 @@ def reproduction_report(
       title = f"{number}. {stage}"
       text = texts[stage]
       table = _table_of(of_stage)
-      sections.append(report.Section(title, text, table, brief=True))
+      notes = [_PART] if any(map(_is_part, of_stage)) else []
+      sections.append(report.Section(title, text, table, notes=notes, brief=True))
+  if "provenance" in results:
+    sections.append(_code_section(results["provenance"]))
   title = f"Reproduction: {results['table']}"
   return report.Report(title, results["verdict"], sections)
+
+
+_PART = (
+  "n of N: fewer images than the N of the target; the row says nothing of the rest."
+)
+_AFTER = (
+  "Begin with the first row. What is not in a row of this table need not be deleted;"
+  " deleting the run's whole folder is always right, and measures everything again."
+)
+
+
+def _findings_section(findings: Sequence[Mapping[str, Any]]) -> report.Section:
+  """A row a cause: what was found, what to check, and how to run again."""
+  columns = (
+    "stage",
+    "subject",
+    "kind",
+    "what was found",
+    "check first",
+    "after the fix",
+  )
+  shown = []
+  for one in findings:
+    place = [one["stage"], one["subject"], one["kind"]]
+    shown.append([*place, one["sentence"], one["first"], then(one)])
+  table = report.Table(columns, shown, ["failed"] * len(shown))
+  return report.Section("What to check first", _AFTER, table, brief=True)
+
+
+def _code_section(provenance: Mapping[str, Any]) -> report.Section:
+  """The command and the code that a reader of `results.md` alone needs."""
+  versions = provenance["versions"]
+  values = {
+    "command": provenance["command"],
+    "commit": provenance["commit"] or "none: an installed release",
+    "pomp_jax": versions["pomp_jax"],
+    "jax": versions["jax"],
+    "date": provenance["date"],
+  }
+  return report.Section("Command and code", table=report.facts(values), brief=True)
 
 
 _TEXTS = {
@@ -157,13 +205,27 @@ def _cells(row: Row) -> list[str]:
     row.quantity,
     expected,
     figure(row.got),
-    "" if row.n is None else f"{row.n:,}",
+    _images(row),
     interval,
     tolerance,
     row.status,
     row.why,
     row.source,
   ]
+
+
+def _is_part(row: Row) -> bool:
+  """Whether a figure is of fewer images than its target."""
+  return row.n is not None and row.n_target is not None and row.n < row.n_target
+
+
+def _images(row: Row) -> str:
+  """Images, or seeds, and those of the target where these are more."""
+  if row.n is None:
+    return ""
+  if _is_part(row):
+    return f"{row.n:,} of {row.n_target:,}"
+  return f"{row.n:,}"
 
 
 def _percent(value: Any) -> str:

@@ -51,6 +51,7 @@ class Row(NamedTuple):
   interval: tuple[float, float] | None = None  # 95%, of what was got
   source: str = ""  # where the expected figure is printed
   beside: float | None = None  # another published figure, for the eye
+  n_target: int | None = None  # images that the expected figure is of, where published
 
 
 def status_of(

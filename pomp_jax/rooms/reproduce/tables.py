@@ -4,23 +4,11 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
+from pomp_jax.data.class_lists import FOUR, TEN
 from pomp_jax.rooms.reproduce.fields import WORLD_TABLE
 from pomp_jax.rooms.reproduce.orders_stage import Order, order
 from pomp_jax.rooms.reproduce.targets import Target, target
 
-TEN = (
-  "caltech101",
-  "oxford_pets",
-  "stanford_cars",
-  "flowers102",
-  "food101",
-  "fgvc_aircraft",
-  "sun397",
-  "dtd",
-  "eurosat",
-  "ucf101",
-)
-FOUR = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 IMAGENET21K = "imagenet21k_p_w21"
 HARD_PROMPT = ("2", "hard prompt")
 # Table 2 has no column of ImageNet-21K.

@@ -2,10 +2,11 @@
 
 import pytest
 
+from pomp_jax.data.class_lists import FOUR, TEN
 from pomp_jax.report.evaluation_report import (
   accuracy_by_group,
 )
-from pomp_jax.rooms.data_sets.suites import FOUR, TEN, published
+from pomp_jax.rooms.data_sets.suites import published
 from tests.report.test_reports import found
 
 

@@ -9,7 +9,7 @@ import scipy.stats
 
 from pomp_jax.config import unpack
 from pomp_jax.config.command_line import load_config
-from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.class_lists import FOUR, TEN, load_class_list
 from pomp_jax.evaluate import named_prompts, prompt_features
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
@@ -26,10 +26,8 @@ from pomp_jax.rooms.reproduce.orders_stage import DIFFERENCE
 from pomp_jax.rooms.reproduce.rows import Tolerance, from_dict
 from pomp_jax.rooms.reproduce.tables import (
   ACCURACIES,
-  FOUR,
   IMAGENET21K,
   METHODS,
-  TEN,
   method_name,
 )
 from tests.support.clips import write_random_clip
@@ -177,8 +175,9 @@ def test_another_number_of_images_fails_at_inputs(fourteen, tmp_path):
   assert status["Controls", "dtd"] == {"NOT RUN"}
   first = content["findings"][0]
   assert (first["stage"], first["kind"]) == ("Inputs", "split")
-  assert first["subject"] == "caltech101"
-  assert first["sentence"] == "100 images, and 2,465 are published"
+  assert first["subject"].split(", ") == [*TEN, *FOUR]
+  assert first["sentence"].startswith("14 sets have another number of images, such as")
+  assert first["sentence"].endswith("caltech101: 100 images, and 2,465 are published")
 
 
 def patch_texts(monkeypatch, texts_of):

@@ -220,7 +220,8 @@ def test_the_published_number_of_images(pixel_root, as_printed, tmp_path):
   content, status = read(tmp_path / "run")
   first = content["findings"][0]
   assert (first["stage"], first["kind"]) == ("Inputs", "split")
-  assert first["sentence"] == "4 images, and 5,000 are published"
+  assert first["subject"] == "coco_stuff_156, ade20k"
+  assert "coco_stuff_156: 4 images, and 5,000 are published" in first["sentence"]
   assert status["Controls", "ade20k"] == {"NOT RUN"}
 
 

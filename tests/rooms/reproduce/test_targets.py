@@ -4,8 +4,9 @@ import statistics
 
 import pytest
 
+from pomp_jax.data.class_lists import FOUR, TEN
 from pomp_jax.rooms.reproduce import targets
-from pomp_jax.rooms.reproduce.tables import ACCURACIES, FOUR, TEN
+from pomp_jax.rooms.reproduce.tables import ACCURACIES
 
 TABLES = targets.tables()
 # Half of the last printed digit.
