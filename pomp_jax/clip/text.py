@@ -281,6 +281,13 @@ def full_tower_bytes(
   vector. A TPU stores the last axis of an array in multiples of 128: the width of a
   head, and the S weights of a query. `docs.studies.full_tower_memory` compares it with
   compiled programs.
+
+  Args:
+    config: text tower's sizes.
+    n_prefix: P, prefix tokens that all classes share.
+    n_tokens: T, own tokens of the classes.
+    dtype: compute type.
+    platform: kind of the devices: cpu, gpu or tpu.
   """
   n_bytes = jnp.dtype(precision_of(dtype)[0]).itemsize
   n_positions, n_layers = config.max_position_embeddings, config.num_hidden_layers
