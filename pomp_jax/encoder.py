@@ -65,36 +65,46 @@ class Encoder:
     image_chunk: int = 0,
     cache: ArrayCache | None = None,
   ):
-    """Copies the weights of a loaded CLIP to the devices of a mesh, all of them if
-    None.
+    """Copies the weights of a loaded CLIP to the devices of a mesh.
 
-    `tower` is one of `clip.text.TEXT_TOWERS`, `dtype` one of `clip.precision.DTYPES`.
-    `chunk` classes or images are computed at a time, over all devices, and at most
-    `image_chunk` images are in a device's memory together (0: no limit). Without
-    `cache` class features are held in memory.
+    Args:
+      clip: CLIP with its weights on the host.
+      mesh: devices that compute; all of them if None.
+      tower: implementation of the text tower, one of `clip.text.TEXT_TOWERS`.
+      dtype: type of the computation, one of `clip.precision.DTYPES`.
+      chunk: classes or images that all devices together compute at a time.
+      image_chunk: most images that are in a device's memory together; 0 for no limit.
+      cache: store of class features; memory if None.
     """
+    if mesh is None:
+      mesh = make_mesh()
+    if cache is None:
+      cache = ArrayCache()
     self.clip = clip
-    self.mesh = make_mesh() if mesh is None else mesh
-    self._tower, self._dtype = tower, dtype
+    self.mesh = mesh
+    self._tower = tower
+    self._dtype = dtype
+    self._chunk = chunk
+    self._cache = cache
     self._compiled = functools.cache(self._compile)
     self.image_tower = image_tower(clip, dtype, image_chunk)
-    self._cache = ArrayCache() if cache is None else cache
-    # Embeddings that are mapped into memory stay on the host, but for the rows that are
-    # used.
+    # Embeddings that are mapped into memory stay on the host. `frozen` copies the rows
+    # that are used.
     self._mapped = isinstance(token_table(clip.params), np.memmap)
-    none = np.zeros((0, clip.text_width), np.float32)
-    text = with_embeddings(clip.text_params, none) if self._mapped else clip.text_params
-    self._text, self._text_params = text, replicate(text, self.mesh)
-    self.vision_params = replicate(clip.vision_params, self.mesh)
-    self._sos = replicate(np.asarray(clip.sos_embedding), self.mesh)
-    self._chunk = chunk
+    self._text = clip.text_params
+    if self._mapped:
+      no_embeddings = np.zeros((0, clip.text_width), np.float32)
+      self._text = with_embeddings(clip.text_params, no_embeddings)
+    self._text_params = replicate(self._text, mesh)
+    self.vision_params = replicate(clip.vision_params, mesh)
+    self._sos = replicate(np.asarray(clip.sos_embedding), mesh)
 
     # The log shows the names of functions that are compiled.
     def image_features(params: Any, images_B: jax.Array) -> jax.Array:
       return normalize(self.image_tower(params, images_B))
 
-    self._images = map_rows(self.mesh, image_features, n_replicated=1)
-    self._tower_images = map_rows(self.mesh, self.image_tower, n_replicated=1)
+    self._images = map_rows(mesh, image_features, n_replicated=1)
+    self._tower_images = map_rows(mesh, self.image_tower, n_replicated=1)
 
   @property
   def resize(self) -> Resize:
@@ -144,20 +154,25 @@ class Encoder:
     return self._tokenize(sentences, n_vectors, n_after)
 
   def frozen(self, tokens: ClassTokens) -> Frozen:
-    """The frozen arrays of the training step for the classes of `vocabulary`."""
+    """Returns the frozen arrays of the training step for the classes of `vocabulary`."""
     text_params = self._text_params
     if self._mapped:
-      used, ids_NxL = np.unique(tokens.ids, return_inverse=True)
-      tokens = tokens._replace(ids=ids_NxL.reshape(tokens.ids.shape).astype(np.int32))
-      used_rows = token_embeddings(self.clip.params, used)
-      rows = np.zeros(
-        (rounded_up(len(used), _LEAST_EMBEDDINGS), *used_rows.shape[1:]), np.float32
-      )
-      rows[: len(used)] = used_rows
-      text_params = with_embeddings(text_params, replicate(rows, self.mesh))
+      tokens, embeddings = self._used_embeddings(tokens)
+      text_params = with_embeddings(text_params, replicate(embeddings, self.mesh))
     return Frozen(
       text_params, self.vision_params, self._sos, replicate(tokens, self.mesh)
     )
+
+  def _used_embeddings(self, tokens: ClassTokens) -> tuple[ClassTokens, np.ndarray]:
+    """Tokens numbered by the embeddings that they use, and these embeddings."""
+    used_ids, places = np.unique(tokens.ids, return_inverse=True)
+    ids_NxL = places.reshape(tokens.ids.shape).astype(np.int32)
+    used = token_embeddings(self.clip.params, used_ids)
+    # Other lists of names use about as many rows: one rounded size, one program.
+    n_rows = rounded_up(len(used_ids), _LEAST_EMBEDDINGS)
+    embeddings = np.zeros((n_rows, *used.shape[1:]), np.float32)
+    embeddings[: len(used_ids)] = used
+    return tokens._replace(ids=ids_NxL), embeddings
 
   def class_features(
     self,
@@ -167,48 +182,77 @@ class Encoder:
     unit: bool = True,
     cut: bool = False,
   ) -> Float[np.ndarray, "N E"]:
-    """Text features of class names, normalised if `unit`; computed once for a prompt
-    and names.
+    """Returns text features of class names, computed once for a prompt and names.
 
-    The prompt is a learned one, or a template such as "a photo of a {}.".
-    PromptFileError: it does not fit the CLIP or the number of names, or has no {}.
-    Errors of names are `vocabulary`'s; with `cut` a sentence of a template may be too
-    long, and loses its end.
+    Args:
+      names: names of the N classes.
+      prompt: learned prompt, or a template such as "a photo of a {}.".
+      unit: whether the features are normalised.
+      cut: whether a template's sentence that is too long loses its end.
+
+    Raises:
+      PromptFileError: the prompt does not fit the CLIP or the number of names, or the
+        template has not exactly one {}.
+      VocabularyError: see `vocabulary`.
+      TokenizeError: a sentence is too long.
     """
     if isinstance(prompt, str):
-      if prompt.count("{}") != 1:
-        raise PromptFileError(
-          f"template: got {prompt!r}, expected a text with exactly one {{}}"
-        )
-      context_MxD, position = np.zeros((0, self.clip.text_width), np.float32), "end"
-      # The whole sentence counts as the name, without a context inside.
-      sentences = [prompt.replace("{}", name) for name in normalized_names(names)]
-      tokens = self._tokenize(sentences, cut=cut)
-      label = quoted(prompt)
-    elif prompt.sentences is not None:
+      return self._under_template(names, prompt, unit=unit, cut=cut)
+    if prompt.sentences is not None:
       return self._beside_sentences(names, prompt)
-    else:
-      check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
-      context_MxD, position = prompt.context, prompt.position
-      tokens = self.vocabulary(names, context_MxD.shape[-2])
-      label = "learned prompt"
-    more: list[Any] = [] if unit else ["of the tower"]
-    if self._mapped:
-      more.append(token_embeddings(self.clip.params, np.unique(tokens.ids)))
-    key = fingerprint([self._text_fingerprint, position, context_MxD, *tokens, *more])
-    found = self._cache.find(key)
-    missing = found is None
-    if jax.process_count() > 1:
-      # All hosts compute together, or none.
-      missing = bool(np.any(multihost_utils.process_allgather(np.array(missing))))
-    if found is None or missing:
-      params = replicate({"context": context_MxD}, self.mesh)
-      frozen, what = self.frozen(tokens), f"class features of {len(names):,}: {label}"
-      features_NxE = self.features_of_classes(
-        params, frozen, position, unit=unit, what=what
+    check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
+    tokens = self.vocabulary(names, prompt.context.shape[-2])
+    return self._cached_features(
+      tokens, prompt.context, prompt.position, unit=unit, label="learned prompt"
+    )
+
+  def _under_template(
+    self, names: Sequence[str], template: str, *, unit: bool, cut: bool
+  ) -> Float[np.ndarray, "N E"]:
+    """Features under a template; its whole sentence counts as the name, without a
+    context."""
+    if template.count("{}") != 1:
+      raise PromptFileError(
+        f"template: got {template!r}, expected a text with exactly one {{}}"
       )
-      found = self._cache.keep(key, features_NxE, write=jax.process_index() == 0)
-    return found
+    sentences = [template.replace("{}", name) for name in normalized_names(names)]
+    tokens = self._tokenize(sentences, cut=cut)
+    no_context = np.zeros((0, self.clip.text_width), np.float32)
+    return self._cached_features(
+      tokens, no_context, "end", unit=unit, label=quoted(template)
+    )
+
+  def _cached_features(
+    self,
+    tokens: ClassTokens,
+    context: np.ndarray,
+    position: str,
+    *,
+    unit: bool,
+    label: str,
+  ) -> Float[np.ndarray, "N E"]:
+    """Features of tokens under a context, from the cache if they are there."""
+    key_parts = [self._text_fingerprint, position, context, *tokens]
+    if not unit:
+      key_parts.append("of the tower")
+    if self._mapped:
+      key_parts.append(token_embeddings(self.clip.params, np.unique(tokens.ids)))
+    key = fingerprint(key_parts)
+    cached_NxE = self._cache.find(key)
+    missing = cached_NxE is None
+    if jax.process_count() > 1:
+      # The hosts compute together: one that has the features joins one that lacks them.
+      missing = bool(np.any(multihost_utils.process_allgather(np.array(missing))))
+    if cached_NxE is not None and not missing:
+      return cached_NxE
+    features_NxE = self.features_of_classes(
+      replicate({"context": context}, self.mesh),
+      self.frozen(tokens),
+      position,
+      unit=unit,
+      what=f"class features of {len(tokens.ids):,}: {label}",
+    )
+    return self._cache.keep(key, features_NxE, write=jax.process_index() == 0)
 
   def _beside_sentences(
     self, names: Sequence[str], prompt: Prompt
@@ -256,7 +300,7 @@ class Encoder:
     unit: bool = True,
     what: str = "class features",
   ) -> Float[np.ndarray, "N E"]:
-    """Text features of the classes of `frozen`.
+    """Computes the text features of the classes of `frozen`.
 
     Args:
       params: {"context": [M,D] or [N,M,D]}, on the mesh.
@@ -266,21 +310,32 @@ class Encoder:
       what: description for the progress.
     """
     shape = params["context"].shape
-    n_classes = shape[0] if len(shape) == 3 else None
+    n_classes = None
+    if len(shape) == 3:
+      n_classes = shape[0]
     module = PromptContext(shape[-2], shape[-1], position, n_classes)
     tokens = self._padded(jax.tree.map(np.asarray, frozen.tokens), module)
-    # Tokens of the fullest device of the fullest chunk.
-    taken_N = taken_of(tokens.lengths + np.int32(module.n_own), self.capacity(module))
-    full_chunks = chunks(taken_N, self._chunk, self.mesh, "tokens")
-    shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in full_chunks]
-    compute = self._compiled(
-      module, rounded_up(math.ceil(np.max(shares)), _LEAST_TOKENS), unit
-    )
+    budget = self._chunk_budget(tokens, module)
+    compute = self._compiled(module, budget, unit)
     # Without the tokens of all classes, whose number would be a part of the program.
-    frozen = Frozen(frozen.text, {}, frozen.sos, ClassTokens((), (), ()))
+    no_tokens = ClassTokens((), (), ())
+    without_tokens = Frozen(frozen.text, {}, frozen.sos, no_tokens)
+
+    def features_of_chunk(rows: tuple[ClassTokens, jax.Array]) -> jax.Array:
+      return compute(params, without_tokens, rows)
+
     ids_N = np.arange(len(tokens.lengths), dtype=np.int32)
-    in_chunk = lambda rows: compute(params, frozen, rows)
-    return self.in_chunks(in_chunk, (tokens, ids_N), what)
+    return self.in_chunks(features_of_chunk, (tokens, ids_N), what)
+
+  def _chunk_budget(self, tokens: ClassTokens, module: PromptContext) -> int:
+    """Own tokens of the fullest device of the fullest chunk, rounded up."""
+    own_N = tokens.lengths + np.int32(module.n_own)
+    taken_N = taken_of(own_N, self.capacity(module))
+    fullest = 0
+    for chunk, _ in chunks(taken_N, self._chunk, self.mesh, "tokens"):
+      taken_of_devices = chunk.reshape(self.mesh.size, -1).sum(axis=-1)
+      fullest = max(fullest, math.ceil(taken_of_devices.max()))
+    return rounded_up(fullest, _LEAST_TOKENS)
 
   def _padded(self, tokens: ClassTokens, module: PromptContext) -> ClassTokens:
     """The tokens of classes with padding after EOT, which has no effect, up to a
@@ -317,35 +372,50 @@ class Encoder:
 
     The texts of a bidirectional tower are padded to its last position.
     """
-    config, tokenizer = self.clip.config.text_config, self.clip.tokenizer
+    config = self.clip.config.text_config
+    tokenizer = self.clip.tokenizer
     budget = self.clip.positions - len(self.clip.sos_embedding) - n_vectors
     ids_NxL, lengths_N = tokenize(texts, tokenizer, config, budget, cut=cut)
-    name_lengths_N = lengths_N - n_after
-    if self.clip.config.bidirectional:
-      padded_NxL = np.full((len(texts), budget), tokenizer.pad_token_id, np.int32)
-      own_NxL = np.arange(ids_NxL.shape[1]) < lengths_N[:, None]
-      padded_NxL[:, : ids_NxL.shape[1]][own_NxL] = ids_NxL[own_NxL]
-      ids_NxL, lengths_N = padded_NxL, np.full_like(lengths_N, budget)
-    return ClassTokens(ids_NxL, name_lengths_N.astype(np.int32), lengths_N)
+    name_lengths_N = (lengths_N - n_after).astype(np.int32)
+    if not self.clip.config.bidirectional:
+      return ClassTokens(ids_NxL, name_lengths_N, lengths_N)
+    width = ids_NxL.shape[1]
+    is_token_NxL = np.arange(width) < lengths_N[:, None]
+    padded_NxL = np.full((len(texts), budget), tokenizer.pad_token_id, np.int32)
+    padded_NxL[:, :width][is_token_NxL] = ids_NxL[is_token_NxL]
+    return ClassTokens(padded_NxL, name_lengths_N, np.full_like(lengths_N, budget))
 
   def _compile(self, module: PromptContext, token_budget: int, unit: bool) -> Callable:
     """Compiles the class features of a layout and budget."""
     tower = self.text_tower(token_budget)
 
+    # The log shows this name as compiled.
     def class_features(
       params: Any, frozen: Frozen, rows: tuple[ClassTokens, jax.Array]
     ) -> jax.Array:
-      features_CxE = tower(
-        frozen.text, *sequences_of_tokens(module, params, frozen, *rows)
-      )
-      return normalize(features_CxE) if unit else features_CxE
+      """Features of a device's classes.
 
-    return map_rows(self.mesh, class_features, 2)
+      Args:
+        params: {"context": [M,D] or [N,M,D]}.
+        frozen: parameters of the text tower.
+        rows: tokens of the device's classes, and their ids.
+      """
+      tokens, ids_C = rows
+      sequences = sequences_of_tokens(module, params, frozen, tokens, ids_C)
+      features_CxE = tower(frozen.text, *sequences)
+      if unit:
+        return normalize(features_CxE)
+      return features_CxE
+
+    return map_rows(self.mesh, class_features, n_replicated=2)
 
   def in_chunks(self, compute: Callable, rows: Any, what: str) -> np.ndarray:
-    """Results [n,..] on the host of a result of `map_rows`, a chunk of rows at a time.
+    """Computes rows a chunk at a time, and returns the results [n,..] on the host.
 
-    The rows are on the host, an array or a tree of arrays; `what` is for the progress.
+    Args:
+      compute: result of `map_rows`, with all arguments but the rows.
+      rows: rows on the host, an array or a tree of arrays, n each.
+      what: description for the progress.
     """
     parts = chunks(rows, self._chunk, self.mesh, what)
     results = ((compute(split_rows(full, self.mesh)), n_real) for full, n_real in parts)
@@ -374,11 +444,15 @@ def _fingerprint(params: Any, *settings: str) -> str:
 
 
 def chunks(rows: Any, most: int, mesh: Mesh, what: str) -> Iterator[tuple[Any, int]]:
-  """Yields chunks of one static size, padded with their first row, and their numbers of
-  real rows.
+  """Yields chunks of one static size and their numbers of real rows.
 
-  A chunk has about `most` rows: every device takes an equal share. `what` is for the
-  progress.
+  A chunk is padded with its first row.
+
+  Args:
+    rows: array or tree of arrays with as many rows each.
+    most: rows of a chunk, about: every device takes an equal share.
+    mesh: devices that share a chunk.
+    what: description for the progress.
   """
   n_rows = len(jax.tree.leaves(rows)[0])
   size = -(-min(most, n_rows) // mesh.size) * mesh.size
@@ -401,8 +475,13 @@ def map_rows(
   """Compiles a function whose last argument is split by rows over all devices.
 
   Each device computes its own rows under `shard_map`, because the compiler cannot split
-  the packing of names into one row of tokens. Rows and results may be trees; `gather`
-  replicates the results.
+  the packing of names into one row of tokens.
+
+  Args:
+    mesh: devices that share the rows.
+    function: function of replicated arguments and the rows; rows and result may be trees.
+    n_replicated: number of the arguments before the rows.
+    gather: whether all devices get the whole result; otherwise it stays split.
   """
   rows = P((DATA, CLASS))
   local = jax.shard_map(

@@ -145,7 +145,15 @@ class Words(Protocol):
     clip: ClipConfig,
     model: str,
   ) -> None:
-    """Raises ConfigError for texts and files that don't fit the CLIP."""
+    """Raises ConfigError for texts and files that don't fit the CLIP.
+
+    Args:
+      contrast: `config.contrast`.
+      prompt: `config.prompt`.
+      data: `config.data`.
+      clip: sizes of the CLIP.
+      model: name of the CLIP.
+    """
 
   def start(
     self,
@@ -159,6 +167,14 @@ class Words(Protocol):
     """Returns the prompt's fields with the best candidate, and each one's accuracy.
 
     The accuracy is that on the validation images.
+
+    Args:
+      prompt: `config.prompt`.
+      data: `config.data`.
+      evaluation: `config.eval`.
+      encoder: CLIP of the run.
+      classes: classes of the training.
+      folder: folder of the run.
     """
 
   def candidates(self, prompt: fields.Prompt) -> tuple[str, ...]:
@@ -174,10 +190,23 @@ class Words(Protocol):
     encoder: Encoder,
     classes: ClassList,
   ) -> np.ndarray | None:
-    """Returns unit features [N,E] that learned ones stay near; None without a term."""
+    """Returns unit features [N,E] that learned ones stay near; None without a term.
+
+    Args:
+      contrast: `config.contrast`.
+      candidates: candidates and their accuracies, see `start`; None without them.
+      encoder: CLIP of the run.
+      classes: classes of the training.
+    """
 
   def choose(self, run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Any:
-    """What is kept of a training that started from words: a `Choice`."""
+    """What is kept of a training that started from words: a `Choice`.
+
+    Args:
+      run: the finished training.
+      last: its last checkpoint.
+      earlier: its best checkpoint before, if there is one.
+    """
 
 
 class Profiler(Protocol):
@@ -213,7 +242,13 @@ class NamedSets(Protocol):
   def evaluation_sets(
     self, evaluate: fields.Evaluate, source: str, of_split: OfSplit
   ) -> list[EvaluationSet]:
-    """The sets that the config names, unopened; none where it names none."""
+    """The sets that the config names, unopened; none where it names none.
+
+    Args:
+      evaluate: `config.evaluate`.
+      source: `config.data.source`.
+      of_split: function that opens a split of `config.data`.
+    """
 
   def facts(self, evaluate: fields.Evaluate) -> dict[str, str]:
     """What `results.json` says of the choice."""
@@ -237,7 +272,13 @@ class HubUpload(Protocol):
     """Raises HubError for what can't be uploaded; sends nothing."""
 
   def push(self, export: fields.Export, prompt: Prompt, folder: Path) -> str:
-    """Uploads, and returns the URL."""
+    """Uploads, and returns the URL.
+
+    Args:
+      export: `config.export`.
+      prompt: prompt to upload.
+      folder: folder of the run.
+    """
 
 
 class MixtureWeights(Protocol):

@@ -80,6 +80,11 @@ def tower_shapes(
   its prefix.
 
   ValueError: one line: a tensor that is missing or of another shape.
+
+  Args:
+    tower: sizes of the image tower.
+    shapes: shapes of a checkpoint's tensors.
+    embedding: E, width of the features.
   """
   structs = {
     name.removeprefix(tower.prefix): jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -42,13 +42,26 @@ def _as_in_torch(path: Parameter) -> Source:
 def read_config(
   files: Files, weights: Weights, activation: str, image_tower: bool
 ) -> ClipConfig:
-  """Reads config.json; ClipError if it is missing, or no CLIP's."""
+  """Reads config.json; ClipError if it is missing, or no CLIP's.
+
+  Args:
+    files: files of the CLIP.
+    weights: not used; other layouts infer sizes from their shapes.
+    activation: `quick_gelu`, `gelu`, or `auto` for the checkpoint's.
+    image_tower: not used; other layouts may have the text tower alone.
+  """
   del weights, image_tower
   return _config(files, activation)
 
 
 def check_config(files: Files, where: str, image_tower: bool) -> None:
-  """Raises `read_config`'s ClipError before weights are downloaded."""
+  """Raises `read_config`'s ClipError before weights are downloaded.
+
+  Args:
+    files: files of the CLIP.
+    where: not used; see `openai.check_config`.
+    image_tower: not used; see `openai.check_config`.
+  """
   del where, image_tower
   _config(files, "auto")
 

@@ -117,6 +117,11 @@ def load_clip(
   alone is read, beside an image tower of any kind: features of images come from
   elsewhere. ClipError: nothing there, no answer of a hub, another architecture, damage,
   no tokenizer.
+
+  Args:
+    source: name of the CLIP: `world`, a folder, a file or a hub id.
+    activation: `quick_gelu`, `gelu` or `auto`.
+    image_tower: whether the image tower is read too.
   """
   clip = read_clip(source, activation, image_tower)
   notes = clip.config.notes
@@ -159,6 +164,12 @@ def read_clip(
 
   Names and shapes of the weights are checked against the sizes. Files of a hub are
   downloaded.
+
+  Args:
+    source: name of the CLIP, see `load_clip`.
+    activation: `quick_gelu`, `gelu` or `auto`.
+    image_tower: whether the image tower is read too.
+    with_params: whether the weights are read; otherwise only their names and shapes.
   """
   named = named_clip(source)
   known = {CONFIG: named.settings} if named.settings else {}

@@ -116,6 +116,11 @@ def model_settings(
   implements it.
 
   Without `image_tower` the text tower alone has to be one of here.
+
+  Args:
+    open_clip: content of an open_clip_config.json.
+    where: name of the CLIP, for messages.
+    image_tower: whether the image tower is read too.
   """
   source, where = where, f"{where}: {CONFIG}"
   model = open_clip.get("model_cfg") if isinstance(open_clip, Mapping) else None
@@ -195,7 +200,16 @@ def _other_items(part: str, items: Mapping[str, Any]) -> list[str]:
 
 
 def check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -> None:
-  """Compares open_clip_config.json with the shapes."""
+  """Compares open_clip_config.json with the shapes.
+
+  Args:
+    config: sizes that the shapes of the weights give.
+    model: `model_cfg` of open_clip_config.json.
+    where: name of the CLIP, for messages.
+
+  Raises:
+    ClipError: they differ.
+  """
   text, vision = config.text_config, config.vision_config
   of_vision: dict[str, Any] = {"image_size": vision.image_size}
   if isinstance(vision, NoImageTower):

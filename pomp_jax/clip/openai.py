@@ -133,7 +133,13 @@ def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
 
 def check_config(files: Files, where: str, image_tower: bool) -> None:
   """Raises ClipError by open_clip_config.json, if there is one, before weights are
-  downloaded."""
+  downloaded.
+
+  Args:
+    files: files of the CLIP.
+    where: name of the CLIP, for messages.
+    image_tower: whether the image tower is read too.
+  """
   open_clip = files.json(CONFIG)
   if open_clip is not None:
     model_settings(open_clip, where, image_tower)
@@ -147,6 +153,12 @@ def read_config(
   The activation `auto` is that of open_clip_config.json, or else the assumed one;
   without `image_tower` only the text tower is read. ClipError: no such CLIP, or the
   JSON contradicts it.
+
+  Args:
+    files: files of the CLIP.
+    weights: weights, whose shapes give the sizes.
+    activation: `quick_gelu`, `gelu` or `auto`.
+    image_tower: whether the image tower is read too.
   """
   shapes, where, open_clip = weights.shapes, weights.path, files.json(CONFIG)
   model = model_settings(open_clip, where, image_tower) if open_clip is not None else {}

@@ -55,6 +55,14 @@ def text_tower(
   transformers has none (5 and newer). `config` is HuggingFace's, or has its fields.
   `dtype` is the compute type, see `clip.precision`. `block` is the result of `block_of`
   for the packed tower.
+
+  Args:
+    kind: implementation, one of `TEXT_TOWERS`.
+    config: text tower's sizes, HuggingFace's or with its fields.
+    dtype: compute type, see `clip.precision`.
+    token_budget: own tokens that the packed tower computes; None for all.
+    memory: remat and chunks of the packed tower.
+    block: rows of a block, `block_of`; None without blocks.
   """
   if getattr(config, "bidirectional", False):
     if kind != "shared":
@@ -120,7 +128,13 @@ def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> Te
 
 def block_of(kind: str, config: Any, platform: str) -> int | None:
   """Rows of a block of the tower called `kind` on devices of a platform; None
-  without blocks."""
+  without blocks.
+
+  Args:
+    kind: implementation, one of `TEXT_TOWERS`.
+    config: text tower's sizes.
+    platform: kind of the devices: cpu, gpu or tpu.
+  """
   if kind != "shared" or getattr(config, "bidirectional", False):
     return None
   return block_width(platform, config.max_position_embeddings)
@@ -172,6 +186,15 @@ def plan_memory(
 
   See `activation_bytes`. A bidirectional tower can't stay below twice the embeddings of
   its rows.
+
+  Args:
+    config: text tower's sizes.
+    n_prefix: P, prefix tokens that all classes share.
+    n_tokens: T, own tokens of the classes.
+    limit_bytes: memory for activations, bytes.
+    block: W, rows of a block; None without blocks.
+    dtype: compute type of a bidirectional tower.
+    platform: kind of the devices of a bidirectional tower.
   """
   if getattr(config, "bidirectional", False):
     return full_tower_bytes(config, n_prefix, n_tokens, dtype, platform).plan(
@@ -198,6 +221,14 @@ def activation_bytes(
   In blocks of W rows each begins with a copy of the prefix, and a row has W weights.
   The compute type and the platform count for a bidirectional tower alone, see
   `full_tower_bytes`.
+
+  Args:
+    config: text tower's sizes.
+    n_prefix: P, prefix tokens that all classes share.
+    n_tokens: T, own tokens of the classes.
+    block: W, rows of a block; None without blocks.
+    dtype: compute type of a bidirectional tower.
+    platform: kind of the devices of a bidirectional tower.
   """
   if getattr(config, "bidirectional", False):
     return full_tower_bytes(config, n_prefix, n_tokens, dtype, platform).peak(1)
@@ -250,6 +281,13 @@ def full_tower_bytes(
   vector. A TPU stores the last axis of an array in multiples of 128: the width of a
   head, and the S weights of a query. `docs.studies.full_tower_memory` compares it with
   compiled programs.
+
+  Args:
+    config: text tower's sizes.
+    n_prefix: P, prefix tokens that all classes share.
+    n_tokens: T, own tokens of the classes.
+    dtype: compute type.
+    platform: kind of the devices: cpu, gpu or tpu.
   """
   n_bytes = jnp.dtype(precision_of(dtype)[0]).itemsize
   n_positions, n_layers = config.max_position_embeddings, config.num_hidden_layers

@@ -205,6 +205,13 @@ def tokenize(
   TokenizeError: no texts, one that holds the text of a special token, or one with more
   tokens than `budget`, EOT included; all positions but SOS's if None. With `cut` it
   loses the last ones before EOT, as with OpenAI's `truncate`.
+
+  Args:
+    texts: the N texts.
+    tokenizer: the checkpoint's own.
+    config: text tower, with its positions and EOT.
+    budget: most tokens of a text, EOT included; all positions but SOS's if None.
+    cut: whether a text that is too long loses its last tokens before EOT.
   """
   if not texts:
     raise TokenizeError("no texts to tokenize, expected at least one")
@@ -258,7 +265,14 @@ def _check_plain(texts: Sequence[str], tokenizer: Tokenizer) -> None:
 def check_token_counts(
   texts: Sequence[str], tokenizer: Tokenizer, config: CLIPTextConfig, budget: int
 ) -> None:
-  """Raises what `tokenize` would; tokenizes only the texts that may be refused."""
+  """Raises what `tokenize` would; tokenizes only the texts that may be refused.
+
+  Args:
+    texts: texts to check.
+    tokenizer: the checkpoint's own.
+    config: text tower, with its positions and EOT.
+    budget: most tokens of a text, EOT included.
+  """
   # A token is at least a byte, but for one that sentencepiece puts in front. Cleaning
   # lengthens no ASCII text without HTML entities.
   special = _special_tokens(tokenizer)

@@ -92,6 +92,12 @@ def check_weights(
   shapes.
 
   ClipError: a tensor that is missing, of another shape, or of no parameter.
+
+  Args:
+    found: shapes of the file's tensors.
+    shapes: tree of the parameters' shapes.
+    layout: place of each parameter in the file.
+    where: name of the file, for messages.
   """
   needed = {}
   for path, shape in flatten_dict(shapes).items():
@@ -121,6 +127,11 @@ def read_params(
 
   Token embeddings of a hundred thousand rows stay in the file if they can be mapped, as
   stored.
+
+  Args:
+    weights: file that `check_weights` accepts.
+    shapes: tree of the parameters' shapes.
+    layout: place of each parameter in the file.
   """
   params = {}
   for path, shape in flatten_dict(shapes).items():
@@ -342,7 +353,14 @@ def _sharded(path: Path, stack: contextlib.ExitStack) -> Weights:
 
 
 def refuse(path: Path, part: str, found: str, accepted: str) -> NoReturn:
-  """Raises the ClipError of a part of a file."""
+  """Raises the ClipError of a part of a file.
+
+  Args:
+    path: file.
+    part: name of the part.
+    found: words for its content.
+    accepted: words for the contents that are accepted.
+  """
   raise ClipError(
     f"{path}: {printable(part)} is {printable(found)}; accepted: {accepted}"
   )

@@ -56,6 +56,11 @@ def with_argument(
   The config is changed in place. `argument` has `name=value` or the names of `variants`
   (values of several fields), separated by commas. A comma in a text stays in it, unless
   a field or a variant follows. `short` has names of fields beside their own.
+
+  Args:
+    config: config of a job, changed in place.
+    argument: text behind the colon; None for none.
+    variants: values of several fields, by a name.
   """
   begins = [r"[\w.]+=", *(rf"{re.escape(name)}(?:,|$)" for name in variants)]
   for item in filter(None, re.split(rf",(?={'|'.join(begins)})", argument or "")):

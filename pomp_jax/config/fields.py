@@ -506,6 +506,11 @@ def check_class_list(field: str, names: str, prompt: str = "") -> None:
   """Raises ConfigError for no class list.
 
   It may be empty beside the prompt of a run, which has names of its own.
+
+  Args:
+    field: dotted name of the field, for messages.
+    names: class list or file; "" for the names of the prompt's run.
+    prompt: prompt of a run, or "".
   """
   if prompt and not names:
     require(recorded_classes(prompt), field, names, f"{_NAMES}; {prompt!r} {NO_NAMES}")

@@ -90,7 +90,15 @@ def read_image(
   resize: Resize = CLIPS_RESIZE,
 ) -> UInt8[np.ndarray, "S S 3"]:
   """Prepares one image, of a path or the content at `where` (`prepare`); ImageError
-  if it can't."""
+  if it can't.
+
+  Args:
+    file: path, or the content of a file.
+    size: S, pixels.
+    upright: whether the image is turned as its EXIF orientation says.
+    where: name of the image in errors; its path if "".
+    resize: how the image becomes S x S pixels.
+  """
   with _as_image_error(where or str(file)), _open(file) as image:
     return prepare(image, size, upright, resize)
 
@@ -118,6 +126,12 @@ def load_rgb(
   `shrink` is a factor 1, 2, 4 or 8 by which a JPEG's sides are divided in decoding,
   from fewer of its stored cosines. Also returns the factor that was applied: `shrink`,
   or 1 for other formats.
+
+  Args:
+    image: image whose pixels are not decoded yet.
+    where: name of the image in errors.
+    shrink: factor 1, 2, 4 or 8.
+    upright: whether the image is turned as its EXIF orientation says.
   """
   with _as_image_error(where):
     if shrink > 1 and isinstance(image, JpegImageFile):
@@ -246,6 +260,12 @@ def prepare(
 
   ImageError for another array, pixels that `to_rgb` rejects, or sides too unequal to
   resize.
+
+  Args:
+    image: Pillow image of any mode, or uint8 [H,W,3].
+    size: S, pixels.
+    upright: whether the image is turned as its EXIF orientation says.
+    resize: how the image becomes S x S pixels.
   """
   if not isinstance(image, Image.Image):
     image = np.asarray(image)
@@ -287,6 +307,11 @@ def resized_crop(
   `cykooz-resizer` agrees with Pillow within rounding, six times as fast by vector
   instructions. `box` is left, top, right, bottom in pixels; fractions weight the border
   pixels.
+
+  Args:
+    image: RGB image.
+    box: left, top, right, bottom, pixels.
+    size: S, pixels.
   """
   left, top = math.floor(box[0]), math.floor(box[1])
   part = image.crop((left, top, math.ceil(box[2]), math.ceil(box[3])))

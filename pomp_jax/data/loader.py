@@ -157,6 +157,11 @@ def map_ahead(read: Callable[[int], Any], numbers: range, readers: Readers) -> I
   processes.
 
   Workers start when the first element is requested. `close()` ends them.
+
+  Args:
+    read: function of a number; worker processes must be able to unpickle it.
+    numbers: numbers to read.
+    readers: threads and worker processes.
   """
   threads, workers = readers
   # Many workers hold few batches each: a batch of pixels takes 100 MB and more.

@@ -69,19 +69,19 @@ class Classifier:
 
     Args:
       clip: a CLIP, an encoder that holds one, or a name such as "world" or a hub id.
-      prompt: learned prompt, or what `evaluate.prompts` accepts by one name: a file or
-      a run's
-        folder, a template such as "a photo of a {}.", "0.5*runs/x + 0.5*ensemble".
-      names: distinct class names, or a class list: "imagenet1k", or a file with one
-      name a line.
-        None: those of the training, of a run's folder or of the prompt file in it.
-      upright: whether images are turned as their EXIF orientation says; arrays have
-      none. None: as
-        in the training, if the prompt's file records it, and otherwise True.
+      prompt: learned prompt, or what `evaluate.prompts` accepts by one name: a file or a
+        run's folder, a template such as "a photo of a {}.", "0.5*runs/x + 0.5*ensemble".
+      names: distinct class names, or a class list: "imagenet1k", or a file with one name
+        a line. None: those of the training, of a run's folder or of the prompt file in
+        it.
+      upright: whether images are turned as their EXIF orientation says; arrays have none.
+        None: as in the training, if the prompt's file records it, and otherwise True.
       batch_size: images that are decoded and computed at a time, at least 1.
       calibration: use of the prompt's temperature, one of `calibrated.USES`.
 
-    InputError for what can't be used, EvaluationError if features are not finite.
+    Raises:
+      InputError: the CLIP, the prompt or the names can't be used.
+      EvaluationError: features that are not finite.
     """
     if batch_size < 1:
       raise InputError(f"batch_size: got {batch_size}, expected at least 1")
@@ -89,34 +89,37 @@ class Classifier:
     # Open the files first: computing takes longer.
     opened = open_prompt(prompt)
     if names is None:
-      names = "" if isinstance(prompt, Prompt) else recorded_classes(os.fspath(prompt))
-      if not names:
-        raise VocabularyError(f"names: none given, and {_described(prompt)} {NO_NAMES}")
+      names = _recorded_names(prompt)
     where = "the class list"
     if isinstance(names, str | os.PathLike):
-      classes, where = load_class_list(names), str(names)
+      where = str(names)
+      classes = load_class_list(names)
     else:
       classes = ClassList(tuple(names))
     self.names = classes.names
     check_names(self.names, where)
-    self.upright = pictures_upright(prompt, opened) if upright is None else upright
+    if upright is None:
+      upright = pictures_upright(prompt, opened)
+    self.upright = upright
     if isinstance(clip, str | os.PathLike):
       clip = load_clip(os.fspath(clip))
-    self._encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
+    if not isinstance(clip, Encoder):
+      clip = Encoder(clip)
+    self._encoder = clip
     self.scale: Scale = scale_of(
-      self._encoder, opened, self.names, calibration, _described(prompt)
+      self._encoder, opened, self.names, use=calibration, where=_described(prompt)
     )
-    classifier: np.ndarray | Scorer
-    self._needs_pixels = isinstance(opened, OtherPrompt) and opened.needs_pixels
+    self._classifier: np.ndarray | Scorer
+    self._needs_pixels = False
     if isinstance(opened, OtherPrompt):
-      classifier = opened.classifier(self._encoder, classes)
+      self._needs_pixels = opened.needs_pixels
+      self._classifier = opened.classifier(self._encoder, classes)
     else:
-      classifier = class_features(self._encoder, classes, opened)
+      self._classifier = class_features(self._encoder, classes, opened)
     self.class_features: Float[np.ndarray, "N E"] | None = None
-    if isinstance(classifier, np.ndarray):
-      check_finite(classifier, "classes")
-      self.class_features = classifier
-    self._classifier = classifier
+    if isinstance(self._classifier, np.ndarray):
+      check_finite(self._classifier, "classes")
+      self.class_features = self._classifier
 
   def probabilities(
     self, images: ImageLike | Iterable[ImageLike]
@@ -125,12 +128,17 @@ class Classifier:
 
     The scale is the CLIP's, divided by the temperature where `scale` has one.
 
-    ImageError if an image can't be read, EvaluationError if features are not finite.
+    Raises:
+      ImageError: an image can't be read.
+      EvaluationError: features that are not finite.
     """
-    several, is_one = _listed(images)
+    several, is_single = _listed(images)
+    # For no images at all: [0,N].
     empty = np.zeros((0, len(self.names)), np.float32)
-    found = np.concatenate([empty, *self._batches(several)])
-    return found[0] if is_one else found
+    probabilities_BxN = np.concatenate([empty, *self._batches(several)])
+    if is_single:
+      return probabilities_BxN[0]
+    return probabilities_BxN
 
   def predict(
     self, images: ImageLike | Iterable[ImageLike], top: int = 5
@@ -141,15 +149,15 @@ class Classifier:
     """
     if top < 1:
       raise InputError(f"top: got {top}, expected at least 1")
-    several, is_one = _listed(images)
-    found: list[list[tuple[str, float]]] = []
+    several, is_single = _listed(images)
+    answers: list[list[tuple[str, float]]] = []
     for probabilities_BxN in self._batches(several):
-      best_BxT = np.argsort(-probabilities_BxN, axis=-1, kind="stable")[:, :top]
-      found += [
-        [(self.names[c], float(row[c])) for c in best]
-        for row, best in zip(probabilities_BxN, best_BxT, strict=True)
-      ]
-    return found[0] if is_one else found
+      for probabilities_N in probabilities_BxN:
+        best = np.argsort(-probabilities_N, kind="stable")[:top]
+        answers.append([(self.names[c], float(probabilities_N[c])) for c in best])
+    if is_single:
+      return answers[0]
+    return answers
 
   def _batches(self, images: Iterable[Any]) -> Iterator[Float[np.ndarray, "B N"]]:
     """Yields the probabilities of `batch_size` images at a time; the last batch may
@@ -187,11 +195,13 @@ class Classifier:
 
   def _pixels(self, image: Any, place: int) -> UInt8[np.ndarray, "S S 3"]:
     """Reads or prepares one image; an error names its path or its place."""
-    size, resize = self._encoder.clip.image_size, self._encoder.resize
+    size = self._encoder.clip.image_size
+    resize = self._encoder.resize
     if isinstance(image, str | os.PathLike):
       return read_image(image, size, self.upright, resize=resize)
     try:
-      image = image if isinstance(image, Image.Image) else np.asarray(image)
+      if not isinstance(image, Image.Image):
+        image = np.asarray(image)
       return prepare(image, size, self.upright, resize=resize)
     except ImageError as error:
       raise ImageError(
@@ -200,10 +210,14 @@ class Classifier:
 
 
 def _listed(images: Any) -> tuple[Iterable[Any], bool]:
-  """The images, and whether it is one; of arrays only [B,H,W,3] are several."""
-  is_path = isinstance(images, Image.Image | str | os.PathLike)
-  is_one = images.ndim != 4 if hasattr(images, "ndim") else is_path
-  return ([images] if is_one else images), is_one
+  """The images, and whether there is a single one."""
+  is_single = isinstance(images, Image.Image | str | os.PathLike)
+  if hasattr(images, "ndim"):
+    # Of arrays only [B,H,W,3] are several.
+    is_single = images.ndim != 4
+  if is_single:
+    return [images], True
+  return images, False
 
 
 def pictures_upright(prompt: Prompt | str | os.PathLike, opened: AnyPrompt) -> bool:
@@ -215,11 +229,25 @@ def pictures_upright(prompt: Prompt | str | os.PathLike, opened: AnyPrompt) -> b
   recorded = getattr(opened, "upright", None)
   if recorded is None and isinstance(prompt, str | os.PathLike):
     recorded = recorded_upright(os.fspath(prompt))
-  return True if recorded is None else recorded
+  if recorded is None:
+    return True
+  return recorded
+
+
+def _recorded_names(prompt: Prompt | str | os.PathLike) -> str:
+  """Class list of a prompt's training; VocabularyError if none is recorded."""
+  names = ""
+  if not isinstance(prompt, Prompt):
+    names = recorded_classes(os.fspath(prompt))
+  if not names:
+    raise VocabularyError(f"names: none given, and {_described(prompt)} {NO_NAMES}")
+  return names
 
 
 def _described(prompt: Prompt | str | os.PathLike) -> str:
-  return "a prompt" if isinstance(prompt, Prompt) else repr(os.fspath(prompt))
+  if isinstance(prompt, Prompt):
+    return "a prompt"
+  return repr(os.fspath(prompt))
 
 
 def open_prompt(prompt: Prompt | str | os.PathLike, field: str = "prompt") -> AnyPrompt:

@@ -52,11 +52,19 @@ _OF_SET = ("seconds", "unreadable", "split", "listed_classes", "missing_classes"
 
 def check(config: EvaluateConfig, workdir: str) -> None:
   """Opens every set and every prompt; writes nothing."""
-  settings, field = config.evaluate, "evaluate.prompts"
-  given = settings.prompts, field, config.clip, settings, config.data, config.eval
-  check_prompts(*given, chosen=True)
+  names = config.evaluate.prompts
+  field = "evaluate.prompts"
+  check_prompts(
+    names,
+    field,
+    clip=config.clip,
+    settings=config.evaluate,
+    data=config.data,
+    evaluation=config.eval,
+    chosen=True,
+  )
   if hooks.MIXTURE_WEIGHTS:
-    prompts = named_prompts.read_prompts(settings.prompts, field, chosen=True)
+    prompts = named_prompts.read_prompts(names, field, chosen=True)
     hooks.MIXTURE_WEIGHTS.open()(prompts, config.clip, config.data, config.eval).check()
 
 
@@ -69,8 +77,23 @@ def check_prompts(
   evaluation: Eval,
   chosen: bool = False,
 ) -> None:
-  """Checks that the prompts that a field names (see `read_prompts`) fit the sets to
-  evaluate."""
+  """Checks that the prompts of a field fit the sets to evaluate; reads no weights.
+
+  Args:
+    names: prompts as the field has them, see `read_prompts`.
+    field: dotted name of the field, for messages.
+    clip: `config.clip`.
+    settings: `config.evaluate`, which names the sets.
+    data: `config.data`.
+    evaluation: `config.eval`.
+    chosen: whether a mixture may lack its weights, which the caller chooses.
+
+  Raises:
+    ConfigError: a name is unknown, or a prompt needs images where a set has features.
+    PromptFileError: a prompt does not fit the CLIP or a set's classes.
+    TokenizeError: a text is too long.
+    SourceError: a set can't be opened.
+  """
   clip_config, tokenizer = opening.clip_config_and_tokenizer(
     clip.model, clip.image_tower
   )
@@ -81,18 +104,17 @@ def check_prompts(
     named_prompts.warn_of_turns(prompts, data.upright, f"data.upright={data.upright}")
   for name, (source, classes, _) in opened.items():
     opening.check_features(source, clip.model, clip_config)
+    lacks_images = isinstance(source, FeatureSource)
+    class_names = [(class_name,) for class_name in classes.names]
     for named in prompts:
-      pixels = isinstance(source, FeatureSource) and getattr(
-        named.prompt, "needs_pixels", False
-      )
+      needs_pixels = getattr(named.prompt, "needs_pixels", False)
       expected = (
         f"prompts of the text tower alone: the set {name} has features, and no images"
       )
-      require(not pixels, field, named.label, expected)
+      require(not (lacks_images and needs_pixels), field, named.label, expected)
       where = f"{named.label}, set {name}"
-      single = [(own,) for own in classes.names]
       named_prompts.check_prompt(
-        named._replace(label=where), single, clip_config, clip.model
+        named._replace(label=where), class_names, clip_config, clip.model
       )
       named_prompts.check_lengths(
         named.prompt, classes, tokenizer, clip_config.text_config, where
@@ -100,14 +122,17 @@ def check_prompts(
 
 
 def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
-  """Evaluates the sets that are missing, and sums up: returns what `results.json`
-  holds.
+  """Evaluates the sets that are missing, and returns what `results.json` holds.
 
   Processes other than the first return an empty dict unless the run had finished
-  before. EvaluationError if features are not finite, CorruptDataError if too many
-  images can't be read.
+  before.
+
+  Raises:
+    EvaluationError: features are not finite.
+    CorruptDataError: too many images can't be read.
   """
-  folder, first, settings = RunFolder(workdir), hosts.is_first(), config.evaluate
+  folder = RunFolder(workdir)
+  settings = config.evaluate
   encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
@@ -115,19 +140,21 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
     settings.prompts, "evaluate.prompts", chosen=True
   )
   weights = None
+  weights_key: Sequence[str] = ()
   if hooks.MIXTURE_WEIGHTS:
     weights = hooks.MIXTURE_WEIGHTS.open()(
       prompts, config.clip, config.data, config.eval
     )
+  if weights:
+    weights_key = weights.key(encoder)
   sets = evaluation_sets(settings, config.data, config.eval)
   opened, missing = open_everywhere(sets, settings.skip_missing)
   sets = [item for item in sets if item.name in opened]
-  keys = _keys(
-    config.clip, encoder, opened, prompts, weights.key(encoder) if weights else ()
-  )
-  run = {
-    "job": config.job,
-    **(hooks.NAMED_SETS.open().facts(settings) if hooks.NAMED_SETS else {}),
+  keys = _keys(config.clip, encoder, opened, prompts, weights_key)
+  facts: dict[str, Any] = {"job": config.job}
+  if hooks.NAMED_SETS:
+    facts |= hooks.NAMED_SETS.open().facts(settings)
+  facts |= {
     "clip_model": encoder.clip.name,
     "logit_scale": encoder.clip.logit_scale,
     "prompts": [{"label": named.label, "step": named.step} for named in prompts],
@@ -136,7 +163,9 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
   tables = [
     (item.name, item.group, item.column, item.part, item.reader) for item in sets
   ]
-  key = fingerprint([*keys.values(), json.dumps(run), repr((tables, settings.images))])
+  key = fingerprint(
+    [*keys.values(), json.dumps(facts), repr((tables, settings.images))]
+  )
   sampled = settings.images > 0
   counts = {
     item.name: _count_classes(item, opened[item.name], sampled) for item in sets
@@ -144,41 +173,34 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
   pieces = Pieces(folder.sets, keys)
   # A damaged set is evaluated again, also of a finished run.
   todo = pieces.missing(keys)
-  if not todo and (results := folder.finished(key=key)) is not None:
-    return results
-  if first:
+  if not todo:
+    finished = folder.finished(key=key)
+    if finished is not None:
+      return finished
+  if hosts.is_first():
     folder.create(config.to_dict())
-    for name, count in counts.items():
-      if count["missing_classes"]:
-        log.warning(
-          "missing: %s: %d of the %d classes in its list have no image; %d classes are told apart",
-          *(
-            name,
-            count["missing_classes"],
-            count["listed_classes"],
-            len(opened[name].classes),
-          ),
-        )
+    _warn_of_missing_classes(counts, opened)
   if len(todo) < len(keys):
     log.info("%d of %d sets were evaluated before", len(keys) - len(todo), len(keys))
   if weights:
-    prompts, run["prompts"] = weights.choose(encoder)
-  for name in steps_of(
-    [name for name in opened if file_name(name) in todo], "evaluation", "sets"
-  ):
+    prompts, facts["prompts"] = weights.choose(encoder)
+  names_to_do = [name for name in opened if file_name(name) in todo]
+  for name in steps_of(names_to_do, "evaluation", "sets"):
     figures = _evaluate(
       encoder, opened[name], prompts, settings.batch_size, config.data
     )
-    if first:
-      _log_set(name, pieces.save(file_name(name), {"set": name, **figures}).facts)
-  if not first:
+    if hosts.is_first():
+      piece = pieces.save(file_name(name), {"set": name, **figures})
+      _log_set(name, piece.facts)
+  if not hosts.is_first():
     return {}
   done = {name: pieces.read(file_name(name)).facts | counts[name] for name in opened}
-  results = {"key": key, **run, **_sums(sets, done, sampled)}
+  results = {"key": key, **facts, **_sums(sets, done, sampled)}
   if any(isinstance(labelled.source, StoredImages) for labelled in opened.values()):
     upright = config.data.upright
-    if others := named_prompts.turned_otherwise(prompts, upright):
-      results["turned_otherwise"] = {"upright": upright, "prompts": others}
+    labels = named_prompts.turned_otherwise(prompts, upright)
+    if labels:
+      results["turned_otherwise"] = {"upright": upright, "prompts": labels}
   with writing(folder.path):
     if hooks.BY_CLASS:
       hooks.BY_CLASS.open().write(folder, done)
@@ -190,6 +212,21 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
   return results
 
 
+def _warn_of_missing_classes(
+  counts: Mapping[str, Mapping[str, Any]], opened: Mapping[str, LabelledSet]
+) -> None:
+  """Logs each set of which some listed classes have no image."""
+  for name, count in counts.items():
+    if count["missing_classes"]:
+      log.warning(
+        "missing: %s: %d of the %d classes in its list have no image; %d classes are told apart",
+        name,
+        count["missing_classes"],
+        count["listed_classes"],
+        len(opened[name].classes),
+      )
+
+
 def _evaluate(
   encoder: Encoder,
   labelled: LabelledSet,
@@ -198,27 +235,35 @@ def _evaluate(
   data: Data,
 ) -> dict[str, Any]:
   """Computes every figure of a set under every prompt."""
-  start, more = time.monotonic(), None
+  start = time.monotonic()
   source, classes, split = labelled
+  tree_errors = None
   if classes.synsets is not None and hooks.TREE_ERRORS:
-    more = hooks.TREE_ERRORS.open()(classes.synsets)
+    tree_errors = hooks.TREE_ERRORS.open()(classes.synsets)
+  classifiers = {
+    named.label: classifier_under(encoder, classes, named.prompt) for named in prompts
+  }
+  reference = prompts[0].label
   tallies = tally(
     encoder,
     source,
-    {one.label: classifier_under(encoder, classes, one.prompt) for one in prompts},
-    more=more,
-    reference=prompts[0].label,
+    classifiers,
+    more=tree_errors,
+    reference=reference,
     batch_size=batch_size,
     threads=data.threads,
     max_corrupt=data.max_corrupt,
   )
-  figures = {label: one.figures() | one.by_class() for label, one in tallies.items()}
+  figures = {
+    label: counts.figures() | counts.by_class() for label, counts in tallies.items()
+  }
   return {
     "seconds": round(time.monotonic() - start, 2),
-    "unreadable": len(source) - next(iter(figures.values()))["images"],
+    # Every prompt has seen the same images.
+    "unreadable": len(source) - figures[reference]["images"],
     "split": split,
     "classes": classes.names,
-    "reference": prompts[0].label,
+    "reference": reference,
     "prompts": figures,
   }
 
@@ -228,113 +273,156 @@ def _sums(
 ) -> dict[str, Any]:
   """Figures of the sets by their groups, with published ones beside them, and set by
   set."""
-  sets, found = {}, []
+  sets = {}
+  rows = []
   # Groups with a set whose images are not those of the published figures.
-  other = set()
+  unlike_published = set()
   for item in items:
-    of_set = done[item.name]
-    prompts = {
-      label: {k: v for k, v in figures.items() if k not in ("per_class", "confusions")}
-      for label, figures in of_set["prompts"].items()
-    }
-    by_class = hooks.BY_CLASS.open().summary(of_set) if hooks.BY_CLASS else {}
-    own = {key: of_set[key] for key in _OF_SET} | {
-      "by_class": by_class,
-      "prompts": prompts,
-    }
-    sets[item.name] = own
-    found.append(
-      report.SetFigures(item.group, item.column, item.part, prompts, own["split"])
+    facts = done[item.name]
+    summary = _summary(facts)
+    sets[item.name] = summary
+    rows.append(
+      report.SetFigures(
+        item.group, item.column, item.part, summary["prompts"], summary["split"]
+      )
     )
-    of_test = (
-      own["split"] in ("test", "validation") and not sampled and not own["unreadable"]
-    )
-    if not of_test or item.reader not in report.group_of(item.group).readers:
-      other.add(item.group)
-  accuracy = report.accuracy_by_group(found)
-  intervals, differences = report.comparisons_by_group(found, accuracy)
-  compared = hooks.PUBLISHED.open() if hooks.PUBLISHED else lambda *_: {}
+    is_whole = not sampled and not facts["unreadable"]
+    is_test = facts["split"] in ("test", "validation")
+    is_published = item.reader in report.group_of(item.group).readers
+    if not (is_whole and is_test and is_published):
+      unlike_published.add(item.group)
+  accuracy = report.accuracy_by_group(rows)
+  intervals, differences = report.comparisons_by_group(rows, accuracy)
+  splits: dict[str, dict[str, str]] = {group: {} for group in accuracy}
+  for row in rows:
+    if row.group in splits:
+      splits[row.group][row.column] = row.split
+  published: dict[str, dict[str, Any]] = {}
+  for group, kinds in accuracy.items():
+    if group not in unlike_published:
+      published[group] = _published(group, kinds)
   return {
     "accuracy": accuracy,
     "intervals": intervals,
     "differences": differences,
-    "images": report.counts_by_group(found, "images"),
-    "classes": report.counts_by_group(found, "classes"),
-    "splits": {
-      group: {one.column: one.split for one in found if one.group == group}
-      for group in accuracy
-    },
-    "published": {
-      group: {kind: compared(group, kind, rows) for kind, rows in kinds.items()}
-      for group, kinds in accuracy.items()
-      if group not in other
-    },
+    "images": report.counts_by_group(rows, "images"),
+    "classes": report.counts_by_group(rows, "classes"),
+    "splits": splits,
+    "published": published,
     "sets": sets,
   }
+
+
+def _summary(facts: Mapping[str, Any]) -> dict[str, Any]:
+  """What `results.json` holds of a set: its file, without the tables of classes."""
+  by_class = {}
+  if hooks.BY_CLASS:
+    by_class = hooks.BY_CLASS.open().summary(facts)
+  prompts = {}
+  for label, figures in facts["prompts"].items():
+    prompts[label] = {
+      name: figure
+      for name, figure in figures.items()
+      if name not in ("per_class", "confusions")
+    }
+  summary = {name: facts[name] for name in _OF_SET}
+  return {**summary, "by_class": by_class, "prompts": prompts}
+
+
+def _published(group: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+  """Published figures beside each table of a group; empty without the room of them."""
+  if not hooks.PUBLISHED:
+    return {kind: {} for kind in kinds}
+  published = hooks.PUBLISHED.open()
+  return {kind: published(group, kind, rows) for kind, rows in kinds.items()}
 
 
 def _draw(folder: Path, results: Mapping[str, Any]) -> None:
   """Plots the accuracies of each group of sets, and the calibration on each set."""
   for group, kinds in results["accuracy"].items():
+    published_kinds = results["published"].get(group, {})
+    interval_kinds = results["intervals"].get(group, {})
     for kind, rows in kinds.items():
-      others = results["published"].get(group, {}).get(kind, {})
+      published = {
+        method: facts["figures"]
+        for method, facts in published_kinds.get(kind, {}).items()
+      }
       plots.accuracy_panels(
         folder / f"accuracy_{group}_{kind}.png",
         rows,
         prompt_labels(list(rows)),
-        report.title_of(group, kind),
-        results["images"][group][kind],
-        results["classes"][group][kind],
-        results["intervals"].get(group, {}).get(kind, {}),
-        {name: method["figures"] for name, method in others.items()},
+        title=report.title_of(group, kind),
+        images=results["images"][group][kind],
+        classes=results["classes"][group][kind],
+        intervals=interval_kinds.get(kind, {}),
+        published=published,
       )
-  figures = {name: of_set["prompts"] for name, of_set in results["sets"].items()}
+  figures = {name: facts["prompts"] for name, facts in results["sets"].items()}
   plots.calibration_panels(folder / "calibration.png", figures)
 
 
 def _keys(
-  own: Clip,
+  settings: Clip,
   encoder: Encoder,
   opened: Mapping[str, LabelledSet],
   prompts: Sequence[NamedPrompt],
-  more: Sequence[str],
+  weights_key: Sequence[str],
 ) -> dict[str, str]:
-  """By the file of each set: fingerprint of all that its figures depend on, but the
+  """Fingerprints, by the file of each set, all that its figures depend on but the
   pixels."""
   clip = encoder.clip
-  settings = (_VERSION, own.text_tower, own.dtype, clip.settings)
-  clip_key = fingerprint([*settings, *jax.tree.leaves(clip.params)])
+  weights = jax.tree.leaves(clip.params)
+  clip_key = fingerprint(
+    [_VERSION, settings.text_tower, settings.dtype, clip.settings, *weights]
+  )
   keys = {}
   for name, (source, classes, split) in opened.items():
     parts: list[Any] = [clip_key, name, split, np.asarray(source.labels)]
-    parts += [json.dumps(classes.names), json.dumps(classes.synsets)]
+    parts.append(json.dumps(classes.names))
+    parts.append(json.dumps(classes.synsets))
     if isinstance(source, StoredImages):
-      # Other images may have the same keys.
-      parts += ["\n".join(source.keys), source.where(0) + ", upright" * source.upright]
+      parts.append("\n".join(source.keys))
+      # Other images may have the same keys, so the place counts too.
+      place = source.where(0)
+      if source.upright:
+        place += ", upright"
+      parts.append(place)
     else:
       parts.append("")
-    parts += [source.checksums] if isinstance(source, FeatureSource) else []
-    for label, prompt, _ in prompts:
-      parts += ["prompt", label, *named_prompts.describe(prompt, classes)]
-    keys[file_name(name)] = fingerprint([*parts, *more])
+    if isinstance(source, FeatureSource):
+      parts.append(source.checksums)
+    for named in prompts:
+      description = named_prompts.describe(named.prompt, classes)
+      parts += ["prompt", named.label, *description]
+    parts += weights_key
+    keys[file_name(name)] = fingerprint(parts)
   return keys
 
 
 def _count_classes(
   item: EvaluationSet, labelled: LabelledSet, sampled: bool
 ) -> dict[str, Any]:
-  """Counts the listed classes, and those without an image; None if the images are a
-  sample."""
+  """Counts the listed classes, and those without an image.
+
+  The latter is None if the images are a sample, or the embedded world's.
+  """
   listed = item.n_listed or len(labelled.classes)
-  missing = listed - len(np.unique(labelled.source.labels)) if item.reader else None
-  return {"listed_classes": listed, "missing_classes": None if sampled else missing}
+  missing = None
+  if item.reader and not sampled:
+    missing = listed - len(np.unique(labelled.source.labels))
+  return {"listed_classes": listed, "missing_classes": missing}
 
 
-def _log_set(name: str, of_set: Mapping[str, Any]) -> None:
-  for label, figures in of_set["prompts"].items():
+def _log_set(name: str, facts: Mapping[str, Any]) -> None:
+  for label, figures in facts["prompts"].items():
     log.info(
       "%s (%s): %s: top-1 %.1f%%, macro %.1f%%, ECE %.1f%% (%d images, %d classes)",
-      *(name, of_set["split"], label),
-      *(100 * figures[key] for key in ("top1", "macro_top1", "ece")),
-      *(figures["images"], figures["classes"]),
+      name,
+      facts["split"],
+      label,
+      100 * figures["top1"],
+      100 * figures["macro_top1"],
+      100 * figures["ece"],
+      figures["images"],
+      figures["classes"],
     )

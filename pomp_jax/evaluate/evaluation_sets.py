@@ -44,30 +44,44 @@ class EvaluationSet(NamedTuple):
 def evaluation_sets(
   settings: Evaluate, data: Data, evaluation: Eval
 ) -> list[EvaluationSet]:
-  """Data sets of `config.evaluate`, unopened.
+  """Returns the data sets of `config.evaluate`, unopened.
 
-  ConfigError for an unknown set, or no folder for it; SourceError for an unusable file
-  of sets.
+  Args:
+    settings: `config.evaluate`, which names the sets or a folder of them.
+    data: `config.data`, whose splits are the sets if `settings` names none.
+    evaluation: `config.eval`, with the template of classes and the number of images.
+
+  Raises:
+    ConfigError: an unknown set, or no folder for it.
+    SourceError: an unusable file of sets, or two sets of the same name.
   """
   n_images = settings.images or evaluation.images
   of_split = functools.partial(_open_split, data, evaluation.template, n_images)
   sets = []
   if NAMED_SETS:
     sets = NAMED_SETS.open().evaluation_sets(settings, data.source, of_split)
-  sets = sets or _of_data(data, of_split)
+  if not sets:
+    sets = _of_data(data, of_split)
   for index in repeats(file_name(item.name) for item in sets):
     raise SourceError(f"config.evaluate: two sets are named {sets[index].name!r}")
+  return [
+    item._replace(
+      open=functools.partial(_open_sample, item, settings.images, data.upright)
+    )
+    for item in sets
+  ]
 
-  def opened(item: EvaluationSet) -> LabelledSet:
-    labelled = item.open()
-    source = labelled.source
-    if not isinstance(source, StoredImages):
-      return labelled
-    if settings.images:
-      source = source.subset(even_sample(source.labels, source.keys, settings.images))
-    return labelled._replace(source=source.replace(upright=data.upright))
 
-  return [item._replace(open=functools.partial(opened, item)) for item in sets]
+def _open_sample(item: EvaluationSet, n_images: int, upright: bool) -> LabelledSet:
+  """Opens a set with `n_images` of its stored images, all if 0, turned as `upright`
+  says."""
+  labelled = item.open()
+  source = labelled.source
+  if not isinstance(source, StoredImages):
+    return labelled
+  if n_images:
+    source = source.subset(even_sample(source.labels, source.keys, n_images))
+  return labelled._replace(source=source.replace(upright=upright))
 
 
 def open_each(
@@ -79,20 +93,24 @@ def open_each(
   any set is left. Otherwise raises the reason, or of several the names, after a log
   line for each.
   """
-  opened, missing = {}, {}
+  opened = {}
+  errors = {}
   for item in items:
     try:
       opened[item.name] = item.open()
     except _MISSING as error:
-      missing[item.name] = error
-  if len(missing) == 1 and not skip_missing:
-    raise missing.popitem()[1]
-  if missing and not (skip_missing and opened):
-    _log_missing(missing)
-    hint = "; evaluate.skip_missing=true evaluates the others" if opened else ""
-    failed = f"{len(missing)} of {len(items)} sets can't be opened"
-    raise SourceError(f"{failed}: {', '.join(missing)}{hint}")
-  return opened, {name: str(error) for name, error in missing.items()}
+      errors[item.name] = error
+  if len(errors) == 1 and not skip_missing:
+    raise errors.popitem()[1]
+  if errors and not (skip_missing and opened):
+    _log_missing(errors)
+    hint = ""
+    if opened:
+      hint = "; evaluate.skip_missing=true evaluates the others"
+    problem = f"{len(errors)} of {len(items)} sets can't be opened"
+    raise SourceError(f"{problem}: {', '.join(errors)}{hint}")
+  reasons = {name: str(error) for name, error in errors.items()}
+  return opened, reasons
 
 
 def open_everywhere(
@@ -125,21 +143,24 @@ def file_name(name: str) -> str:
 def _of_data(data: Data, of_split: OfSplit) -> list[EvaluationSet]:
   """Splits on which a training with this config evaluates its prompt."""
   splits = opening.evaluation_splits(data)
+  sets = []
   if not SOURCES[data.source].stored:
-    return [
-      EvaluationSet(
-        name, data.source, name, "all", functools.partial(of_split, name, "test")
-      )
-      for name in splits
-    ]
+    for split in splits:
+      opened = functools.partial(of_split, split, "test")
+      sets.append(EvaluationSet(split, data.source, split, "all", opened))
+    return sets
   # A folder is named by the last part of its path. Names of tfds may end with a
   # version.
   name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
-  name, sets = name.replace("/", "-"), []
+  name = name.replace("/", "-")
   for split in splits:
-    # "test", "base", or "validation/base": images, and part of the classes.
-    images, _, part = split.rpartition("/")
-    images, part = (images or "test", part) if part in _PARTS else (split, "all")
+    images = split
+    part = "all"
+    # "base", or "validation/base": images, and part of the classes.
+    before, _, last = split.rpartition("/")
+    if last in _PARTS:
+      images = before or "test"
+      part = last
     opened = functools.partial(of_split, split, images)
     sets.append(EvaluationSet(f"{name}/{split}", OWN, name, part, opened, data.source))
   return sets
@@ -148,10 +169,11 @@ def _of_data(data: Data, of_split: OfSplit) -> list[EvaluationSet]:
 def _open_split(
   data: Data, template: str, n_images: int, split: str, images: str
 ) -> LabelledSet:
-  """Opens a split of `config.data`, stored images whole; `images` are those that it
-  is made of."""
-  stored = SOURCES[data.source].stored
-  source = opening.open_source(data, split, n_images=0 if stored else n_images)
-  return LabelledSet(
-    source, ClassList(tuple(source.names), None, template, (template,)), images
-  )
+  """Opens a split of `config.data`, stored images whole; `images` names the split that
+  its images are from."""
+  if SOURCES[data.source].stored:
+    # The caller draws its sample of stored images.
+    n_images = 0
+  source = opening.open_source(data, split, n_images=n_images)
+  classes = ClassList(tuple(source.names), None, template, (template,))
+  return LabelledSet(source, classes, images)

@@ -25,32 +25,35 @@ from pomp_jax.registry import FORMATS, load
 
 
 def check(config: ExportConfig, workdir: str) -> None:
-  """Refuses names or a prompt that can't be used, and another run's folder; writes
-  nothing."""
-  export, row = config.export, FORMATS[config.export.format]
-  if row.features:
-    load(row.features).check(export, config.clip)
+  """Checks the names, the prompt and the format; writes nothing."""
+  export = config.export
+  export_format = FORMATS[export.format]
+  if export_format.features:
+    load(export_format.features).check(export, config.clip)
     return
   prompt = load_prompt(export.prompt)
-  encode(export.output or row.usual_name, prompt)
+  encode(export.output or export_format.usual_name, prompt)
   if HUB_UPLOAD and HUB_UPLOAD.open().wanted(export):
     HUB_UPLOAD.open().check(export, prompt)
 
 
 def run(config: ExportConfig, workdir: str) -> dict:
   """Writes `config.export.output`; returns what `results.json` holds."""
-  export, row, folder = config.export, FORMATS[config.export.format], RunFolder(workdir)
-  path = folder.path / (export.output or row.usual_name)
+  export = config.export
+  export_format = FORMATS[export.format]
+  folder = RunFolder(workdir)
+  path = folder.path / (export.output or export_format.usual_name)
   results: dict[str, Any] = {
     "job": config.job,
     "prompt": export.prompt,
     "format": export.format,
   }
-  if row.features:
+  if export_format.features:
     encoder = opening.open_encoder(
       config.clip, config.mesh.class_size, config.data.feature_store
     )
-    facts, write = load(row.features).compute(export, encoder)
+    # All processes compute the features together; the first writes them.
+    facts, write = load(export_format.features).compute(export, encoder)
     results |= facts
   else:
     prompt = load_prompt(export.prompt)
@@ -71,5 +74,6 @@ def run(config: ExportConfig, workdir: str) -> dict:
       write(path)
   results |= {"output": path.name, "bytes": file_size(path)}
   folder.write_results(results)
-  print(f"{path}: {export.format}, {' x '.join(map(str, results['shape']))}")
+  shape = " x ".join(map(str, results["shape"]))
+  print(f"{path}: {export.format}, {shape}")
   return results

@@ -41,38 +41,55 @@ def image_batches(
   task: str,
   indices: Int[np.ndarray, " n"] | None = None,
 ) -> Iterator[Batch]:
-  """Yields images by index, or all, in batches of one size; each process reads its
-  devices' rows.
+  """Yields images in batches of one size; each process reads its devices' rows.
 
-  The last batch is padded with the last image. Adds unreadable images to `skipped`.
+  The last batch is padded with the last image.
+
+  Args:
+    encoder: CLIP whose image size the images get, and the mesh that shares a batch.
+    source: images.
+    skipped: record to which unreadable images are added.
+    batch_size: images of a batch over all processes, rounded up to the devices.
+    threads: threads that read images in this process.
+    task: description for the progress.
+    indices: images to read, in this order; all if None.
+
+  Raises:
+    CorruptDataError: too many images can't be read.
   """
   source = encoder.sized(source)
-  indices = np.arange(len(source)) if indices is None else indices
+  if indices is None:
+    indices = np.arange(len(source))
   n_devices = encoder.mesh.size
-  # A part of the images has the same size, so that features do not depend on which part
-  # it is.
+  # The size follows the whole source, so that features do not depend on which of its
+  # images are asked for.
   size = n_devices * -(-min(batch_size, len(source)) // n_devices)
   sharding = NamedSharding(encoder.mesh, P((DATA, CLASS)))
-  shards = sharding.addressable_devices_indices_map((size,)).values()
-  own = np.unique(np.concatenate([np.arange(size)[shard] for shard in shards]))
+  local_rows = _local_rows(sharding, size)
 
   def over_devices(part: np.ndarray) -> jax.Array:
-    return jax.make_array_from_process_local_data(
-      sharding, part, (size, *part.shape[1:])
-    )
+    shape = (size, *part.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, part, shape)
 
   def read(batch: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    shown = indices[np.minimum(batch * size + own, len(indices) - 1)]
-    return shown, *readable_images(source, shown)
+    places = np.minimum(batch * size + local_rows, len(indices) - 1)
+    images, reasons = readable_images(source, indices[places])
+    return indices[places], images, reasons
 
   n_batches = -(-len(indices) // size)
   batches = map_ahead(read, range(n_batches), choose_readers(threads, 0))
-  for number, (shown, images, reasons) in enumerate(
-    steps_of(batches, task, "batches", n_batches)
-  ):
+  batches = steps_of(batches, task, "batches", n_batches)
+  for number, (batch_indices, images, reasons) in enumerate(batches):
     skipped.add(reasons)
-    labels = np.where(
-      np.isin(shown, list(reasons)), NO_LABEL, np.asarray(source.labels)[shown]
-    )
+    labels = np.asarray(source.labels)[batch_indices]
+    is_unreadable = np.isin(batch_indices, list(reasons))
+    labels = np.where(is_unreadable, NO_LABEL, labels)
     n_images = min(size, len(indices) - number * size)
     yield Batch(over_devices(images), over_devices(labels), n_images)
+
+
+def _local_rows(sharding: NamedSharding, size: int) -> Int[np.ndarray, " rows"]:
+  """Rows of a batch that this process's devices hold."""
+  slices = sharding.addressable_devices_indices_map((size,)).values()
+  rows = [np.arange(size)[shard] for shard in slices]
+  return np.unique(np.concatenate(rows))

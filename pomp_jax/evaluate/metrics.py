@@ -61,8 +61,10 @@ def ranks(
   """
   xp = scores_BxN.__array_namespace__()
   true_Bx1 = xp.take_along_axis(scores_BxN, labels_B[:, None], axis=1)
+  # The right class scores as high as itself: one less.
   rank_B = xp.sum(scores_BxN >= true_Bx1, axis=1) - 1
-  return xp.where(xp.all(xp.isfinite(scores_BxN), axis=1), rank_B, scores_BxN.shape[1])
+  is_finite_B = xp.all(xp.isfinite(scores_BxN), axis=1)
+  return xp.where(is_finite_B, rank_B, scores_BxN.shape[1])
 
 
 def accuracy_of_ranks(
@@ -110,12 +112,17 @@ def wilson_interval(share: float, n: int) -> list[float]:
 
 
 def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
-  """Compares two classifiers on n images; `gained` the first alone has right, `lost`
-  the second.
+  """Compares two classifiers on the same images.
 
-  `top1` is the first's accuracy less the second's; `interval` its 95% ends by Agresti &
-  Min (2005): Wald's, after half an image is added to each of the four cells; `p_value`
-  McNemar's exact test.
+  Args:
+    gained: images that the first classifier alone has right.
+    lost: images that the second alone has right.
+    n: all images.
+
+  Returns:
+    `top1`, the first's accuracy less the second's; `interval`, its 95% ends by Agresti &
+    Min (2005): Wald's, after half an image is added to each of the four cells; `p_value`
+    of McNemar's exact test; `gained` and `lost`.
   """
   p_value = 2 * scipy.special.bdtr(min(gained, lost), gained + lost, 0.5)
   return {
@@ -210,78 +217,104 @@ class Tally:
     confidence_B: Float[np.ndarray, " B"],
     reference_B: Bool[np.ndarray, " B"] | None = None,
   ) -> None:
-    """Counts the answers to B images; EvaluationError for a confidence that is not
-    finite.
+    """Counts the answers to B images.
 
-    An answer is the right class at rank 0 (see `ranks`), else the most similar other
-    one; its confidence is the probability of the most similar class. `reference_B`
-    tells which images another classifier has right, for the difference of the two.
+    Args:
+      labels_B: class of each image.
+      rank_B: rank of that class, see `ranks`.
+      answer_B: the right class at rank 0, else the most similar other one.
+      confidence_B: probability of the most similar class, 0 to 1.
+      reference_B: whether another classifier has each image right, for the difference of
+        the two; None for no comparison.
+
+    Raises:
+      EvaluationError: a confidence that is not finite.
     """
-    if broken := int(np.sum(~np.isfinite(confidence_B))):
+    broken = int(np.sum(~np.isfinite(confidence_B)))
+    if broken:
       raise EvaluationError(
         f"{broken} of {len(labels_B)} images have similarities that are not finite"
       )
     n_classes = len(self._images_N)
-    right_B, wrong_B = rank_B == 0, rank_B != 0
+    right_B = rank_B == 0
+    wrong_B = rank_B != 0
     self._images_N += np.bincount(labels_B, minlength=n_classes)
     self._top1_N += np.bincount(labels_B[right_B], minlength=n_classes)
     self._top5 += int(np.sum(rank_B < min(5, n_classes)))
-    self._wrong.append(
-      labels_B[wrong_B].astype(np.int64) * n_classes + answer_B[wrong_B]
-    )
+    error_classes = labels_B[wrong_B].astype(np.int64)
+    self._wrong.append(error_classes * n_classes + answer_B[wrong_B])
     if reference_B is not None:
-      gained, lost = np.sum(right_B & ~reference_B), np.sum(wrong_B & reference_B)
-      before = self._pairs or (0, 0)
-      self._pairs = before[0] + int(gained), before[1] + int(lost)
+      gained, lost = self._pairs or (0, 0)
+      gained += int(np.sum(right_B & ~reference_B))
+      lost += int(np.sum(wrong_B & reference_B))
+      self._pairs = (gained, lost)
     bin_B = confidence_bins(confidence_B)
-    for row, weight_B in enumerate((None, right_B, confidence_B.astype(np.float64))):
-      self._bins[row] += np.bincount(bin_B, weight_B, N_BINS)
+    images_S, right_S, confidence_S = self._bins
+    images_S += np.bincount(bin_B, minlength=N_BINS)
+    right_S += np.bincount(bin_B, right_B, N_BINS)
+    confidence_S += np.bincount(bin_B, confidence_B.astype(np.float64), N_BINS)
     if self._more is not None:
       self._more.add(labels_B, answer_B, right_B)
 
   def figures(self) -> dict[str, Any]:
-    """All figures as JSON values; shares are fractions of 1.
+    """Returns all figures as JSON values; shares are fractions of 1.
 
-    `macro_top1` is the mean accuracy of the classes that have images. `ece` is the expected
-    calibration error, sum_s n_s / n |accuracy_s - confidence_s| over N_BINS bins of equal width
-    (Guo et al., "On Calibration of Modern Neural Networks", 2017).
+    `macro_top1` is the mean accuracy of the classes that have images. `ece` is the
+    expected calibration error, sum_s n_s / n |accuracy_s - confidence_s| over N_BINS bins
+    of equal width (Guo et al., "On Calibration of Modern Neural Networks", 2017).
     """
-    n = int(self._images_N.sum())
-    seen = self._images_N > 0
-    images_S, right_S, confidence_S = self._bins
+    n_images = int(self._images_N.sum())
+    has_images_N = self._images_N > 0
+    n_right = self._top1_N.sum()
+    accuracy_of_classes = self._top1_N[has_images_N] / self._images_N[has_images_N]
     figures = {
-      "images": n,
-      "classes": len(seen),
-      "classes_with_images": int(seen.sum()),
-      "top1": float(self._top1_N.sum() / n),
-      "top1_interval": wilson_interval(self._top1_N.sum() / n, n),
-      "top5": self._top5 / n,
-      "macro_top1": float(np.mean(self._top1_N[seen] / self._images_N[seen])),
-      "ece": float(np.abs(right_S - confidence_S).sum() / n),
-      "mean_confidence": float(confidence_S.sum() / n),
-      "reliability": {
-        "images": images_S.astype(np.int64).tolist(),
-        "accuracy": (right_S / np.maximum(images_S, 1)).tolist(),
-        "confidence": (confidence_S / np.maximum(images_S, 1)).tolist(),
-      },
+      "images": n_images,
+      "classes": len(has_images_N),
+      "classes_with_images": int(has_images_N.sum()),
+      "top1": float(n_right / n_images),
+      "top1_interval": wilson_interval(n_right / n_images, n_images),
+      "top5": self._top5 / n_images,
+      "macro_top1": float(np.mean(accuracy_of_classes)),
+      **self._calibration(n_images),
     }
     if self._pairs is not None:
-      figures["difference"] = paired_difference(*self._pairs, n)
-    return figures if self._more is None else figures | self._more.figures()
+      gained, lost = self._pairs
+      figures["difference"] = paired_difference(gained, lost, n_images)
+    if self._more is not None:
+      figures |= self._more.figures()
+    return figures
+
+  def _calibration(self, n_images: int) -> dict[str, Any]:
+    """Expected calibration error, and the reliability diagram's bins."""
+    images_S, right_S, confidence_S = self._bins
+    # Empty bins have accuracy and confidence 0.
+    divisor_S = np.maximum(images_S, 1)
+    return {
+      "ece": float(np.abs(right_S - confidence_S).sum() / n_images),
+      "mean_confidence": float(confidence_S.sum() / n_images),
+      "reliability": {
+        "images": images_S.astype(np.int64).tolist(),
+        "accuracy": (right_S / divisor_S).tolist(),
+        "confidence": (confidence_S / divisor_S).tolist(),
+      },
+    }
 
   def by_class(self, most: int = 2500) -> dict[str, Any]:
-    """Images and accuracy of each class, and the most frequent errors: [class, answer,
-    images].
+    """Returns images and accuracy of each class, and the most frequent errors.
 
-    The accuracy of a class without images is NaN.
+    An error is [class, answer, images]. The accuracy of a class without images is NaN.
     """
     images_N = self._images_N
-    top1_N = np.where(images_N > 0, self._top1_N / np.maximum(images_N, 1), np.nan)
+    accuracy_N = self._top1_N / np.maximum(images_N, 1)
+    top1_N = np.where(images_N > 0, accuracy_N, np.nan)
     pairs, counts = np.unique(np.concatenate(self._wrong), return_counts=True)
-    kept = np.argsort(-counts, kind="stable")[:most]
-    classes, answers = np.divmod(pairs[kept], len(images_N))
-    confusions = np.stack([classes, answers, counts[kept]], axis=1).tolist()
-    return {"per_class": {"images": images_N, "top1": top1_N}, "confusions": confusions}
+    most_frequent = np.argsort(-counts, kind="stable")[:most]
+    classes, answers = np.divmod(pairs[most_frequent], len(images_N))
+    confusions = np.stack([classes, answers, counts[most_frequent]], axis=1)
+    return {
+      "per_class": {"images": images_N, "top1": top1_N},
+      "confusions": confusions.tolist(),
+    }
 
 
 def confidence_bins(confidence_B: Float[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:

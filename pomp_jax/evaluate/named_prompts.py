@@ -91,58 +91,82 @@ class NamedPrompt(NamedTuple):
 def read_prompts(
   names: Sequence[str], field: str, chosen: bool = False
 ) -> list[NamedPrompt]:
-  """Loads the prompts that a config field names; ConfigError if one is unknown or
-  repeated.
+  """Loads the prompts that a config field names.
 
-  A mixture needs weights unless the caller has them `chosen`.
+  Args:
+    names: prompts as the user writes them.
+    field: dotted name of the field, for messages.
+    chosen: whether a mixture may lack its weights, which the caller chooses.
+
+  Raises:
+    ConfigError: a name is unknown, repeated or missing.
+    PromptFileError: a file can't be read.
   """
-  found: list[NamedPrompt] = []
-  for item in names:
-    if OTHER_PROMPTS and (other := OTHER_PROMPTS.open()(item, field, chosen)):
-      found.append(NamedPrompt(item, other))
-    elif (
-      item.count("{}") == 1
-      or item in (HAND_WRITTEN, ENSEMBLE)
-      or _named_templates(item)
-    ):
-      found.append(NamedPrompt(item, item))
-    elif os.path.basename(item.rstrip("/")) == "checkpoints" and is_dir(item):
-      run, n_before = os.path.dirname(item.rstrip("/")) or ".", len(found)
-      for one in read_checkpoints(item):  # one at a time in memory
-        prompt = _of_checkpoint(one, join(item, str(one.step)))
-        found.append(NamedPrompt(f"{run}@{one.step}", prompt, one.step))
-      require(
-        len(found) > n_before, field, item, "a run's folder of complete checkpoints"
-      )
-    elif prompt_file.is_prompt_file(item):
-      is_features = item.endswith(".npy")
-      expected = "no .npy file of class features without the room interchange"
-      require(CLASS_FEATURES or not is_features, field, item, expected)
-      read = CLASS_FEATURES.open() if is_features else prompt_file.load_prompt
-      found.append(NamedPrompt(item, read(item)))
-    elif is_dir(item) and (finished := _finished_run(item, field)):
-      found.append(NamedPrompt(item, finished))
-    else:
-      raise ConfigError(field, item, _TAKES)
+  prompts: list[NamedPrompt] = []
+  for name in names:
+    prompts += _prompts_of(name, field, chosen)
   # Call runs by the names of their folders, where these differ.
-  short = [_folder_name(named.label) for named in found]
-  if len(set(short)) == len(found):
-    found = [
-      named._replace(label=name) for named, name in zip(found, short, strict=True)
+  short = [_folder_name(named.label) for named in prompts]
+  if len(set(short)) == len(prompts):
+    prompts = [
+      named._replace(label=label) for named, label in zip(prompts, short, strict=True)
     ]
-  if not found or len({named.label for named in found}) < len(found):
+  labels = {named.label for named in prompts}
+  if not prompts or len(labels) < len(prompts):
     raise ConfigError(field, names, _TAKES + "; none twice")
-  return found
+  return prompts
+
+
+def _prompts_of(name: str, field: str, chosen: bool) -> list[NamedPrompt]:
+  """The prompt of a name; the checkpoints of a run for their folder."""
+  prompt: AnyPrompt | None = None
+  if OTHER_PROMPTS:
+    prompt = OTHER_PROMPTS.open()(name, field, chosen)
+  if prompt:
+    return [NamedPrompt(name, prompt)]
+  is_text = name.count("{}") == 1 or name in (HAND_WRITTEN, ENSEMBLE)
+  if is_text or _named_templates(name):
+    return [NamedPrompt(name, name)]
+  if os.path.basename(name.rstrip("/")) == "checkpoints" and is_dir(name):
+    return _of_all_checkpoints(name, field)
+  if prompt_file.is_prompt_file(name):
+    return [NamedPrompt(name, _of_file(name, field))]
+  if is_dir(name):
+    prompt = _finished_run(name, field)
+    if prompt:
+      return [NamedPrompt(name, prompt)]
+  raise ConfigError(field, name, _TAKES)
+
+
+def _of_all_checkpoints(folder: str, field: str) -> list[NamedPrompt]:
+  """The prompt of each checkpoint in a run's folder `checkpoints`."""
+  run = os.path.dirname(folder.rstrip("/")) or "."
+  prompts = []
+  # One checkpoint at a time is in memory.
+  for checkpoint in read_checkpoints(folder):
+    step = checkpoint.step
+    prompt = _of_checkpoint(checkpoint, join(folder, str(step)))
+    prompts.append(NamedPrompt(f"{run}@{step}", prompt, step))
+  require(len(prompts) > 0, field, folder, "a run's folder of complete checkpoints")
+  return prompts
+
+
+def _of_file(name: str, field: str) -> AnyPrompt:
+  """The prompt of a file, or class features of a .npy file, which a room reads."""
+  if not name.endswith(".npy"):
+    return prompt_file.load_prompt(name)
+  expected = "no .npy file of class features without the room interchange"
+  require(CLASS_FEATURES, field, name, expected)
+  return CLASS_FEATURES.open()(name)
 
 
 def read_prompt(name: str, field: str) -> NamedPrompt:
   """Loads the prompt of a field that takes one; ConfigError as `read_prompts`, or
   for several."""
-  found = read_prompts([name], field)
-  require(
-    len(found) == 1, field, name, "one prompt, such as the prompt.npz of a run's folder"
-  )
-  return found[0]
+  prompts = read_prompts([name], field)
+  expected = "one prompt, such as the prompt.npz of a run's folder"
+  require(len(prompts) == 1, field, name, expected)
+  return prompts[0]
 
 
 def _folder_name(label: str) -> str:
@@ -151,7 +175,9 @@ def _folder_name(label: str) -> str:
   folder, at, step = label.rpartition("@")
   if at and step.isdigit():
     return f"{_folder_name(folder)}@{step}"
-  return os.path.basename(os.path.abspath(label)) if is_dir(label) else label
+  if is_dir(label):
+    return os.path.basename(os.path.abspath(label))
+  return label
 
 
 def of_one_list(prompt: AnyPrompt) -> bool:
@@ -178,18 +204,26 @@ def turned_otherwise(prompts: Sequence[NamedPrompt], upright: bool) -> list[str]
 def warn_of_turns(prompts: Sequence[NamedPrompt], upright: bool, where: str) -> None:
   """Warns of prompts that were trained on pictures turned otherwise than these are.
 
-  `upright` is whether these are turned as their EXIF orientation says, `where` names
-  what says so.
+  Args:
+    prompts: prompts to use.
+    upright: whether these pictures are turned as their EXIF orientation says.
+    where: the setting that says so, for the message.
   """
-  others = turned_otherwise(prompts, upright)
-  if others:
-    _warn_once(
-      "%s: pictures are %s as their EXIF says; the training of %s %s",
-      where,
-      "turned" if upright else "not turned",
-      ", ".join(map(repr, others)),
-      "did not turn its own" if upright else "turned its own",
-    )
+  labels = turned_otherwise(prompts, upright)
+  if not labels:
+    return
+  here = "not turned"
+  in_training = "turned its own"
+  if upright:
+    here = "turned"
+    in_training = "did not turn its own"
+  _warn_once(
+    "%s: pictures are %s as their EXIF says; the training of %s %s",
+    where,
+    here,
+    ", ".join(map(repr, labels)),
+    in_training,
+  )
 
 
 def check_prompt(
@@ -198,10 +232,16 @@ def check_prompt(
   clip_config: ClipConfig,
   clip_model: str,
 ) -> None:
-  """Raises PromptFileError if a prompt does not fit a CLIP or the classes; needs no
-  weights.
+  """Checks that a prompt fits a CLIP and the classes; needs no weights.
 
-  `synonyms` are the names of each class. A file of class features has one row a class.
+  Args:
+    named: prompt and its label, for messages.
+    synonyms: names of each class. A file of class features has one row a class.
+    clip_config: sizes of the CLIP.
+    clip_model: name of the CLIP.
+
+  Raises:
+    PromptFileError: the prompt does not fit.
   """
   label, prompt, _ = named
   if isinstance(prompt, prompt_file.Prompt):
@@ -222,12 +262,24 @@ def check_lengths(
   config: CLIPTextConfig,
   where: str,
 ) -> None:
-  """Raises TokenizeError if a text of the classes under a prompt is too long for the
-  tower."""
+  """Checks that every text of the classes under a prompt fits the text tower.
+
+  Args:
+    prompt: prompt of a `NamedPrompt`.
+    classes: names, and templates of hand-written prompts.
+    tokenizer: the CLIP's.
+    config: text tower, whose positions limit a text.
+    where: label of the prompt and the set, for messages.
+
+  Raises:
+    TokenizeError: a text is too long.
+  """
   if isinstance(prompt, prompt_file.ClassFeatures):
     return
   if isinstance(prompt, OtherPrompt):
-    return prompt.check_lengths(classes, tokenizer, config, where)
+    prompt.check_lengths(classes, tokenizer, config, where)
+    return
+  # Without the start token.
   budget = config.max_position_embeddings - 1
   # Templates, and the positions that their texts have.
   templates: list[tuple[str, int]] = []
@@ -250,14 +302,18 @@ def describe(prompt: AnyPrompt, classes: ClassList) -> list[Any]:
   """Returns the cache key parts of the features under a prompt, for
   `pieces.fingerprint`."""
   if isinstance(prompt, prompt_file.Prompt):
-    sentences = [] if prompt.sentences is None else [prompt.sentences.to_json()]
-    return [prompt.position, prompt.context, *sentences]
+    parts: list[Any] = [prompt.position, prompt.context]
+    if prompt.sentences is not None:
+      parts.append(prompt.sentences.to_json())
+    return parts
   if isinstance(prompt, prompt_file.ClassFeatures):
     return [prompt.features]
   if isinstance(prompt, OtherPrompt):
     return prompt.describe(classes)
-  mean = [OUTPUTS] if prompt.startswith(f"{OUTPUTS}:") else []
-  return [*mean, *texts_of(prompt, classes)]
+  texts = list(texts_of(prompt, classes))
+  if prompt.startswith(f"{OUTPUTS}:"):
+    return [OUTPUTS, *texts]
+  return texts
 
 
 def _of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> AnyPrompt:
@@ -283,15 +339,19 @@ def _finished_run(folder: str, field: str) -> AnyPrompt | None:
 
 def texts_of(prompt: str, classes: ClassList) -> Sequence[str]:
   """Texts with {} that a hand-written name, or a text itself, stands for."""
-  named = {HAND_WRITTEN: (classes.template,), ENSEMBLE: classes.ensemble}
-  return named.get(prompt) or _named_templates(prompt) or (prompt,)
+  if prompt == HAND_WRITTEN:
+    return (classes.template,)
+  # A list of classes without an ensemble reads the name as a text.
+  if prompt == ENSEMBLE and classes.ensemble:
+    return classes.ensemble
+  return _named_templates(prompt) or (prompt,)
 
 
 def _named_templates(text: str) -> tuple[str, ...]:
   kind, _, name = text.partition(":")
-  return (
-    load_templates(name) if kind in (ENSEMBLE, OUTPUTS) and name in TEMPLATES else ()
-  )
+  if kind in (ENSEMBLE, OUTPUTS) and name in TEMPLATES:
+    return load_templates(name)
+  return ()
 
 
 def prompt_of_checkpoint(
@@ -299,18 +359,25 @@ def prompt_of_checkpoint(
 ) -> prompt_file.Prompt:
   """Returns the prompt that a checkpoint in the folder `path` holds.
 
-  CheckpointError if it holds none, such as of another method; PromptFileError for an
-  invalid one.
+  Raises:
+    CheckpointError: it holds none, such as of another method.
+    PromptFileError: an invalid prompt.
   """
-  state, config = checkpoint.state, checkpoint.meta.get("config", {})
+  state = checkpoint.state
+  config = checkpoint.meta.get("config", {})
   try:
-    if not METHODS[method := config.get("method", "pomp")].saves_prompt:
+    method = config.get("method", "pomp")
+    if not METHODS[method].saves_prompt:
       raise CheckpointError(
         f"{path}: is of method {method!r}; a prompt (pomp, kdpl) is needed"
       )
     params = result_of(state["params"], state.get("opt_state"))
-    context, model = params["context"], config["clip"]["model"]
-    prompt = prompt_file.Prompt(context, model, config["prompt"]["position"], config)
+    prompt = prompt_file.Prompt(
+      context=params["context"],
+      clip_model=config["clip"]["model"],
+      position=config["prompt"]["position"],
+      config=config,
+    )
   except (KeyError, TypeError) as error:
     raise CheckpointError(f"{path}: holds no prompt ({error!r})") from error
   prompt_file.validate(path, prompt)

@@ -57,8 +57,17 @@ def open_encoder(
   feature_store: str = "",
   devices: Any = None,
 ) -> Encoder:
-  """Opens the CLIP on a mesh of these devices, or all; class features are cached in
-  the store."""
+  """Opens a CLIP on the devices of a mesh.
+
+  Args:
+    settings: `config.clip`.
+    class_size: devices that split the text tower's rows, a divisor of their number.
+    feature_store: folder that holds features of classes between runs; "" for memory.
+    devices: devices of the mesh; all if None.
+
+  Raises:
+    ClipError: the CLIP can't be read.
+  """
   with waiting(f"loading {settings.model}"):
     clip = open_clip(settings)
   return Encoder(
@@ -80,17 +89,29 @@ def _module(data: Data) -> ModuleType:
 
 
 def open_source(data: Data, split: str, *, n_images: int = 0) -> Source:
-  """Opens the images of a split: train, validation, or one of `evaluation_splits`.
+  """Opens the images of a split; reads none.
 
-  There are `n_images`, as evenly over the classes as possible; if it is 0, all stored
-  images, or `data.images_per_class` of each class of a generated source.
+  Args:
+    data: `config.data`.
+    split: train, validation, or one of `evaluation_splits`.
+    n_images: number of images, as evenly over the classes as possible. If it is 0, all
+      stored images, or `data.images_per_class` of each class of a generated source.
+
+  Raises:
+    SourceError: files are missing or unusable.
   """
   with waiting(f"opening the {split} images"):
     return _module(data).open_source(data, split, n_images)
 
 
 def class_list(data: Data, template: str, names: Sequence[str]) -> ClassList:
-  """Classes with the templates of their data set, or with this one if it has none."""
+  """Returns classes with the templates of their data set, or with this one if it has none.
+
+  Args:
+    data: `config.data`, whose `dataset` may name a packaged class list.
+    template: text with one {} for classes of no packaged list.
+    names: names of the classes.
+  """
   known = ClassList((), None, template, (template,))
   if data.dataset in CLASS_LISTS:
     known = load_class_list(data.dataset)
@@ -98,8 +119,17 @@ def class_list(data: Data, template: str, names: Sequence[str]) -> ClassList:
 
 
 def check_features(source: Source, model: str, clip: ClipConfig) -> None:
-  """SourceError for features of another CLIP than `config.clip.model`; ConfigError
-  for no tower."""
+  """Checks that a CLIP can encode a source's images, or has computed its features.
+
+  Args:
+    source: images, or features of a file.
+    model: `config.clip.model`.
+    clip: sizes of this CLIP.
+
+  Raises:
+    SourceError: features of another CLIP.
+    ConfigError: images, and a CLIP without an image tower.
+  """
   if isinstance(source, FeatureSource):
     source.storage.check_clip(model.removeprefix(SYNTHETIC_CLIP), clip.projection_dim)
   else:
@@ -126,17 +156,21 @@ def left_out(data: Data) -> dict[str, Any]:
 
 
 def check_readable(data: Data, n_images: int) -> None:
-  """Decodes the images of a folder before a run; SourceError if `data.max_corrupt`
-  allows fewer.
+  """Decodes the images of a folder before a run.
 
   Of each evaluation split `n_images` are decoded, or all if it is 0.
+
+  Raises:
+    SourceError: more can't be read than `data.max_corrupt` allows.
   """
-  if data.source == "folder":
-    # Once for all cells of an ablation, whatever becomes of the pixels.
-    kept = dataclasses.replace(
-      data, features="online", feature_store="", augment="none", views=1
-    )
-    stored_splits.check_readable(kept, n_images)
+  if data.source != "folder":
+    return
+  # One config for all cells of an ablation, whatever becomes of the pixels: the check
+  # is cached by it.
+  without_views = dataclasses.replace(
+    data, features="online", feature_store="", augment="none", views=1
+  )
+  stored_splits.check_readable(without_views, n_images)
 
 
 def has_validation(data: Data) -> bool:

@@ -51,7 +51,9 @@ class Task:
 
   def __init__(self, settings: Predict, data: Data, clip: fields.Clip):
     """Reads the names."""
-    self._settings, self._upright, self._clip = settings, data.upright, clip
+    self._settings = settings
+    self._upright = data.upright
+    self._clip = clip
     # Of a run without a list of names those of its training.
     self.names = settings.names or recorded_classes(settings.prompt)
     names = load_class_list(self.names).names
@@ -60,7 +62,7 @@ class Task:
     self._synonyms: Sequence[Sequence[str]] = [(name,) for name in names]
     # what `results.json` says of the run beside the pictures
     self.facts: dict[str, Any] = {}
-    self.rows: dict[str, Rows] = {}  # what is found in each picture
+    self.rows: dict[str, Rows] = {}  # answers to each picture
     self.unreadable: dict[str, str] = {}  # why a picture can't be read
 
   def check(self, files: Mapping[str, Path]) -> None:
@@ -74,15 +76,29 @@ class Task:
   def open(
     self, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
   ) -> None:
-    """Opens what is computed with; reads no picture."""
-    self._files, self._keys, self._folder = files, list(files), folder
-    self._picture = functools.lru_cache(self.batch)(
-      lambda row: self._read(files[self._keys[row]])
-    )
+    """Opens what is computed with; reads no picture.
+
+    Args:
+      encoder: CLIP in use.
+      files: pictures by their names in the results.
+      folder: folder of the run, which gets the files of each picture.
+
+    Raises:
+      InputError: the prompt or its parts can't be used.
+    """
+    self._files = files
+    self._keys = list(files)
+    self._folder = folder
+
+    def read(row: int) -> Any:
+      return self._read(files[self._keys[row]])
+
+    # `find` and `take` ask for the same pictures.
+    self._picture = functools.lru_cache(self.batch)(read)
     self._find = self._open(encoder)
 
   def find(self, block: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """Yields the number of each picture that can be read, and what is found in it."""
+    """Yields the number of each picture that can be read, and the answer to it."""
     readable = []
     for row in block:
       key = self._keys[row]
@@ -91,15 +107,19 @@ class Task:
         readable.append(row)
       except ImageError as error:
         self.unreadable[key] = str(error).removeprefix(f"{self._files[key]}: ")
-    return self._find(readable) if readable else iter(())
+    if not readable:
+      return iter(())
+    return self._find(readable)
 
   def take(self, row: int, found: Any) -> None:
     """Writes the files of a picture, and prints a line."""
     if not self.rows:
       self._folder.create()
     key = self._keys[row]
-    self.rows[key] = self._take(key, self._picture(row), found)
-    line = f"{key}: " + ", ".join(map(self._text, self.rows[key][: self._settings.top]))
+    rows = self._take(key, self._picture(row), found)
+    self.rows[key] = rows
+    texts = [self._text(answer) for answer in rows[: self._settings.top]]
+    line = f"{key}: " + ", ".join(texts)
     print(printable(line, len(line)))
 
   def finish(self) -> None:
@@ -123,19 +143,23 @@ class Classify(Task):
     self, encoder: Encoder
   ) -> Callable[[Sequence[int]], Iterator[tuple[int, Any]]]:
     top = self._settings.top
-    self._size, self._resize = encoder.clip.image_size, encoder.resize
+    self._size = encoder.clip.image_size
+    self._resize = encoder.resize
     classifier = Classifier(
       encoder,
       self._settings.prompt,
       self.names,
       calibration=self._settings.calibration,
     )
-    self.facts = {"n_classes": len(self._synonyms)}
-    self.facts["probabilities"] = classifier.scale.note
-    log.info("probabilities: %s", classifier.scale.note)
-    return lambda block: zip(
-      block, classifier.predict([self._picture(row) for row in block], top), strict=True
-    )
+    note = classifier.scale.note
+    self.facts = {"n_classes": len(self._synonyms), "probabilities": note}
+    log.info("probabilities: %s", note)
+
+    def find(block: Sequence[int]) -> Iterator[tuple[int, Any]]:
+      pictures = [self._picture(row) for row in block]
+      return zip(block, classifier.predict(pictures, top), strict=True)
+
+    return find
 
   def _read(self, path: Path) -> UInt8[np.ndarray, "S S 3"]:
     return read_image(path, self._size, self._upright, resize=self._resize)
@@ -160,18 +184,16 @@ def check(config: PredictConfig, workdir: str) -> None:
 
 
 def run(config: PredictConfig, workdir: str) -> dict:
-  """Prints and writes the names that are found in each picture; returns what
-  `results.json` holds.
+  """Prints and writes the names for each picture; returns what `results.json` holds.
 
-  Processes other than the first return an empty dict. CorruptDataError if no image can
-  be read.
+  Processes other than the first return an empty dict.
+
+  Raises:
+    CorruptDataError: no image can be read.
   """
-  settings, folder, kind = (
-    config.predict,
-    RunFolder(workdir),
-    TASKS[config.predict.task],
-  )
-  task = load(kind.open)(settings, config.data, config.clip)
+  settings = config.predict
+  folder = RunFolder(workdir)
+  task = load(TASKS[settings.task].open)(settings, config.data, config.clip)
   encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
   )
@@ -179,22 +201,23 @@ def run(config: PredictConfig, workdir: str) -> dict:
   if not settings.names:
     log.info("names: those of the training, %s", task.names)
   task.open(encoder, files, folder)
+  numbers = range(len(files))
   blocks = [
-    range(len(files))[i : i + task.batch] for i in range(0, len(files), task.batch)
+    numbers[start : start + task.batch] for start in range(0, len(files), task.batch)
   ]
   for block in steps_of(blocks, "predicting", f"blocks of {task.batch} images"):
-    for row, found in task.find(block):
+    for row, answer in task.find(block):
       if hosts.is_first():
-        task.take(row, found)
+        task.take(row, answer)
   if task.unreadable:
     name, reason = next(iter(task.unreadable.items()))
-    told = (
+    problem = (
       f"{len(task.unreadable)} of {len(files)} images can't be read;"
       f" the first: {name}: {reason}"
     )
     if len(task.unreadable) == len(files):
-      raise CorruptDataError(f"{settings.images}: {told}")
-    log.warning("%s", told)
+      raise CorruptDataError(f"{settings.images}: {problem}")
+    log.warning("%s", problem)
   if not hosts.is_first():
     return {}
   results = {
@@ -209,18 +232,22 @@ def run(config: PredictConfig, workdir: str) -> dict:
     "unreadable": task.unreadable,
   }
   task.finish()
-  lines = [
-    # `=a.png` becomes `./=a.png`, which is no formula.
-    (
-      f"./{key}" if key.startswith(_FORMULA) else key,
-      rank,
-      *map(found.get, task.columns),
-    )
-    for key, rows in task.rows.items()
-    for rank, found in enumerate(rows, 1)
-  ]
   path = folder.path / "results.csv"
   with writing(path):
-    write_csv(path, ("file", "rank", *task.columns), lines)
+    write_csv(path, ("file", "rank", *task.columns), _table(task))
   folder.write_results(results)
   return results
+
+
+def _table(task: Task) -> list[tuple[Any, ...]]:
+  """Lines of `results.csv`: file, rank, and the task's columns."""
+  lines: list[tuple[Any, ...]] = []
+  for key, answers in task.rows.items():
+    file = key
+    if key.startswith(_FORMULA):
+      # `=a.png` becomes `./=a.png`, which is no formula.
+      file = f"./{key}"
+    for rank, answer in enumerate(answers, 1):
+      values = [answer.get(column) for column in task.columns]
+      lines.append((file, rank, *values))
+  return lines

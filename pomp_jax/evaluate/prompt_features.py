@@ -16,11 +16,20 @@ from pomp_jax.files.terminal import steps_of
 def features_under(
   encoder: Encoder, classes: ClassList, prompt: AnyPrompt
 ) -> np.ndarray:
-  """Computes unit features [N,E] of a class list under the prompt of a `NamedPrompt`.
+  """Computes unit features [N,E] of a class list under a prompt of any kind.
 
-  Features under several texts are averaged and normalised (Radford et al., 2021,
-  section 3.1.4): unit features under `ensemble`, the text tower's outputs under
-  `outputs`, as PromptSRC's anchors.
+  Features under several texts are averaged and normalised (Radford et al., 2021, section
+  3.1.4): unit features under `ensemble`, the text tower's outputs under `outputs`, as
+  PromptSRC's anchors.
+
+  Args:
+    encoder: CLIP in use.
+    classes: names, and templates of hand-written prompts.
+    prompt: prompt of a `NamedPrompt`.
+
+  Raises:
+    PromptFileError: the prompt does not fit the CLIP or the number of names.
+    TokenizeError: a text is too long.
   """
   if isinstance(prompt, OtherPrompt):
     return prompt.features(encoder, classes)
@@ -40,8 +49,16 @@ def features_under(
 def classifier_under(
   encoder: Encoder, classes: ClassList, prompt: AnyPrompt
 ) -> np.ndarray | Scorer:
-  """What `ranking.tally` takes: features as `features_under`, or what scores
-  images."""
+  """Returns what `ranking.tally` takes: features, or a function that scores images.
+
+  Args:
+    encoder: CLIP in use.
+    classes: names, and templates of hand-written prompts.
+    prompt: prompt of a `NamedPrompt`.
+
+  Raises:
+    PromptFileError: see `features_under`.
+  """
   if isinstance(prompt, OtherPrompt):
     return prompt.classifier(encoder, classes)
   return features_under(encoder, classes, prompt)
@@ -52,7 +69,15 @@ def class_features(
 ) -> np.ndarray:
   """Computes features [N,E] as `features_under`, but a text's are the tower's own.
 
-  Those of a text or a learned prompt alone may have other than unit rows.
+  Args:
+    encoder: CLIP in use.
+    classes: names, and templates of hand-written prompts.
+    prompt: prompt of a `NamedPrompt`.
+    unit: whether the features under a text or a learned prompt are normalised; all others
+      are anyway.
+
+  Raises:
+    PromptFileError: see `features_under`.
   """
   if isinstance(prompt, prompt_file.Prompt):
     return _learned(encoder, classes, prompt, unit=unit)

@@ -8,7 +8,7 @@ batch over all processes, E embedding.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from pomp_jax import hosts
 from pomp_jax.data.source import FeatureSource, Source
 from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.encoder import Encoder, chunks, fetched, map_rows
-from pomp_jax.evaluate.image_batches import NO_LABEL, image_batches
+from pomp_jax.evaluate.image_batches import NO_LABEL, Batch, image_batches
 from pomp_jax.evaluate.metrics import Accuracy, Tally, accuracy_of_ranks, ranks
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.prompt_file import Prompt
@@ -37,33 +37,60 @@ Scorer = Callable[[jax.Array | None, jax.Array | None], jax.Array]
 _SCORES = 2**24
 
 
+class _Batch(NamedTuple):
+  """Images to score, the rows split over the devices."""
+
+  features: jax.Array  # unit features [B,E]
+  images: jax.Array | None  # uint8 [B,S,S,3]; None of stored features
+  labels: jax.Array  # [B]
+  n_images: int  # without those that pad the batch
+
+
 def evaluate(
   encoder: Encoder,
   splits: Mapping[str, SplitFeatures],
   prompts: Mapping[str, Prompt | str],
   reference: str | None = None,
 ) -> dict[str, dict[str, Tally]]:
-  """Counts the answers of every prompt on every split: {split: {prompt: tally}}, as
-  `tally`.
+  """Counts the answers of every prompt on every split: {split: {prompt: tally}}.
 
-  Features of a class that several splits share are computed once a prompt. A
-  class-specific prompt fits only splits with exactly the classes of its training.
+  Features of a class that several splits share are computed once a prompt.
+
+  Args:
+    encoder: CLIP of the features.
+    splits: features of images by split. A class-specific prompt fits only splits with
+      exactly the classes of its training.
+    prompts: learned prompts or templates by label.
+    reference: label of the prompt that all others are compared with; None for none.
   """
-  names = dict.fromkeys(name for split in splits.values() for name in split.names)
-  row = {name: i for i, name in enumerate(names)}
+  all_names: dict[str, None] = {}
+  for split in splits.values():
+    all_names |= dict.fromkeys(split.names)
+  row_of = {name: row for row, name in enumerate(all_names)}
   features = {
-    name: encoder.class_features(list(row), prompt) for name, prompt in prompts.items()
+    label: encoder.class_features(list(row_of), prompt)
+    for label, prompt in prompts.items()
   }
-  results = {}
+  tallies = {}
   for split_name, split in splits.items():
-    rows = [row[name] for name in split.names]
-    rows_of_split = _row_batches(split.features, split.labels, len(rows), encoder.mesh)
-    batches = ((features, None, labels, n) for features, labels, n in rows_of_split)
-    text_features = {name: one[rows] for name, one in features.items()}
-    results[split_name] = _count(
-      encoder, batches, text_features, len(rows), None, reference
+    rows = [row_of[name] for name in split.names]
+    text_features = {label: all_rows[rows] for label, all_rows in features.items()}
+    tallies[split_name] = _count(
+      encoder,
+      _stored_batches(split, encoder.mesh),
+      text_features,
+      n_classes=len(rows),
+      more=None,
+      reference=reference,
     )
-  return results
+  return tallies
+
+
+def _stored_batches(split: SplitFeatures, mesh: Mesh) -> Iterator[_Batch]:
+  """Yields the stored features of a split, which has no images."""
+  batches = _row_batches(split.features, split.labels, len(split.names), mesh)
+  for features, labels, n_images in batches:
+    yield _Batch(features, None, labels, n_images)
 
 
 def topk_accuracy(
@@ -74,11 +101,17 @@ def topk_accuracy(
   *,
   mesh: Mesh | None = None,
 ) -> Accuracy:
-  """Computes the share of images whose class is among the k most similar, on the
-  devices.
+  """Computes the share of images whose class is among the k most similar, on the devices.
 
-  `macro_top1` is the mean of the classes' top-1. The other arguments are
-  `ranks_of_images`'.
+  Args:
+    image_features_BxE: unit rows, equal on all hosts.
+    class_features_NxE: likewise.
+    labels_B: class of each image.
+    ks: the k of each share, `top1`, `top5` and so on.
+    mesh: devices that divide the images; None for this process's.
+
+  Returns:
+    The shares, and `macro_top1`, the mean of the classes' top-1.
   """
   rank_B = ranks_of_images(image_features_BxE, class_features_NxE, labels_B, mesh=mesh)
   return accuracy_of_ranks(rank_B, len(class_features_NxE), ks, np.asarray(labels_B))
@@ -159,82 +192,109 @@ def tally(
   threads: int = 2,
   max_corrupt: float = 0.0,
 ) -> dict[str, Tally]:
-  """Counts right answers over a source, one tally a prompt; arguments as of
-  `split_features`.
+  """Counts right answers over a source, one tally a prompt; all processes call it
+  together.
 
-  `classifiers` are unit rows of the source's classes, or what scores them, by prompt;
-  all are compared with `reference`. `more()` makes what counts other figures, see
-  `Tally`. The devices divide a batch, rounded up.
+  Args:
+    encoder: CLIP that computes the features of images.
+    source: images, or features of a file.
+    classifiers: unit rows of the source's classes, or a function that scores them, by
+      prompt.
+    more: function that makes a counter of other figures, see `Tally`.
+    reference: prompt that all others are compared with; None for none.
+    batch_size: images that the devices divide, rounded up.
+    threads: threads that read images in each process.
+    max_corrupt: share of the images that may be unreadable.
+
+  Raises:
+    CorruptDataError: too many images can't be read.
+    EvaluationError: features that are not finite.
   """
+  n_classes = len(source.names)
   if isinstance(source, FeatureSource):
     split = split_features(encoder, source, max_corrupt=max_corrupt)
-    rows = _row_batches(split.features, split.labels, len(source.names), encoder.mesh)
-    without_images = ((features, None, labels, n) for features, labels, n in rows)
-    return _count(
-      encoder, without_images, classifiers, len(source.names), more, reference
-    )
+    batches = _stored_batches(split, encoder.mesh)
+    return _count(encoder, batches, classifiers, n_classes, more, reference)
   skipped = SkippedImages(source, max_corrupt)
   images = image_batches(
     encoder, source, skipped, batch_size, threads, "scoring images"
   )
-  batches = (
-    (encoder.features_of_images(x.images), x.images, x.labels, x.n_images)
-    for x in images
-  )
-  tallies = _count(encoder, batches, classifiers, len(source.names), more, reference)
+  batches = _encoded_batches(encoder, images)
+  tallies = _count(encoder, batches, classifiers, n_classes, more, reference)
   skipped.gather()
   return tallies
 
 
+def _encoded_batches(encoder: Encoder, batches: Iterable[Batch]) -> Iterator[_Batch]:
+  """Yields images with their features, which are dispatched asynchronously."""
+  for batch in batches:
+    features = encoder.features_of_images(batch.images)
+    yield _Batch(features, batch.images, batch.labels, batch.n_images)
+
+
 def _count(
   encoder: Encoder,
-  batches: Iterable[tuple[jax.Array, jax.Array | None, jax.Array, int]],
+  batches: Iterable[_Batch],
   classifiers: Mapping[str, Float[np.ndarray, "N E"] | Scorer],
   n_classes: int,
   more: Callable[[], Any] | None,
   reference: str | None,
 ) -> dict[str, Tally]:
-  """Scores batches (unit features, images, labels, number of images) under all
-  prompts."""
-  vectors = {
-    label: one for label, one in classifiers.items() if isinstance(one, np.ndarray)
-  }
-  scorers = {label: one for label, one in classifiers.items() if callable(one)}
-  text_PxNxE = (
-    replicate(np.stack(list(vectors.values())), encoder.mesh) if vectors else None
-  )
+  """Scores batches under all prompts."""
+  vectors = {}
+  scorers = {}
+  for label, classifier in classifiers.items():
+    if isinstance(classifier, np.ndarray):
+      vectors[label] = classifier
+    else:
+      scorers[label] = classifier
+  text_PxNxE = None
+  if vectors:
+    text_PxNxE = replicate(np.stack(list(vectors.values())), encoder.mesh)
   under_vectors, under_cosines = _score(encoder.mesh, encoder.clip.logit_scale)
 
-  def answers_of(
-    features: jax.Array, images: jax.Array | None, labels: jax.Array
-  ) -> list[tuple[jax.Array, ...]]:
+  def answered(batch: _Batch) -> list[tuple[jax.Array, ...]]:
     """Answers under the vectors together, and under each scorer."""
-    together = (
-      [] if text_PxNxE is None else [under_vectors(features, text_PxNxE, labels)]
-    )
-    apart = [
-      under_cosines(scorer(features, images), labels) for scorer in scorers.values()
-    ]
-    return together + apart
+    answers = []
+    if text_PxNxE is not None:
+      answers.append(under_vectors(batch.features, text_PxNxE, batch.labels))
+    for scorer in scorers.values():
+      cosine_BxN = scorer(batch.features, batch.images)
+      answers.append(under_cosines(cosine_BxN, batch.labels))
+    return answers
 
-  tallies = {label: Tally(n_classes, more and more()) for label in classifiers}
-  scored = (
-    (n, answers_of(features, images, labels)) for features, images, labels, n in batches
-  )
+  tallies = {}
+  for label in classifiers:
+    counter = more() if more else None
+    tallies[label] = Tally(n_classes, counter)
+  scored = ((batch.n_images, answered(batch)) for batch in batches)
   for n_images, answers in fetched(scored):
     labels_B = answers[0][0]
-    counted_B = (labels_B != NO_LABEL) & (np.arange(len(labels_B)) < n_images)
-    _, *kinds = zip(*answers, strict=True)
-    of_prompts = zip(*map(np.concatenate, kinds), strict=True)
-    answered = dict(zip([*vectors, *scorers], of_prompts, strict=True))
-    right_b = answered[reference][0][counted_B] == 0 if reference else None
-    for label, one in tallies.items():
-      rank_b, answer_b, confidence_b = (
-        of_images[counted_B] for of_images in answered[label]
+    is_image_B = np.arange(len(labels_B)) < n_images
+    counted_B = is_image_B & (labels_B != NO_LABEL)
+    labels_b = labels_B[counted_B]
+    rank_PxB, answer_PxB, confidence_PxB = _of_all_prompts(answers)
+    place_of = {label: place for place, label in enumerate([*vectors, *scorers])}
+    reference_b = None
+    if reference:
+      reference_b = rank_PxB[place_of[reference]][counted_B] == 0
+    for label, counts in tallies.items():
+      place = place_of[label]
+      counts.add(
+        labels_b,
+        rank_PxB[place][counted_B],
+        answer_PxB[place][counted_B],
+        confidence_PxB[place][counted_B],
+        reference_B=None if label == reference else reference_b,
       )
-      other_b = None if label == reference else right_b
-      one.add(labels_B[counted_B], rank_b, answer_b, confidence_b, other_b)
   return tallies
+
+
+def _of_all_prompts(answers: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+  """Ranks, answers and confidences [P,B] of all prompts, from those of each program."""
+  # The first array of each program is the labels.
+  of_programs = [arrays[1:] for arrays in answers]
+  return [np.concatenate(parts) for parts in zip(*of_programs, strict=True)]
 
 
 @functools.cache
@@ -246,17 +306,21 @@ def _score(
   Returns two functions: of image features [B,E], text features [P,N,E] and labels [B];
   and of cosines [B,N] of one prompt, and labels.
   """
-  rows, everywhere = NamedSharding(mesh, P((DATA, CLASS))), NamedSharding(mesh, P())
+  rows = NamedSharding(mesh, P((DATA, CLASS)))
+  everywhere = NamedSharding(mesh, P())
 
   def ranked(
     cosine_BxN: Float[jax.Array, "B N"], labels_B: Int[jax.Array, " B"]
   ) -> tuple[Int[jax.Array, " B"], Int[jax.Array, " B"], Float[jax.Array, " B"]]:
     is_right_BxN = labels_B[:, None] == jnp.arange(cosine_BxN.shape[1])
     rank_B = ranks(cosine_BxN, labels_B)
-    best_of_rest_B = jnp.argmax(jnp.where(is_right_BxN, -jnp.inf, cosine_BxN), axis=1)
+    wrong_BxN = jnp.where(is_right_BxN, -jnp.inf, cosine_BxN)
+    best_of_rest_B = jnp.argmax(wrong_BxN, axis=1)
     answer_B = jnp.where(rank_B == 0, labels_B, best_of_rest_B)
+    # Softmax of the best class: its own term of the sum is exp(0) = 1.
     best_Bx1 = jnp.max(cosine_BxN, axis=1, keepdims=True)
-    confidence_B = 1 / jnp.sum(jnp.exp(logit_scale * (cosine_BxN - best_Bx1)), axis=1)
+    terms_BxN = jnp.exp(logit_scale * (cosine_BxN - best_Bx1))
+    confidence_B = 1 / jnp.sum(terms_BxN, axis=1)
     return rank_B, answer_B, confidence_B
 
   # The log shows the names of functions that are compiled.
@@ -265,6 +329,13 @@ def _score(
     text_PxNxE: Float[jax.Array, "P N E"],
     labels_B: Int[jax.Array, " B"],
   ) -> tuple[jax.Array, ...]:
+    """Ranks all prompts that are class vectors.
+
+    Args:
+      features_BxE: unit features of the images.
+      text_PxNxE: unit features of the classes under each prompt.
+      labels_B: class of each image.
+    """
     features_BxE = jax.lax.with_sharding_constraint(features_BxE, rows)
 
     def of_prompt(text_NxE: Float[jax.Array, "N E"]) -> tuple[jax.Array, ...]:
@@ -282,7 +353,8 @@ def _score(
     cosine_BxN: Float[jax.Array, "B N"], labels_B: Int[jax.Array, " B"]
   ) -> tuple[jax.Array, ...]:
     cosine_BxN = jax.lax.with_sharding_constraint(cosine_BxN, rows)
-    return labels_B, *(one[None] for one in ranked(cosine_BxN, labels_B))
+    with_prompt_axis = [answer_B[None] for answer_B in ranked(cosine_BxN, labels_B)]
+    return labels_B, *with_prompt_axis
 
   return (
     jax.jit(answers, out_shardings=everywhere),

@@ -61,46 +61,64 @@ def split_features(
   """Computes the features of the readable images of a split; all processes call it
   together.
 
-  The source is the same list in every process, each of which prefetches with `threads`,
-  by the cores if 0. A share `max_corrupt` of the images, above 0 always one, may be
-  unreadable: they are dropped, with one warning. `store` is a folder of features of
-  earlier starts, which gets those computed now. CorruptDataError: too many unreadable
-  images. EvaluationError: features that are not finite. Features of a file are read
-  from there.
+  Unreadable images are dropped, with one warning.
+
+  Args:
+    encoder: CLIP that computes them.
+    source: images, the same list in every process, or features of a file.
+    threads: threads that read images in each process; by the cores if 0.
+    max_corrupt: share of the images that may be unreadable; above 0 always one.
+    store: folder of features of earlier starts, which gets those computed now.
+
+  Raises:
+    CorruptDataError: too many unreadable images.
+    EvaluationError: features that are not finite.
   """
-  skipped, stored = SkippedImages(source, max_corrupt), None
+  skipped = SkippedImages(source, max_corrupt)
   if isinstance(source, FeatureSource):
     return _readable(source, _of_file(source, skipped), skipped)
-  features_nxE = np.full(
-    (len(source), encoder.clip.config.projection_dim), np.nan, np.float32
-  )
+  shape = (len(source), encoder.clip.config.projection_dim)
+  features_nxE = np.full(shape, np.nan, np.float32)
+  stored = None
   if store is not None and hasattr(source, "keys"):
     if hosts.is_first():
       stored = _read(store, encoder, source, features_nxE)
     features_nxE = _from_first(features_nxE)
   missing = np.flatnonzero(~np.isfinite(features_nxE).all(axis=1))
-  mark = jax.jit(_nan_where_unreadable, out_shardings=NamedSharding(encoder.mesh, P()))
-
-  def computed() -> Iterator[tuple[Float[jax.Array, "B E"], int]]:
-    task = "features of images"
-    for batch in image_batches(
-      encoder, source, skipped, _BATCH, threads, task, missing
-    ):
-      yield mark(encoder.features_of_images(batch.images), batch.labels), batch.n_images
-      hosts.raise_if_preempted()
-
-  n_done = n_written = 0
-  for features_BxE, n_images in fetched(computed()):
-    features_nxE[missing[n_done : n_done + n_images]] = features_BxE[:n_images]
-    n_done = end = n_done + n_images
+  n_done = 0
+  n_written = 0
+  computed = _computed(encoder, source, skipped, threads, missing)
+  for features_BxE, n_images in fetched(computed):
+    indices = missing[n_done : n_done + n_images]
+    features_nxE[indices] = features_BxE[:n_images]
+    n_done += n_images
     if stored is not None:
+      # Only complete blocks are written: up to the block of the next image.
+      end = n_done
       if n_done < len(missing):
-        # Without the block of the next image, which is not complete yet.
         next_block = stored.rows(int(missing[n_done]) // stored.block_size)
         end = int(np.searchsorted(missing, next_block.start))
       stored = _write(stored, features_nxE, missing[n_written:end])
       n_written = end
   return _readable(source, features_nxE, skipped)
+
+
+def _computed(
+  encoder: Encoder,
+  source: Source,
+  skipped: SkippedImages,
+  threads: int,
+  indices: Int[np.ndarray, " m"],
+) -> Iterator[tuple[Float[jax.Array, "B E"], int]]:
+  """Yields the features of images batch by batch, NaN for an unreadable one."""
+  mark = jax.jit(_nan_where_unreadable, out_shardings=NamedSharding(encoder.mesh, P()))
+  batches = image_batches(
+    encoder, source, skipped, _BATCH, threads, "features of images", indices
+  )
+  for batch in batches:
+    features = encoder.features_of_images(batch.images)
+    yield mark(features, batch.labels), batch.n_images
+    hosts.raise_if_preempted()
 
 
 def _of_file(source: FeatureSource, skipped: SkippedImages) -> Float[np.ndarray, "n E"]:
@@ -110,7 +128,8 @@ def _of_file(source: FeatureSource, skipped: SkippedImages) -> Float[np.ndarray,
   for start in steps_of(starts, "reading features of images", "parts"):
     rows = np.arange(start, min(start + _ROWS, len(source)))
     part_BxE = source.features(rows)
-    features_nxE[rows] = part_BxE / np.linalg.norm(part_BxE, axis=1, keepdims=True)
+    norm_Bx1 = np.linalg.norm(part_BxE, axis=1, keepdims=True)
+    features_nxE[rows] = part_BxE / norm_Bx1
     damaged = rows[np.isnan(part_BxE[:, 0])].tolist()
     skipped.add({index: f"{source.where(index)}: was unreadable" for index in damaged})
     hosts.raise_if_preempted()
@@ -131,7 +150,8 @@ def _readable(
 
 
 def _nan_where_unreadable(features_BxE: jax.Array, labels_B: jax.Array) -> jax.Array:
-  return jnp.where((labels_B == NO_LABEL)[:, None], jnp.nan, features_BxE)
+  is_unreadable_B = labels_B == NO_LABEL
+  return jnp.where(is_unreadable_B[:, None], jnp.nan, features_BxE)
 
 
 def _read(
@@ -142,26 +162,31 @@ def _read(
   made_from = images_key(source, encoder)
   folder = store / fingerprint([repr(sorted(made_from.items()))])[:32]
   n_images, width = features_nxE.shape
-  features = Features(folder, (n_images, 1, width), made_from, together=(n_images, 1))
+  shape = (n_images, 1, width)
+  features = Features(folder, shape, made_from, together=(n_images, 1))
   try:
     features.create()
     for block in features.stored():
-      if (found := features.find(block)) is not None:
-        features_nxE[features.rows(block)] = found[:, 0]
+      block_features = features.find(block)
+      if block_features is not None:
+        features_nxE[features.rows(block)] = block_features[:, 0]
   except (RunFolderWriteError, DamagedFeaturesError) as error:
     log.warning("%s; features of images are not stored", error)
     return None
-  if n_found := np.isfinite(features_nxE[:, 0]).sum():
-    log.info("%s: features of %d of %d images", folder, n_found, n_images)
+  n_stored = np.isfinite(features_nxE[:, 0]).sum()
+  if n_stored:
+    log.info("%s: features of %d of %d images", folder, n_stored, n_images)
   return features
 
 
 def _from_first(features_nxE: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:
   """The features that process 0 has read, in every process."""
-  found = bool(np.isfinite(features_nxE).any())
+  any_stored = bool(np.isfinite(features_nxE).any())
   # Process 0 may read for long.
-  found = hosts.from_first(found, "whether features are stored", seconds=_NO_END)
-  if not found or hosts.n_processes() == 1:
+  any_stored = hosts.from_first(
+    any_stored, "whether features are stored", seconds=_NO_END
+  )
+  if not any_stored or hosts.n_processes() == 1:
     return features_nxE
   # As integers: a sum with the zeros of the other processes would lose -0.0.
   bits_nxE = multihost_utils.broadcast_one_to_all(features_nxE.view(np.uint32))
@@ -185,29 +210,33 @@ def _write(
 
 
 def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
-  """What features of a source depend on beside the augmentation."""
-  keys = "\0".join(map(str, np.asarray(getattr(source, "keys", ())).tolist()))
+  """Returns all that features of a source depend on beside the augmentation."""
+  key: dict[str, Any] = {}
+  if not isinstance(source, FeatureSource):
+    key["image_tower"] = encoder.image_fingerprint
   preparation: str | int = PREPROCESSING_VERSION
-  # The content of the first image tells data sets with the same keys apart.
+  if isinstance(source, StoredImages) and source.upright:
+    preparation = f"{preparation}, upright"
+  image_keys = np.asarray(getattr(source, "keys", ())).tolist()
+  images = [
+    "\0".join(source.names),
+    "\0".join(map(str, image_keys)),
+    np.asarray(source.labels),
+    _first_content(source),
+  ]
+  key["images"] = fingerprint(images)
+  key["preparation"] = preparation
+  key["image_size"] = encoder.clip.image_size
+  return key
+
+
+def _first_content(source: Source) -> Any:
+  """Content of the first image, which tells data sets with the same keys apart."""
   try:
     if isinstance(source, FeatureSource):
-      first = source.checksums
-    elif isinstance(source, StoredImages):
-      preparation = f"{preparation}, upright" if source.upright else preparation
-      first = np.frombuffer(source.encoded(0), np.uint8)
-    else:
-      first = source.images(np.arange(1))
+      return source.checksums
+    if isinstance(source, StoredImages):
+      return np.frombuffer(source.encoded(0), np.uint8)
+    return source.images(np.arange(1))
   except ImageError:
-    first = np.zeros(0, np.uint8)
-  tower = (
-    {}
-    if isinstance(source, FeatureSource)
-    else {"image_tower": encoder.image_fingerprint}
-  )
-  return tower | {
-    "images": fingerprint(
-      ["\0".join(source.names), keys, np.asarray(source.labels), first]
-    ),
-    "preparation": preparation,
-    "image_size": encoder.clip.image_size,
-  }
+    return np.zeros(0, np.uint8)

@@ -11,6 +11,7 @@ the prompt away from a word that no picture speaks for. Test and validation pict
 that equal one of an earlier split are dropped, unless `data.duplicates=keep`.
 """
 
+from collections.abc import Mapping
 import concurrent.futures
 import dataclasses
 import functools
@@ -54,42 +55,55 @@ _MOST_COMPARED = 200_000
 
 
 def open_source(data: Data, split: str, n_images: int = 0) -> StoredImages:
-  """Opens a split; see `inputs.open_source`. Train and validation have the classes
-  to train on."""
+  """Opens a split of stored images; train and validation have the classes to train on.
+
+  Args:
+    data: `config.data`.
+    split: train, validation, or one of `evaluation_splits`.
+    n_images: images, as evenly over the classes as possible; 0 for all.
+
+  Raises:
+    SourceError: files are missing, or every image equals one of an earlier split.
+  """
   source = _with_duplicates(data, split)
-  found = _duplicates(data, split)
-  if found and data.duplicates == "drop":
-    if len(found) == len(source):
+  duplicates = _duplicates(data, split)
+  if duplicates and data.duplicates == "drop":
+    if len(duplicates) == len(source):
       lack = f"every picture of the split {split!r} equals one of an earlier split"
       raise SourceError(f"{_name(data)}: {lack}; data.duplicates=keep keeps them")
-    source = source.subset(np.delete(np.arange(len(source)), list(found)))
-  return (
-    source.subset(even_sample(source.labels, source.keys, n_images))
-    if n_images
-    else source
-  )
+    source = source.subset(np.delete(np.arange(len(source)), list(duplicates)))
+  if n_images:
+    source = source.subset(even_sample(source.labels, source.keys, n_images))
+  return source
 
 
 def forget_sources() -> None:
-  """Forgets what was found of all data, for files that have changed since; a run
-  looks once."""
-  found = (_open_split, _divided, _duplicates, _empty_classes, check_readable)
-  for remembered in (*found, _log_once, _warn_once):
-    remembered.cache_clear()
+  """Forgets what is cached of all data, for files that have changed since."""
+  for cached in (
+    _open_split,
+    _divided,
+    _duplicates,
+    _empty_classes,
+    check_readable,
+    _log_once,
+    _warn_once,
+  ):
+    cached.cache_clear()
 
 
 def _with_duplicates(data: Data, split: str) -> StoredImages:
-  """The images of a split, also those of earlier splits."""
+  """The images of a split, also those that equal one of an earlier split."""
   part, group = _part_and_group(data, split)
   source = _open_part(data, part)
-  kept = _classes_of_group(data, source.names, group)
+  labels = _classes_of_group(data, source.names, group)
+  # A class that a list names stays without a picture too.
   is_listed = data.base and (group == "base" or (group == "novel" and data.novel))
   if not is_listed:
-    kept = kept[~np.isin(kept, _empty_classes(data, part))]
-  require(len(kept), "data.classes", group, "all, for a data set of one class")
-  kept = kept[spread_evenly(data.n_classes, len(kept))]
-  if not np.array_equal(kept, np.arange(len(source.names))):
-    source = source.of_classes(kept)
+    labels = labels[~np.isin(labels, _empty_classes(data, part))]
+  require(len(labels), "data.classes", group, "all, for a data set of one class")
+  labels = labels[spread_evenly(data.n_classes, len(labels))]
+  if not np.array_equal(labels, np.arange(len(source.names))):
+    source = source.of_classes(labels)
   if not len(source):
     raise SourceError(
       f"{_name(data)}: no image of these classes in the split {split!r}"
@@ -113,18 +127,21 @@ def _empty_classes(data: Data, part: str) -> np.ndarray:
   if data.names or not SOURCES[data.source].sorted_by_hand:
     return np.zeros(0, int)
   splits = _splits(data)
-  # Without training images a split has classes of its own.
-  sources = [
-    _open_whole(data, one) for one in (splits if "train" in splits else (part,))
-  ]
-  seen = np.concatenate([source.labels for source in sources])
+  if "train" not in splits:
+    # Without training images a split has classes of its own.
+    splits = (part,)
+  sources = [_open_whole(data, split) for split in splits]
+  labels = np.concatenate([source.labels for source in sources])
   names = sources[0].names
-  empty = np.setdiff1d(np.arange(len(names)), seen)
+  empty = np.setdiff1d(np.arange(len(names)), labels)
   if len(empty):
     _warn_once(
       "%s: %d of %d classes have no picture in any split and are no answers, such as %r; a list of"
       " names (data.names) keeps them",
-      *(_name(data), len(empty), len(names), names[empty[0]]),
+      _name(data),
+      len(empty),
+      len(names),
+      names[empty[0]],
     )
   return empty
 
@@ -137,50 +154,52 @@ def _duplicates(data: Data, split: str) -> dict[int, str]:
   The order is train, validation, test. A split that another one replaces has no
   duplicates there.
   """
-  if (
-    split == "train"
-    or not SOURCES[data.source].sorted_by_hand
-    or "train" not in _splits(data)
-  ):
+  if split == "train" or not SOURCES[data.source].sorted_by_hand:
     return {}
-  part, _ = _part_and_group(data, split)
-  others = {"train": "train", "validation": _replacement(data, "validation")}
+  if "train" not in _splits(data):
+    return {}
+  part_of = {"train": "train", "validation": _replacement(data, "validation")}
   if split == "validation":
-    part = others.pop("validation")
+    part = part_of.pop("validation")
+  else:
+    part, _ = _part_and_group(data, split)
   if part == "train":
     return {}
-  earlier = [open_source(data, one) for one, own in others.items() if own != part]
+  earlier = [
+    open_source(data, name) for name, its_part in part_of.items() if its_part != part
+  ]
   source = _with_duplicates(data, split)
   n_images = len(source) + sum(map(len, earlier))
-  if is_bucket(data.root) or n_images > _MOST_COMPARED:
-    place = "in a bucket" if is_bucket(data.root) else f"among {n_images:,} pictures"
+  place = None
+  if is_bucket(data.root):
+    place = "in a bucket"
+  elif n_images > _MOST_COMPARED:
+    place = f"among {n_images:,} pictures"
+  if place is not None:
     _log_once("%s: duplicates between splits are not looked for %s", _name(data), place)
     return {}
-  found = find_duplicates(source, earlier)
-  if found:
-    first = next(iter(found))
+  duplicates = find_duplicates(source, earlier)
+  if duplicates:
+    first = next(iter(duplicates))
     fate = "are dropped (data.duplicates=keep keeps them)"
     if data.duplicates == "keep":
       fate = "are kept (data.duplicates=keep)"
     _warn_once(
       "%s: %d of %d %s pictures equal a picture of an earlier split byte for byte and %s; the"
       " first: %s = %s",
-      *(
-        _name(data),
-        len(found),
-        len(source),
-        split,
-        fate,
-        source.where(first),
-        found[first],
-      ),
+      _name(data),
+      len(duplicates),
+      len(source),
+      split,
+      fate,
+      source.where(first),
+      duplicates[first],
     )
-  return found
+  return duplicates
 
 
 def left_out(data: Data) -> dict[str, Any]:
-  """What of a folder is no answer, or in no figure, for results and report; empty for
-  nothing.
+  """Returns what of a folder is no answer, or in no figure; empty for nothing.
 
   `classes_without_pictures` and `classes_without_test_pictures` are names, `duplicates`
   the files of each split with those that they equal, `not_read` files of formats that
@@ -188,32 +207,40 @@ def left_out(data: Data) -> dict[str, Any]:
   """
   if not SOURCES[data.source].sorted_by_hand:
     return {}
-  tested = evaluation_splits(data)
+  evaluated = evaluation_splits(data)
   empty: dict[str, None] = {}
   untested: dict[str, list[str]] = {}
   duplicates: dict[str, dict[str, str]] = {}
-  for split in ("train", "validation", *tested):
+  for split in ("train", "validation", *evaluated):
     part, _ = _part_and_group(data, split)
     names = _open_part(data, part).names
     empty |= dict.fromkeys(names[label] for label in _empty_classes(data, part))
     source = _with_duplicates(data, split)
-    found = _duplicates(data, split)
-    if found:
-      duplicates[split] = {source.where(index): where for index, where in found.items()}
-    if split in tested:
-      shown = open_source(data, split)
-      without = np.setdiff1d(np.arange(len(shown.names)), shown.labels)
-      if len(without):
-        untested[split] = [shown.names[label] for label in without]
+    equal_files = {
+      source.where(index): file for index, file in _duplicates(data, split).items()
+    }
+    if equal_files:
+      duplicates[split] = equal_files
+    if split in evaluated:
+      names_without = _classes_without_images(open_source(data, split))
+      if names_without:
+        untested[split] = names_without
+  not_read: list[str] = []
+  for split in _splits(data):
+    not_read += _open_whole(data, split).unread
   facts = {
     "classes_without_pictures": list(empty),
     "classes_without_test_pictures": untested,
     "duplicates": duplicates,
-    "not_read": [
-      file for split in _splits(data) for file in _open_whole(data, split).unread
-    ],
+    "not_read": not_read,
   }
   return {name: fact for name, fact in facts.items() if fact}
+
+
+def _classes_without_images(source: StoredImages) -> list[str]:
+  """Names of the classes that no image of a source has."""
+  labels = np.setdiff1d(np.arange(len(source.names)), source.labels)
+  return [source.names[label] for label in labels]
 
 
 def evaluation_splits(data: Data) -> tuple[str, ...]:
@@ -228,29 +255,49 @@ def evaluation_splits(data: Data) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=8)
 def check_readable(data: Data, n_images: int) -> None:
-  """See `inputs.check_readable`; nothing is decoded of large sets and in buckets."""
+  """Decodes the images of a folder, see `opening.check_readable`; nothing of large sets
+  and in buckets."""
   sources = [
     open_source(data, split, n_images=n_images) for split in evaluation_splits(data)
   ]
-  sources += [open_source(data, split) for split in ("train", "validation")]
-  images = {
-    one.where(index): (one, index) for one in sources for index in range(len(one))
-  }
+  sources.append(open_source(data, "train"))
+  sources.append(open_source(data, "validation"))
+  # By file, so that an image of two splits is decoded once.
+  images = {}
+  for source in sources:
+    for index in range(len(source)):
+      images[source.where(index)] = (source, index)
   if is_bucket(data.root) or len(images) > _MOST_DECODED:
     return
-  with concurrent.futures.ThreadPoolExecutor(hosts.own_cores()) as pool:
-    found = pool.map(lambda image: image[0].checked(image[1])[1], images.values())
-    reasons = list(steps_of(found, "checking the pictures", "pictures", len(images)))
-  unreadable = {where: why for where, why in zip(images, reasons, strict=True) if why}
-  for where, why in list(unreadable.items())[:_MOST_NAMED]:
-    log.warning("%s: can't be read and is skipped (%s)", where, why)
+  unreadable = _unreadable(images)
+  for where, reason in list(unreadable.items())[:_MOST_NAMED]:
+    log.warning("%s: can't be read and is skipped (%s)", where, reason)
   for source in sources:
-    places = enumerate(map(source.where, range(len(source))))
-    bad = {index: where for index, where in places if where in unreadable}
+    skipped = {}
+    for index in range(len(source)):
+      where = source.where(index)
+      if where in unreadable:
+        skipped[index] = where
     try:
-      SkippedImages(source, data.max_corrupt).add(bad)
+      SkippedImages(source, data.max_corrupt).add(skipped)
     except CorruptDataError as error:
       raise SourceError(f"{_name(data)}: {error}") from error
+
+
+def _unreadable(images: Mapping[str, tuple[StoredImages, int]]) -> dict[str, str]:
+  """Decodes images by file, on all cores; the reason for each that can't be read."""
+
+  def reason_of(image: tuple[StoredImages, int]) -> str | None:
+    source, index = image
+    _, reason = source.checked(index)
+    return reason
+
+  with concurrent.futures.ThreadPoolExecutor(hosts.own_cores()) as pool:
+    decoded = pool.map(reason_of, images.values())
+    reasons = list(steps_of(decoded, "checking the pictures", "pictures", len(images)))
+  return {
+    where: reason for where, reason in zip(images, reasons, strict=True) if reason
+  }
 
 
 def has_validation(data: Data) -> bool:
@@ -269,9 +316,9 @@ def n_training_classes(data: Data) -> int:
     raise ConfigError(
       "data.n_classes", data.n_classes, f"at most {n_classes}, or 0 for all"
     )
-  without = np.setdiff1d(np.arange(n_classes), train.labels)
-  if data.base and len(without):
-    name = train.names[without[0]]
+  names_without = _classes_without_images(train)
+  if data.base and names_without:
+    name = names_without[0]
     raise SourceError(f"{_name(data)}: no training image of data.base's {name!r}")
   return n_classes
 
@@ -283,17 +330,22 @@ def _training_group(data: Data) -> str:
 
 def _evaluation_parts(data: Data) -> dict[str, tuple[str, str]]:
   """Name of each evaluation split -> part of the images, and group of classes."""
-  trained, part = _training_group(data), _replacement(data, "test")
-  if trained == "all":
+  trained_group = _training_group(data)
+  part = _replacement(data, "test")
+  if trained_group == "all":
     return {part: (part, "all")}
-  found = {}
+  # The test images are a split of their own, apart from the training images.
+  are_separate = part != "train" and part in _splits(data)
+  parts = {}
   for group in ("base", "novel" if data.base else "new"):
-    if group == trained or (part != "train" and part in _splits(data)):
-      found[group if part == "test" else f"{part}/{group}"] = part, group
-    else:
+    if group != trained_group and not are_separate:
       # No image of these classes is trained on, so all of them are test images.
-      found[group] = _UNDIVIDED, group
-  return found
+      parts[group] = (_UNDIVIDED, group)
+    elif part == "test":
+      parts[group] = (part, group)
+    else:
+      parts[f"{part}/{group}"] = (part, group)
+  return parts
 
 
 def _classes_of_group(data: Data, names: tuple[str, ...], group: str) -> np.ndarray:
@@ -304,13 +356,16 @@ def _classes_of_group(data: Data, names: tuple[str, ...], group: str) -> np.ndar
   base = _listed_labels(data, "base", names)
   if group == "base":
     return base
-  others = np.setdiff1d(np.arange(len(names)), base)
-  novel = _listed_labels(data, "novel", names) if data.novel else others
+  novel = np.setdiff1d(np.arange(len(names)), base)
+  if data.novel:
+    novel = _listed_labels(data, "novel", names)
   require(
     len(novel), "data.base", data.base, "a list that leaves classes for novel ones"
   )
-  if len(both := np.intersect1d(base, novel)):
-    expected = f"classes that are not in data.base; {names[both[0]]!r} is in both"
+  in_both = np.intersect1d(base, novel)
+  if len(in_both):
+    name = names[in_both[0]]
+    expected = f"classes that are not in data.base; {name!r} is in both"
     raise ConfigError("data.novel", data.novel, expected)
   return novel
 
@@ -329,45 +384,58 @@ def _listed_labels(data: Data, field: str, names: tuple[str, ...]) -> np.ndarray
 def _replacement(data: Data, split: str) -> str:
   """Split that is used as a data set's validation or test split: itself, or another
   one."""
-  other = {"test": "validation", "validation": "test"}[split]
-  used = next((name for name in (split, other) if _is_available(data, name)), "train")
-  if used != split:
-    _log_once(
-      _NO_SPLIT, _name(data), split, f"using the {used} images instead, as {used!r}"
-    )
-  elif split not in _splits(data):
-    share = f"{100 * _shares(data)[split]:g}% of each class's training images"
-    if split == "validation" and data.shots:
-      share = "the training images that are not among the shots"
-    held, source = _divided(data)[split], _open_part(data, _UNDIVIDED)
-    few = ""
-    if len(small := np.setdiff1d(source.labels, source.labels[held])):
-      n_small = f"{len(small)} of {len(source.names)} classes"
-      few = (
-        f"; {n_small} have too few to hold any out, such as {source.names[small[0]]!r}"
-      )
-    _log_once(
-      _NO_SPLIT, _name(data), split, f"held out {share}, {len(held)} images{few}"
-    )
-  return used
+  if _is_available(data, split):
+    if split not in _splits(data):
+      _log_held_out(data, split)
+    return split
+  substitute = {"test": "validation", "validation": "test"}[split]
+  if not _is_available(data, substitute):
+    substitute = "train"
+  remedy = f"using the {substitute} images instead, as {substitute!r}"
+  _log_once(_NO_SPLIT, _name(data), split, remedy)
+  return substitute
+
+
+def _log_held_out(data: Data, split: str) -> None:
+  """Logs once how many of the training images a missing split gets."""
+  share = f"{100 * _shares(data)[split]:g}% of each class's training images"
+  if split == "validation" and data.shots:
+    share = "the training images that are not among the shots"
+  indices = _divided(data)[split]
+  source = _open_part(data, _UNDIVIDED)
+  small = np.setdiff1d(source.labels, source.labels[indices])
+  exceptions = ""
+  if len(small):
+    n_small = f"{len(small)} of {len(source.names)} classes"
+    name = source.names[small[0]]
+    exceptions = f"; {n_small} have too few to hold any out, such as {name!r}"
+  remedy = f"held out {share}, {len(indices)} images{exceptions}"
+  _log_once(_NO_SPLIT, _name(data), split, remedy)
 
 
 def _is_available(data: Data, split: str) -> bool:
   """Whether a validation or test split exists, or images are held out for it."""
-  possible = _shares(data)[split] or (split == "validation" and data.shots)
-  return split in _splits(data) or bool(possible and len(_divided(data)[split]))
+  if split in _splits(data):
+    return True
+  has_rest_of_shots = split == "validation" and data.shots
+  if not (_shares(data)[split] or has_rest_of_shots):
+    return False
+  return len(_divided(data)[split]) > 0
 
 
 def _shares(data: Data) -> dict[str, float]:
   """Shares of each class's training images that are held out for missing splits."""
-  splits, some = _splits(data), SOURCES[data.source].holds_out
-  # Validation images alone are tested on. Few shots leave images for validation.
-  test = some and not {"test", "validation"} & set(splits)
-  validation = some and "validation" not in splits and not data.shots
-  return {
-    "test": data.test_share if test else 0.0,
-    "validation": data.validation_share if validation else 0.0,
-  }
+  splits = _splits(data)
+  shares = {"test": 0.0, "validation": 0.0}
+  if not SOURCES[data.source].holds_out:
+    return shares
+  # Validation images without test images are tested on.
+  if "test" not in splits and "validation" not in splits:
+    shares["test"] = data.test_share
+  # Few shots leave images for validation.
+  if "validation" not in splits and not data.shots:
+    shares["validation"] = data.validation_share
+  return shares
 
 
 def _open_part(data: Data, part: str) -> StoredImages:
@@ -382,7 +450,9 @@ def _open_part(data: Data, part: str) -> StoredImages:
   if part == "train" and SOURCES[data.source].draws_shots:
     return _open_split(data, "train")
   undivided = _open_whole(data, "train")
-  return undivided if part == _UNDIVIDED else undivided.subset(_divided(data)[part])
+  if part == _UNDIVIDED:
+    return undivided
+  return undivided.subset(_divided(data)[part])
 
 
 def _open_whole(data: Data, split: str) -> StoredImages:
@@ -396,21 +466,31 @@ def _divided(data: Data) -> dict[str, np.ndarray]:
 
   With few shots, the remaining images are for validation.
   """
-  undivided, shares = _open_part(data, _UNDIVIDED), list(_shares(data).values())
-  rest, test, validation = np.arange(len(undivided)), np.arange(0), np.arange(0)
-  if any(shares):
-    rest, (test, validation) = held_out(undivided.labels, undivided.keys, shares)
+  undivided = _open_part(data, _UNDIVIDED)
+  shares = _shares(data)
+  train = np.arange(len(undivided))
+  test = np.arange(0)
+  validation = np.arange(0)
+  if any(shares.values()):
+    train, (test, validation) = held_out(
+      undivided.labels, undivided.keys, (shares["test"], shares["validation"])
+    )
   if data.shots:
-    if SOURCES[data.source].draws_shots:
-      taken = set(_open_split(data, "train").keys.tolist())
-      shot = np.array([key in taken for key in undivided.keys[rest].tolist()], bool)
-    else:
-      chosen = few_shot(
-        undivided.labels[rest], undivided.keys[rest], data.shots, data.shots_seed
-      )
-      shot = np.isin(np.arange(len(rest)), chosen)
-    rest, validation = rest[shot], rest[~shot]
-  return {"train": rest, "validation": validation, "test": test}
+    is_shot = _are_shots(data, undivided, train)
+    validation = train[~is_shot]
+    train = train[is_shot]
+  return {"train": train, "validation": validation, "test": test}
+
+
+def _are_shots(data: Data, undivided: StoredImages, indices: np.ndarray) -> np.ndarray:
+  """Whether each of these training images is among the few shots."""
+  keys = undivided.keys[indices]
+  if SOURCES[data.source].draws_shots:
+    # The source has drawn them itself, in the order of its published lists.
+    shot_keys = set(_open_split(data, "train").keys.tolist())
+    return np.array([key in shot_keys for key in keys.tolist()], bool)
+  shots = few_shot(undivided.labels[indices], keys, data.shots, data.shots_seed)
+  return np.isin(np.arange(len(indices)), shots)
 
 
 def _splits(data: Data) -> tuple[str, ...]:
@@ -419,11 +499,9 @@ def _splits(data: Data) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _open_split(data: Data, split: str) -> StoredImages:
-  return (
-    load(SOURCES[data.source].module)
-    .open_split(data, split)
-    .replace(upright=data.upright)
-  )
+  module = load(SOURCES[data.source].module)
+  source: StoredImages = module.open_split(data, split)
+  return source.replace(upright=data.upright)
 
 
 def _name(data: Data) -> str:

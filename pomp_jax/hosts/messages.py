@@ -66,6 +66,14 @@ def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, 
   After the timeout a LostHostError has the name of the value, `what`, and the missing
   processes. Process 0 collects and distributes the values, so n processes make 2n
   requests, not n^2.
+
+  Args:
+    value: JSON value of this process.
+    what: name of the value, for the error.
+    seconds: time to wait for each process; 0.1 s after the first that is missing.
+
+  Raises:
+    LostHostError: a process did not answer.
   """
   store, found = client(), [[socket.gethostname(), value]]
   missing: list[int] = []
@@ -88,7 +96,16 @@ def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, 
 
 
 def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
-  """Returns process 0's JSON value on all processes; arguments as `gather`'s."""
+  """Returns process 0's JSON value on all processes; arguments as `gather`'s.
+
+  Args:
+    value: JSON value; that of process 0 counts.
+    what: name of the value, for the error.
+    seconds: time to wait for process 0.
+
+  Raises:
+    LostHostError: process 0 did not answer.
+  """
   text: str | None = json.dumps(value)
   if (store := client()) is not None:
     key = f"pomp_jax/{next(_calls)}"

@@ -171,6 +171,11 @@ def start(
 
   HostError: JAX can't start, or the port of process 0 is taken on this host.
   LostHostError: the other processes can't be reached; another start may succeed.
+
+  Args:
+    cluster: processes of the run, and this one's place.
+    start_timeout: time for all processes to arrive, s.
+    heartbeat_timeout: silence after which a process counts as lost, s.
   """
   if cluster.process_id == 0:
     _check_port(cluster)
@@ -242,7 +247,13 @@ def _exit(message: str, status: int) -> NoReturn:
 
 def describe(cluster: Cluster | None, class_size: int, dtype: str) -> str:
   """One line: this process, its devices, the mesh with its class axis, and the
-  compute type."""
+  compute type.
+
+  Args:
+    cluster: processes of the run; None if this one runs alone.
+    class_size: devices along the class axis.
+    dtype: compute type.
+  """
   local, n_devices = devices(local=True), len(devices())
   found = f"{len(local)} of {n_devices} devices ({local[0].device_kind})"
   mesh = f"mesh data {n_devices // class_size} x class {class_size}"

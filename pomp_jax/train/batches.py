@@ -46,7 +46,14 @@ def augmentation(data: Data) -> Augmentation:
 def open_features(
   data: Data, source: Source, encoder: Encoder, folder: RunFolder
 ) -> Features:
-  """Opens the stored features of the training images, whether they are there or not."""
+  """Opens the stored features of the training images, whether they are there or not.
+
+  Args:
+    data: `config.data`.
+    source: training images.
+    encoder: CLIP that computes the features.
+    folder: folder of the run, which holds them unless `data.feature_store` names another.
+  """
   shown = augmentation(data)
   # Without augmentation there are no seed and no crops.
   drawn = data.augment != "none"
@@ -76,6 +83,12 @@ def open_fetch(
   features.
 
   `train.fill_features` completes them before the function is called.
+
+  Args:
+    data: `config.data`.
+    source: training images, or features of a file.
+    encoder: CLIP in use, whose image size the views have.
+    folder: folder of the run.
   """
   if isinstance(source, FeatureSource):
     return source.views
@@ -99,6 +112,12 @@ def read_ahead(
   """Yields `read(0)`, `read(1)`, .. in order, from threads or worker processes.
 
   `part_bytes` is the size of the pixels of a part, 0 if `read` decodes nothing.
+
+  Args:
+    data: `config.data`, with the numbers of threads and workers.
+    n_parts: number of parts to read.
+    read: function of a part's number.
+    part_bytes: bytes of a part's pixels; 0 if `read` decodes nothing.
   """
   decodes = part_bytes > 0
   readers = choose_readers(
@@ -114,7 +133,14 @@ def read_ahead(
 def readable_features(
   data: Data, encoder: Encoder, source: Source, folder: RunFolder
 ) -> SplitFeatures:
-  """`split_features` with the limits of `config.data`, stored for the next start."""
+  """`split_features` with the limits of `config.data`, stored for the next start.
+
+  Args:
+    data: `config.data`, with the share of images that may be unreadable.
+    encoder: CLIP that computes the features.
+    source: images, or features of a file.
+    folder: folder of the run, which holds them unless `data.feature_store` names another.
+  """
   store = join(data.feature_store or folder.features, "evaluation")
   return split_features(
     encoder, source, threads=data.threads, max_corrupt=data.max_corrupt, store=store

@@ -39,6 +39,13 @@ def fill_features(
 
   CorruptDataError if too many images can't be read, over all processes and starts;
   DamagedFeaturesError or RunFolderWriteError for a file.
+
+  Args:
+    data: `config.data`.
+    clip: `config.clip`, opened anew where processes work at their own pace.
+    folder: folder of the run.
+    source: training images.
+    encoder: CLIP on the devices of all processes.
   """
   if data.features != "stored":
     return

@@ -35,6 +35,13 @@ def memory_plan(
   """Returns the fastest plan that fits the memory for activations.
 
   `n_times` text towers share the memory; see `plan_memory`.
+
+  Args:
+    clip: `config.clip`, with the memory and the type of the computation.
+    encoder: CLIP in use.
+    n_prefix: P, prefix tokens that all classes share.
+    token_budget: own tokens of the classes that a device computes.
+    n_times: text towers that share the memory.
   """
   return plan_memory(
     encoder.clip.config.text_config,

@@ -52,21 +52,42 @@ class Pomp:
   def opened(
     self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList
   ) -> "Pomp":
-    """The method with what it opens beside the CLIP; errors of one line."""
+    """The method with what it opens beside the CLIP; errors of one line.
+
+    Args:
+      clip: `config.clip`.
+      data: `config.data`.
+      encoder: CLIP of the run.
+      classes: classes of the training, with their templates.
+    """
     return self
 
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
     """Arrays that the method's steps read, for a list of classes; errors as
-    `vocabulary`'s."""
+    `vocabulary`'s.
+
+    Args:
+      prompt: `config.prompt`, with M.
+      template: hand-written prompt with {} for a name.
+      encoder: CLIP of the run.
+      names: names of the classes.
+    """
     return encoder.frozen(encoder.vocabulary(names, prompt.m))
 
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
     """Builds what is learned; `plain` has the context, text tower and token budget
-    of a run."""
+    of a run.
+
+    Args:
+      plain: learner with the context, text tower and token budget of a run.
+      encoder: CLIP of the run.
+      prompt: `config.prompt`.
+      clip: `config.clip`.
+    """
     return plain
 
   def accuracy(
@@ -75,6 +96,11 @@ class Pomp:
     """Returns (parameters, arrays, features of a split, its images) -> top-1 and top-5.
 
     Of methods that learn no prompt. The learner has no token budget.
+
+    Args:
+      encoder: CLIP of the run.
+      learner: result of `make_learner`, without a token budget.
+      data: `config.data`.
     """
     raise NotImplementedError
 
@@ -94,6 +120,11 @@ def initial_words(
 
   Empty for a random start and a prompt file. ConfigError for words of fewer than M
   tokens, or of more without `fixed_words`.
+
+  Args:
+    prompt: `config.prompt`.
+    clip: CLIP with its tokenizer.
+    fixed_words: whether words beyond M tokens are allowed, and stay fixed.
   """
   words, n_vectors = prompt.init, prompt.m
   if not words or _is_prompt(words):
@@ -115,6 +146,12 @@ def initial_context(
 
   ConfigError for another M or position than the file's, PromptFileError for another D
   or N.
+
+  Args:
+    prompt: `config.prompt`.
+    clip: CLIP with its token embeddings.
+    n_classes: N, of a class-specific context.
+    fixed_words: whether words beyond M tokens are allowed, and stay fixed.
   """
   path = prompt.init
   if not _is_prompt(path):

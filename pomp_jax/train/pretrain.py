@@ -118,7 +118,14 @@ def check_mesh(
   class_size: int, loop: Loop, n_views: int = 1, devices: Any = None
 ) -> None:
   """Raises InputError unless the devices, all if None, share classes and batches of
-  a step."""
+  a step.
+
+  Args:
+    class_size: devices along the class axis.
+    loop: `config.loop`, with the batch size.
+    n_views: views of an image in a step.
+    devices: devices of the mesh; all if None.
+  """
   mesh = make_mesh(class_size, devices)
   shares = jax.process_index() in batches.process_shards(mesh)
   n_local = sum(

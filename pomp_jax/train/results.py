@@ -59,7 +59,13 @@ def writing_results(folder: RunFolder) -> Iterator[None]:
 
 
 def open_tracker(log: Log, folder: RunFolder, config: Mapping[str, Any]) -> Tracker:
-  """Starts or resumes the run's record in an experiment tracker, if there is one."""
+  """Starts or resumes the run's record in an experiment tracker, if there is one.
+
+  Args:
+    log: `config.log`, which names the tracker.
+    folder: folder of the run.
+    config: all fields of the run.
+  """
   return TRACKER.open()(log, folder, config) if TRACKER else Tracker()
 
 
@@ -70,7 +76,15 @@ def open_splits(
   folder: RunFolder,
   names: Sequence[str] | None,
 ) -> dict[str, tuple[Source, SplitFeatures]]:
-  """Images and features of the test splits with these classes, or of all."""
+  """Images and features of the test splits with these classes, or of all.
+
+  Args:
+    data: `config.data`.
+    n_images: images of each split; 0 for all.
+    encoder: CLIP that computes the features.
+    folder: folder of the run.
+    names: classes that a split must have, in this order; None for any.
+  """
   splits = {}
   for name in opening.evaluation_splits(data):
     source = opening.open_source(data, name, n_images=n_images)
@@ -152,6 +166,13 @@ def figures_of_splits(
 
   `learned` names the method's own scores, `reference` those that the others are
   compared with.
+
+  Args:
+    splits: images and features by split.
+    scores: figures by split and prompt.
+    learned: prompt of the method's own scores.
+    reference: prompt that the others are compared with.
+    labels: texts that explain prompts, by prompt.
   """
   results: dict[str, Any] = {
     "reference": reference,
@@ -188,7 +209,14 @@ def finish(
   sets: Mapping[str, Any],
 ) -> None:
   """Writes tables of all classes, the plot of the accuracy and, last, the results;
-  logs these."""
+  logs these.
+
+  Args:
+    folder: folder of the run.
+    config: all fields of the run.
+    results: facts and figures, as `results.json` holds them.
+    sets: splits as sets of `rooms.analysis.by_class`.
+  """
   if BY_CLASS:
     BY_CLASS.open().write(folder, sets)
   title = f"{method_label(results['method'])}, seed {results['seed']}: top-1 (%)"

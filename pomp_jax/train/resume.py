@@ -49,6 +49,11 @@ def check_same_run(
   A field that the run's version lacked had its default. ConfigError for one that this
   version lacks or that has another value, unless it `may_change`; RunFolderError:
   `config.json` can't be read.
+
+  Args:
+    now: fields of this start by dotted name.
+    folder: folder of the run.
+    may_change: fields that may have another value than at the first start.
   """
   # Process 0's folder: the other hosts may have another disk there.
   if not hosts.is_first() or not folder.config.exists():
@@ -100,6 +105,12 @@ class Checkpoint(NamedTuple):
     """This checkpoint, after `before` led to a bad loss: the batches since are skipped.
 
     Negatives are drawn with another key after each roll-back.
+
+    Args:
+      before: progress that led to the bad loss.
+      bad_step: step of the bad loss.
+      seed: seed of the run.
+      mesh: devices of the run.
     """
     count = before.roll_backs + 1
     skipped = before.skipped_batches + bad_step - self.step

@@ -28,6 +28,12 @@ def sampling_arrays(
   """Builds the arrays that `config.sampling` needs, except for the bank.
 
   ConfigError if a sampler needs relations that these classes do not have.
+
+  Args:
+    sampling: `config.sampling`.
+    data: `config.data`, which names the relations between classes.
+    names: names of the N classes.
+    labels_n: class of each training image.
   """
   arrays = SamplingArrays()
   needs = {

@@ -23,7 +23,13 @@ from pomp_jax.train.training import PromptRun, logit_bias_of
 
 
 def length_of(loop: Loop, data: Data, source: Labelled) -> tuple[int, int]:
-  """Steps of an epoch, at least 1, and of the whole training."""
+  """Steps of an epoch, at least 1, and of the whole training.
+
+  Args:
+    loop: `config.loop`, with the batch size and the steps or epochs.
+    data: `config.data`, with the number of views.
+    source: training images.
+  """
   steps_per_epoch = max(1, len(source) * data.views // loop.batch_size)
   return steps_per_epoch, loop.steps or loop.epochs * steps_per_epoch
 
@@ -41,6 +47,13 @@ def prepare(
 
   `encoder`, `source` and `frozen` may be another run's with the same CLIP, devices,
   images and M.
+
+  Args:
+    config: config of the training.
+    folder: folder of the run.
+    encoder: CLIP of another run with the same CLIP and devices; opened if None.
+    source: training images of another run; opened if None.
+    frozen: frozen arrays of another run with the same classes and M; built if None.
   """
   data, loop = config.data, config.loop
   method = methods.method_of(config.method, config.contrast)

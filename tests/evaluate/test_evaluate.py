@@ -252,25 +252,25 @@ def test_plots_show_the_figures_of_their_tables(results, monkeypatch, tmp_path):
     "cross_dataset": {"top1": {"CoOp": {"figures": {"dtd": 60.0}, "source": "x"}}}
   }
   evaluate._draw(tmp_path, results | {"published": published})
-  calls = {
-    call.args[0].name: call.args[1:] for call in drawn.accuracy_panels.call_args_list
-  }
+  calls = {call.args[0].name: call for call in drawn.accuracy_panels.call_args_list}
   kinds = ("base", "novel", "harmonic", "top1")
   assert sorted(calls) == sorted(
     ["accuracy_cross_dataset_top1.png", "accuracy_cross_domain_top1.png"]
     + [f"accuracy_own_{kind}.png" for kind in kinds]
   )
-  rows, labels, title, images, classes, intervals, others = calls[
-    "accuracy_own_novel.png"
-  ]
-  ours = results["accuracy"]["own"]["novel"]
-  assert (rows, intervals, others) == (ours, results["intervals"]["own"]["novel"], {})
-  assert title == "Top-1 accuracy on novel classes (%): own sets" and len(
-    labels
-  ) == len(ours)
-  assert images == {"satellite": results["images"]["own"]["novel"]["satellite"]}
-  assert classes == {"satellite": 3}
-  assert calls["accuracy_cross_dataset_top1.png"][-1] == {"CoOp": {"dtd": 60.0}}
+  _, rows, labels = calls["accuracy_own_novel.png"].args
+  novel = results["accuracy"]["own"]["novel"]
+  assert rows == novel
+  assert len(labels) == len(novel)
+  assert calls["accuracy_own_novel.png"].kwargs == {
+    "title": "Top-1 accuracy on novel classes (%): own sets",
+    "images": {"satellite": results["images"]["own"]["novel"]["satellite"]},
+    "classes": {"satellite": 3},
+    "intervals": results["intervals"]["own"]["novel"],
+    "published": {},
+  }
+  cross_dataset = calls["accuracy_cross_dataset_top1.png"].kwargs
+  assert cross_dataset["published"] == {"CoOp": {"dtd": 60.0}}
   ((path, figures),) = [call.args for call in drawn.calibration_panels.call_args_list]
   assert path.name == "calibration.png"
   assert figures == {name: of["prompts"] for name, of in results["sets"].items()}
