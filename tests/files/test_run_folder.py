@@ -15,6 +15,7 @@ import sys
 import time
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -346,6 +347,23 @@ def test_a_repository_around_an_installed_package_is_not_its_own(checkout, monke
     record.write_text(content)
     provenance.commit.cache_clear()
     assert provenance.commit() == expected
+
+
+def test_a_result_names_the_devices_of_all_processes(monkeypatch):
+  devices = [
+    mock.Mock(platform="tpu", device_kind=kind, process_index=process, id=index)
+    for index, (process, kind) in enumerate([(0, "v5e"), (1, "v5e"), (1, "v4")])
+  ]
+  monkeypatch.setattr(
+    hosts, "devices", lambda *, local=False: devices[:1] if local else devices
+  )
+  monkeypatch.setattr(jax, "process_count", lambda *of: 2)
+  assert provenance.provenance()["devices"] == {
+    "platform": "tpu",
+    "kind": "v4, v5e",
+    "number": 3,
+    "processes": 2,
+  }
 
 
 @pytest.mark.parametrize(

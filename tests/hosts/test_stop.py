@@ -169,7 +169,6 @@ with ending_at_once(lambda: print("removed", flush=True)):
   [
     # One call, in which Python handles no signal.
     ("hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)", signal.SIGTERM, 75),
-    ("hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)", signal.SIGINT, 130),
     ("time.sleep(60)", signal.SIGTERM, 1),
   ],
 )
@@ -186,3 +185,28 @@ def test_a_signal_within_a_library_ends_the_process(busy, number, expected):
   else:
     assert out == "removed\n"
     assert lines == [f"error: stopped by {number.name}; nothing was written"]
+
+
+@pytest.mark.parametrize(
+  ("number", "status"),
+  [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)],
+)
+def test_each_signal_that_ends_at_once(monkeypatch, capfd, number, status):
+  """As the interpreter notes it for a main thread that is not free: a byte in a pipe."""
+  ended = threading.Event()
+  found = []
+
+  def end(status):
+    found.append(status)
+    ended.set()
+
+  monkeypatch.setattr(stop, "_UNHEARD_SECONDS", 0.0)
+  monkeypatch.setattr(stop.os, "_exit", end)
+  with stop.ending_at_once(lambda: found.append("last")):
+    pipe = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(pipe)
+    os.write(pipe, bytes([number]))
+    assert ended.wait(30)
+  assert found == ["last", status]
+  line = f"error: stopped by {number.name}; nothing was written"
+  assert capfd.readouterr().err.splitlines() == [line]

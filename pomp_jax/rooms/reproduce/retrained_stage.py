@@ -25,7 +25,7 @@ from pomp_jax.rooms.reproduce.rows import (
   seeds_tolerance,
   t_reach,
 )
-from pomp_jax.rooms.reproduce.tables import RECIPE_FIELDS
+from pomp_jax.rooms.reproduce.tables import OTHER_RECIPE_FIELDS, RECIPE_FIELDS
 
 
 class Training(NamedTuple):
@@ -113,21 +113,23 @@ def recipe_rows(group: TrainingGroup, of: str = "") -> tuple[list[Row], list[Fin
   trainings = group.trainings
   recipe = group.recipe
   behind = f", {of}" if of else ""
+  subject = f"recipe{behind}"
   rows: list[Row] = []
   findings: list[Finding] = []
-  for kind, names in RECIPE_FIELDS.items():
-    for name in names:
-      if name not in recipe:
-        continue
-      values = {str(one.fields.get(name)) for one in trainings}
-      got = " and ".join(sorted(values))
-      expected = str(recipe[name])
-      subject = f"recipe{behind}"
-      row = compared(RETRAINED, subject, name, expected, got, source="the recipe")
-      rows.append(row._replace(why="a field of the training"))
-      if row.status == FAIL:
-        text = f"{name} is {got} in the training, and {expected} in the recipe"
-        findings.append(finding(RETRAINED, kind, subject, text))
+  for fields, has_row in ((RECIPE_FIELDS, True), (OTHER_RECIPE_FIELDS, False)):
+    for kind, names in fields.items():
+      for name in names:
+        if name not in recipe:
+          continue
+        values = {str(one.fields.get(name)) for one in trainings}
+        got = " and ".join(sorted(values))
+        expected = str(recipe[name])
+        row = compared(RETRAINED, subject, name, expected, got, source="the recipe")
+        if has_row or row.status == FAIL:
+          rows.append(row._replace(why="a field of the training"))
+        if row.status == FAIL:
+          text = f"{name} is {got} in the training, and {expected} in the recipe"
+          findings.append(finding(RETRAINED, kind, subject, text))
   seeds = len({one.fields.get("seed") for one in trainings})
   prompts = len({one.digest for one in trainings})
   expected = f"{len(trainings)} different"

@@ -231,7 +231,8 @@ WORLD_RECIPE: Mapping[str, Any] = {
   "checkpoint.every": 100,
 }
 
-# Fields of a training that decide what it learns, by the kind of a difference.
+# Fields of a training that decide what it learns, by the kind of a difference. Each has
+# a row beside the recipe's.
 RECIPE_FIELDS = {
   "optimizer": (
     "optim.name",
@@ -257,5 +258,52 @@ RECIPE_FIELDS = {
     "data.images_per_class",
     "data.augment",
     "data.views",
+  ),
+}
+
+# Further fields that decide what is learned; they have a row where they differ.
+OTHER_RECIPE_FIELDS = {
+  "optimizer": (
+    "optim.beta2",
+    "optim.epsilon",
+    "optim.clip_norm",
+    "optim.warmup_lr",
+    "optim.average",
+    "optim.average_decay",
+    "optim.average_mean",
+    "optim.average_sigma",
+    "checkpoint.select",
+  ),
+  "correction": ("logit_bias",),
+  "sampling": (
+    "sampling.power",
+    "sampling.temperature",
+    "sampling.mix",
+    "sampling.anchors",
+    "sampling.ancestors_weight",
+    "sampling.batch_positives",
+    "sampling.exclude",
+    "sampling.exclude_threshold",
+    "sampling.renew",
+    "anchors",
+    "consistency_images",
+    "consistency_kl",
+    "consistency_l1",
+    "consistency_squared",
+  ),
+  "prompt": (
+    "prompt.init",
+    "prompt.depth",
+    "prompt.visual_tokens",
+    "prompt.candidates",
+  ),
+  "precision": ("sampling.bank_dtype",),
+  "training data": (
+    "data.base",
+    "data.classes",
+    "data.crop_area",
+    "data.duplicates",
+    "data.upright",
+    "data.view_epochs",
   ),
 }

@@ -1,5 +1,7 @@
 """The drawn confusion matrix, and which prompt's it is."""
 
+import csv
+
 import numpy as np
 
 from pomp_jax.evaluate.metrics import Tally
@@ -51,3 +53,17 @@ def test_the_summary_has_the_hardest_classes_and_the_most_frequent_errors():
   assert found["prompt"] == "better"
   assert found["hardest"] == [["dog", 5, 0.2], ["cat", 5, 0.6]]
   assert found["confused"] == [["dog", "owl", 4, 5], ["cat", "dog", 2, 5]]
+
+
+def test_a_confusion_comes_with_the_images_of_its_class(tmp_path):
+  """Not of the answer's class, which has none here."""
+  of_set = {"split": "test", "classes": NAMES, "reference": "a"}
+  by_class.write(
+    RunFolder(tmp_path), {"animals": of_set | {"prompts": {"a": figures(MATRIX)}}}
+  )
+  with (tmp_path / "confusions.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  found = {(row["class"], row["answer"]): row for row in rows}
+  assert found.keys() == {("cat", "dog"), ("dog", "owl")}
+  row = found["dog", "owl"]
+  assert (row["images"], row["images_of_class"]) == ("4", "5")

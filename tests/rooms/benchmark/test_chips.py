@@ -26,6 +26,9 @@ from pomp_jax.rooms.benchmark.chips import CHIPS, SOURCES, machine_of
     ("a3-highgpu-8g", "h100", "1x1x8", 8),
     ("a2-ultragpu-4g", "a100-80gb", "1x1x4", 4),
     ("p4d.24xlarge", "a100", "1x1x8", 8),
+    ("p4de.24xlarge", "a100-80gb", "1x1x8", 8),
+    ("p5.48xlarge", "h100", "1x1x8", 8),
+    ("Standard_ND96isr_H100_v5", "h100", "1x1x8", 8),
   ],
 )
 def test_a_machine_by_its_names(text, kind, topology, n_devices):

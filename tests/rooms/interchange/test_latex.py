@@ -103,6 +103,16 @@ def test_each_part_of_a_long_table_has_its_own_bold_figures():
   assert re.findall(r"\\textbf\{([^}]*)\}", text) == [f"{n}.5" for n in bold]
 
 
+def test_each_part_of_a_long_table_has_its_own_marks():
+  """A line stands above the first row of a page, and where the mark changes."""
+  rows = [[f"set {n}", "1"] for n in range(90)]
+  marks = ["learned"] * 50 + ["published"] * 40
+  section = Section("part", table=Table(["set", "top-1"], rows, marks), brief=True)
+  text = latex(Report("title", "text", [section]))
+  below_a_line = re.findall(r"\\midrule\s+set (\d+)", text)
+  assert below_a_line == ["0", "40", "50", "80"]
+
+
 def test_headings_are_broken_and_a_sign_is_a_minus():
   text = latex_of(
     [["a-b", "-0.5 ± 0.1"]] * 2, ["prompt", "base, 2,000 images, 50 classes"]

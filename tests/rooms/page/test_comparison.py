@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 import scipy.special
 
-from pomp_jax.data.images import CLIPS_RESIZE
+from pomp_jax.data.images import CLIPS_RESIZE, Resize
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.files.prompt_file import ClassFeatures, Prompt
@@ -70,6 +70,19 @@ def test_answers_are_the_likeliest_names_without_the_padding(
     expected = scipy.special.softmax(clip_and_torch[0].logit_scale * rows[:3, 0])
     order = np.argsort(-expected)[:2]
     assert answer == [(NAMES[c], pytest.approx(expected[c], rel=1e-5)) for c in order]
+
+
+def test_a_picture_is_prepared_as_the_clip_asks(computed, opened, clip_and_torch):
+  """Of an encoder that squashes pictures, with Pillow's own resize."""
+  page = opened(NamedPrompt("a", "a {}."))
+  page._encoder.resize = Resize(squash=True, bilinear=True)
+  pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)
+  image = Image.fromarray(pixels)
+  page.classify(image, NAMES)
+  size = clip_and_torch[0].image_size
+  squashed = image.resize((size, size), Image.Resampling.BILINEAR)
+  [[given]] = [call.args for call in page._encoder.image_features.call_args_list]
+  np.testing.assert_array_equal(given[0], np.asarray(squashed))
 
 
 def test_a_prompt_of_one_list_is_no_prompt_of_the_page(opened):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from pomp_jax.config import defaults
+from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.rooms.reproduce import targets
 from pomp_jax.rooms.reproduce.measure import Measured
 from pomp_jax.rooms.reproduce.orders_stage import (
@@ -13,8 +15,19 @@ from pomp_jax.rooms.reproduce.orders_stage import (
   welch,
 )
 from pomp_jax.rooms.reproduce.reproduction_report import succeeded, verdict_of
+from pomp_jax.rooms.reproduce.retrained_stage import (
+  Training,
+  TrainingGroup,
+  recipe_rows,
+)
 from pomp_jax.rooms.reproduce.rows import FAIL, NOT_RUN, PASS, UNDECIDED
-from pomp_jax.rooms.reproduce.tables import ACCURACIES, ARMS, arm_of
+from pomp_jax.rooms.reproduce.tables import (
+  ACCURACIES,
+  ARMS,
+  OTHER_RECIPE_FIELDS,
+  RECIPE_FIELDS,
+  arm_of,
+)
 
 ORDER = Order("8 and 9", "a", "b", {"dtd": (66.5, 65.5)})
 
@@ -120,3 +133,65 @@ def test_the_published_correction_is_nearly_the_margin_of_table_12():
   for k in (319, 1000):
     margin = np.log10((10_450 - 1) / (k - 1))
     assert f"{margin:.2f}" in why
+
+
+# Fields of a training that don't decide what it learns: where things lie, how they are
+# computed, what is written, and the seeds. `checkpoint.select` does.
+NOT_OF_THE_RECIPE = (
+  *("job", "seed", "dry_run", "dry_run_rate", "compilation_cache", "profile_steps"),
+  *("accumulate", "roll_backs", "mesh.class_size", "eval.images", "eval.template"),
+  *("checkpoint.every", "checkpoint.keep", "checkpoint.on_failure"),
+  *("log.every", "log.tracker"),
+  # The weights and the data have digests of their own.
+  *("clip.model", "clip.image_tower", "clip.text_tower", "clip.activation"),
+  *("clip.image_chunk", "clip.memory_gib"),
+  *("data.root", "data.cache", "data.feature_store", "data.features"),
+  *("data.annotations", "data.novel", "data.validation_share", "data.test_share"),
+  *("data.threads", "data.workers", "data.max_corrupt"),
+  *("data.augment_seed", "data.shots_seed"),
+)
+# Fields of methods of which no table has a row.
+OF_OTHER_METHODS = ("kdpl.", "probe.", "tip.")
+
+
+def test_each_field_is_of_the_recipe_or_does_not_decide_what_is_learned():
+  compared = [
+    name
+    for fields in (RECIPE_FIELDS, OTHER_RECIPE_FIELDS)
+    for names in fields.values()
+    for name in names
+  ]
+  accounted = sorted([*compared, *NOT_OF_THE_RECIPE])
+  all_fields = [
+    name
+    for name in defaults("pretrain").flat()
+    if not name.startswith(OF_OTHER_METHODS)
+  ]
+  assert accounted == sorted(all_fields)
+
+
+@pytest.mark.parametrize(
+  ("name", "kind"),
+  [
+    ("optim.weight_decay", "optimizer"),
+    ("checkpoint.select", "optimizer"),
+    ("sampling.temperature", "sampling"),
+    ("data.crop_area", "training data"),
+    ("prompt.init", "prompt"),
+  ],
+)
+def test_a_field_that_is_not_the_recipes_is_a_finding(name, kind):
+  recipe = dict(defaults("pretrain").flat())
+  trainings = [
+    Training(
+      f"seed {seed}",
+      recipe | {"seed": seed, name: "other"},
+      Prompt(np.full((2, 4), seed, np.float32), "clip"),
+    )
+    for seed in range(3)
+  ]
+  rows, findings = recipe_rows(TrainingGroup("retrained", trainings, recipe, None))
+  [finding] = findings
+  assert (finding.kind, finding.subject) == (kind, "recipe")
+  assert f"{name} is other in the training, and {recipe[name]}" in finding.sentence
+  assert [row.quantity for row in rows if row.status == FAIL] == [name]
