@@ -121,9 +121,9 @@ def recipe_rows(group: TrainingGroup, of: str = "") -> tuple[list[Row], list[Fin
       for name in names:
         if name not in recipe:
           continue
-        values = {str(one.fields.get(name)) for one in trainings}
+        values = {_shown(one.fields.get(name)) for one in trainings}
         got = " and ".join(sorted(values))
-        expected = str(recipe[name])
+        expected = _shown(recipe[name])
         row = compared(RETRAINED, subject, name, expected, got, source="the recipe")
         if has_row or row.status == FAIL:
           rows.append(row._replace(why="a field of the training"))
@@ -141,6 +141,13 @@ def recipe_rows(group: TrainingGroup, of: str = "") -> tuple[list[Row], list[Fin
       text = f"{len(trainings)} trainings have {count} different {quantity}: reused"
       findings.append(finding(RETRAINED, "seeds", subject, text))
   return rows, findings
+
+
+def _shown(value: Any) -> str:
+  """A field's value, in which a tuple is the list that a file makes of it."""
+  if isinstance(value, tuple):
+    value = list(value)
+  return str(value)
 
 
 def seeds_row(
