@@ -192,7 +192,11 @@ JOBS = {
     "config.jobs:EvaluateConfig",
     "report.evaluation_report:evaluation_report",
   ),
-  "predict": Job("evaluate.predict", "config.jobs:PredictConfig"),
+  "predict": Job(
+    "evaluate.predict",
+    "config.jobs:PredictConfig",
+    "report.predict_report:predict_report",
+  ),
   "repeat": Job(
     "rooms.baselines.repeat",
     "rooms.baselines.fields:RepeatConfig",

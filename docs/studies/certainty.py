@@ -3,8 +3,9 @@ depth and rows of fewer bits, of learned prompts beside a sentence.
 
 python -m docs.studies.certainty --runs=runs/demo_seeds --output=certainty.json
 
-RUNS is the folder of `pomp --config=demo_seeds`. About 12 minutes on 2 cores. Prints
-the tables of docs/how-to/certainty.md.
+RUNS is the folder of `pomp --config=demo_seeds`; `--sentence`, repeatedly, adds others
+than `a photo of a {}.`. A minute of a core for each prompt. Prints the figures of
+docs/how-to/certainty.md.
 
 Shapes: B images, N classes, E embedding.
 """
@@ -22,7 +23,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.classifier import open_prompt
 from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
-from pomp_jax.files.calibration import SETS
+from pomp_jax.files.calibration import SETS, Sets
 from pomp_jax.rooms.certainty import depth, heads, promises, unknown
 from pomp_jax.rooms.certainty.calibrate import halves
 from pomp_jax.rooms.certainty.outputs import Outputs, is_right, outputs
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--runs", type=pathlib.Path, required=True)
   parser.add_argument("--output", type=pathlib.Path, required=True)
+  parser.add_argument("--sentence", action="append", default=[])
   options = parser.parse_args(argv)
   encoder = Encoder(load_clip("world"))
   splits = {
@@ -61,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("validation", "base", "novel", "shifted")
   }
   few = split_features(encoder, source("base", n_classes=FEW, images_per_class=OF_EACH))
-  prompts: dict[str, Any] = {WORDS: WORDS}
-  for folder in sorted(options.runs.glob("seed_*")):
-    prompts[folder.name] = open_prompt(str(folder))
+  prompts = prompts_of(options.runs, [WORDS, *options.sentence])
   results = {}
   for label, prompt in prompts.items():
     rows = {
@@ -75,6 +75,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     results[label] = found
     print(label, json.dumps(found), flush=True)
     options.output.write_text(json.dumps(results, indent=1))
+
+
+def prompts_of(runs: pathlib.Path, sentences: Sequence[str]) -> dict[str, Any]:
+  """Sentences, and the learned prompts of a run with several seeds."""
+  prompts: dict[str, Any] = {sentence: sentence for sentence in sentences}
+  for folder in sorted(runs.glob("seed_*")):
+    prompts[folder.name] = open_prompt(str(folder))
+  return prompts
 
 
 def measured(
@@ -133,33 +141,64 @@ def known_outputs(
   )
 
 
+class OtherHalf(NamedTuple):
+  """What becomes of the promises on images that have not fixed them."""
+
+  refused: float  # share of right answers
+  n_right: int
+  covered: dict[str, float]  # share of images whose set holds the name, by kind
+  sets: dict[str, Sets]  # their thresholds
+
+
+def of_other_half(
+  one: Outputs, labels_B: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> OtherHalf:
+  """Fixes floor and sets on some images, and measures them on others.
+
+  Args:
+    one: outputs for all images, with a temperature.
+    labels_B: their classes.
+    first: images that fix the promises.
+    second: images on which these are measured.
+  """
+  right_B = is_right(one, labels_B)
+  floor = promises.floor_of(one.confidence[first][right_B[first]], ERROR)
+  assert floor is not None
+  tested = one.confidence[second][right_B[second]]
+  part = lambda rows: [
+    of[rows] for of in (one.probability, one.mass_above, one.rank, labels_B)
+  ]
+  covered = {}
+  thresholds = {}
+  for kind in SETS:
+    sets = promises.sets_of(kind, COVERAGE, *part(first))
+    assert sets is not None
+    inside = promises.covered(sets, *part(second))
+    covered[kind] = float(np.mean(inside))
+    thresholds[kind] = sets
+  refused = float(np.mean(tested < floor))
+  return OtherHalf(refused, len(tested), covered, thresholds)
+
+
 def over_splits(known: Known) -> dict[str, Any]:
   """Error of the floor and coverage of sets on the other half, over random halves."""
-  one = known.calibrated
-  right_B = is_right(one, known.labels)
-  errors = []
-  covered: dict[str, list[float]] = {kind: [] for kind in SETS}
-  n_right = []
-  for seed in range(SPLITS):
-    first, second = halves(len(known.labels), seed)
-    floor = promises.floor_of(one.confidence[first][right_B[first]], ERROR)
-    assert floor is not None
-    tested = one.confidence[second][right_B[second]]
-    errors.append(float(np.mean(tested < floor)))
-    n_right.append(len(tested))
-    for kind in SETS:
-      part = lambda rows: [
-        of[rows] for of in (one.probability, one.mass_above, one.rank, known.labels)
-      ]
-      sets = promises.sets_of(kind, COVERAGE, *part(first))
-      assert sets is not None
-      inside = promises.covered(sets, *part(second))
-      covered[kind].append(float(np.mean(inside)))
-  n_tested = len(known.labels) - len(known.labels) // 2
-  return {
-    "floor": summary(errors, ERROR, int(np.mean(n_right))),
-    **{kind: summary(of, COVERAGE, n_tested) for kind, of in covered.items()},
+  n_images = len(known.labels)
+  found = [
+    of_other_half(known.calibrated, known.labels, *halves(n_images, seed))
+    for seed in range(SPLITS)
+  ]
+  return summaries(found, n_images - n_images // 2)
+
+
+def summaries(found: Sequence[OtherHalf], n_tested: int) -> dict[str, Any]:
+  """Each promise over the splits, which have n_tested images each."""
+  n_right = int(np.mean([half.n_right for half in found]))
+  floor = summary([half.refused for half in found], ERROR, n_right)
+  sets = {
+    kind: summary([half.covered[kind] for half in found], COVERAGE, n_tested)
+    for kind in SETS
   }
+  return {"floor": floor, **sets}
 
 
 def summary(shares: list[float], promise: float, n_images: int) -> dict[str, Any]:
@@ -229,17 +268,17 @@ def depths(
   return found
 
 
-def fewer_bits(base: SplitFeatures, rows_NxE: np.ndarray) -> dict[str, Any]:
+def fewer_bits(split: SplitFeatures, rows_NxE: np.ndarray) -> dict[str, Any]:
   """Agreement of the first answer with float32, and top-1, of each type of rows."""
   whole = heads.rows_of(rows_NxE, "float32")
   found = {}
   for kind in ("float32", "float16", "int8"):
     rows = heads.rows_of(rows_NxE, kind)
-    labels_Bx1 = heads.top_k(base.features, rows, 1.0, 1).labels
+    labels_Bx1 = heads.top_k(split.features, rows, 1.0, 1).labels
     found[kind] = {
       "bytes": rows.n_bytes,
-      "agreement": heads.agreement(base.features, whole, rows),
-      "top1": float(np.mean(labels_Bx1[:, 0] == base.labels)),
+      "agreement": heads.agreement(split.features, whole, rows),
+      "top1": float(np.mean(labels_Bx1[:, 0] == split.labels)),
     }
   return found
 

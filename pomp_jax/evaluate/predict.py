@@ -1,9 +1,9 @@
 """Names for pictures, their pixels or their objects: of one picture, or of a folder
 with folders.
 
-Writes `results.csv` and `results.json` to the run's folder: the names that were found
-in each file, the likeliest or largest first, and the files that can't be read with the
-reason. `segment` adds a label image and a picture of each file, `detect` a picture of
+Writes `results.csv`, `results.json` and a report to the run's folder: the names that
+were found in each file, the likeliest or largest first, and the files that can't be
+read with the reason. `segment` adds a label image and a picture of each file, `detect` a picture of
 each and `detections.json`.
 """
 
@@ -33,6 +33,7 @@ from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import printable, steps_of
 from pomp_jax.registry import TASKS, load
 from pomp_jax.report.report import write_csv
+from pomp_jax.report.run_report import finish_run
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +236,7 @@ def run(config: PredictConfig, workdir: str) -> dict:
   path = folder.path / "results.csv"
   with writing(path):
     write_csv(path, ("file", "rank", *task.columns), _table(task))
-  folder.write_results(results)
+  finish_run(folder, config.to_dict(), results)
   return results
 
 

@@ -5,7 +5,7 @@ visitor sends. Links are not followed, neither those of folders nor those of fil
 Files may hold anything: what can't be shown is a line of its run.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import datetime
 from html import escape
@@ -26,6 +26,7 @@ from pomp_jax.files.run_folder import ERROR, DamagedFileError, RunFolder, parse_
 from pomp_jax.files.terminal import printable
 from pomp_jax.registry import JOBS, load
 from pomp_jax.report import plots
+from pomp_jax.report.predict_report import named
 from pomp_jax.report.report import Report, Section, Table, html_section, with_pictures
 
 # Levels of folders below the root, and runs in the list.
@@ -239,18 +240,12 @@ def _text(value: Any) -> str:
   if isinstance(value, list):
     if not all(isinstance(item, dict) and "name" in item for item in value):
       return ""
-    names = [f"{item['name']} {100 * _weight(item):.1f}%" for item in value]
-    return ", ".join(names) or "-"
+    return ", ".join(map(named, value)) or "-"
   if isinstance(value, float):
     return f"{value:.5g}"
   if isinstance(value, int | str) and len(str(value)) < 200:
     return str(value)
   return ""
-
-
-def _weight(item: Mapping[str, Any]) -> Any:
-  """What a name in the results has: the first of these figures."""
-  return next(item[key] for key in ("share", "score", "probability") if key in item)
 
 
 def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -> str:

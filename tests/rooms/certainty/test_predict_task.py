@@ -15,6 +15,7 @@ from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.rooms.certainty.predict_task import NONE
 from pomp_jax.rooms.certainty.trees import TreeError
 from pomp_jax.world import source
+from tests.support.report_page import Page
 from tests.support.small_run import run_job, settings
 
 
@@ -64,6 +65,10 @@ def predicted(made, tmp_path, **changes):
   return run_job(settings(**fields | changes), tmp_path / "run")
 
 
+def shown(row):
+  return f"{row['name']} {100 * row['probability']:.1f}%"
+
+
 def test_answers_are_the_classifiers_with_floor_and_set(made, tmp_path):
   results = predicted(made, tmp_path)
   classifier = Classifier("world", made / "run")
@@ -82,6 +87,12 @@ def test_answers_are_the_classifiers_with_floor_and_set(made, tmp_path):
   assert texts == {True, False}  # the case has both
   assert "calibrated: temperature" in results["probabilities"]
   assert "(float32), model" in results["size"]
+  tables = Page((tmp_path / "run/report.html").read_text()).tables
+  assert tables[0][0] == ["picture", "answer", "names", "names in the set"]
+  assert [line[:3] for line in tables[0][1:]] == [
+    [file, rows[0]["answer"], ", ".join(map(shown, rows))]
+    for file, rows in results["images"].items()
+  ]
   lines = (tmp_path / "run/results.csv").read_text().splitlines()
   assert lines[0] == "file,rank,name,probability,in_set,answer"
 

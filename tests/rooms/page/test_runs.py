@@ -120,7 +120,7 @@ def test_names_of_predicted_files(root):
   images = {"a.png": best, "b.png": [{"name": "fox", "score": 0.5}]}
   write_run(root / "predicted", job="predict", images=images)
   text, _ = runs.show(runs.find_runs(root)["predicted"], str)
-  rows = [["images.a.png", "star 75.0%, leaf 12.5%"], ["images.b.png", "fox 50.0%"]]
+  rows = [["a.png", "star 75.0%, leaf 12.5%"], ["b.png", "fox 50.0%"]]
   assert rows == Page(text).tables[0][1:]
 
 
