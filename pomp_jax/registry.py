@@ -333,19 +333,25 @@ class Format(NamedTuple):
 
 FORMATS = {
   "npz": Format(
-    *("prompt.npz", (".npz",), r"\.npz"),
+    usual_name="prompt.npz",
+    suffixes=(".npz",),
+    names=r"\.npz",
     read="files.prompt_file:read_npz",
     encode="files.prompt_file:encode_npz",
   ),
   "safetensors": Format(
-    *("prompt.safetensors", (".safetensors",), r"\.safetensors"),
+    usual_name="prompt.safetensors",
+    suffixes=(".safetensors",),
+    names=r"\.safetensors",
     read="rooms.interchange.safetensors_prompts:read",
     encode="rooms.interchange.safetensors_prompts:encode",
   ),
   # Dassl, on which CoOp and POMP are built, writes model.pth.tar-5 and
   # model-best.pth.tar.
   "pth": Format(
-    *("prompt.pth.tar", (".pth.tar", ".pth", ".pt"), r"\.(pt|pth)(\.tar)?(-\d+)?"),
+    usual_name="prompt.pth.tar",
+    suffixes=(".pth.tar", ".pth", ".pt"),
+    names=r"\.(pt|pth)(\.tar)?(-\d+)?",
     read="rooms.interchange.torch_archive:read",
     encode="rooms.interchange.torch_archive:encode",
   ),

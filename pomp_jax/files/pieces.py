@@ -98,8 +98,10 @@ class Pieces:
   def load(self, name: str) -> Piece | None:
     """Reads a piece, on this process; None if it has to be computed."""
     for path in (self.path(name), self.path(name, "npz")):
+      if not exists(path):
+        continue
       try:
-        piece = _read(path, name) if exists(path) else None
+        piece = _read(path, name)
       except run_folder.DamagedFileError as error:
         log.warning("%s; computing it again", printable(str(error)))
         continue
@@ -132,19 +134,28 @@ class Pieces:
     Raises:
       RunFolderWriteError: the piece can't be written.
     """
-    path = self.path(name, "json" if arrays is None else "npz")
-    plain = json.loads(run_folder.to_json({"key": self._key(name), **facts}))
-    named = {**plain, _NAME: name}
+    keyed = {"key": self._key(name), **facts}
+    # Through JSON, so that the facts are those that `load` would read.
+    plain = json.loads(run_folder.to_json(keyed))
+    stored = {**plain, _NAME: name}
+    if arrays is None:
+      path = self.path(name)
+      with run_folder.writing(path):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        run_folder.write_json(path, stored)
+      return Piece(plain, {})
+
+    path = self.path(name, "npz")
+    stored["arrays"] = _checksums(arrays)
+    text = run_folder.to_json(run_folder.with_checksum(stored))
+    members: dict[str, Any] = {
+      _FACTS: np.frombuffer(text.encode(), np.uint8),
+      **arrays,
+    }
     with run_folder.writing(path):
       self.folder.mkdir(parents=True, exist_ok=True)
-      if arrays is None:
-        run_folder.write_json(path, named)
-        return Piece(plain, {})
-      checked = run_folder.with_checksum({**named, "arrays": _checksums(arrays)})
-      encoded = run_folder.to_json(checked).encode()
-      contents: dict[str, Any] = {_FACTS: np.frombuffer(encoded, np.uint8), **arrays}
       with replacing(path) as file:
-        np.savez(file, **contents)
+        np.savez(file, **members)
     return Piece(plain, dict(arrays))
 
   def remove(self) -> None:
@@ -156,7 +167,9 @@ class Pieces:
     return self.folder / f"{name}.{ending}"
 
   def _key(self, name: str) -> str:
-    return self._keys if isinstance(self._keys, str) else self._keys[name]
+    if isinstance(self._keys, str):
+      return self._keys
+    return self._keys[name]
 
 
 class ArrayCache:
@@ -211,22 +224,14 @@ class ArrayCache:
 
 
 def _read(path: Path, name: str) -> Piece | None:
-  """Reads the piece of a name.
-
-  None of an archive without facts, which is no piece: a cell's prompt for example.
-  """
+  """Reads the piece of a name; None of an archive that is no piece."""
   is_archive = path.suffix != ".json"
   arrays: dict[str, np.ndarray] = {}
   if is_archive:
-    try:
-      with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
-        if _FACTS not in archive.files:
-          return None
-        arrays = {member: archive[member] for member in archive.files}
-      content = arrays.pop(_FACTS).tobytes()
-    except Exception as error:
-      # A damaged archive fails in more ways than NumPy documents.
-      raise run_folder.DamagedFileError(f"{path}: can't be read ({error})") from error
+    members = _read_archive(path)
+    if members is None:
+      return None
+    content, arrays = members
   else:
     content = read_file(path, run_folder.RunFolderError)
   facts = run_folder.parse_json(content, path)
@@ -240,6 +245,23 @@ def _read(path: Path, name: str) -> Piece | None:
       f"{path}: holds the piece {stored_name!r}, not {name!r}"
     )
   return Piece(facts, arrays)
+
+
+def _read_archive(path: Path) -> tuple[bytes, dict[str, np.ndarray]] | None:
+  """Reads the facts, as JSON, and the arrays of a piece.
+
+  None of an archive without facts, which is no piece: a cell's prompt for example.
+  """
+  try:
+    with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
+      if _FACTS not in archive.files:
+        return None
+      arrays = {member: archive[member] for member in archive.files}
+    facts = arrays.pop(_FACTS).tobytes()
+  except Exception as error:
+    # A damaged archive fails in more ways than NumPy documents.
+    raise run_folder.DamagedFileError(f"{path}: can't be read ({error})") from error
+  return facts, arrays
 
 
 def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -89,7 +89,9 @@ class SetFigures(NamedTuple):
   @property
   def kind(self) -> str:
     """Kind of the accuracy, see `accuracy_by_group`."""
-    return "top1" if self.part == "all" else self.part
+    if self.part == "all":
+      return "top1"
+    return self.part
 
 
 # Group -> kind -> prompt -> set, or the mean -> value.
@@ -144,24 +146,26 @@ def comparisons_by_group(
   intervals: AccuracyTables = {}
   differences: AccuracyTables = {}
   for group, kinds in accuracy.items():
-    intervals[group] = {}
-    differences[group] = {}
+    intervals[group] = {kind: {} for kind in kinds}
+    differences[group] = {kind: {} for kind in kinds}
     for kind, rows in kinds.items():
-      parts = ("base", _unseen_part(kinds)) if kind == "harmonic" else (kind,)
-      intervals[group][kind] = {}
-      differences[group][kind] = {}
+      parts: tuple[str, ...] = (kind,)
+      if kind == "harmonic":
+        parts = ("base", _unseen_part(kinds))
       for label, row in rows.items():
-        intervals[group][kind][label] = {}
-        differences[group][kind][label] = {}
+        interval_of = {}
+        difference_of = {}
         for column in row:
-          figures = [
+          figures_of_parts = [
             _figures_behind(sets, group, kind=part, label=label, column=column)
             for part in parts
           ]
-          compared = _compared(figures)
-          intervals[group][kind][label][column] = compared["interval"]
+          compared = _compared(figures_of_parts)
+          interval_of[column] = compared["interval"]
           if "difference" in compared:
-            differences[group][kind][label][column] = compared["difference"]
+            difference_of[column] = compared["difference"]
+        intervals[group][kind][label] = interval_of
+        differences[group][kind][label] = difference_of
   return Comparisons(intervals, differences)
 
 
@@ -245,8 +249,9 @@ def _mean(group: str, row: Mapping[str, float]) -> dict[str, float]:
   """The mean over a row's sets by its name; empty for one set or a group without mean."""
   if not group_of(group).mean or len(row) < 2:
     return {}
-  is_whole = row.keys() == set(group_of(group).sets)
-  name = "mean" if is_whole else f"mean of {len(row)}"
+  name = "mean"
+  if row.keys() != set(group_of(group).sets):
+    name = f"mean of {len(row)}"
   return {name: float(np.mean(list(row.values())))}
 
 
@@ -294,18 +299,23 @@ def _summary(results: Mapping[str, Any]) -> str:
     unreadable = counted(n_unreadable, "image")
     sentences.append(f"{unreadable} could not be read and were skipped.")
   if turned := results.get("turned_otherwise"):
-    trainings = f"the training of {', '.join(turned['prompts'])}"
-    if turned["upright"]:
-      here = "were turned"
-      there = "did not turn its pictures"
-    else:
-      here = "were not turned"
-      there = "turned its pictures"
-    sentences.append(
-      f"Images {here} as their EXIF orientation says, but {trainings} {there}:"
-      f" data.upright={not turned['upright']} does as it."
-    )
+    sentences.append(_turned_otherwise(turned["prompts"], turned["upright"]))
   return " ".join(sentences)
+
+
+def _turned_otherwise(prompts: Sequence[str], upright: bool) -> str:
+  """Says that these prompts were trained on images turned in the other way than here."""
+  trainings = f"the training of {', '.join(prompts)}"
+  if upright:
+    here = "were turned"
+    there = "did not turn its pictures"
+  else:
+    here = "were not turned"
+    there = "turned its pictures"
+  return (
+    f"Images {here} as their EXIF orientation says, but {trainings} {there}:"
+    f" data.upright={not upright} does as it."
+  )
 
 
 def _missing(results: Mapping[str, Any]) -> list[report.Section]:
@@ -320,11 +330,10 @@ def _missing(results: Mapping[str, Any]) -> list[report.Section]:
     table = report.Table(("set", "reason"), list(missing.items()))
     notes.append(f"{len(missing)} sets are missing: {', '.join(missing)}")
   for name, of_set in results["sets"].items():
-    if of_set.get("missing_classes"):
-      notes.append(
-        f"{name}: {of_set['missing_classes']} of the {of_set['listed_classes']} classes"
-        " in its list have no image"
-      )
+    n_missing = of_set.get("missing_classes")
+    if n_missing:
+      classes = f"{n_missing} of the {of_set['listed_classes']} classes"
+      notes.append(f"{name}: {classes} in its list have no image")
   if not notes:
     return []
   title = "Missing sets and classes"
@@ -337,53 +346,89 @@ def _accuracy(
   """Accuracies of a group of sets, ours first, then published ones, and image counts."""
   accuracy = results["accuracy"][group][kind]
   published = results["published"].get(group, {}).get(kind, {})
-  intervals = results.get("intervals", {}).get(group, {}).get(kind, {})
-  differences = results.get("differences", {}).get(group, {}).get(kind, {})
   splits = results["splits"].get(group, {})
-  counts = results["images"][group][kind]
   columns = list(next(iter(accuracy.values())))
-
-  rows: list[list[str]] = []
-  bold: list[tuple[int, int]] = []
-  for label, row in accuracy.items():
-    for number, column in enumerate(columns, 1):
-      difference = differences.get(label, {}).get(column)
-      if difference and difference["interval"][0] > 0:
-        bold.append((len(rows), number))
-    ends = intervals.get(label, {})
-    rows.append(
-      [labels[label], *(report.percent(row[c], ends.get(c)) for c in columns)]
-    )
-  marks = [""] * len(rows)
-  sources = list(dict.fromkeys(method["source"] for method in published.values()))
-  for name, method in published.items():
-    figures = [report.cell(method["figures"].get(column)) for column in columns]
-    rows.append([f"{name} [{1 + sources.index(method['source'])}]", *figures])
-    marks.append("published")
-  rows.append(["images", *(report.cell(counts.get(column)) for column in columns)])
-  marks.append("images")
-
-  has_means = kind == "harmonic" or not set(columns) <= set(splits)
-  sentences = [report.INTERVAL_OF_MEANS if has_means else report.INTERVAL]
+  sentences = []
+  if kind == "harmonic" or not set(columns) <= set(splits):
+    sentences.append(report.INTERVAL_OF_MEANS)
+  else:
+    sentences.append(report.INTERVAL)
   if len(accuracy) > 1:
     sentences.append(_BOLD)
   sentences += remarks(splits[column] for column in columns if column in splits)
   if published:
     sentences.append("Published figures are with ViT-B/16.")
-  heads = [_marked(column, splits.get(column, "test")) for column in columns]
   return report.Section(
     title_of(group, kind),
     text=" ".join(sentences),
-    table=report.Table(("prompt", *heads), rows, marks, bold),
+    table=_accuracy_table(results, group, kind, labels),
     picture=f"accuracy_{group}_{kind}.png",
-    notes=[f"[{i}] {source}" for i, source in enumerate(sources, 1)],
+    notes=[f"[{i}] {source}" for i, source in enumerate(_sources(published), 1)],
     brief=True,
   )
 
 
+def _accuracy_table(
+  results: Mapping[str, Any], group: str, kind: str, labels: Mapping[str, str]
+) -> report.Table:
+  """Rows of the prompts, of the published methods, and of the numbers of images."""
+  accuracy = results["accuracy"][group][kind]
+  intervals = results.get("intervals", {}).get(group, {}).get(kind, {})
+  differences = results.get("differences", {}).get(group, {}).get(kind, {})
+  published = results["published"].get(group, {}).get(kind, {})
+  counts = results["images"][group][kind]
+  splits = results["splits"].get(group, {})
+  columns = list(next(iter(accuracy.values())))
+
+  prompt_rows = []
+  for prompt, row in accuracy.items():
+    ends = intervals.get(prompt, {})
+    figures = [report.percent(row[column], ends.get(column)) for column in columns]
+    prompt_rows.append([labels[prompt], *figures])
+  sources = _sources(published)
+  published_rows = []
+  for name, method in published.items():
+    figures = [report.cell(method["figures"].get(column)) for column in columns]
+    reference = f"[{1 + sources.index(method['source'])}]"
+    published_rows.append([f"{name} {reference}", *figures])
+  image_counts = [report.cell(counts.get(column)) for column in columns]
+  heads = [_marked(column, splits.get(column, "test")) for column in columns]
+  return report.Table(
+    ("prompt", *heads),
+    [*prompt_rows, *published_rows, ["images", *image_counts]],
+    marks=[""] * len(prompt_rows) + ["published"] * len(published_rows) + ["images"],
+    bold=_cells_above_first(list(accuracy), columns, differences),
+  )
+
+
+def _sources(published: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """Distinct sources of published methods, in the order of their numbers."""
+  return list(dict.fromkeys(method["source"] for method in published.values()))
+
+
+def _cells_above_first(
+  prompts: Sequence[str],
+  columns: Sequence[str],
+  differences: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> list[tuple[int, int]]:
+  """Cells, as row and column of a table, that are above the first prompt's.
+
+  The interval of their difference lies above 0. Column 0 holds the prompts.
+  """
+  cells = []
+  for i, prompt in enumerate(prompts):
+    for j, column in enumerate(columns, 1):
+      difference = differences.get(prompt, {}).get(column)
+      if difference and difference["interval"][0] > 0:
+        cells.append((i, j))
+  return cells
+
+
 def _marked(name: str, split: str) -> str:
   """A set's name; with the split in brackets if its images are no test images."""
-  return name if split == "test" else f"{name} ({split})"
+  if split == "test":
+    return name
+  return f"{name} ({split})"
 
 
 def remarks(splits: Iterable[str]) -> list[str]:

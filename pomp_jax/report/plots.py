@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 import numpy as np
@@ -12,8 +12,18 @@ from pomp_jax.report.labels import prompt_labels, with_counts
 
 _COLUMN = 22  # letters of a data set's or split's name
 _FEWEST = 20  # images of a point in a plot of calibration
+_VALIDATION = "validation_top1"  # scalar that is written at each validation
 _TEXT_IN_BAR: dict[str, Any] = {"fontsize": 6.5, "path_effects": drawing.outline()}
 Series = tuple[Sequence[int], Sequence[float]]  # steps and values of a scalar
+
+
+class _CurvePanel(NamedTuple):
+  """A panel of `training_curves`."""
+
+  scalar: str  # name of its series
+  heading: str
+  unit: str
+  is_accuracy: bool = False  # a fraction, drawn in percent
 
 
 def training_curves(
@@ -38,46 +48,68 @@ def training_curves(
     classes: classes that the training accuracy is over, for its heading.
   """
   panels = [
-    ("loss", "Loss", loss_unit, 1.0),
-    ("accuracy", f"Training: {classes}", "top-1 (%)", 100.0),
+    _CurvePanel("loss", "Loss", loss_unit),
+    _CurvePanel("accuracy", f"Training: {classes}", "top-1 (%)", is_accuracy=True),
   ]
-  validation_steps, _ = series.get("validation_top1", ((), ()))
+  empty: Series = ((), ())
+  validation_steps, _ = series.get(_VALIDATION, empty)
   if validation_steps:
-    panels.append(("validation_top1", "Validation: all classes", "top-1 (%)", 100.0))
+    heading = "Validation: all classes"
+    panels.append(_CurvePanel(_VALIDATION, heading, "top-1 (%)", is_accuracy=True))
   figure, axes_of = drawing.panels(len(panels), 3.4, 3.4, title)
-  for axes, (name, heading, unit, factor) in zip(axes_of, panels, strict=True):
-    steps, values = series.get(name, ((), ()))
-    scaled = factor * np.array(values, float)
-    if name == "validation_top1":
-      axes.plot(steps, scaled, "o-", color=drawing.RED, markersize=5)
+  for axes, panel in zip(axes_of, panels, strict=True):
+    steps, values = series.get(panel.scalar, empty)
+    values_V = np.array(values, float)
+    if panel.is_accuracy:
+      values_V *= 100
+    if panel.scalar == _VALIDATION:
+      axes.plot(steps, values_V, "o-", color=drawing.RED, markersize=5)
     elif len(steps):
-      _smoothed_curve(axes, steps, scaled)
-    if factor == 100.0:
+      _smoothed_curve(axes, steps, values_V)
+    if panel.is_accuracy:
       drawing.end_at(axes, "y", 0.0, 100.0)
     axes.locator_params("x", integer=True)
-    drawing.label_panel(axes, heading, "step", unit, grid="both")
+    drawing.label_panel(axes, panel.heading, "step", panel.unit, grid="both")
   drawing.save(path, figure)
 
 
-def _smoothed_curve(axes: Axes, steps: Sequence[int], values: np.ndarray) -> None:
+def _smoothed_curve(axes: Axes, steps: Sequence[int], values_V: np.ndarray) -> None:
   """Draws values; 50 and more of them thin, under their moving average, with a legend."""
-  n = len(values)
-  window = n // 25
-  if window < 2:
-    axes.plot(steps, values, color=drawing.BLUE, linewidth=1.8)
+  radius = len(values_V) // 25
+  if radius < 2:
+    axes.plot(steps, values_V, color=drawing.BLUE, linewidth=1.8)
     return
-  thin: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.45}
-  axes.plot(steps, values, color=drawing.BLUE, label="as logged", **thin)
-  # The window shrinks evenly towards the start, so that the average starts where the
-  # values do even if they fall. At the end it takes the values that there are.
-  place = np.arange(n)
-  before = np.minimum(place, window)
-  behind = np.minimum(before, n - 1 - place)
-  sums = np.append(0.0, np.cumsum(values))
-  means = (sums[place + behind + 1] - sums[place - before]) / (before + behind + 1)
-  label = f"mean of {2 * window + 1} values"
-  axes.plot(steps, means, color=drawing.BLUE, linewidth=1.8, label=label)
+  axes.plot(
+    steps,
+    values_V,
+    color=drawing.BLUE,
+    linewidth=0.8,
+    alpha=0.45,
+    label="as logged",
+  )
+  axes.plot(
+    steps,
+    _moving_average(values_V, radius),
+    color=drawing.BLUE,
+    linewidth=1.8,
+    label=f"mean of {2 * radius + 1} values",
+  )
   axes.legend(frameon=False, fontsize=drawing.TEXT)
+
+
+def _moving_average(values_V: np.ndarray, radius: int) -> np.ndarray:
+  """Means over a value and up to `radius` values on each side of it.
+
+  The window shrinks evenly towards the start, so that the average starts where the
+  values do even if they fall. At the end it takes the values that there are.
+  """
+  n = len(values_V)
+  index = np.arange(n)
+  n_before = np.minimum(index, radius)
+  n_behind = np.minimum(n_before, n - 1 - index)
+  sums = np.append(0.0, np.cumsum(values_V))
+  window_sums = sums[index + n_behind + 1] - sums[index - n_before]
+  return window_sums / (n_before + n_behind + 1)
 
 
 def accuracy_panels(
@@ -108,53 +140,80 @@ def accuracy_panels(
   prompt_names = drawing.names(labels)
   height = 0.9 + 0.26 * (len(accuracy) + 1)
   figure, axes_of = drawing.panels(len(columns), 3.0, height, title)
-  for place, (axes, column) in enumerate(zip(axes_of, columns, strict=True)):
-    published_values = {
-      method: figures[column]
-      for method, figures in published.items()
-      if column in figures
-    }
-    values = [100 * row.get(column, np.nan) for row in accuracy.values()]
-    values_V = np.array(values + list(published_values.values()))
-    errors_2xV = np.zeros((2, len(values_V)))
-    for i, prompt in enumerate(accuracy):
-      ends = intervals.get(prompt, {}).get(column)
-      if ends is not None:
-        errors_2xV[:, i] = np.abs(100 * np.array(ends) - values_V[i])
-    _draw_bars(axes, values_V, errors_2xV, n_coloured=len(accuracy))
-    # Figures beside the longest bars may stand beyond 100%, where the axis ends.
-    widest = min(max(1.22 * np.nanmax(values_V + errors_2xV[1]), 1.0), 100.0)
-    axes.set(ylim=(len(values_V) - 0.4, -0.6), xlim=(0, widest))
+  for number, (axes, column) in enumerate(zip(axes_of, columns, strict=True)):
+    bars = _bars(column, accuracy, intervals, published)
+    _draw_bars(axes, bars)
     # Prompts are the same in every panel and named once a row. Published methods
     # differ from panel to panel, so each bar holds its own name.
-    if place % drawing.COLUMNS == 0:
+    if _starts_row(number):
       axes.set_yticks(range(len(prompt_names)), prompt_names)
     else:
       axes.set_yticks([])
-    for y, method in enumerate(drawing.names(list(published_values)), len(accuracy)):
-      axes.text(0.02 * widest, y, method, va="center", **_TEXT_IN_BAR)
     heading = drawing.name(column, _COLUMN)
     heading = with_counts(heading, images.get(column), classes.get(column))
     drawing.label_panel(axes, heading)
   drawing.save(path, figure)
 
 
-def _draw_bars(
-  axes: Axes, values_V: np.ndarray, errors_2xV: np.ndarray, n_coloured: int
-) -> None:
-  """Draws bars and their figures, percentages; those after `n_coloured` are grey."""
-  colours = [drawing.style(i)["color"] for i in range(n_coloured)]
-  colours += ["0.85"] * (len(values_V) - n_coloured)
-  bars = axes.barh(
-    range(len(values_V)),
-    values_V,
+class _Bars(NamedTuple):
+  """Bars of one panel from above: those of the prompts, then the published ones."""
+
+  values_V: np.ndarray  # percent; NaN for a prompt without a value
+  errors_2xV: np.ndarray  # distances to the ends of the interval; 0 without one
+  methods: list[str]  # published methods
+
+
+def _bars(
+  column: str,
+  accuracy: Mapping[str, Mapping[str, float]],
+  intervals: Mapping[str, Mapping[str, Sequence[float]]],
+  published: Mapping[str, Mapping[str, float]],
+) -> _Bars:
+  """Collects the bars of a column from the arguments of `accuracy_panels`."""
+  methods = [method for method, figures in published.items() if column in figures]
+  values = [100 * row.get(column, np.nan) for row in accuracy.values()]
+  values += [published[method][column] for method in methods]
+  values_V = np.array(values)
+  errors_2xV = np.zeros((2, len(values_V)))
+  for i, prompt in enumerate(accuracy):
+    ends = intervals.get(prompt, {}).get(column)
+    if ends is not None:
+      errors_2xV[:, i] = np.abs(100 * np.array(ends) - values_V[i])
+  return _Bars(values_V, errors_2xV, methods)
+
+
+def _draw_bars(axes: Axes, bars: _Bars) -> None:
+  """Draws bars with their figures: prompts coloured, published methods grey and named."""
+  n_bars = len(bars.values_V)
+  n_prompts = n_bars - len(bars.methods)
+  colours = [drawing.style(i)["color"] for i in range(n_prompts)]
+  colours += ["0.85"] * len(bars.methods)
+  errors_2xV = None
+  if bars.errors_2xV.any():
+    errors_2xV = bars.errors_2xV
+  artists = axes.barh(
+    range(n_bars),
+    bars.values_V,
     height=0.8,
     color=colours,
-    xerr=errors_2xV if errors_2xV.any() else None,
+    xerr=errors_2xV,
     error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": "0.25"},
   )
-  figures = ["" if np.isnan(value) else f"{value:.1f}" for value in values_V]
-  axes.bar_label(bars, figures, padding=2, fontsize=drawing.TEXT)
+  figures = ["" if np.isnan(value) else f"{value:.1f}" for value in bars.values_V]
+  axes.bar_label(artists, figures, padding=2, fontsize=drawing.TEXT)
+
+  # Room for the figure beside the longest bar. The axis ends at 100%: beyond it, the
+  # figure stands outside the panel.
+  longest = np.nanmax(bars.values_V + bars.errors_2xV[1])
+  x_end = min(max(1.22 * longest, 1.0), 100.0)
+  axes.set(ylim=(n_bars - 0.4, -0.6), xlim=(0, x_end))
+  for y, method in enumerate(drawing.names(bars.methods), n_prompts):
+    axes.text(0.02 * x_end, y, method, va="center", **_TEXT_IN_BAR)
+
+
+def _starts_row(number: int) -> bool:
+  """Whether a panel is the first of its row, which alone has labels on the left."""
+  return number % drawing.COLUMNS == 0
 
 
 def calibration_panels(
@@ -169,34 +228,50 @@ def calibration_panels(
   prompt_names = list(next(iter(sets.values())))
   title = f"Calibration; in the corner: ECE (%)\na point: {_FEWEST} images or more"
   figure, stacks = drawing.stacked_panels(len(sets), 3.0, (3.2, 1.1), title)
-  for place, (name, prompts) in enumerate(sets.items()):
-    axes, counts = stacks[place]
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+  for number, (name, prompts) in enumerate(sets.items()):
+    diagram, histogram = stacks[number]
+    diagram.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for i, figures in enumerate(prompts.values()):
-      reliability = figures["reliability"]
-      confidence, accuracy, _ = merged_bins(reliability)
-      options = {"markersize": 4, "linewidth": 1.2, **drawing.style(i)}
-      ece = f"{100 * figures['ece']:.1f}"
-      axes.plot(confidence, accuracy, label=ece, clip_on=False, **options)
-      images = np.asarray(reliability["images"])
-      edges = np.linspace(0, 1, len(images) + 1)
-      counts.stairs(images, edges, color=options["color"], linewidth=1.2)
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    counts.set(xlim=(0, 1), yscale="log")
-    counts.set_ylim(bottom=0.7)  # one image is seen
-    drawing.log_axis(counts, "y")
-    # The images and classes are those of the set, whatever the prompt.
-    set_figures = next(iter(prompts.values()))
-    heading = with_counts(
-      drawing.name(name, _COLUMN), set_figures.get("images"), set_figures.get("classes")
-    )
-    is_first_of_row = place % drawing.COLUMNS == 0
-    drawing.label_panel(axes, heading, y="accuracy" if is_first_of_row else "")
-    drawing.label_panel(counts, "", "confidence", "images" if is_first_of_row else "")
-    axes.legend(loc="upper left", frameon=False, fontsize=drawing.TEXT)
-  lines = stacks[0][0].get_lines()[1:]  # without the diagonal
+      _draw_calibration(diagram, histogram, figures, drawing.style(i))
+    diagram.set(xlim=(0, 1), ylim=(0, 1))
+    diagram.legend(loc="upper left", frameon=False, fontsize=drawing.TEXT)
+    histogram.set(xlim=(0, 1), yscale="log")
+    histogram.set_ylim(bottom=0.7)  # below 1, so that a single image is seen
+    drawing.log_axis(histogram, "y")
+
+    # Images and classes are the set's: those of the first prompt are those of all.
+    of_set = next(iter(prompts.values()))
+    heading = drawing.name(name, _COLUMN)
+    heading = with_counts(heading, of_set.get("images"), of_set.get("classes"))
+    drawing.label_panel(diagram, heading)
+    drawing.label_panel(histogram, "", x="confidence")
+    if _starts_row(number):
+      diagram.set_ylabel("accuracy", fontsize=drawing.TEXT)
+      histogram.set_ylabel("images", fontsize=drawing.TEXT)
+  first_diagram = stacks[0][0]
+  lines = first_diagram.get_lines()[1:]  # without the diagonal
   drawing.legend_below(figure, lines, prompt_labels(prompt_names))
   drawing.save(path, figure)
+
+
+def _draw_calibration(
+  diagram: Axes, histogram: Axes, figures: Mapping[str, Any], style: Mapping[str, Any]
+) -> None:
+  """Draws a prompt's accuracy at each confidence, and its images at each confidence."""
+  bins = figures["reliability"]
+  confidence, accuracy, _ = merged_bins(bins)
+  diagram.plot(
+    confidence,
+    accuracy,
+    label=f"{100 * figures['ece']:.1f}",
+    clip_on=False,  # points at 0 and 1 are drawn whole
+    markersize=4,
+    linewidth=1.2,
+    **style,
+  )
+  images = np.asarray(bins["images"])
+  edges = np.linspace(0, 1, len(images) + 1)
+  histogram.stairs(images, edges, color=style["color"], linewidth=1.2)
 
 
 def merged_bins(
@@ -209,18 +284,23 @@ def merged_bins(
   point before it.
   """
   images = np.asarray(bins["images"], float)
-  groups: list[list[int]] = [[]]
-  for number in np.flatnonzero(images):
-    if images[groups[-1]].sum() >= fewest:
-      groups.append([])
-    groups[-1].append(int(number))
-  if len(groups) > 1 and images[groups[-1]].sum() < fewest:
-    rest = groups.pop()
-    groups[-1] += rest
+  points: list[list[int]] = [[]]  # bins of each point
+  for number in np.flatnonzero(images).tolist():
+    if images[points[-1]].sum() >= fewest:
+      points.append([])
+    points[-1].append(number)
+  if len(points) > 1 and images[points[-1]].sum() < fewest:
+    rest = points.pop()
+    points[-1] += rest
 
-  def means(key: str) -> np.ndarray:
-    values = np.asarray(bins[key], float)
-    return np.array([np.average(values[g], weights=images[g]) for g in groups])
-
-  totals = np.array([images[group].sum() for group in groups])
-  return means("confidence"), means("accuracy"), totals
+  confidences = np.asarray(bins["confidence"], float)
+  accuracies = np.asarray(bins["accuracy"], float)
+  confidence = []
+  accuracy = []
+  totals = []
+  for point in points:
+    weights = images[point]
+    confidence.append(np.average(confidences[point], weights=weights))
+    accuracy.append(np.average(accuracies[point], weights=weights))
+    totals.append(weights.sum())
+  return np.array(confidence), np.array(accuracy), np.array(totals)

@@ -20,6 +20,7 @@ from pomp_jax.files.paths import Path
 from pomp_jax.report.labels import prompt_labels
 
 _MARKDOWN_ESCAPES = {ord(letter): f"\\{letter}" for letter in "\\|*_`<["}
+_SENTENCE = 36  # letters of a cell, above which it is a sentence
 _STYLE = pathlib.Path(__file__).with_name("report.css")
 # Legends of tables whose accuracies have intervals. The second is for tables that also
 # hold means over sets.
@@ -245,7 +246,9 @@ def html(
 
 def html_section(section: Section, source_of: Callable[[str], str]) -> str:
   """Formats a section; `source_of` returns the address of a picture."""
-  body = f"<p>{escape(section.text)}</p>\n" if section.text else ""
+  body = ""
+  if section.text:
+    body += f"<p>{escape(section.text)}</p>\n"
   if section.picture:
     source = escape(source_of(section.picture))
     body += f'<img class="plot" alt="{escape(section.title)}" src="{source}">\n'
@@ -267,25 +270,27 @@ def html_section(section: Section, source_of: Callable[[str], str]) -> str:
 
 def _html_table(table: Table) -> str:
   n_columns = len(table.columns) or max(map(len, table.rows), default=0)
-  kinds = [
-    "words" if is_words(table, column) else "figure" for column in range(n_columns)
-  ]
+  # Words stand on the left, and figures on the right.
+  styles = ["figure"] * n_columns
+  for column in range(n_columns):
+    if is_words(table, column):
+      styles[column] = "words"
   lines = []
   if table.columns:
     head = ""
-    for text, kind in zip(table.columns, kinds, strict=True):
+    for text, style in zip(table.columns, styles, strict=True):
       # A heading of one long word breaks behind its underscores.
       heading = escape(text).replace("_", "_<wbr>")
-      head += f'<th class="{kind}">{heading}</th>'
+      head += f'<th class="{style}">{heading}</th>'
     lines.append(f"<thead><tr>{head}</tr></thead>")
   lines.append("<tbody>")
   marks = table.marks or [""] * len(table.rows)
   escaped = cells(table, escape, "<strong>{}</strong>")
   for row, escaped_row, mark in zip(table.rows, escaped, marks, strict=True):
     tags = ""
-    for text, kind, content in zip(row, kinds, escaped_row, strict=True):
-      # Sentences wrap, words stand on the left, and figures on the right.
-      style = "text" if len(text) > 36 else kind
+    for text, style, content in zip(row, styles, escaped_row, strict=True):
+      if len(text) > _SENTENCE:
+        style = "text"  # wraps
       tags += f'<td class="{style}">{content}</td>'
     lines.append(f'<tr class="{mark}">{tags}</tr>')
   body = "\n".join(lines)

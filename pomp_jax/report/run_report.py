@@ -78,29 +78,41 @@ def _page(
   versions = {
     name: version or "-" for name, version in provenance.get("versions", {}).items()
   }
-  release = f"pomp_jax {versions['pomp_jax']}" if "pomp_jax" in versions else ""
+  release = ""
+  if "pomp_jax" in versions:
+    release = f"pomp_jax {versions['pomp_jax']}"
   run = _run_facts(config["job"], provenance, release)
   sections = [*run_report.sections, report.Section("Run", table=report.facts(run))]
   if "command" in provenance:
     sections.append(report.Section("Command", code=provenance["command"]))
-  # results.json is written after the report, so that a folder with results is complete.
-  files = [
-    name for name in _FILES if name == "results.json" or exists(folder.path / name)
-  ]
   sections += [
     _changed_fields(config),
     report.Section("Config", code=json.dumps(config, indent=2), folded=True),
-    report.Section("Files", links={f"{name}: {_FILES[name]}": name for name in files}),
+    report.Section("Files", links=_links(folder)),
     report.Section("Versions", table=report.facts(versions)),
   ]
-  commit = provenance.get("commit")
-  short = run | {"commit": f"commit {commit[:10]}" if commit else release}
-  lines = [" \u00b7 ".join(filter(None, short.values())), run_report.text]
+  # The line below the title has room for the start of a commit.
+  brief_run = dict(run)
+  brief_run["commit"] = release
+  if commit := provenance.get("commit"):
+    brief_run["commit"] = f"commit {commit[:10]}"
+  run_line = " \u00b7 ".join(filter(None, brief_run.values()))
   return report.html(
     run_report._replace(sections=sections),
-    lines,
+    [run_line, run_report.text],
     read_picture=lambda name: read_bytes(folder.plots / name),
   )
+
+
+def _links(folder: RunFolder) -> dict[str, str]:
+  """Names of a run's files by what the report says of them."""
+  links = {}
+  for name, content in _FILES.items():
+    # results.json is written after the report, so that a folder with results is
+    # complete.
+    if name == "results.json" or exists(folder.path / name):
+      links[f"{name}: {content}"] = name
+  return links
 
 
 def _run_facts(job: str, provenance: Mapping[str, Any], release: str) -> dict[str, str]:
@@ -108,13 +120,15 @@ def _run_facts(job: str, provenance: Mapping[str, Any], release: str) -> dict[st
   commit = provenance.get("commit")
   if not commit and release:
     commit = f"none; installed as {release}"
-  devices = provenance.get("devices")
   date = provenance.get("date") or ""
+  devices = ""
+  if stored := provenance.get("devices"):
+    devices = f"{stored['number']} x {stored['kind']}"
   return {
     "job": job,
     "date": date.replace("T", " ").replace("+00:00", " UTC"),
     "commit": commit or "",
-    "devices": f"{devices['number']} x {devices['kind']}" if devices else "",
+    "devices": devices,
   }
 
 
@@ -156,11 +170,9 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
     sections += BY_CLASS.open().sections(summaries, labels)
   if left_out := results.get("left_out"):
     sections.append(left_out_section(left_out))
-  unreadable = [
-    (split, file)
-    for split, files in results.get("unreadable", {}).items()
-    for file in files
-  ]
+  unreadable = []
+  for split, files in results.get("unreadable", {}).items():
+    unreadable += [(split, file) for file in files]
   if unreadable:
     table = report.Table(("split", "image"), unreadable)
     sections.append(report.Section("Images that can't be read", table=table))
@@ -186,14 +198,14 @@ def _top1_section(
       figures = scores.get(name, {})
       row.append(report.percent(figures.get("top1"), figures.get("top1_interval")))
     rows.append(row)
-  columns = [
-    with_counts(split, results["eval_images"][split], results["eval_classes"][split])
-    for split in splits
-  ]
+  columns = []
+  for split in splits:
+    n_images = results["eval_images"][split]
+    n_classes = results["eval_classes"][split]
+    columns.append(with_counts(split, n_images, n_classes))
   sentences = [report.INTERVAL]
-  sentences += remarks(
-    "train" if split.split("/")[0] == "train" else "test" for split in splits
-  )
+  if any(split.split("/")[0] == "train" for split in splits):
+    sentences += remarks(["train"])
   marks = ["best"] + [""] * (len(rows) - 1)  # the learned prompt
   table = report.Table(("prompt", *columns), rows, marks)
   return report.Section("Top-1 accuracy (%)", " ".join(sentences), table, brief=True)
@@ -222,11 +234,12 @@ def _training_facts(results: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 def _labels(results: Mapping[str, Any]) -> dict[str, str]:
   """Label of each prompt of a training, the learned one by the name of the folder."""
-  names = list(
-    dict.fromkeys(name for scores in results["eval"].values() for name in scores)
-  )
+  names: dict[str, None] = {}  # an ordered set: a split may lack a prompt
+  for scores in results["eval"].values():
+    names |= dict.fromkeys(scores)
   folder = results.get("provenance", {}).get("folder", "")
-  return dict(zip(names, run_labels(names, folder, results), strict=True))
+  labels = run_labels(list(names), folder, results)
+  return dict(zip(names, labels, strict=True))
 
 
 def _differences(
@@ -239,10 +252,9 @@ def _differences(
       difference = figures.get("difference")
       if not difference:
         continue
-      points, low, high = (
-        100 * value for value in (difference["top1"], *difference["interval"])
-      )
-      cell = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
+      low, high = difference["interval"]
+      interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
+      cell = f"{100 * difference['top1']:+.1f} ({interval})"
       rows.append([split, labels[name], cell, f"{difference['p_value']:.2g}"])
   if not rows:
     return []

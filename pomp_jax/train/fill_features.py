@@ -78,7 +78,9 @@ def fill_features(
   if n_computed and hosts.is_first():
     log.info(
       "%s: %d features of training images computed in %.1f s",
-      *(features.folder, n_computed, seconds),
+      features.folder,
+      n_computed,
+      seconds,
     )
 
 

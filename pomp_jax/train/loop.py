@@ -125,6 +125,9 @@ def _roll_back(
   log.warning(
     "%s: ROLLED BACK to step %d, with other draws and other images from there on (%d of at most %d"
     " times)",
-    *(error, last.step, last.roll_backs, most),
+    error,
+    last.step,
+    last.roll_backs,
+    most,
   )
   return last

@@ -221,33 +221,43 @@ def finish(
     BY_CLASS.open().write(folder, sets)
   title = f"{method_label(results['method'])}, seed {results['seed']}: top-1 (%)"
   title += ", 95% intervals over the images"
-  images, classes, splits = (
-    results["eval_images"],
-    results["eval_classes"],
-    results["eval"],
+  images = results["eval_images"]
+  classes = results["eval_classes"]
+  splits = results["eval"]
+  top1: dict[str, dict[str, float]] = {}  # prompt -> split -> fraction
+  intervals: dict[str, dict[str, Sequence[float]]] = {}
+  for split, scores in splits.items():
+    for name, score in scores.items():
+      top1.setdefault(name, {})[split] = score["top1"]
+      intervals.setdefault(name, {})[split] = score["top1_interval"]
+  labels = run_labels(list(top1), folder.path.name, results)
+  label_of = dict(zip(top1, labels, strict=True))
+  plots.accuracy_panels(
+    folder.plots / "accuracy.png",
+    top1,
+    labels,
+    title,
+    images=images,
+    classes=classes,
+    intervals=intervals,
+    published={},
   )
-  prompts = list(dict.fromkeys(name for scores in splits.values() for name in scores))
-  top1, ends = (
-    {
-      name: {split: of[name][key] for split, of in splits.items() if name in of}
-      for name in prompts
-    }
-    for key in ("top1", "top1_interval")
-  )
-  labels = run_labels(prompts, folder.path.name, results)
-  label_of = dict(zip(prompts, labels, strict=True))
-  path = folder.plots / "accuracy.png"
-  plots.accuracy_panels(path, top1, labels, title, images, classes, ends, {})
   finish_run(folder, config, results)
   for split, scores in splits.items():
     line = ", ".join(
       f"{label_of[name]} {100 * score['top1']:.1f}%" for name, score in scores.items()
     )
     name, score = next(iter(scores.items()))
+    low, high = score["top1_interval"]
     log.info(
       "%s top-1 of %d images over %d classes: %s; 95%% interval of %s %.1f to %.1f%%",
-      *(split, images[split], classes[split], line),
-      *(label_of[name], *(100 * end for end in score["top1_interval"])),
+      split,
+      images[split],
+      classes[split],
+      line,
+      label_of[name],
+      100 * low,
+      100 * high,
     )
   if words := results.get("words"):
     log.info("%s", words["remark"])

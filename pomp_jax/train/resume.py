@@ -153,22 +153,27 @@ def _checkpoint(run: Run, restored: Restored) -> Checkpoint:
 
 
 def _warn_of_other_devices(run: Run, step: int, meta: dict[str, Any]) -> None:
-  before, now = meta["devices"], len(hosts.devices())
-  groups, n_data = meta["groups"], run.encoder.mesh.shape[DATA]
-  if groups != run.n_groups:
-    remedy = (
-      f"; config.accumulate={groups // n_data} keeps them"
-      if groups % n_data == 0
-      else ""
-    )
+  n_devices_before = meta["devices"]
+  n_devices = len(hosts.devices())
+  n_groups_before = meta["groups"]
+  n_data = run.encoder.mesh.shape[DATA]
+  if n_groups_before != run.n_groups:
+    remedy = ""
+    if n_groups_before % n_data == 0:
+      remedy = f"; config.accumulate={n_groups_before // n_data} keeps them"
     log.warning(
       "from step %d on the DRAWS DIFFER from those of the run so far: %d groups of a batch (data"
       " axis x accumulate) draw their own negatives, before it were %d%s",
-      *(step + 1, run.n_groups, groups, remedy),
+      step + 1,
+      run.n_groups,
+      n_groups_before,
+      remedy,
     )
-  elif before != now:
+  elif n_devices_before != n_devices:
     log.info(
-      "%d devices, before it were %d: same draws, other order of sums", now, before
+      "%d devices, before it were %d: same draws, other order of sums",
+      n_devices,
+      n_devices_before,
     )
 
 

@@ -233,15 +233,23 @@ class Watch(contextlib.AbstractContextManager):
     self._progress.update(step, loss=means["loss"], accuracy=accuracy, **waits)
 
   def _warn_if_input_bound(self, step: int) -> None:
-    wait, starved = self._own["data_wait_ratio"], self._own["starved_ratio"]
+    wait = self._own["data_wait_ratio"]
+    starved = self._own["starved_ratio"]
     if self._warned or wait <= _WAIT_RATIO or starved <= _STARVED_RATIO:
       return
-    self._warned, (threads, workers) = True, self._run.readers
+    self._warned = True
+    threads, workers = self._run.readers
     log.warning(
       "input_bound=true step=%d process=%d data_wait_ratio=%.2f starved_ratio=%.2f: the devices"
       " wait for images; more config.data.threads (now %d) or config.data.workers (now %d) use more"
       " of the %d cores, config.data.features='stored' (now %r) computes features once",
-      *(step, jax.process_index(), wait, starved, threads, workers, hosts.own_cores()),
+      step,
+      jax.process_index(),
+      wait,
+      starved,
+      threads,
+      workers,
+      hosts.own_cores(),
       self._run.data.features,
     )
 
