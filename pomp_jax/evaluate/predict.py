@@ -3,8 +3,8 @@ with folders.
 
 Writes `results.csv`, `results.json` and a report to the run's folder: the names that
 were found in each file, the likeliest or largest first, and the files that can't be
-read with the reason. `segment` adds a label image and a picture of each file, `detect` a picture of
-each and `detections.json`.
+read with the reason. `segment` adds a label image and a picture of each file, `detect`
+a picture of each and `detections.json`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
