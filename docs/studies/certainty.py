@@ -4,8 +4,7 @@ depth and rows of fewer bits, of learned prompts beside a sentence.
 python -m docs.studies.certainty --runs=runs/demo_seeds --output=certainty.json
 
 RUNS is the folder of `pomp --config=demo_seeds`; `--sentence`, repeatedly, adds others
-than `a photo of a {}.`. Prints the figures of
-docs/how-to/certainty.md.
+than `a photo of a {}.`. Prints the figures of docs/how-to/certainty.md.
 
 Shapes: B images, N classes, E embedding.
 """

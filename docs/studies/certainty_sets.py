@@ -130,7 +130,7 @@ def of_set(
   rows_NxE = encoder.class_features(split.names, prompt)
   plain = outputs(split.features, rows_NxE, split.labels, scale)
   top1 = float(np.mean(is_right(plain, split.labels)))
-  found = [
+  measured = [
     of_half(split, rows_NxE, plain, scale, seed) for seed in range(certainty.SPLITS)
   ]
   file = trees.write_ranks(folder, pictures)
@@ -141,13 +141,13 @@ def of_set(
     "classes": len(split.names),
     "top1": top1,
     "top1_interval": wilson_interval(top1, n_images),
-    "temperature": spread([half.temperature for half in found]),
-    "ece_before": spread([half.before for half in found]),
-    "ece_after": spread([half.after for half in found]),
-    "ece_by_chance": spread([half.by_chance for half in found]),
-    "set_size": spread([half.set_size for half in found]),
+    "temperature": spread([half.temperature for half in measured]),
+    "ece_before": spread([half.before for half in measured]),
+    "ece_after": spread([half.after for half in measured]),
+    "ece_by_chance": spread([half.by_chance for half in measured]),
+    "set_size": spread([half.set_size for half in measured]),
     "promises": certainty.summaries(
-      [half.promises for half in found], n_images - n_images // 2
+      [half.promises for half in measured], n_images - n_images // 2
     ),
     "unknown": against_others(set_name, split, rows_NxE, scale),
     "rows": certainty.fewer_bits(split, rows_NxE),
@@ -204,7 +204,7 @@ def against_others(
   labels_B = (np.cumsum(is_listed_N) - 1)[split.labels[known]]
   features_BxE = split.features[known]
   listed_NxE = rows_NxE[is_listed_N]
-  found = []
+  of_halves_of_known = []
   for seed in range(certainty.SPLITS):
     first, second = halves(len(known), seed)
     temperature = fit_temperature(
@@ -220,10 +220,10 @@ def against_others(
     figures = certainty.against_novel(
       of_known, novel_BxE, listed_NxE, scale, temperature
     )
-    found.append(figures)
+    of_halves_of_known.append(figures)
   scores = {
     name: {
-      figure: spread([figures[name][figure] for figures in found])
+      figure: spread([figures[name][figure] for figures in of_halves_of_known])
       for figure in ("auroc", "fpr95")
     }
     for name in unknown.LABELS
@@ -257,8 +257,8 @@ def show(results: dict[str, Any]) -> None:
     print(f"\n{title}\n\n| set | prompt | {' | '.join(columns)} |")
     print("| --- " * (2 + len(columns)) + "|")
     for set_name, of_prompts in results.items():
-      for label, found in grouped(of_prompts).items():
-        by_prompt = [cells_of(figures) for figures in found]
+      for label, of_row in grouped(of_prompts).items():
+        by_prompt = [cells_of(figures) for figures in of_row]
         cells = [", ".join(texts) for texts in zip(*by_prompt, strict=True)]
         print(f"| {set_name} | {label} | {' | '.join(cells)} |")
   for set_name, of_prompts in results.items():
@@ -326,9 +326,9 @@ def row_cells(figures: dict[str, Any]) -> list[str]:
   return cells
 
 
-def of_halves(found: dict[str, float], factor: float) -> str:
+def of_halves(figure: dict[str, float], factor: float) -> str:
   """Mean and range over the halves."""
-  mean, least, most = (factor * found[key] for key in ("mean", "least", "most"))
+  mean, least, most = (factor * figure[key] for key in ("mean", "least", "most"))
   return f"{mean:.1f} ({least:.1f} to {most:.1f})"
 
 

@@ -116,20 +116,22 @@ def recipe_rows(group: TrainingGroup, of: str = "") -> tuple[list[Row], list[Fin
   subject = f"recipe{behind}"
   rows: list[Row] = []
   findings: list[Finding] = []
-  for fields, has_row in ((RECIPE_FIELDS, True), (OTHER_RECIPE_FIELDS, False)):
-    for kind, names in fields.items():
-      for name in names:
-        if name not in recipe:
-          continue
-        values = {_shown(one.fields.get(name)) for one in trainings}
-        got = " and ".join(sorted(values))
-        expected = _shown(recipe[name])
-        row = compared(RETRAINED, subject, name, expected, got, source="the recipe")
-        if has_row or row.status == FAIL:
-          rows.append(row._replace(why="a field of the training"))
+  for kind, names in RECIPE_FIELDS.items():
+    for name in names:
+      if name in recipe:
+        row = _field_row(subject, name, group)
+        rows.append(row)
         if row.status == FAIL:
-          text = f"{name} is {got} in the training, and {expected} in the recipe"
-          findings.append(finding(RETRAINED, kind, subject, text))
+          findings.append(_field_finding(kind, row))
+  for kind, names in OTHER_RECIPE_FIELDS.items():
+    for name in names:
+      if name not in recipe:
+        continue
+      row = _field_row(subject, name, group)
+      # Their rows would only hide those of the fields that a paper states.
+      if row.status == FAIL:
+        rows.append(row)
+        findings.append(_field_finding(kind, row))
   seeds = len({one.fields.get("seed") for one in trainings})
   prompts = len({one.digest for one in trainings})
   expected = f"{len(trainings)} different"
@@ -141,6 +143,23 @@ def recipe_rows(group: TrainingGroup, of: str = "") -> tuple[list[Row], list[Fin
       text = f"{len(trainings)} trainings have {count} different {quantity}: reused"
       findings.append(finding(RETRAINED, "seeds", subject, text))
   return rows, findings
+
+
+def _field_row(subject: str, name: str, group: TrainingGroup) -> Row:
+  """A field of the trainings beside the recipe's."""
+  values = {_shown(one.fields.get(name)) for one in group.trainings}
+  got = " and ".join(sorted(values))
+  expected = _shown(group.recipe[name])
+  row = compared(RETRAINED, subject, name, expected, got, source="the recipe")
+  return row._replace(why="a field of the training")
+
+
+def _field_finding(kind: str, row: Row) -> Finding:
+  """What a field that is not the recipe's is called."""
+  text = (
+    f"{row.quantity} is {row.got} in the training, and {row.expected} in the recipe"
+  )
+  return finding(RETRAINED, kind, row.subject, text)
 
 
 def _shown(value: Any) -> str:

@@ -303,7 +303,9 @@ OTHER_RECIPE_FIELDS = {
     "data.classes",
     "data.crop_area",
     "data.duplicates",
+    "data.test_share",
     "data.upright",
+    "data.validation_share",
     "data.view_epochs",
   ),
 }
