@@ -309,14 +309,20 @@ EXTENSIONS = {
 class Task(NamedTuple):
   """One value of `config.predict.task`."""
 
-  open: str  # "module:function" below `pomp_jax`; see `evaluate.predict.Task`
+  # Paths are "module:function" below `pomp_jax`.
+  open: str  # see `evaluate.predict.Task`
+  # rows of a picture -> columns of the report before its names, as texts by header
+  summary: str = ""
 
 
 TASKS = {
   "classify": Task("evaluate.predict:Classify"),
   "segment": Task("rooms.regions.predict_tasks:SegmentPictures"),
   "detect": Task("rooms.regions.predict_tasks:DetectPictures"),
-  "certain": Task("rooms.certainty.predict_task:CertainPictures"),
+  "certain": Task(
+    "rooms.certainty.predict_task:CertainPictures",
+    summary="rooms.certainty.reports:picture_summary",
+  ),
 }
 
 

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pomp_jax.registry import TASKS, Task, load
 from pomp_jax.report import report
 from pomp_jax.report.labels import counted
 from pomp_jax.report.report import Report, Section, Table
+
+Rows = Sequence[Mapping[str, Any]]
 
 _MOST_PICTURES = 1000
 # What a name may have: shares are of the pixels.
@@ -22,7 +25,7 @@ def predict_report(results: Mapping[str, Any], config: Mapping[str, Any]) -> Rep
     "class vectors": results.get("size"),
   }
   sections = [
-    _pictures(images),
+    _pictures(images, TASKS[results["task"]]),
     Section("What answered", table=report.facts(facts), brief=True),
   ]
   unreadable = results.get("unreadable", {})
@@ -33,36 +36,30 @@ def predict_report(results: Mapping[str, Any], config: Mapping[str, Any]) -> Rep
   return Report("Names for pictures", text, sections)
 
 
-def _pictures(images: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section:
-  answered = list(images.values())
-  has_answer = any("answer" in rows[0] for rows in answered if rows)
-  has_sets = any(rows[0].get("in_set") is not None for rows in answered if rows)
-  columns = ["picture", "names"]
-  if has_answer:
-    columns.insert(1, "answer")
-  if has_sets:
-    columns.append("names in the set")
+def _pictures(images: Mapping[str, Rows], task: Task) -> Section:
+  """A row for each picture: what the task says of it, and its names."""
+  summary = load(task.summary) if task.summary else _no_summary
   lines = []
-  for file, rows in list(images.items())[:_MOST_PICTURES]:
-    line = [file, ", ".join(map(named, rows)) or "-"]
-    if has_answer:
-      line.insert(1, rows[0]["answer"])
-    if has_sets:
-      line.append(_names_in_set(rows))
-    lines.append(line)
+  headers: dict[str, None] = {}
+  first_images = list(images.items())[:_MOST_PICTURES]
+  summaries = [summary(rows) for _, rows in first_images]
+  for columns in summaries:
+    headers.update(dict.fromkeys(columns))
+  for (file, rows), columns in zip(first_images, summaries, strict=True):
+    names = ", ".join(map(named, rows)) or "-"
+    lines.append([file, *(columns.get(header, "-") for header in headers), names])
   text = ""
   if len(images) > _MOST_PICTURES:
     text = f"The first {_MOST_PICTURES:,} of {len(images):,}; results.csv has all."
-  return Section("Pictures", text, Table(columns, lines), brief=True)
+  table = Table(["picture", *headers, "names"], lines)
+  return Section("Pictures", text, table, brief=True)
+
+
+def _no_summary(rows: Rows) -> dict[str, str]:
+  return {}
 
 
 def named(row: Mapping[str, Any]) -> str:
   """A name with the first of a share of the pixels, a score and a probability."""
   weight = next(row[key] for key in _WEIGHTS if key in row)
   return f"{row['name']} {100 * weight:.1f}%"
-
-
-def _names_in_set(rows: Sequence[Mapping[str, Any]]) -> str:
-  """How many of the names shown are in the set, which may have more where all are."""
-  n_inside = sum(row["in_set"] for row in rows)
-  return f"{n_inside} or more" if n_inside == len(rows) else str(n_inside)

@@ -1,6 +1,6 @@
-"""The report of the job calibrate."""
+"""The report of the job calibrate, and what the report of `predict` says of a picture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pomp_jax.report import report
@@ -106,3 +106,22 @@ def _unknown(of_split: Mapping[str, Any]) -> Section:
 
 def _share(figures: Mapping[str, Any]) -> str:
   return report.percent(figures["share"], figures["interval"])
+
+
+def picture_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """The answer to a picture, and how many of its names are in the set.
+
+  Args:
+    rows: the likeliest names of the picture, as `predict_task` writes them.
+
+  Returns:
+    Texts by header; without sets the answer alone.
+  """
+  summary = {"answer": rows[0]["answer"]}
+  if rows[0]["in_set"] is None:
+    return summary
+  n_inside = sum(row["in_set"] for row in rows)
+  # Where all are inside, the set may have names that are not shown.
+  is_cut = n_inside == len(rows)
+  summary["names in the set"] = f"{n_inside} or more" if is_cut else str(n_inside)
+  return summary

@@ -88,9 +88,15 @@ def test_answers_are_the_classifiers_with_floor_and_set(made, tmp_path):
   assert "calibrated: temperature" in results["probabilities"]
   assert "(float32), model" in results["size"]
   tables = Page((tmp_path / "run/report.html").read_text()).tables
-  assert tables[0][0] == ["picture", "answer", "names", "names in the set"]
-  assert [line[:3] for line in tables[0][1:]] == [
-    [file, rows[0]["answer"], ", ".join(map(shown, rows))]
+  assert tables[0][0] == ["picture", "answer", "names in the set", "names"]
+  inside = {0: "0", 1: "1", 2: "2", 3: "3 or more"}  # of the three names shown
+  assert tables[0][1:] == [
+    [
+      file,
+      rows[0]["answer"],
+      inside[sum(row["in_set"] for row in rows)],
+      ", ".join(map(shown, rows)),
+    ]
     for file, rows in results["images"].items()
   ]
   lines = (tmp_path / "run/results.csv").read_text().splitlines()
