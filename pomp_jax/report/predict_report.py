@@ -22,6 +22,7 @@ def predict_report(results: Mapping[str, Any], config: Mapping[str, Any]) -> Rep
     "prompt": results.get("prompt"),
     "names": results.get("names"),
     "probabilities": results.get("probabilities"),
+    "answers": results.get("answers"),
     "class vectors": results.get("size"),
   }
   sections = [

@@ -93,6 +93,7 @@ class CertainPictures(Task):
     model_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(encoder.clip.params))
     self.facts = {"n_classes": len(self._all_names), "probabilities": head.note}
     self.facts["size"] = heads.size_line(head.rows, model_bytes)
+    self.facts["answers"] = head.rule
     log.info("probabilities: %s", head.note)
     log.info("%s", self.facts["size"])
 
@@ -188,6 +189,23 @@ class Answers:
     for labels_k, probability_k in zip(labels_Bxk, best.probabilities, strict=True):
       answers.append(self._answer(labels_k, probability_k))
     return answers
+
+  @property
+  def rule(self) -> str:
+    """What an answer is, in a sentence."""
+    parts = []
+    if self._calibration is not None and self._calibration.floor is not None:
+      floor = f"{100 * self._calibration.floor:.2f}%"
+      parts.append(f'"{NONE}" where the likeliest name has less than {floor}')
+    if self._tree is None:
+      parts.append("the likeliest name")
+    else:
+      least = f"{100 * self._least:g}%"
+      parts.append(
+        f"the deepest node of the tree that has {least} or more; ? stands for what"
+        " is less sure"
+      )
+    return ", otherwise ".join(parts)
 
   @property
   def _adaptive(self) -> bool:

@@ -87,6 +87,9 @@ def test_answers_are_the_classifiers_with_floor_and_set(made, tmp_path):
   assert texts == {True, False}  # the case has both
   assert "calibrated: temperature" in results["probabilities"]
   assert "(float32), model" in results["size"]
+  floor = f"{100 * stored.floor:.2f}%"
+  rule = f'"{NONE}" where the likeliest name has less than {floor}, otherwise the'
+  assert results["answers"] == f"{rule} likeliest name"
   tables = Page((tmp_path / "run/report.html").read_text()).tables
   assert tables[0][0] == ["picture", "answer", "names in the set", "names"]
   inside = {0: "0", 1: "1", 2: "2", 3: "3 or more"}  # of the three names shown
@@ -99,15 +102,17 @@ def test_answers_are_the_classifiers_with_floor_and_set(made, tmp_path):
     ]
     for file, rows in results["images"].items()
   ]
+  assert ["answers", results["answers"]] in tables[1]
   lines = (tmp_path / "run/results.csv").read_text().splitlines()
   assert lines[0] == "file,rank,name,probability,in_set,answer"
 
 
 def test_answers_as_deep_as_they_are_sure(made, tmp_path):
   flat = predicted(made, tmp_path / "flat")["images"]
-  deep = predicted(
-    made, tmp_path / "deep", **{"certain.tree": "MADE/tree.csv", "certain.least": 0.9}
-  )["images"]
+  changes = {"certain.tree": "MADE/tree.csv", "certain.least": 0.9}
+  results = predicted(made, tmp_path / "deep", **changes)
+  assert "deepest node of the tree that has 90% or more" in results["answers"]
+  deep = results["images"]
   assert flat.keys() == deep.keys()
   lines = list(csv.reader((made / "tree.csv").open()))[1:]
   group_of = {name: group for _, group, name in lines}
