@@ -92,6 +92,27 @@ def test_figures_equal_all_scores_at_once(encoder, case, batch_size):
   assert 0.4 < tallies["one"].figures()["top1"] < 0.9
 
 
+def test_figures_are_those_of_their_prompt_whatever_is_named_first(encoder, case):
+  """Class vectors are scored together, a scorer by itself, here named before them."""
+  source, features, _ = case
+  two_NxE = features["two"]
+
+  def scorer(features_BxE, images):
+    return features_BxE @ two_NxE.T
+
+  alone = tally(encoder, source, features)
+  mixed = {"scored": scorer, "one": features["one"], "again": scorer}
+  together = tally(encoder, source, mixed)
+  assert list(together) == list(mixed)
+  expected = {"scored": "two", "one": "one", "again": "two"}
+  for label, prompt in expected.items():
+    figures = alone[prompt].figures()
+    for name in ("images", "top1", "top5", "ece"):
+      found = together[label].figures()[name]
+      assert found == pytest.approx(figures[name], abs=1e-5), (label, name)
+  assert alone["one"].figures()["top1"] > alone["two"].figures()["top1"] + 0.2
+
+
 def test_a_constant_classifier_scores_nothing_and_one_that_is_not_finite_fails(
   encoder, case
 ):

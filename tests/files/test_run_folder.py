@@ -208,6 +208,13 @@ def test_the_productive_share_is_of_the_steps_that_count(tmp_path):
   folder.metrics.write_text("".join(f"{json.dumps(record)}\n" for record in records))
   assert folder.productive_share() == pytest.approx(20 / 80)
   assert "time" not in folder.scalars()
+  # A window's steps take its own time, not that of the window before.
+  for record, seconds in zip(records, (9.0, 9.0, 2.0, 3.0), strict=True):
+    record["step_seconds"] = seconds
+  folder.metrics.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+  assert folder.productive_share() == pytest.approx((5 * 2 + 5 * 3) / 80)
+  for record in records:
+    record["step_seconds"] = 2.0
   # Clocks of two machines may overlap.
   records[-1]["time"] = 1015.0
   folder.metrics.write_text("".join(f"{json.dumps(record)}\n" for record in records))

@@ -11,7 +11,7 @@ import pytest
 from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
-from pomp_jax.files.checkpoints import read_checkpoint
+from pomp_jax.files.checkpoints import Checkpoints, read_checkpoint
 from pomp_jax.files.prompt_file import PromptFileError, load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json
 from pomp_jax.report.labels import prompt_labels
@@ -245,7 +245,6 @@ def test_stopped_at_random_steps_it_goes_on_bit_for_bit(
 ):
   """With a bank; tests/faults has uniform draws."""
   config = small_config(**{"clip.model": one_layer}, **POSTERIOR)
-  whole = trained(config, tmp_path / "whole")
   taken, real, rng = [], Watch.step, random.Random(0)
   stops = [rng.randrange(5, 8), rng.randrange(9, 12)]
 
@@ -255,6 +254,16 @@ def test_stopped_at_random_steps_it_goes_on_bit_for_bit(
     if stops and number == stops[0]:
       raise KeyboardInterrupt
 
+  statistics = []
+  save = Checkpoints.save
+
+  def recorded(self, number, state, meta, **others):
+    statistics.append(meta["judge"])
+    save(self, number, state, meta, **others)
+
+  monkeypatch.setattr(Checkpoints, "save", recorded)
+  whole = trained(config, tmp_path / "whole")
+  of_whole = statistics[-1]
   monkeypatch.setattr(Watch, "step", step)
   while stops:
     with pytest.raises(KeyboardInterrupt):
@@ -266,6 +275,8 @@ def test_stopped_at_random_steps_it_goes_on_bit_for_bit(
   # From the start, and then from the checkpoints of steps 4 and 8.
   assert taken[0] == 1 and 5 in taken[1:before] and taken[before:] == [9, 10, 11, 12]
   np.testing.assert_array_equal(found, whole)
+  # The running mean of the loss goes on, too.
+  assert of_whole["steps"] == 12 and statistics[-1] == of_whole
   folders = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
   assert folders[1].scalars()["loss"] == folders[0].scalars()["loss"]
   # The bank of the checkpoint decides: with another one the draws would differ.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.config import ConfigError, defaults, fields_of
-from pomp_jax.files.checkpoints import Checkpoints
+from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.files.features import FeatureStoreError
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json
 from pomp_jax.prompt.mesh import make_mesh, replicate
@@ -101,6 +101,22 @@ def test_a_checkpoint_holds_where_its_run_was(monkeypatch):
     "groups": 6,
     "config": {"k": 3},
   }
+
+
+def test_a_checkpoint_comes_back_field_by_field(monkeypatch):
+  """From the step and the JSON beside the state."""
+  monkeypatch.setattr(resume, "place_bank", lambda run, state: state)
+  run = mock.Mock(
+    spec=Run, n_groups=6, config={}, loop=types.SimpleNamespace(batch_size=8)
+  )
+  statistics = {"steps": 5, "loss": 0.5}
+  before = Checkpoint(5, "state", 2.5, [4, 7], 1, 3, statistics)
+  defaults_of_fields = Checkpoint._field_defaults
+  assert all(
+    getattr(before, name) != value for name, value in defaults_of_fields.items()
+  )
+  meta = json.loads(json.dumps(before.meta(run)))
+  assert resume._checkpoint(run, Restored(5, "state", meta)) == before
 
 
 def test_features_of_other_images_are_refused_by_what_differs(tmp_path):

@@ -8,7 +8,9 @@ import types
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from pomp_jax.clip.packed import AT_ONCE
@@ -373,3 +375,30 @@ def test_frequencies_are_the_counts_to_a_power():
   )
   np.testing.assert_allclose(arrays.frequency, [2 / 3, 0, 1 / 3], rtol=1e-6)
   assert arrays.groups is None
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "warmup_lr"])
+def test_a_traced_number_is_used_like_the_fields_own(name, schedule):
+  """As lanes of an ablation have them; two epochs of four steps, one of warm-up."""
+  base = {"optim.warmup": 1.0, "optim.warmup_lr": 0.01, "optim.schedule": schedule}
+  settings = small_config(**base).optim
+  value = {"lr": 0.3, "momentum": 0.5, "weight_decay": 0.1, "warmup_lr": 0.07}[name]
+  changed = dataclasses.replace(settings, **{name: value})
+
+  def trained(optim, traced):
+    optimizer, rate = setup.optimizer_of(optim, 4, 8, traced)
+    params = {"context": jnp.asarray([1.0, -2.0])}
+    state = optimizer.init(params)
+    values = []
+    for step in range(8):
+      gradients = {"context": params["context"] * (step + 1)}
+      updates, state = optimizer.update(gradients, state, params)
+      params = optax.apply_updates(params, updates)
+      values.append(np.append(params["context"], rate(step)))
+    return np.array(values)
+
+  traced = jax.jit(lambda number: jnp.asarray(0.0) + number)(value)
+  found = trained(settings, {name: traced})
+  np.testing.assert_allclose(found, trained(changed, None), rtol=1e-6)
+  assert np.abs(found - trained(settings, None)).max() > 1e-4

@@ -3,6 +3,7 @@ its run."""
 
 import contextlib
 import itertools
+import pathlib
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from pomp_jax.clip.load import load_clip
 from pomp_jax.config import ConfigError
+from pomp_jax.errors import InputError
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.files.run_folder import RunFolder
@@ -131,6 +133,23 @@ def test_a_run_reads_no_label(two, tmp_path, monkeypatch):
     )
   contexts = [np.load(tmp_path / name / "prompt.npz")["context"] for name in found]
   assert_close(*contexts)
+
+
+def test_the_activation_of_the_student_is_not_the_teachers(two, tmp_path, monkeypatch):
+  """The teacher is another CLIP, which knows its own."""
+  opened = []
+  real = opening.open_encoder
+
+  def recorded(clip, *others):
+    opened.append((pathlib.Path(clip.model).name, clip.activation))
+    if len(opened) == 2:
+      raise InputError("enough")
+    return real(clip, *others)
+
+  monkeypatch.setattr(opening, "open_encoder", recorded)
+  with pytest.raises(ConfigError, match="enough"):
+    run_job(two[2](**{"clip.activation": "gelu"}), tmp_path)
+  assert opened == [("student", "gelu"), ("teacher", "auto")]
 
 
 @pytest.mark.parametrize(

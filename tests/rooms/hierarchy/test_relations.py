@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pomp_jax.config import ConfigError
-from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.wordnet import load_tree
+from pomp_jax.rooms.hierarchy import relations
 from pomp_jax.rooms.hierarchy.relations import attribute_relations, wordnet_relations
 from pomp_jax.train.sampling_data import sampling_arrays
 from pomp_jax.world import names as world_names
@@ -105,3 +106,16 @@ def test_classes_without_known_relations(field, value):
   names = load_class_list("imagenet1k").names[:500]
   arrays = sampling_arrays(config.sampling, data, names, np.zeros(1, int))
   assert sum(part is not None for part in arrays) in (1, 2)
+
+
+def test_a_list_with_a_name_of_two_synsets_has_no_relations(monkeypatch):
+  """ "crane" is a bird and a machine: which one a class is, the name does not say."""
+  synsets = ("n02012849", "n03126707", "n02084071")
+  data = small_config(**{"data.source": "folder", "data.names": "list.csv"}).data
+  for names, is_known in (
+    (("crane", "hoist", "dog"), True),
+    (("crane", "crane", "dog"), False),
+  ):
+    classes = ClassList(names, synsets)
+    monkeypatch.setattr(relations, "load_class_list", lambda text, it=classes: it)
+    assert (relations.relations(data, names) is not None) == is_known

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from docs.studies.other_samplers import OTHER_SAMPLERS
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.learner import ClassFeatures, Frozen, Seen
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.sampling import samplers
@@ -217,3 +218,23 @@ def test_the_step_adds_the_term_of_its_own_draw(world, image_features, k, class_
   assert_close(metrics["near"], weight * term.item())
   assert_close(metrics["loss"], (loss + weight * term).item())
   assert_close(metrics["grad_norm"], leaf.grad.norm().item())
+
+
+@pytest.mark.parametrize("name", ["squared", "l1", "kl", "images"])
+def test_a_term_says_whether_it_reads_features_of_the_frozen_tower(name):
+  """It does where other such features change its value; without them a run would keep
+  none, and the term would compare the learned ones with themselves."""
+  settings = ContrastSettings(N, N, "log10", SCALE)
+  classes = ClassFeatures(jnp.asarray(CLASSES[Y]), jnp.asarray(CLASSES))
+  negatives = samplers.Negatives(jnp.arange(N))
+  frozen = Frozen(None, None, None, None, anchors=jnp.asarray(ANCHORS))
+  images = jnp.asarray(unit(IMAGES))
+  seen = Seen(images, jnp.asarray(Y), for_sampler=images)
+  term = consistency_term({name: 1.0})
+  without = term.share(settings, frozen, seen, classes, negatives)
+  others = jnp.asarray(unit(IMAGES[::-1]))
+  beside = seen._replace(frozen=others)
+  changes = (
+    abs(term.share(settings, frozen, beside, classes, negatives) - without) > 1e-3
+  )
+  assert term.reads_frozen == bool(changes) == (name in ("kl", "images"))
