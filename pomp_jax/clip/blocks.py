@@ -52,8 +52,9 @@ def room_of(lengths: Any, capacity: int) -> Any:
   if isinstance(lengths, np.ndarray):
     numpy = np
   per_block = capacity // numpy.maximum(lengths, 1)
+  has_tokens = lengths > 0
   room = -(-PARTS * capacity // per_block)  # rounded up
-  return numpy.where(lengths > 0, room, 0)
+  return numpy.where(has_tokens, room, 0)
 
 
 def n_blocks(token_budget: int, capacity: int, longest: int) -> int:

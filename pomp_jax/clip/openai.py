@@ -278,7 +278,8 @@ def _shape(shapes: Shapes, name: str, n_axes: int, where: str) -> tuple[int, ...
       f" {len(shapes)} tensors: {examples}, ..)"
     )
   shape = shapes[name]
-  if len(shape) != n_axes or 0 in shape:
+  has_empty_axis = 0 in shape
+  if len(shape) != n_axes or has_empty_axis:
     raise ClipError(f"{where}: {name}: got shape {list(shape)}, expected {n_axes} axes")
   return shape
 
