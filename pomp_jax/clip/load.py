@@ -108,8 +108,10 @@ class Clip:
   @property
   def settings(self) -> str:
     """Settings that features depend on beside parameters and tokens, as JSON."""
-    resizing = [self.squash, self.bilinear] if self.squash or self.bilinear else []
-    return json.dumps([self.config.settings(), self.mean, self.std, *resizing])
+    settings: list[Any] = [self.config.settings(), self.mean, self.std]
+    if self.squash or self.bilinear:  # beside the usual resizing, which is not named
+      settings += [self.squash, self.bilinear]
+    return json.dumps(settings)
 
 
 def load_clip(

@@ -23,7 +23,9 @@ from pomp_jax.clip.families import (
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.errors import InputError
 
-PREFIX, HUB_PREFIX, CONFIG = "open_clip:", "hf-hub:", "open_clip_config.json"
+PREFIX = "open_clip:"
+HUB_PREFIX = "hf-hub:"
+CONFIG = "open_clip_config.json"
 _TABLES = pathlib.Path(__file__).with_name("open_clip.json")
 
 # Items of open_clip_config.json that are checked or read, and values that are the

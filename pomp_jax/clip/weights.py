@@ -30,7 +30,8 @@ from pomp_jax.files.prompt_file import is_safetensors
 from pomp_jax.files.terminal import one_line, printable
 from pomp_jax.hooks import TORCH_WEIGHTS
 
-FLAX_SUFFIX, INDEX_SUFFIX = ".msgpack", ".index.json"
+FLAX_SUFFIX = ".msgpack"
+INDEX_SUFFIX = ".index.json"
 
 # safetensors' names of number types
 _FLOATS = {
