@@ -563,8 +563,8 @@ def _normed(tower: Tower, weights: Any, rows_RxD: Array) -> Array:
 
 
 def layer_norm(
-  epsilon: float, dtype: Any, rows_RxD: Array, scale: Any, bias: Any
-) -> Float[Array, "R D"]:
+  epsilon: float, dtype: Any, rows: Array, scale: Any, bias: Any
+) -> Float[Array, "... D"]:
   """Layer norm over the last axis, (x - mean) / sqrt(var + epsilon) * scale + bias.
 
   It is computed in float32. The backward pass recomputes the normed rows, so that the
@@ -573,12 +573,12 @@ def layer_norm(
   Args:
     epsilon: number added to the variance.
     dtype: type of the result.
-    rows_RxD: input, float32.
+    rows: input [..,D], float32.
     scale: factors [D].
     bias: summands [D].
   """
   settings = _Norm(epsilon, dtype)
-  return _layer_norm(settings, rows_RxD, scale, bias)
+  return _layer_norm(settings, rows, scale, bias)
 
 
 class _Norm(NamedTuple):
