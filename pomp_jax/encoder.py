@@ -6,8 +6,8 @@ Shapes: N classes, n images, M context vectors, D width, E embedding.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
-import itertools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -257,17 +257,30 @@ class Encoder:
   def _beside_sentences(
     self, names: Sequence[str], prompt: Prompt
   ) -> Float[np.ndarray, "N E"]:
-    """Unit features under the sentences of a prompt, or under these and its context."""
+    """Unit features under the sentences of a prompt, mixed with those under its context.
+
+    The mixture is weight * (mean over the sentences) + (1 - weight) * (context), each
+    of unit length.
+
+    Args:
+      names: names of the N classes.
+      prompt: learned prompt with sentences.
+
+    Raises:
+      PromptFileError: the prompt does not fit the CLIP or the number of names.
+    """
     check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
     assert prompt.sentences is not None
     templates, weight = prompt.sentences
-    of_texts = (self.class_features(names, text) for text in templates)
-    features_NxE = unit_rows(functools.reduce(np.add, of_texts))
+    sum_NxE = self.class_features(names, templates[0])
+    for template in templates[1:]:
+      sum_NxE = sum_NxE + self.class_features(names, template)
+    sentences_NxE = unit_rows(sum_NxE)
     if weight == 1:
-      return features_NxE
+      return sentences_NxE
     context_alone = dataclasses.replace(prompt, sentences=None)
-    learned_NxE = self.class_features(names, context_alone)
-    return unit_rows((1 - weight) * learned_NxE + weight * features_NxE)
+    context_NxE = self.class_features(names, context_alone)
+    return unit_rows((1 - weight) * context_NxE + weight * sentences_NxE)
 
   @functools.cached_property
   def _text_fingerprint(self) -> str:
@@ -338,22 +351,33 @@ class Encoder:
     return rounded_up(fullest, _LEAST_TOKENS)
 
   def _padded(self, tokens: ClassTokens, module: PromptContext) -> ClassTokens:
-    """The tokens of classes with padding after EOT, which has no effect, up to a
-    common width."""
-    n_tokens, n_own = tokens.ids.shape[1], module.n_own
+    """Pads the tokens after EOT, which has no effect, up to a common width.
+
+    Args:
+      tokens: tokens of the classes [N,L].
+      module: context, whose own vectors count as a class's tokens.
+    """
+    n_tokens = tokens.ids.shape[1]
+    n_own = module.n_own
     n_prefix = len(self.clip.sos_embedding) + module.n_vectors - n_own
-    rounded = 1 + _LENGTHS * -(-(n_tokens + n_own - 1) // _LENGTHS)
-    padding = min(rounded, self.clip.positions - n_prefix) - n_own - n_tokens
-    return tokens._replace(ids=np.pad(tokens.ids, ((0, 0), (0, max(0, padding)))))
+    # 1 + a multiple of _LENGTHS, but no more than the tower's positions.
+    n_multiples = math.ceil((n_own + n_tokens - 1) / _LENGTHS)
+    width = min(1 + _LENGTHS * n_multiples, self.clip.positions - n_prefix)
+    n_padding = max(0, width - n_own - n_tokens)
+    return tokens._replace(ids=np.pad(tokens.ids, ((0, 0), (0, n_padding))))
 
   def image_features(
     self, images: np.ndarray, *, unit: bool = True
   ) -> Float[np.ndarray, "n E"]:
-    """Features, normalised if `unit`, of images on the host: uint8 [n,S,S,3]."""
-    compute = self._images if unit else self._tower_images
-    return self.in_chunks(
-      lambda rows: compute(self.vision_params, rows), images, "image features"
-    )
+    """Computes features of images on the host.
+
+    Args:
+      images: uint8 [n,S,S,3].
+      unit: whether the features are normalised.
+    """
+    tower = self._images if unit else self._tower_images
+    compute = functools.partial(tower, self.vision_params)
+    return self.in_chunks(compute, images, "image features")
 
   def features_of_images(self, images: jax.Array) -> jax.Array:
     """Unit features [B,E], replicated, of a batch on the mesh; dispatched
@@ -417,9 +441,15 @@ class Encoder:
       rows: rows on the host, an array or a tree of arrays, n each.
       what: description for the progress.
     """
-    parts = chunks(rows, self._chunk, self.mesh, what)
-    results = ((compute(split_rows(full, self.mesh)), n_real) for full, n_real in parts)
-    return np.concatenate([found[:n_real] for found, n_real in fetched(results)])
+
+    def results() -> Iterator[tuple[jax.Array, int]]:
+      for chunk, n_real in chunks(rows, self._chunk, self.mesh, what):
+        yield compute(split_rows(chunk, self.mesh)), n_real
+
+    parts = []
+    for result, n_real in fetched(results()):
+      parts.append(result[:n_real])
+    return np.concatenate(parts)
 
 
 def unit_rows(features_NxE: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
@@ -434,38 +464,50 @@ def rounded_up(number: int, least: int) -> int:
   Shapes that are rounded so take few values, and each value is a program to compile.
   """
   number = max(number, least)
-  unit = 2 ** max(0, (number - 1).bit_length() - 3)
+  n_bits = (number - 1).bit_length()
+  unit = 2 ** max(0, n_bits - 3)  # the first three bits remain
   return unit * -(-number // unit)
 
 
 def _fingerprint(params: Any, *settings: str) -> str:
+  """Cache key of parameters and settings."""
   leaves, structure = jax.tree.flatten(params)
-  return fingerprint([*settings, str(structure), *map(np.asarray, leaves)])
+  arrays = [np.asarray(leaf) for leaf in leaves]
+  return fingerprint([*settings, str(structure), *arrays])
 
 
 def chunks(rows: Any, most: int, mesh: Mesh, what: str) -> Iterator[tuple[Any, int]]:
-  """Yields chunks of one static size and their numbers of real rows.
+  """Yields chunks of one static size, each with the number of its real rows.
 
-  A chunk is padded with its first row.
+  The last chunk is padded with its first row.
 
   Args:
-    rows: array or tree of arrays with as many rows each.
-    most: rows of a chunk, about: every device takes an equal share.
+    rows: array or tree of arrays with n rows each.
+    most: rows of a chunk, rounded up so that every device has an equal share.
     mesh: devices that share a chunk.
     what: description for the progress.
   """
   n_rows = len(jax.tree.leaves(rows)[0])
-  size = -(-min(most, n_rows) // mesh.size) * mesh.size
+  per_device = math.ceil(min(most, n_rows) / mesh.size)
+  size = per_device * mesh.size
   for start in steps_of(range(0, n_rows, size), what, "chunks"):
     n_real = min(size, n_rows - start)
-    places = np.where(np.arange(size) < n_real, start + np.arange(size), start)
-    yield jax.tree.map(lambda leaf, places=places: leaf[places], rows), n_real
+    places = np.arange(start, start + size)
+    places[n_real:] = start
+    chunk = jax.tree.map(operator.itemgetter(places), rows)
+    yield chunk, n_real
 
 
 def fetched(results: Iterable[Any]) -> Iterator[Any]:
   """Yields results as NumPy arrays, each after the devices were given the next to
   compute."""
-  for result, _ in itertools.pairwise(itertools.chain(results, [None])):
+  waiting: list[Any] = []
+  for result in results:
+    # The devices compute this one while the one before is copied.
+    waiting.append(result)
+    if len(waiting) == 2:
+      yield jax.device_get(waiting.pop(0))
+  for result in waiting:
     yield jax.device_get(result)
 
 
@@ -479,12 +521,17 @@ def map_rows(
 
   Args:
     mesh: devices that share the rows.
-    function: function of replicated arguments and the rows; rows and result may be trees.
+    function: function of replicated arguments and the rows; rows and result may be
+      trees.
     n_replicated: number of the arguments before the rows.
     gather: whether all devices get the whole result; otherwise it stays split.
   """
-  rows = P((DATA, CLASS))
-  local = jax.shard_map(
-    function, mesh=mesh, in_specs=(*[P()] * n_replicated, rows), out_specs=rows
+  replicated = P()
+  by_rows = P((DATA, CLASS))
+  in_specs = [replicated] * n_replicated
+  in_specs.append(by_rows)
+  per_device = jax.shard_map(
+    function, mesh=mesh, in_specs=tuple(in_specs), out_specs=by_rows
   )
-  return jax.jit(local, out_shardings=NamedSharding(mesh, P() if gather else rows))
+  result_spec = replicated if gather else by_rows
+  return jax.jit(per_device, out_shardings=NamedSharding(mesh, result_spec))

@@ -61,134 +61,184 @@ class ClipConfig:
   def vit(self) -> CLIPVisionConfig | None:
     """OpenAI's ViT, which learned tokens and dense features need; None for other
     image towers."""
-    return (
-      self.vision_config if isinstance(self.vision_config, CLIPVisionConfig) else None
-    )
+    if isinstance(self.vision_config, CLIPVisionConfig):
+      return self.vision_config
+    return None
 
   def describe(self) -> str:
-    """Summarises the architecture, such as "ViT/16 at 224, 12 layers of 768,
-    quick_gelu"."""
-    text, vision = self.text_config, self.vision_config
-    if isinstance(vision, NoImageTower):
-      image = "no image tower"
-    elif isinstance(vision, ResNetConfig):
-      stages = "-".join(map(str, vision.layers))
-      image = f"ResNet {stages} of width {vision.width} at {vision.image_size}"
-    elif isinstance(vision, ImageTowerConfig):
-      image = f"{type(vision).__name__.removesuffix('Config')} at {vision.image_size}"
-    else:
-      image = (
-        f"ViT/{vision.patch_size} at {vision.image_size}, {vision.num_hidden_layers} layers of"
-        f" {vision.hidden_size}, {vision.num_attention_heads} heads"
-      )
-    cost = f", bidirectional: {text.max_position_embeddings} tokens a class"
-    return (
-      f"{image}; text {text.num_hidden_layers} layers of {text.hidden_size},"
-      f" {text.num_attention_heads} heads, {text.hidden_act}{cost if self.bidirectional else ''}"
+    """Summarises both towers in one line for the log.
+
+    An example is "ViT/16 at 224, 12 layers of 768, 12 heads; text 12 layers of 512, 8
+    heads, quick_gelu".
+    """
+    text = self.text_config
+    summary = (
+      f"{_image_tower_summary(self.vision_config)};"
+      f" text {text.num_hidden_layers} layers of {text.hidden_size},"
+      f" {text.num_attention_heads} heads, {text.hidden_act}"
     )
+    if self.bidirectional:
+      # Such a tower computes every position of a class, not only its own tokens.
+      summary += f", bidirectional: {text.max_position_embeddings} tokens a class"
+    return summary
 
   def text_settings(self) -> str:
     """What the text tower reads, as JSON; the same under any release of
     transformers."""
-    text = self.text_config
-    settings = {field: getattr(text, field) for field in _TEXT_FIELDS}
-    settings |= {"bidirectional": True} if self.bidirectional else {}
+    settings = {field: getattr(self.text_config, field) for field in _TEXT_FIELDS}
+    if self.bidirectional:
+      settings["bidirectional"] = True
     return json.dumps(settings, sort_keys=True)
 
   def settings(self) -> str:
-    """What both towers read, as JSON: a part of the cache keys of features."""
-    config = self.vision_config
-    if isinstance(config, ResNetConfig):
-      vision = dataclasses.asdict(config)
-    elif isinstance(config, ImageTowerConfig):
-      vision = {"tower": repr(config)}
+    """Returns what both towers read, as JSON: a part of the cache keys of features."""
+    vision = self.vision_config
+    if isinstance(vision, ResNetConfig):
+      vision_settings = dataclasses.asdict(vision)
+    elif isinstance(vision, ImageTowerConfig):
+      # The class counts too: two families may have equal fields.
+      vision_settings = {"tower": repr(vision)}
     else:
-      vision = {field: getattr(config, field) for field in _VISION_FIELDS}
-    return json.dumps(
-      [self.text_settings(), vision, self.projection_dim], sort_keys=True
-    )
+      vision_settings = {field: getattr(vision, field) for field in _VISION_FIELDS}
+    settings = [self.text_settings(), vision_settings, self.projection_dim]
+    return json.dumps(settings, sort_keys=True)
+
+
+def _image_tower_summary(config: Any) -> str:
+  """Words for the image tower, such as "ViT/16 at 224, 12 layers of 768, 12 heads"."""
+  if isinstance(config, NoImageTower):
+    return "no image tower"
+  if isinstance(config, ResNetConfig):
+    stages = "-".join(str(n_blocks) for n_blocks in config.layers)
+    return f"ResNet {stages} of width {config.width} at {config.image_size}"
+  if isinstance(config, ImageTowerConfig):
+    family = type(config).__name__.removesuffix("Config")
+    return f"{family} at {config.image_size}"
+  return (
+    f"ViT/{config.patch_size} at {config.image_size},"
+    f" {config.num_hidden_layers} layers of {config.hidden_size},"
+    f" {config.num_attention_heads} heads"
+  )
 
 
 def parameter_shapes(
-  config: ClipConfig, found: Shapes = types.MappingProxyType({})
+  config: ClipConfig, stored: Shapes = types.MappingProxyType({})
 ) -> dict[str, Any]:
-  """The shape of each parameter, as a tree, without computing any.
+  """Returns the shape of each parameter, as FlaxCLIP's tree, without computing any.
 
-  `found` are the tensors of a checkpoint, of which some may be there or not.
-  ValueError, TypeError, ZeroDivisionError: sizes that make no tower.
+  Args:
+    config: sizes of both towers.
+    stored: shapes of a checkpoint's tensors, by name. They decide which optional
+      parameters the tree has: biases, and those of the families' image towers.
+
+  Raises:
+    ValueError, TypeError, ZeroDivisionError: sizes that make no tower.
   """
-  text, vision, embedding = (
-    config.text_config,
-    config.vision_config,
-    config.projection_dim,
-  )
-  width = text.hidden_size
+  text = config.text_config
+  embedding = config.projection_dim
+  text_projection: dict[str, Any] = {"kernel": (text.hidden_size, embedding)}
   tree: dict[str, Any] = {
     "logit_scale": (),
-    "text_model": {
-      "embeddings": {
-        "token_embedding": {"embedding": (text.vocab_size, width)},
-        "position_embedding": {"embedding": (text.max_position_embeddings, width)},
-      },
-      "encoder": {"layers": _layer_shapes(text)},
-      "final_layer_norm": _norm(width),
-    },
-    "text_projection": {"kernel": (width, embedding)},
+    "text_model": _text_shapes(text),
+    "text_projection": text_projection,
   }
-  if "text.text_projection.bias" in found:
-    tree["text_projection"]["bias"] = (embedding,)
-  if "logit_bias" in found:
+  if "text.text_projection.bias" in stored:
+    text_projection["bias"] = (embedding,)
+  if "logit_bias" in stored:
     tree["logit_bias"] = ()
+
+  vision = config.vision_config
   if isinstance(vision, NoImageTower):
     return tree
   if isinstance(vision, ImageTowerConfig):
-    return tree | {"vision_model": tower_shapes(vision, found, embedding)}
-  if isinstance(vision, ResNetConfig):  # whose projection is within
-    images = jax.ShapeDtypeStruct(
-      (1, vision.image_size, vision.image_size, 3), jnp.float32
-    )
-    module = jax.eval_shape(ModifiedResNet(vision).init, jax.random.key(0), images)
-    return tree | {"vision_model": jax.tree.map(jnp.shape, module["params"])}
-  width, patch = vision.hidden_size, vision.patch_size
-  tree["vision_model"] = {
+    tree["vision_model"] = tower_shapes(vision, stored, embedding)
+  elif isinstance(vision, ResNetConfig):
+    # Its projection is a part of its attention pooling.
+    tree["vision_model"] = _resnet_shapes(vision)
+  else:
+    tree["vision_model"] = _vit_shapes(vision)
+    tree["visual_projection"] = {"kernel": (vision.hidden_size, embedding)}
+  return tree
+
+
+def _text_shapes(config: CLIPTextConfig) -> dict[str, Any]:
+  """Shapes of the text tower's parameters but for its projection."""
+  width = config.hidden_size
+  token_table = (config.vocab_size, width)
+  position_table = (config.max_position_embeddings, width)
+  return {
+    "embeddings": {
+      "token_embedding": {"embedding": token_table},
+      "position_embedding": {"embedding": position_table},
+    },
+    "encoder": {"layers": _layer_shapes(config)},
+    "final_layer_norm": _norm(width),
+  }
+
+
+def _vit_shapes(config: CLIPVisionConfig) -> dict[str, Any]:
+  """Shapes of a ViT's parameters but for its projection."""
+  width = config.hidden_size
+  patch = config.patch_size
+  n_patches = (config.image_size // patch) ** 2
+  position_table = (1 + n_patches, width)  # the first is the class token's
+  return {
     "embeddings": {
       "class_embedding": (width,),
       "patch_embedding": {"kernel": (patch, patch, 3, width)},
-      "position_embedding": {
-        "embedding": (1 + (vision.image_size // patch) ** 2, width)
-      },
+      "position_embedding": {"embedding": position_table},
     },
-    "pre_layrnorm": _norm(width),
-    "encoder": {"layers": _layer_shapes(vision)},
+    "pre_layrnorm": _norm(width),  # FlaxCLIP's spelling
+    "encoder": {"layers": _layer_shapes(config)},
     "post_layernorm": _norm(width),
   }
-  return tree | {"visual_projection": {"kernel": (width, embedding)}}
+
+
+def _resnet_shapes(config: ResNetConfig) -> dict[str, Any]:
+  """Shapes of a ResNet's parameters, as tracing its module gives them."""
+  size = config.image_size
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  initialise = ModifiedResNet(config).init
+  variables = jax.eval_shape(initialise, jax.random.key(0), images)
+  return jax.tree.map(jnp.shape, variables["params"])
 
 
 def _layer_shapes(config: CLIPTextConfig | CLIPVisionConfig) -> dict[str, Any]:
-  """The layers of either tower's transformer, by their number."""
-  width, n_heads, inner = (
-    config.hidden_size,
-    config.num_attention_heads,
-    config.intermediate_size,
-  )
+  """Shapes of the parameters of either tower's transformer, by the layer's number.
+
+  Raises:
+    ValueError: an activation that the towers don't have, or a width that the heads
+      don't divide.
+  """
+  width = config.hidden_size
+  n_heads = config.num_attention_heads
+  inner_width = config.intermediate_size
   if config.hidden_act not in ACTIVATIONS:
-    raise ValueError(
-      f"hidden_act: got {config.hidden_act!r}, expected {', '.join(ACTIVATIONS)}"
-    )
+    accepted = ", ".join(ACTIVATIONS)
+    raise ValueError(f"hidden_act: got {config.hidden_act!r}, expected {accepted}")
   if width % n_heads:
     raise ValueError(
       f"num_attention_heads: got {n_heads}, expected a divisor of {width}"
     )
-  dense = lambda n_in, n_out: {"kernel": (n_in, n_out), "bias": (n_out,)}
-  projections = ("q_proj", "k_proj", "v_proj", "out_proj")
   layer = {
     "layer_norm1": _norm(width),
-    "self_attn": {name: dense(width, width) for name in projections},
+    "self_attn": {
+      "q_proj": _dense(width, width),
+      "k_proj": _dense(width, width),
+      "v_proj": _dense(width, width),
+      "out_proj": _dense(width, width),
+    },
     "layer_norm2": _norm(width),
-    "mlp": {"fc1": dense(width, inner), "fc2": dense(inner, width)},
+    "mlp": {
+      "fc1": _dense(width, inner_width),
+      "fc2": _dense(inner_width, width),
+    },
   }
   return {str(i): layer for i in range(config.num_hidden_layers)}
+
+
+def _dense(n_in: int, n_out: int) -> dict[str, Any]:
+  return {"kernel": (n_in, n_out), "bias": (n_out,)}
 
 
 def _norm(width: int) -> dict[str, Any]:

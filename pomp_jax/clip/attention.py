@@ -7,7 +7,7 @@ one may attend to.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,21 +50,24 @@ class Masks(NamedTuple):
   Packed tokens of no class attend to one another, so that no softmax is empty.
   """
 
-  before: Bool[Array, "G W W"]  # of the block before
-  own: Bool[Array, "G W W"]  # of its own block
+  previous: Bool[Array, "G W W"]  # keys in the block before
+  current: Bool[Array, "G W W"]  # keys in the token's own block
 
 
 def masks_of(row_T: Int32[Array, " T"], window: int) -> Masks:
   """Builds the masks from the class of each packed token.
 
-  T is a multiple of the window.
+  Args:
+    row_T: class of each packed token; T is a multiple of the window.
+    window: W, tokens of a block.
   """
   row_GxW = row_T.reshape(-1, window)
   no_block_1xW = jnp.full((1, window), -1, row_T.dtype)
-  before_GxW = jnp.concatenate([no_block_1xW, row_GxW[:-1]])
-  own_GxWxW = row_GxW[:, :, None] == row_GxW[:, None, :]
-  before_GxWxW = row_GxW[:, :, None] == before_GxW[:, None, :]
-  return Masks(before=before_GxWxW, own=own_GxWxW & np.tri(window, dtype=bool))
+  previous_GxW = jnp.concatenate([no_block_1xW, row_GxW[:-1]])
+  current_GxWxW = row_GxW[:, :, None] == row_GxW[:, None, :]
+  previous_GxWxW = row_GxW[:, :, None] == previous_GxW[:, None, :]
+  is_causal_WxW = np.tri(window, dtype=bool)
+  return Masks(previous=previous_GxWxW, current=current_GxWxW & is_causal_WxW)
 
 
 def packed_attention(
@@ -75,9 +78,11 @@ def packed_attention(
   value_RxD: Array,
   masks: Masks,
 ) -> Float[Array, "R D"]:
-  """Attention of the prefix on itself, and of the packed tokens, between projections.
+  """Causal softmax attention of the prefix and of the packed tokens.
 
-  Residuals of the backward pass are queries, keys, values and softmax weights.
+  The prefix attends to itself; a packed token to the prefix and, as the masks allow, to
+  its own block and the one before. It is computed between the projections. Residuals of
+  the backward pass are queries, keys, values and softmax weights.
 
   Args:
     n_heads: heads, a divisor of D.
@@ -87,79 +92,10 @@ def packed_attention(
     value_RxD: projected values.
     masks: result of `masks_of`.
   """
-  # The backward pass is traced later, outside of the context that sets the precision.
-  products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
-  return _attention(products, n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attention(products: str, *inputs: Any) -> Array:
-  return _attention_forward(products, *inputs)[0]
-
-
-def _attention_forward(
-  products: str,
-  n_heads: int,
-  n_prefix: int,
-  query_RxD: Array,
-  key_RxD: Array,
-  value_RxD: Array,
-  masks: Masks,
-) -> tuple[Array, Any]:
-  del products
-  window = masks.own.shape[-1]
-  query = _to_heads(query_RxD, n_heads, n_prefix, window)
-  key = _to_heads(key_RxD, n_heads, n_prefix, window)
-  value = _to_heads(value_RxD, n_heads, n_prefix, window)
-
-  # The prefix is causal, and sees no packed token.
-  scores_HxPxP = jnp.einsum("hpe,hqe->hpq", query.prefix, key.prefix)
-  is_before_PxP = np.tri(n_prefix, dtype=bool)
-  prefix_HxPxP = _softmax(jnp.where(is_before_PxP, scores_HxPxP, -jnp.inf))
-
-  scores = _products(query, key)
-  before_HxGxWxW = jnp.where(masks.before, scores.before, -jnp.inf)
-  own_HxGxWxW = jnp.where(masks.own, scores.own, -jnp.inf)
-  weights_HxTxS = _softmax(_joined(_Parts(scores.prefix, before_HxGxWxW, own_HxGxWxW)))
-  attended_RxD = _from_heads(
-    prefix_HxPxP @ value.prefix, _weighted(weights_HxTxS, value)
-  )
-  return attended_RxD, (query, key, value, prefix_HxPxP, weights_HxTxS)
-
-
-def _gradients(
-  n_heads: int, n_prefix: int, residuals: Any, gradient_RxD: Array
-) -> tuple:
-  query, key, value, prefix_HxPxP, weights_HxTxS = residuals
-  window = query.packed.shape[2]
-  gradient = _to_heads(gradient_RxD, n_heads, n_prefix, window)
-
-  d_weights_HxPxP = jnp.einsum("hpe,hqe->hpq", gradient.prefix, value.prefix)
-  d_prefix_HxPxP = _softmax_backward(prefix_HxPxP, d_weights_HxPxP)
-  d_weights_HxTxS = _joined(_products(gradient, value))
-  d_scores_HxTxS = _softmax_backward(weights_HxTxS, d_weights_HxTxS)
-
-  def transposed(prefix_HxPxP: Array, weights_HxTxS: Array, rows: _Heads) -> Array:
-    """Gradients of keys or values: the transposed weights times rows."""
-    weights = _split(weights_HxTxS, n_prefix, window)
-    prefix_HxPxe = jnp.einsum("hpq,hpe->hqe", prefix_HxPxP, rows.prefix)
-    prefix_HxPxe += jnp.einsum("htp,hte->hpe", weights.prefix, _flat(rows.packed))
-    own_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", weights.own, rows.packed)
-    # What a block gives to the one before it is added there: moved up by one.
-    before_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", weights.before, rows.packed)
-    after_HxGxWxe = jnp.pad(before_HxGxWxe[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    return _from_heads(prefix_HxPxe, _flat(own_HxGxWxe + after_HxGxWxe))
-
-  d_query_RxD = _from_heads(d_prefix_HxPxP @ key.prefix, _weighted(d_scores_HxTxS, key))
-  d_key_RxD = transposed(d_prefix_HxPxP, d_scores_HxTxS, query)
-  d_value_RxD = transposed(prefix_HxPxP, weights_HxTxS, gradient)
-  return d_query_RxD, d_key_RxD, d_value_RxD, None
-
-
-_attention.defvjp(
-  _attention_forward,
-  lambda products, *inputs: jax.default_matmul_precision(products)(_gradients)(*inputs),
-)
+  # An argument, because the backward pass is traced later, outside of the context that
+  # sets the precision.
+  precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
+  return _attention(precision, n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks)
 
 
 class _Heads(NamedTuple):
@@ -167,6 +103,143 @@ class _Heads(NamedTuple):
 
   prefix: Float[Array, "H P e"]
   packed: Float[Array, "H G W e"]
+
+
+class _Parts(NamedTuple):
+  """Scores or weights of packed tokens, by what they attend to."""
+
+  prefix: Float[Array, "H T P"]
+  previous: Float[Array, "H G W W"]  # the block before
+  current: Float[Array, "H G W W"]  # the token's own block
+
+
+class _Residuals(NamedTuple):
+  """What the backward pass reads."""
+
+  query: _Heads
+  key: _Heads
+  value: _Heads
+  prefix_weights_HxPxP: Float[Array, "H P P"]  # softmax of the prefix
+  weights_HxTxS: Float[Array, "H T S"]  # softmax of the packed tokens
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attention(
+  precision: str | None,
+  n_heads: int,
+  n_prefix: int,
+  query_RxD: Array,
+  key_RxD: Array,
+  value_RxD: Array,
+  masks: Masks,
+) -> Array:
+  attended_RxD, _ = _attention_forward(
+    precision, n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks
+  )
+  return attended_RxD
+
+
+def _attention_forward(
+  precision: str | None,
+  n_heads: int,
+  n_prefix: int,
+  query_RxD: Array,
+  key_RxD: Array,
+  value_RxD: Array,
+  masks: Masks,
+) -> tuple[Array, _Residuals]:
+  """A = softmax(Q K^T) and the result A V, for the prefix and for the packed tokens."""
+  del precision  # set by the context of the forward pass
+  window = masks.current.shape[-1]
+  query = _to_heads(query_RxD, n_heads, n_prefix, window)
+  key = _to_heads(key_RxD, n_heads, n_prefix, window)
+  value = _to_heads(value_RxD, n_heads, n_prefix, window)
+
+  # The prefix is causal, and sees no packed token.
+  scores_HxPxP = jnp.einsum("hpe,hqe->hpq", query.prefix, key.prefix)
+  is_causal_PxP = np.tri(n_prefix, dtype=bool)
+  prefix_weights_HxPxP = _softmax(jnp.where(is_causal_PxP, scores_HxPxP, -jnp.inf))
+
+  # A packed token has one softmax over the prefix and both blocks.
+  scores = _products(query, key)
+  previous_HxGxWxW = jnp.where(masks.previous, scores.previous, -jnp.inf)
+  current_HxGxWxW = jnp.where(masks.current, scores.current, -jnp.inf)
+  scores_HxTxS = _joined(_Parts(scores.prefix, previous_HxGxWxW, current_HxGxWxW))
+  weights_HxTxS = _softmax(scores_HxTxS)
+
+  prefix_HxPxe = prefix_weights_HxPxP @ value.prefix
+  packed_HxTxe = _weighted(weights_HxTxS, value)
+  residuals = _Residuals(query, key, value, prefix_weights_HxPxP, weights_HxTxS)
+  return _from_heads(prefix_HxPxe, packed_HxTxe), residuals
+
+
+def _attention_backward(
+  precision: str | None,
+  n_heads: int,
+  n_prefix: int,
+  residuals: _Residuals,
+  d_attended_RxD: Array,
+) -> tuple[Array, Array, Array, None]:
+  """Gradients of queries, keys and values; the masks have none.
+
+  With S = Q K^T, A = softmax(S) and O = A V, for the prefix and for the packed tokens:
+
+    dA = dO V^T,  dS = A (dA - sum A dA),  dQ = dS K,  dK = dS^T Q,  dV = A^T dO.
+
+  Args:
+    precision: matmul precision of the forward pass.
+    n_heads: heads, a divisor of D.
+    n_prefix: P, the first rows.
+    residuals: Q, K, V and A of the forward pass.
+    d_attended_RxD: dO.
+  """
+  query, key, value, prefix_weights_HxPxP, weights_HxTxS = residuals
+  window = query.packed.shape[2]
+  with jax.default_matmul_precision(precision):
+    d_attended = _to_heads(d_attended_RxD, n_heads, n_prefix, window)
+
+    d_weights_HxPxP = jnp.einsum("hpe,hqe->hpq", d_attended.prefix, value.prefix)
+    d_scores_HxPxP = _softmax_backward(prefix_weights_HxPxP, d_weights_HxPxP)
+    d_weights_HxTxS = _joined(_products(d_attended, value))
+    d_scores_HxTxS = _softmax_backward(weights_HxTxS, d_weights_HxTxS)
+
+    d_prefix_HxPxe = d_scores_HxPxP @ key.prefix
+    d_packed_HxTxe = _weighted(d_scores_HxTxS, key)
+    d_query_RxD = _from_heads(d_prefix_HxPxe, d_packed_HxTxe)
+    d_key_RxD = _transposed_weighted(d_scores_HxPxP, d_scores_HxTxS, query)
+    d_value_RxD = _transposed_weighted(prefix_weights_HxPxP, weights_HxTxS, d_attended)
+  return d_query_RxD, d_key_RxD, d_value_RxD, None
+
+
+def _transposed_weighted(
+  prefix_weights_HxPxP: Array, weights_HxTxS: Array, rows: _Heads
+) -> Float[Array, "R D"]:
+  """Sums of rows by the transposed weights: what each key or value gets from all that
+  attend to it.
+
+  Args:
+    prefix_weights_HxPxP: weights by which the prefix attends to itself.
+    weights_HxTxS: weights by which packed tokens attend.
+    rows: what is summed, queries or gradients of the attended values.
+  """
+  n_prefix = prefix_weights_HxPxP.shape[1]
+  window = rows.packed.shape[2]
+  weights = _split(weights_HxTxS, n_prefix, window)
+
+  # The prefix is attended to by itself and by all packed tokens.
+  prefix_HxPxe = jnp.einsum("hpq,hpe->hqe", prefix_weights_HxPxP, rows.prefix)
+  prefix_HxPxe += jnp.einsum("htp,hte->hpe", weights.prefix, _flat(rows.packed))
+
+  # A block is attended to by itself and by the block after it, whose part is moved up
+  # by one.
+  from_current_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", weights.current, rows.packed)
+  to_previous_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", weights.previous, rows.packed)
+  one_block_up = ((0, 0), (0, 1), (0, 0), (0, 0))
+  from_next_HxGxWxe = jnp.pad(to_previous_HxGxWxe[:, 1:], one_block_up)
+  return _from_heads(prefix_HxPxe, _flat(from_current_HxGxWxe + from_next_HxGxWxe))
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _to_heads(rows_RxD: Array, n_heads: int, n_prefix: int, window: int) -> _Heads:
@@ -184,7 +257,7 @@ def _from_heads(prefix_HxPxe: Array, packed_HxTxe: Array) -> Float[Array, "R D"]
   return rows_HxRxe.swapaxes(0, 1).reshape(rows_HxRxe.shape[1], -1)
 
 
-def _before(rows_HxGxWxe: Array) -> Array:
+def _previous(rows_HxGxWxe: Array) -> Array:
   """The block before each block; zeros before the first."""
   return jnp.pad(rows_HxGxWxe[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
 
@@ -195,26 +268,21 @@ def _flat(rows_HxGxWxX: Array) -> Array:
   return rows_HxGxWxX.reshape(n_heads, n_blocks * window, last)
 
 
-class _Parts(NamedTuple):
-  """Numbers of packed tokens by what they attend to."""
-
-  prefix: Float[Array, "H T P"]
-  before: Float[Array, "H G W W"]  # the block before
-  own: Float[Array, "H G W W"]  # the own block
-
-
 def _products(left: _Heads, right: _Heads) -> _Parts:
-  """Products of the packed rows of one with the rows of another."""
+  """Products of each packed row on the left with the rows on the right that it attends
+  to."""
   return _Parts(
     prefix=jnp.einsum("hte,hpe->htp", _flat(left.packed), right.prefix),
-    before=jnp.einsum("hgwe,hgve->hgwv", left.packed, _before(right.packed)),
-    own=jnp.einsum("hgwe,hgve->hgwv", left.packed, right.packed),
+    previous=jnp.einsum("hgwe,hgve->hgwv", left.packed, _previous(right.packed)),
+    current=jnp.einsum("hgwe,hgve->hgwv", left.packed, right.packed),
   )
 
 
 def _joined(parts: _Parts) -> Float[Array, "H T S"]:
   """The parts side by side, for one softmax over all; the inverse of `_split`."""
-  return jnp.concatenate([parts.prefix, _flat(parts.before), _flat(parts.own)], axis=-1)
+  return jnp.concatenate(
+    [parts.prefix, _flat(parts.previous), _flat(parts.current)], axis=-1
+  )
 
 
 def _weighted(weights_HxTxS: Array, rows: _Heads) -> Float[Array, "H T e"]:
@@ -222,22 +290,26 @@ def _weighted(weights_HxTxS: Array, rows: _Heads) -> Float[Array, "H T e"]:
   n_prefix = rows.prefix.shape[1]
   window = rows.packed.shape[2]
   weights = _split(weights_HxTxS, n_prefix, window)
-  of_prefix = jnp.einsum("htp,hpe->hte", weights.prefix, rows.prefix)
-  of_own = jnp.einsum("hgwv,hgve->hgwe", weights.own, rows.packed)
-  total = of_prefix + _flat(of_own)
-  of_before = jnp.einsum("hgwv,hgve->hgwe", weights.before, _before(rows.packed))
-  return total + _flat(of_before)
+  from_prefix_HxTxe = jnp.einsum("htp,hpe->hte", weights.prefix, rows.prefix)
+  from_current_HxGxWxe = jnp.einsum("hgwv,hgve->hgwe", weights.current, rows.packed)
+  sums_HxTxe = from_prefix_HxTxe + _flat(from_current_HxGxWxe)
+  previous_HxGxWxe = _previous(rows.packed)
+  from_previous_HxGxWxe = jnp.einsum(
+    "hgwv,hgve->hgwe", weights.previous, previous_HxGxWxe
+  )
+  return sums_HxTxe + _flat(from_previous_HxGxWxe)
 
 
 def _split(weights_HxTxS: Array, n_prefix: int, window: int) -> _Parts:
-  """Cuts the weights of packed tokens by what they attend to."""
+  """Cuts the weights of packed tokens by what they attend to; the inverse of
+  `_joined`."""
   n_heads, n_tokens, _ = weights_HxTxS.shape
   blocks = (n_heads, n_tokens // window, window, window)
-  n_before = n_prefix + window
+  current_start = n_prefix + window
   return _Parts(
     prefix=weights_HxTxS[..., :n_prefix],
-    before=weights_HxTxS[..., n_prefix:n_before].reshape(blocks),
-    own=weights_HxTxS[..., n_before:].reshape(blocks),
+    previous=weights_HxTxS[..., n_prefix:current_start].reshape(blocks),
+    current=weights_HxTxS[..., current_start:].reshape(blocks),
   )
 
 

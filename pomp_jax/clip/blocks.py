@@ -39,32 +39,42 @@ def block_width(platform: str, n_positions: int) -> int | None:
 
 
 def room_of(lengths: Any, capacity: int) -> Any:
-  """Room that classes take of a token budget, in PARTS of a token; of NumPy's or JAX's
-  lengths.
+  """Room that classes take of a token budget, in PARTS of a token.
 
   A class of l tokens shares its block with k - 1 others of this length, k = floor(c /
   l), so that it takes c / k >= l tokens. Classes of length 0 take none.
+
+  Args:
+    lengths: own tokens of each class, a NumPy or a JAX array.
+    capacity: c, own tokens that a block has room for.
   """
-  numpy: Any = np if isinstance(lengths, np.ndarray) else jnp
+  numpy: Any = jnp
+  if isinstance(lengths, np.ndarray):
+    numpy = np
   per_block = capacity // numpy.maximum(lengths, 1)
-  return numpy.where(lengths > 0, -(-PARTS * capacity // per_block), 0)
+  has_tokens = lengths > 0
+  room = -(-PARTS * capacity // per_block)  # rounded up
+  return numpy.where(has_tokens, room, 0)
 
 
 def n_blocks(token_budget: int, capacity: int, longest: int) -> int:
   """G: enough blocks for any classes whose room is within the budget.
 
-  Every block but the last is full by its room, unless it holds classes of different k.
-  It then lacks less than 1/k of the next block's first class, and each k comes next at
-  most once.
+  Blocks are filled from the longest classes on, so from the smallest k = floor(c / l). A
+  block whose classes have one k is full by its room. A block of several k lacks less
+  than 1/k of a block, with k that of the first class that no longer fits and begins the
+  next block. Each k does so at most once, and the smallest never.
 
   Args:
-    token_budget: own tokens of all classes.
+    token_budget: own tokens of all classes, in room.
     capacity: c, own tokens that a block has room for.
     longest: own tokens of the longest class at most.
   """
-  per_block = {capacity // length for length in range(1, longest + 1)}
-  lacking = sum(1 / k for k in per_block - {min(per_block)})
-  return max(1, math.ceil(token_budget / capacity + lacking))
+  all_k = {capacity // length for length in range(1, longest + 1)}
+  smallest_k = min(all_k)
+  lacking = sum(1 / k for k in all_k - {smallest_k})
+  full = token_budget / capacity
+  return max(1, math.ceil(full + lacking))
 
 
 class Blocks(NamedTuple):
@@ -143,7 +153,7 @@ def pack_blocks(
 def block_attention(
   n_heads: int, query_RxD: Array, key_RxD: Array, value_RxD: Array, mask_GxWxW: Array
 ) -> Float[Array, "R D"]:
-  """Softmax attention within each block, between its projections.
+  """Masked softmax attention within each block of W rows, between its projections.
 
   The softmax is in float32. Residuals of the backward pass are queries, keys, values
   and softmax weights. Rows are the last axis of each head, as TPUs lay them out, so
@@ -154,55 +164,94 @@ def block_attention(
     query_RxD: projected queries, scaled by 1 / sqrt(e).
     key_RxD: projected keys.
     value_RxD: projected values.
-    mask_GxWxW: `Blocks.mask`.
+    mask_GxWxW: `Blocks.mask`, whether a row attends to another of its block.
   """
-  # The backward pass is traced later, outside of the context that sets the precision.
-  products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
-  return _attention(products, n_heads, query_RxD, key_RxD, value_RxD, mask_GxWxW)
+  # An argument, because the backward pass is traced later, outside of the context that
+  # sets the precision.
+  precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
+  return _attention(precision, n_heads, query_RxD, key_RxD, value_RxD, mask_GxWxW)
+
+
+class _Residuals(NamedTuple):
+  """What the backward pass reads."""
+
+  query_GxHxexW: Float[Array, "G H e W"]
+  key_GxHxexW: Float[Array, "G H e W"]
+  value_GxHxexW: Float[Array, "G H e W"]
+  weights_GxHxWxW: Float[Array, "G H W W"]  # the softmax
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(products: str | None, *inputs: Any) -> Array:
-  return _forward(products, *inputs)[0]
-
-
-def _forward(
-  products: str | None,
+def _attention(
+  precision: str | None,
   n_heads: int,
   query_RxD: Array,
   key_RxD: Array,
   value_RxD: Array,
-  mask: Array,
-) -> tuple[Array, Any]:
-  del products
-  query = _to_heads(query_RxD, n_heads, mask)
-  key = _to_heads(key_RxD, n_heads, mask)
-  value = _to_heads(value_RxD, n_heads, mask)
+  mask_GxWxW: Array,
+) -> Array:
+  attended_RxD, _ = _forward(
+    precision, n_heads, query_RxD, key_RxD, value_RxD, mask_GxWxW
+  )
+  return attended_RxD
+
+
+def _forward(
+  precision: str | None,
+  n_heads: int,
+  query_RxD: Array,
+  key_RxD: Array,
+  value_RxD: Array,
+  mask_GxWxW: Array,
+) -> tuple[Array, _Residuals]:
+  """A = softmax(Q K^T) and the result A V of each block."""
+  del precision  # set by the context of the forward pass
+  query = _to_heads(query_RxD, n_heads, mask_GxWxW)
+  key = _to_heads(key_RxD, n_heads, mask_GxWxW)
+  value = _to_heads(value_RxD, n_heads, mask_GxWxW)
   scores = jnp.einsum("gheq,ghek->ghqk", query, key)
-  scores = jnp.where(mask[:, None], scores, -jnp.inf).astype(jnp.float32)
-  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+  mask_Gx1xWxW = mask_GxWxW[:, None]
+  visible = jnp.where(mask_Gx1xWxW, scores, -jnp.inf).astype(jnp.float32)
+  weights = jax.nn.softmax(visible, axis=-1).astype(query.dtype)
   attended = jnp.einsum("ghqk,ghek->gheq", weights, value)
-  return _from_heads(attended), (query, key, value, weights)
+  return _from_heads(attended), _Residuals(query, key, value, weights)
 
 
-def _backward(n_heads: int, residuals: Any, gradient_RxD: Array) -> tuple:
+def _backward(
+  precision: str | None,
+  n_heads: int,
+  residuals: _Residuals,
+  d_attended_RxD: Array,
+) -> tuple[Array, Array, Array, None]:
+  """Gradients of queries, keys and values; the mask has none.
+
+  With S = Q K^T, A = softmax(S) and O = A V in each block and head:
+
+    dA = dO V^T,  dS = A (dA - sum A dA),  dQ = dS K,  dK = dS^T Q,  dV = A^T dO.
+
+  Args:
+    precision: matmul precision of the forward pass.
+    n_heads: heads, a divisor of D.
+    residuals: Q, K, V and A of the forward pass.
+    d_attended_RxD: dO.
+  """
   query, key, value, weights = residuals
-  gradient = _to_heads(gradient_RxD, n_heads, weights[:, 0])
-  d_weights = jnp.einsum("gheq,ghek->ghqk", gradient, value).astype(jnp.float32)
-  # Gradient of a softmax, in float32 as its values.
-  weights_f32 = weights.astype(jnp.float32)
-  mean = jnp.sum(weights_f32 * d_weights, axis=-1, keepdims=True)
-  d_scores = (weights_f32 * (d_weights - mean)).astype(weights.dtype)
-  d_query_RxD = _from_heads(jnp.einsum("ghqk,ghek->gheq", d_scores, key))
-  d_key_RxD = _from_heads(jnp.einsum("ghqk,gheq->ghek", d_scores, query))
-  d_value_RxD = _from_heads(jnp.einsum("ghqk,gheq->ghek", weights, gradient))
+  mask_like_GxWxW = weights[:, 0]  # of the mask's shape
+  with jax.default_matmul_precision(precision):
+    d_attended = _to_heads(d_attended_RxD, n_heads, mask_like_GxWxW)
+    d_weights = jnp.einsum("gheq,ghek->ghqk", d_attended, value).astype(jnp.float32)
+    # Gradient of a softmax, in float32 as its values.
+    weights_f32 = weights.astype(jnp.float32)
+    mean = jnp.sum(weights_f32 * d_weights, axis=-1, keepdims=True)
+    d_scores = (weights_f32 * (d_weights - mean)).astype(weights.dtype)
+
+    d_query_RxD = _from_heads(jnp.einsum("ghqk,ghek->gheq", d_scores, key))
+    d_key_RxD = _from_heads(jnp.einsum("ghqk,gheq->ghek", d_scores, query))
+    d_value_RxD = _from_heads(jnp.einsum("ghqk,gheq->ghek", weights, d_attended))
   return d_query_RxD, d_key_RxD, d_value_RxD, None
 
 
-_attention.defvjp(
-  _forward,
-  lambda products, *inputs: jax.default_matmul_precision(products)(_backward)(*inputs),
-)
+_attention.defvjp(_forward, _backward)
 
 
 def _to_heads(

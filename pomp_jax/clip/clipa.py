@@ -18,6 +18,8 @@ from pomp_jax.clip.layers import (
   tensor,
 )
 
+_EPSILON = 1e-5  # of the layer norms
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipaConfig:
@@ -34,31 +36,58 @@ class ClipaConfig:
   def features(
     self, params: Tensors, pixels: Float[Array, "B H W 3"]
   ) -> Float[Array, "B E"]:
-    """Features of normalised images, in their float type; errors as the layers'."""
-    grid = patches(params, "conv1", pixels, bias=False)
-    batch = grid.shape[0]
-    width = grid.shape[-1]
-    first = tensor(params, "class_embedding", width).astype(grid.dtype)
-    first = jnp.broadcast_to(first, (batch, 1, width))
-    hidden = jnp.concatenate([first, grid.reshape(batch, -1, width)], axis=1)
-    positions = tensor(params, "positional_embedding", *hidden.shape[1:])
-    hidden += positions.astype(hidden.dtype)
+    """Computes features of normalised images, in their float type.
+
+    A class token and the patches, with positions, pass through the layers. The mean of
+    the patches alone is normed and projected.
+
+    Args:
+      params: tensors by name, in `clip.layers`' way.
+      pixels: normalised images.
+
+    Raises:
+      KeyError: a tensor is missing.
+      ValueError: a tensor has another shape than the others need.
+    """
+    patches_BxGxGxD = patches(params, "conv1", pixels, bias=False)
+    batch, _, _, width = patches_BxGxGxD.shape
+    class_D = tensor(params, "class_embedding", width).astype(patches_BxGxGxD.dtype)
+    class_Bx1xD = jnp.broadcast_to(class_D, (batch, 1, width))
+    patches_BxPxD = patches_BxGxGxD.reshape(batch, -1, width)
+    hidden_BxTxD = jnp.concatenate([class_Bx1xD, patches_BxPxD], axis=1)
+
+    n_tokens = hidden_BxTxD.shape[1]
+    position_TxD = tensor(params, "positional_embedding", n_tokens, width)
+    hidden_BxTxD += position_TxD.astype(hidden_BxTxD.dtype)
     for i in range(count(params, "transformer.resblocks.")):
-      hidden = self._layer(params, f"transformer.resblocks.{i}", hidden)
-    pooled = layer_norm(params, "ln_post", hidden[:, 1:].mean(1), 1e-5)
-    kernel = tensor(params, "proj", width, params["proj"].shape[-1])
-    return pooled @ kernel.astype(pooled.dtype)
+      hidden_BxTxD = self._layer(params, f"transformer.resblocks.{i}", hidden_BxTxD)
+
+    mean_BxD = hidden_BxTxD[:, 1:].mean(axis=1)
+    pooled_BxD = layer_norm(params, "ln_post", mean_BxD, _EPSILON)
+    embedding = params["proj"].shape[-1]
+    kernel_DxE = tensor(params, "proj", width, embedding)
+    return pooled_BxD @ kernel_DxE.astype(pooled_BxD.dtype)
 
   def _layer(self, params: Tensors, name: str, hidden: Array) -> Array:
-    """Attention and an MLP, each after a norm."""
+    """Attention and an MLP, each after a norm.
+
+    Args:
+      params: tensors by name.
+      name: name of the layer.
+      hidden: input [B,T,D].
+    """
     width = hidden.shape[-1]
-    rows = layer_norm(params, f"{name}.ln_1", hidden, 1e-5)
-    kernel = tensor(params, f"{name}.attn.in_proj_weight", 3 * width, width)
-    kernel = kernel.astype(rows.dtype)
-    bias = tensor(params, f"{name}.attn.in_proj_bias", 3 * width).astype(rows.dtype)
-    query, key, value = jnp.split(rows @ kernel.T + bias, 3, axis=-1)
+    normed = layer_norm(params, f"{name}.ln_1", hidden, _EPSILON)
+    # torch stacks the kernels of queries, keys and values.
+    kernel_3DxD = tensor(params, f"{name}.attn.in_proj_weight", 3 * width, width)
+    kernel_3DxD = kernel_3DxD.astype(normed.dtype)
+    bias_3D = tensor(params, f"{name}.attn.in_proj_bias", 3 * width)
+    bias_3D = bias_3D.astype(normed.dtype)
+    stacked_BxTx3D = normed @ kernel_3DxD.T + bias_3D
+    query, key, value = jnp.split(stacked_BxTx3D, 3, axis=-1)
     attended = attention(self.num_attention_heads, query, key, value)
     hidden += dense(params, f"{name}.attn.out_proj", attended)
-    rows = layer_norm(params, f"{name}.ln_2", hidden, 1e-5)
-    inner = gelu(dense(params, f"{name}.mlp.c_fc", rows))
+
+    normed = layer_norm(params, f"{name}.ln_2", hidden, _EPSILON)
+    inner = gelu(dense(params, f"{name}.mlp.c_fc", normed))
     return hidden + dense(params, f"{name}.mlp.c_proj", inner)

@@ -28,25 +28,45 @@ class ConvNextConfig:
   def features(
     self, params: Tensors, pixels: Float[Array, "B H W 3"]
   ) -> Float[Array, "B E"]:
-    """Features of normalised images, in their float type; errors as the layers'.
+    """Computes features of normalised images, in their float type.
 
     The names of the trunk's tensors start with "trunk.", those of the projection with
-    "head.".
+    "head.". The projection is a dense layer, or an MLP (ConvNeXt-XXL).
+
+    Args:
+      params: tensors by name, in `clip.layers`' way.
+      pixels: normalised images.
+
+    Raises:
+      KeyError: a tensor is missing.
+      ValueError: a tensor has another shape than the others need.
     """
-    hidden = patches(params, "trunk.stem.0", pixels)
-    hidden = layer_norm(params, "trunk.stem.1", hidden, self.epsilon)
+    grid_BxGxGxD = patches(params, "trunk.stem.0", pixels)
+    grid_BxGxGxD = layer_norm(params, "trunk.stem.1", grid_BxGxGxD, self.epsilon)
     for stage in range(count(params, "trunk.stages.")):
-      name = f"trunk.stages.{stage}"
-      if f"{name}.downsample.1.weight" in params:
-        hidden = layer_norm(params, f"{name}.downsample.0", hidden, self.epsilon)
-        hidden = patches(params, f"{name}.downsample.1", hidden)
-      for i in range(count(params, f"{name}.blocks.")):
-        hidden = _convnext_block(self, params, f"{name}.blocks.{i}", hidden)
-    pooled = layer_norm(params, "trunk.head.norm", hidden.mean((1, 2)), self.epsilon)
+      grid_BxGxGxD = self._stage(params, f"trunk.stages.{stage}", grid_BxGxGxD)
+
+    mean_BxD = grid_BxGxGxD.mean(axis=(1, 2))
+    pooled_BxD = layer_norm(params, "trunk.head.norm", mean_BxD, self.epsilon)
     if "head.proj.weight" in params:
-      return dense(params, "head.proj", pooled, bias=False)
-    hidden = gelu(dense(params, "head.mlp.fc1", pooled))
-    return dense(params, "head.mlp.fc2", hidden, bias=False)
+      return dense(params, "head.proj", pooled_BxD, bias=False)
+    inner_BxF = gelu(dense(params, "head.mlp.fc1", pooled_BxD))
+    return dense(params, "head.mlp.fc2", inner_BxF, bias=False)
+
+  def _stage(self, params: Tensors, name: str, grid: Array) -> Array:
+    """Blocks of one resolution, which all stages but the first halve before.
+
+    Args:
+      params: tensors by name.
+      name: name of the stage.
+      grid: input [B,G,G,D].
+    """
+    if f"{name}.downsample.1.weight" in params:
+      grid = layer_norm(params, f"{name}.downsample.0", grid, self.epsilon)
+      grid = patches(params, f"{name}.downsample.1", grid)
+    for i in range(count(params, f"{name}.blocks.")):
+      grid = _convnext_block(self, params, f"{name}.blocks.{i}", grid)
+    return grid
 
 
 def _convnext_block(

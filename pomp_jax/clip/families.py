@@ -50,58 +50,90 @@ _CLIPA = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
 
 
 def family_of(settings: Mapping[str, Any], width: int) -> Any:
-  """The tower of a `vision_cfg`; None for OpenAI's ViT or ResNet. ValueError: `item:
-  got ..`."""
-  name, size = settings.get("timm_model_name"), settings.get("image_size")
-  if name is not None and name not in MODELS:
+  """Returns the image tower of a `vision_cfg`; None for OpenAI's ViT or ResNet.
+
+  Args:
+    settings: `vision_cfg` of an open_clip_config.json.
+    width: width of the tower, which gives CLIPA's number of heads.
+
+  Raises:
+    ValueError: "ITEM: got .., expected ..", an item that no tower here has.
+  """
+  timm_name = settings.get("timm_model_name")
+  if timm_name is not None and timm_name not in MODELS:
     raise ValueError(
-      f"timm_model_name: got {name!r}, expected a tower of clip.families.MODELS"
+      f"timm_model_name: got {timm_name!r}, expected a tower of clip.families.MODELS"
     )
-  is_clipa = {item: settings.get(item) for item in _CLIPA} == _CLIPA
-  some_of_clipa = any(map(settings.get, _CLIPA.keys() - {"pool_type"}))
-  if (some_of_clipa or settings.get("pool_type") == "avg") and not is_clipa:
-    items = ", ".join(f"{item}={value!r}" for item, value in _CLIPA.items())
-    raise ValueError(
-      f"pool_type: got {settings.get('pool_type')!r}, expected 'tok', or {items}"
-    )
-  if not (name or is_clipa):
+  is_clipa = _is_clipa(settings)
+  if not timm_name and not is_clipa:
     return None
+
+  size = settings.get("image_size")
   if not isinstance(size, int) or size < 1:
     raise ValueError(f"image_size: got {size!r}, expected an integer from 1")
-  if name:
-    return dataclasses.replace(MODELS[name], image_size=size)
-  return ClipaConfig(size, width // (settings.get("head_width") or 64))
+  if timm_name:
+    return dataclasses.replace(MODELS[timm_name], image_size=size)
+  head_width = settings.get("head_width") or 64
+  return ClipaConfig(size, width // head_width)
+
+
+def _is_clipa(settings: Mapping[str, Any]) -> bool:
+  """Whether a `vision_cfg` has all three items of CLIPA.
+
+  Raises:
+    ValueError: it has only some of them. No tower here is of this kind.
+  """
+  if all(settings.get(item) == value for item, value in _CLIPA.items()):
+    return True
+  # A `pool_type` of another value is OpenAI's, or is reported elsewhere.
+  pool = settings.get("pool_type")
+  if settings.get("no_ln_pre") or settings.get("final_ln_after_pool") or pool == "avg":
+    items = ", ".join(f"{item}={value!r}" for item, value in _CLIPA.items())
+    raise ValueError(f"pool_type: got {pool!r}, expected 'tok', or {items}")
+  return False
+
+
+class _RecordingTensors(dict):
+  """Tensors by name that remember which of them were read."""
+
+  def __init__(self, tensors: Mapping[str, Any], names_read: set[str]):
+    super().__init__(tensors)
+    self._names_read = names_read
+
+  def __getitem__(self, name: str) -> Any:
+    self._names_read.add(name)
+    return super().__getitem__(name)
 
 
 def tower_shapes(
   tower: ImageTowerConfig, shapes: Mapping[str, tuple[int, ...]], embedding: int
 ) -> dict[str, tuple[int, ...]]:
-  """Shapes of the tensors that the tower reads of a checkpoint, by their names below
-  its prefix.
+  """Shapes of the tensors that a tower reads, by their names below its prefix.
 
-  ValueError: one line: a tensor that is missing or of another shape.
+  The tower is traced with the checkpoint's shapes: it reads what it needs, and its
+  layers check each tensor.
 
   Args:
     tower: sizes of the image tower.
-    shapes: shapes of a checkpoint's tensors.
+    shapes: shapes of all tensors of a checkpoint, by name.
     embedding: E, width of the features.
+
+  Raises:
+    ValueError: one line: a tensor that is missing or of another shape.
   """
-  structs = {
-    name.removeprefix(tower.prefix): jax.ShapeDtypeStruct(shape, jnp.float32)
-    for name, shape in shapes.items()
-    if name.startswith(tower.prefix)
-  }
-  read: set[str] = set()
+  tensors = {}
+  for name, shape in shapes.items():
+    if name.startswith(tower.prefix):
+      below_prefix = name.removeprefix(tower.prefix)
+      tensors[below_prefix] = jax.ShapeDtypeStruct(shape, jnp.float32)
+  names_read: set[str] = set()
 
-  class Recorded(dict):
-    def __getitem__(self, name: str) -> Any:
-      read.add(name)
-      return super().__getitem__(name)
+  def features(params: Mapping[str, Any], pixels: Any) -> Any:
+    return tower.features(_RecordingTensors(params, names_read), pixels)
 
-  features = lambda params, pixels: tower.features(Recorded(params), pixels)
   images = jax.ShapeDtypeStruct((1, tower.image_size, tower.image_size, 3), jnp.float32)
   try:
-    result = jax.eval_shape(features, structs, images)
+    result = jax.eval_shape(features, tensors, images)
   except KeyError as error:
     raise ValueError(f"{tower.prefix}{error.args[0]} is missing") from error
   except (TypeError, IndexError, ZeroDivisionError) as error:
@@ -110,4 +142,4 @@ def tower_shapes(
     raise ValueError(
       f"image features: got {result.shape[-1]} numbers, expected {embedding}"
     )
-  return {name: structs[name].shape for name in sorted(read)}
+  return {name: tensors[name].shape for name in sorted(names_read)}

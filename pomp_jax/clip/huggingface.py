@@ -18,94 +18,138 @@ WEIGHTS = (
 )
 # File, item and prefix of the names of the preprocessing's mean and std.
 STATISTICS = ("preprocessor_config.json", "", "image_")
-_TOKENIZER_FILES = (
-  *("tokenizer.json", "vocab.json", "merges.txt"),
-  *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+# A tokenizer has one of these, and may have the others.
+_VOCABULARIES = ("tokenizer.json", "vocab.json")
+_BESIDE_VOCABULARY = (
+  "merges.txt",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
 )
 
 
 def layout(weights: Weights, config: ClipConfig) -> Layout:
-  """The names in a file of weights, Flax's or torch's."""
+  """The names in a file of weights, Flax's or torch's.
+
+  Args:
+    weights: file, whose name's ending tells.
+    config: not used; see `openai.layout`.
+  """
   del config
-  flax = lambda parameter: Source(".".join(parameter), as_is=True)
-  return Layout(
-    flax if weights.path.endswith(FLAX_SUFFIX) else _as_in_torch, ("position_ids",)
-  )
+  source = _as_in_torch
+  if weights.path.endswith(FLAX_SUFFIX):
+    source = _as_in_flax
+  return Layout(source, other=("position_ids",))
+
+
+def _as_in_flax(path: Parameter) -> Source:
+  return Source(".".join(path), as_is=True)
 
 
 def _as_in_torch(path: Parameter) -> Source:
-  *module, kind = path
-  weight = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-  return Source(".".join([*module, weight.get(kind, kind)]), as_is=kind == "embedding")
+  """Source in a torch file, which calls a kernel, a scale or an embedding "weight"."""
+  *modules, kind = path
+  if kind in ("kernel", "scale", "embedding"):
+    name = ".".join([*modules, "weight"])
+  else:
+    name = ".".join(path)
+  return Source(name, as_is=kind == "embedding")
 
 
 def read_config(
   files: Files, weights: Weights, activation: str, image_tower: bool
 ) -> ClipConfig:
-  """Reads config.json; ClipError if it is missing, or no CLIP's.
+  """Reads config.json, which has all sizes.
 
   Args:
     files: files of the CLIP.
     weights: not used; other layouts infer sizes from their shapes.
     activation: `quick_gelu`, `gelu`, or `auto` for the checkpoint's.
     image_tower: not used; other layouts may have the text tower alone.
+
+  Raises:
+    ClipError: config.json is missing, or no CLIP's.
   """
   del weights, image_tower
-  return _config(files, activation)
+  return config_of(_config(files), activation)
 
 
 def check_config(files: Files, where: str, image_tower: bool) -> None:
-  """Raises `read_config`'s ClipError before weights are downloaded.
+  """Checks config.json before weights are downloaded.
 
   Args:
     files: files of the CLIP.
     where: not used; see `openai.check_config`.
     image_tower: not used; see `openai.check_config`.
+
+  Raises:
+    ClipError: config.json is missing, or no CLIP's.
   """
   del where, image_tower
-  _config(files, "auto")
+  _config(files)
 
 
-def _config(files: Files, activation: str) -> ClipConfig:
-  file, where = files.find(CONFIG), files.source
+def _config(files: Files) -> CLIPConfig:
+  """The configuration in config.json.
+
+  Raises:
+    ClipError: the file is missing, or no CLIP's.
+  """
+  file = files.find(CONFIG)
   if file is None:
     raise ClipError(
-      f"{where}: no {CONFIG}, expected beside weights in HuggingFace's layout"
+      f"{files.source}: no {CONFIG}, expected beside weights in HuggingFace's layout"
     )
+  folder = local_copy(file).parent
   try:
-    config = CLIPConfig.from_pretrained(str(local_copy(file).parent))
+    config = CLIPConfig.from_pretrained(str(folder))
   except Exception as error:  # the errors of transformers' checks share no base
-    raise ClipError(f"{where}: {file.name} is no CLIP's ({one_line(error)})") from error
+    reason = one_line(error)
+    raise ClipError(f"{files.source}: {file.name} is no CLIP's ({reason})") from error
   if config.model_type != "clip":
-    raise ClipError(f"{where}: model_type: got {config.model_type!r}, expected 'clip'")
-  return config_of(config, activation)
+    raise ClipError(
+      f"{files.source}: model_type: got {config.model_type!r}, expected 'clip'"
+    )
+  return config
 
 
 def config_of(config: CLIPConfig, activation: str) -> ClipConfig:
   """The sizes by a configuration, with another activation if one is requested."""
-  notes: tuple[str, ...] = ()
-  text, vision = config.text_config, config.vision_config
-  if activation not in ("auto", text.hidden_act):
-    notes = (
-      f"{activation} by config.clip.activation, instead of its own {text.hidden_act}",
-    )
-    text.hidden_act = vision.hidden_act = activation
-  return ClipConfig(text, vision, config.projection_dim, notes)
+  text = config.text_config
+  vision = config.vision_config
+  if activation in ("auto", text.hidden_act):
+    return ClipConfig(text, vision, config.projection_dim)
+  note = f"{activation} by config.clip.activation, instead of its own {text.hidden_act}"
+  text.hidden_act = activation
+  vision.hidden_act = activation
+  return ClipConfig(text, vision, config.projection_dim, notes=(note,))
 
 
 def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
-  """HuggingFace's tokenizer beside the weights, otherwise one from the merges."""
-  own = files.find_first(_TOKENIZER_FILES[:2])
-  if own is None:
+  """Reads HuggingFace's tokenizer beside the weights, otherwise one from the merges.
+
+  Args:
+    files: files of the CLIP.
+    config: sizes, with the number of tokens that the merges must give.
+
+  Raises:
+    ClipError: there is neither, or it can't be read.
+  """
+  vocabulary = files.find_first(_VOCABULARIES)
+  if vocabulary is None:
     merges = files.find_first(MERGES_FILES)
     return read_bpe(merges, config.text_config.vocab_size, files.source)
-  # From the hub, each file is downloaded when it is looked up; from a bucket, when it
-  # is copied.
-  for found in filter(None, map(files.find, _TOKENIZER_FILES)):
-    local_copy(found)
+  # The library reads a folder. A file of the hub is there once it is looked up, one of
+  # a bucket once it is copied.
+  for name in (*_VOCABULARIES, *_BESIDE_VOCABULARY):
+    file = files.find(name)
+    if file is not None:
+      local_copy(file)
+  folder = local_copy(vocabulary).parent
   try:
-    return CLIPTokenizerFast.from_pretrained(str(local_copy(own).parent))
+    return CLIPTokenizerFast.from_pretrained(str(folder))
   except Exception as error:  # the tokenizers' library raises bare Exceptions
+    reason = one_line(error)
     raise ClipError(
-      f"{files.source}: {own.name} can't be read ({one_line(error)})"
+      f"{files.source}: {vocabulary.name} can't be read ({reason})"
     ) from error

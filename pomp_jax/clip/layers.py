@@ -103,26 +103,27 @@ def patches(
 
 def convolution(
   x_BxHxWxC: Array,
-  kernel: Array,
+  kernel_OxIxPxP: Array,
   strides: tuple[int, int],
   padding: str,
   n_groups: int = 1,
-) -> Array:
-  """A convolution by a kernel as torch stores it.
+) -> Float[Array, "B H1 W1 O"]:
+  """Convolves by a kernel as torch stores it, in the type of the input.
 
   Args:
     x_BxHxWxC: images or features on a grid.
-    kernel: [O, C / groups, P, P].
+    kernel_OxIxPxP: kernel from the I = C / n_groups channels of a group to O channels.
     strides: steps between results, down and to the right.
     padding: "VALID" or "SAME".
     n_groups: groups of channels that are convolved apart.
   """
+  layouts = ("NHWC", "OIHW", "NHWC")  # of input, kernel and result
   return jax.lax.conv_general_dilated(
     x_BxHxWxC,
-    kernel.astype(x_BxHxWxC.dtype),
-    strides,
-    padding,
-    dimension_numbers=("NHWC", "OIHW", "NHWC"),
+    kernel_OxIxPxP.astype(x_BxHxWxC.dtype),
+    window_strides=strides,
+    padding=padding,
+    dimension_numbers=layouts,
     feature_group_count=n_groups,
   )
 

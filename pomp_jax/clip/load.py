@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,13 @@ from pomp_jax.clip.families import NoImageTower
 from pomp_jax.clip.open_clip import CONFIG, PREFIX, NamedClip, named_clip
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.clip.tokens import Tokenizer
-from pomp_jax.clip.weights import Files, check_weights, open_weights, read_params
+from pomp_jax.clip.weights import (
+  Files,
+  Weights,
+  check_weights,
+  open_weights,
+  read_params,
+)
 from pomp_jax.files.paths import Path
 from pomp_jax.files.terminal import one_line
 
@@ -102,8 +108,10 @@ class Clip:
   @property
   def settings(self) -> str:
     """Settings that features depend on beside parameters and tokens, as JSON."""
-    resizing = [self.squash, self.bilinear] if self.squash or self.bilinear else []
-    return json.dumps([self.config.settings(), self.mean, self.std, *resizing])
+    settings: list[Any] = [self.config.settings(), self.mean, self.std]
+    if self.squash or self.bilinear:  # beside the usual resizing, which is not named
+      settings += [self.squash, self.bilinear]
+    return json.dumps(settings)
 
 
 def load_clip(
@@ -111,47 +119,81 @@ def load_clip(
 ) -> Clip:
   """Loads a CLIP from a folder, a file or the hub, and logs what it assumes.
 
-  `source`, its name in prompt files, is `world`, or a folder, a file or a hub id that
-  `docs/how-to/weights.md` describes. The activation is `quick_gelu`, `gelu`, or `auto`:
-  the checkpoint's, or its publisher's usual one. Without `image_tower` the text tower
-  alone is read, beside an image tower of any kind: features of images come from
-  elsewhere. ClipError: nothing there, no answer of a hub, another architecture, damage,
-  no tokenizer.
-
   Args:
-    source: name of the CLIP: `world`, a folder, a file or a hub id.
-    activation: `quick_gelu`, `gelu` or `auto`.
-    image_tower: whether the image tower is read too.
+    source: `world`, or a folder, a file or a hub id that `docs/how-to/weights.md`
+      describes. It is the CLIP's name in prompt files.
+    activation: `quick_gelu`, `gelu`, or `auto`: the checkpoint's, or else its
+      publisher's usual one.
+    image_tower: whether the image tower is read too. Without it the text tower is read
+      beside an image tower of any kind, for features of images that come from elsewhere.
+
+  Raises:
+    ClipError: nothing is there, the hub does not answer, the architecture is another,
+      a file is damaged, or the tokenizer is missing.
   """
   clip = read_clip(source, activation, image_tower)
   notes = clip.config.notes
-  level = logging.WARNING if any("ASSUMED" in note for note in notes) else logging.INFO
-  log.log(level, "%s: %s", source, "; ".join([clip.config.describe(), *notes]))
+  level = logging.INFO
+  if any("ASSUMED" in note for note in notes):
+    level = logging.WARNING
+  facts = "; ".join([clip.config.describe(), *notes])
+  log.log(level, "%s: %s", source, facts)
   return clip
 
 
+class _Preprocessing(NamedTuple):
+  """How images become pixels; fields as in `Clip`."""
+
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  squash: bool
+  bilinear: bool
+
+
 def _preprocessing(
-  files: Files, name: str, settings_of: str, prefix: str
-) -> tuple[tuple[float, ...], tuple[float, ...], bool, bool]:
-  """Fields of `Clip`, by a family's STATISTICS; OpenAI's where the checkpoint has no
-  own ones."""
-  settings = files.json(name)
+  files: Files, file_name: str, item: str, prefix: str
+) -> _Preprocessing:
+  """Reads the preprocessing of a checkpoint; OpenAI's where it does not say its own.
+
+  The last three arguments are a family's STATISTICS.
+
+  Args:
+    files: files of the CLIP.
+    file_name: JSON file with the settings.
+    item: item of the file that holds them; empty for the whole file.
+    prefix: begins the names of mean and std.
+
+  Raises:
+    ClipError: a setting is no preprocessing's.
+  """
+  content = files.json(file_name)
   try:
-    settings = {} if settings is None else settings
-    settings = settings.get(settings_of, {}) if settings_of else settings
+    settings = {} if content is None else content
+    if item:
+      settings = settings.get(item, {})
     mean = tuple(map(float, settings.get(f"{prefix}mean", _CLIP_MEAN)))
     std = tuple(map(float, settings.get(f"{prefix}std", _CLIP_STD)))
     if len(mean) != 3 or len(std) != 3:
       raise ValueError("mean and std take three channels")
-    found = []
-    for key, values in _RESIZES.items():
-      found.append(settings.get(key, values[0]))
-      if found[-1] not in values:
-        raise ValueError(f"{key}: got {found[-1]!r}, expected {' or '.join(values)}")
+    return _Preprocessing(
+      mean,
+      std,
+      squash=_resizing(settings, "resize_mode") == "squash",
+      bilinear=_resizing(settings, "interpolation") == "bilinear",
+    )
   except (ValueError, TypeError, AttributeError) as error:
-    where = f"{files.source}: {name}"
-    raise ClipError(f"{where}: not a preprocessor's settings ({error})") from error
-  return mean, std, found[0] == "squash", found[1] == "bilinear"
+    raise ClipError(
+      f"{files.source}: {file_name}: not a preprocessor's settings ({error})"
+    ) from error
+
+
+def _resizing(settings: Any, item: str) -> str:
+  """An item of _RESIZES, or its default; ValueError for a value that it can't have."""
+  accepted = _RESIZES[item]
+  value = settings.get(item, accepted[0])
+  if value not in accepted:
+    raise ValueError(f"{item}: got {value!r}, expected {' or '.join(accepted)}")
+  return value
 
 
 def read_clip(
@@ -160,7 +202,7 @@ def read_clip(
   image_tower: bool = True,
   with_params: bool = True,
 ) -> Clip:
-  """As `load_clip`, which logs; for validation also without the parameters.
+  """Loads as `load_clip`, without its log; for validation also without the parameters.
 
   Names and shapes of the weights are checked against the sizes. Files of a hub are
   downloaded.
@@ -170,22 +212,23 @@ def read_clip(
     activation: `quick_gelu`, `gelu` or `auto`.
     image_tower: whether the image tower is read too.
     with_params: whether the weights are read; otherwise only their names and shapes.
+
+  Raises:
+    ClipError: see `load_clip`.
   """
   named = named_clip(source)
-  known = {CONFIG: named.settings} if named.settings else {}
-  files = Files(named.source, _CLIPS.get(named.source), known)
-  file = files.file or _found(files, named, source, image_tower)
-  with open_weights(file) as weights:
-    # For a single file the names of its tensors decide.
-    is_huggingfaces = not files.file and file.name in huggingface.WEIGHTS
-    is_huggingfaces |= any(name.startswith("text_model.") for name in weights.shapes)
-    family: Any = huggingface if is_huggingfaces and not named.settings else openai
+  known_files = {}
+  if named.settings:
+    known_files = {CONFIG: named.settings}
+  files = Files(named.source, _CLIPS.get(named.source), known_files)
+  weights_file = files.file or _weights_file(files, named, source, image_tower)
+
+  with open_weights(weights_file) as weights:
+    family = _family_of(files, named, weights_file.name, weights)
     config = family.read_config(files, weights, activation, image_tower)
     if not image_tower:
       config = dataclasses.replace(config, vision_config=NoImageTower())
-      is_text = lambda name: not name.startswith(_IMAGE_TOWERS)
-      kept = {name: shape for name, shape in weights.shapes.items() if is_text(name)}
-      weights = weights._replace(shapes=kept)
+      weights = _without_image_tower(weights)
     try:
       shapes = parameter_shapes(config, weights.shapes)
     except (ValueError, TypeError, ZeroDivisionError) as error:
@@ -194,32 +237,85 @@ def read_clip(
       ) from error
     layout = family.layout(weights, config)
     check_weights(weights.shapes, shapes, layout, weights.path)
+
+    # All that is small comes first: a mistake there shows before the weights are read.
     tokenizer = family.read_tokenizer(files, config)
     preprocessing = _preprocessing(files, *family.STATISTICS)
-    params = read_params(weights, shapes, layout) if with_params else {}
+    params = {}
+    if with_params:
+      params = read_params(weights, shapes, layout)
   return Clip(source, config, params, tokenizer, *preprocessing)
 
 
-def _found(files: Files, named: NamedClip, source: str, image_tower: bool) -> Path:
-  """The weights of a folder or repository, HuggingFace's first if its configuration is
-  there.
+def _family_of(files: Files, named: NamedClip, file_name: str, weights: Weights) -> Any:
+  """The module that reads such weights, `huggingface` or `openai`.
 
-  ClipError: none, or by the configuration, which is read first, those of no CLIP that
-  is read.
+  Args:
+    files: files of the CLIP.
+    named: what open_clip's tables say of it.
+    file_name: name of the file of weights.
+    weights: that file, opened.
   """
-  names: tuple[str, ...] = openai.WEIGHTS
   if named.settings:
-    # The tables know it: the hub is not asked.
+    return openai
+  # In a folder or repository the file's name decides. A file by itself may have any
+  # name, so that the names of its tensors decide.
+  is_in_folder = files.file is None
+  if is_in_folder and file_name in huggingface.WEIGHTS:
+    return huggingface
+  if any(name.startswith("text_model.") for name in weights.shapes):
+    return huggingface
+  return openai
+
+
+def _without_image_tower(weights: Weights) -> Weights:
+  """The file as if its image tower were not there."""
+  shapes = {}
+  for name, shape in weights.shapes.items():
+    if not name.startswith(_IMAGE_TOWERS):
+      shapes[name] = shape
+  return weights._replace(shapes=shapes)
+
+
+def _weights_file(
+  files: Files, named: NamedClip, source: str, image_tower: bool
+) -> Path:
+  """Finds the weights of a folder or repository; HuggingFace's first, if its
+  configuration is there.
+
+  The configuration is checked before the weights are downloaded.
+
+  Args:
+    files: files of the CLIP.
+    named: what open_clip's tables say of it.
+    source: name of the CLIP, for messages.
+    image_tower: whether the image tower is read too.
+
+  Raises:
+    ClipError: no weights are there, or the configuration is that of a CLIP that is not
+      read.
+  """
+  names: tuple[str, ...]
+  if named.settings:
+    # The configuration is in the tables: the hub is not asked for it.
     openai.check_config(files, source, image_tower)
-    names = (named.file or names[0], *names)
+    usual_name = openai.WEIGHTS[0]
+    names = (named.file or usual_name, *openai.WEIGHTS)
   elif files.has(huggingface.CONFIG):
-    names = huggingface.WEIGHTS + names
-  if name := next(filter(files.has, names), None):
+    names = huggingface.WEIGHTS + openai.WEIGHTS
+  else:
+    names = openai.WEIGHTS
+
+  for name in names:
+    if not files.has(name):
+      continue
     if not named.settings:
       family: Any = huggingface if name in huggingface.WEIGHTS else openai
       family.check_config(files, source, image_tower)
-    if file := files.find(name):
+    file = files.find(name)
+    if file is not None:
       return file
+    break  # It is listed, but could not be downloaded: no other file would do.
   because = f" ({files.trouble})" if files.trouble else ""
   raise ClipError(
     f"{files.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}"

@@ -23,7 +23,9 @@ from pomp_jax.clip.families import (
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.errors import InputError
 
-PREFIX, HUB_PREFIX, CONFIG = "open_clip:", "hf-hub:", "open_clip_config.json"
+PREFIX = "open_clip:"
+HUB_PREFIX = "hf-hub:"
+CONFIG = "open_clip_config.json"
 _TABLES = pathlib.Path(__file__).with_name("open_clip.json")
 
 # Items of open_clip_config.json that are checked or read, and values that are the
@@ -87,120 +89,169 @@ def tables() -> dict[str, Any]:
 def named_clip(source: str) -> NamedClip:
   """Resolves a name of open_clip or of the hub; any other source stays as it is.
 
-  InputError: a model or a tag that open_clip does not have; the message is what is
-  accepted.
+  Args:
+    source: `open_clip:MODEL/TAG`, this with `:PATH`, `hf-hub:ID`, a path or a hub id.
+
+  Raises:
+    InputError: open_clip has no such model or tag; the message is what is accepted.
   """
   if not source.startswith(PREFIX):
     return NamedClip(source.removeprefix(HUB_PREFIX))
   name, _, path = source.removeprefix(PREFIX).partition(":")
   model, _, tag = name.partition("/")
   row = tables().get(model)
-  if row is None or tag not in row["tags"]:
-    known = [f"{model}/{one}" for one in row["tags"]] if row else list(tables())
-    raise InputError(f"{PREFIX}MODEL/TAG with one of {', '.join(known)}")
+  if row is None:
+    raise InputError(f"{PREFIX}MODEL/TAG with one of {', '.join(tables())}")
+  if tag not in row["tags"]:
+    known_tags = ", ".join(f"{model}/{known}" for known in row["tags"])
+    raise InputError(f"{PREFIX}MODEL/TAG with one of {known_tags}")
+
   facts = row["tags"][tag]
-  owner, repository, file = (*facts["hub"].split("/", 2), "")[:3]
+  model_cfg = dict(row["model_cfg"])
   # open_clip only warns where the tag says QuickGELU and the model's name does not.
-  quick = bool(row["model_cfg"].get("quick_gelu") or facts.get("quick_gelu"))
-  settings = {
-    "model_cfg": row["model_cfg"] | {"quick_gelu": quick},
-    "preprocess_cfg": facts,
-  }
-  return NamedClip(path or f"{owner}/{repository}", "" if path else file, settings)
+  model_cfg["quick_gelu"] = bool(model_cfg.get("quick_gelu") or facts.get("quick_gelu"))
+  settings = {"model_cfg": model_cfg, "preprocess_cfg": facts}
+  if path:
+    return NamedClip(path, settings=settings)
+  # "OWNER/REPOSITORY", or "OWNER/REPOSITORY/FILE".
+  owner, repository, *file = facts["hub"].split("/", 2)
+  return NamedClip(f"{owner}/{repository}", "".join(file), settings)
 
 
 def model_settings(
   open_clip: Any, where: str, image_tower: bool = True
 ) -> dict[str, Any]:
-  """Returns `model_cfg` of an open_clip_config.json; ClipError if no tower here
-  implements it.
-
-  Without `image_tower` the text tower alone has to be one of here.
+  """Returns `model_cfg` of an open_clip_config.json, checked.
 
   Args:
-    open_clip: content of an open_clip_config.json.
+    open_clip: content of the file.
     where: name of the CLIP, for messages.
-    image_tower: whether the image tower is read too.
+    image_tower: whether the image tower is read too. Otherwise the text tower alone
+      has to be one of here.
+
+  Raises:
+    ClipError: the content is no model's, or no tower here implements it.
   """
-  source, where = where, f"{where}: {CONFIG}"
-  model = open_clip.get("model_cfg") if isinstance(open_clip, Mapping) else None
-  parts: dict[str, Any] = {"model_cfg": model}
-  if isinstance(model, Mapping):
-    parts |= {part: model.get(part) for part in ("vision_cfg", "text_cfg")}
-  for part, items in parts.items():
-    if not isinstance(items, Mapping):
-      raise ClipError(
-        f"{where}: no {part}, expected model_cfg with vision_cfg and text_cfg"
-      )
-  reasons = unread(parts["model_cfg"], image_tower)
+  config_file = f"{where}: {CONFIG}"
+  model = _checked_model(open_clip, config_file)
+  reasons = unread(model, image_tower)
   if reasons:
     why = " and ".join(reasons)
-    if not unread(parts["model_cfg"], image_tower=False):
+    if not unread(model, image_tower=False):
       why += "; its text tower alone is, with clip.image_tower=False"
     raise ClipError(
-      f"{source}: this CLIP is not read: {why} (docs/reference/clips.md lists those that are)"
+      f"{where}: this CLIP is not read: {why} (docs/reference/clips.md lists those that"
+      " are)"
     )
-  for part, item in (("vision_cfg", "head_width"), ("text_cfg", "heads")):
-    value = parts[part].get(item)
-    if value is not None and (type(value) is not int or value < 1):
-      raise ClipError(
-        f"{where}: {part}.{item}: got {value!r}, expected an integer from 1"
-      )
-  try:
-    if image_tower:
-      family_of(parts["vision_cfg"], 0)
-  except ValueError as error:
-    raise ClipError(f"{where}: vision_cfg.{error}") from error
-  return dict(parts["model_cfg"])
+  _check_positive(model, "vision_cfg", "head_width", config_file)
+  _check_positive(model, "text_cfg", "heads", config_file)
+  if image_tower:
+    try:
+      family_of(model["vision_cfg"], 0)
+    except ValueError as error:
+      raise ClipError(f"{config_file}: vision_cfg.{error}") from error
+  return dict(model)
+
+
+def _checked_model(open_clip: Any, config_file: str) -> Mapping[str, Any]:
+  """`model_cfg` with its two parts; ClipError if one of the three is no table."""
+  model = None
+  if isinstance(open_clip, Mapping):
+    model = open_clip.get("model_cfg")
+  if not isinstance(model, Mapping):
+    absent = "model_cfg"
+  elif not isinstance(model.get("vision_cfg"), Mapping):
+    absent = "vision_cfg"
+  elif not isinstance(model.get("text_cfg"), Mapping):
+    absent = "text_cfg"
+  else:
+    return model
+  raise ClipError(
+    f"{config_file}: no {absent}, expected model_cfg with vision_cfg and text_cfg"
+  )
+
+
+def _check_positive(
+  model: Mapping[str, Any], part: str, item: str, config_file: str
+) -> None:
+  """Raises ClipError for an item that is there, but no integer from 1."""
+  value = model[part].get(item)
+  # A bool is an int to isinstance.
+  if value is not None and (type(value) is not int or value < 1):
+    raise ClipError(
+      f"{config_file}: {part}.{item}: got {value!r}, expected an integer from 1"
+    )
 
 
 def unread(model: Mapping[str, Any], image_tower: bool = True) -> list[str]:
-  """Returns why no towers here implement a `model_cfg`, in its user's words; empty if
-  they do.
+  """Returns why no towers here implement a model, in its user's words; empty if they do.
 
-  One reason for the whole CLIP, or one for each of its towers; the image tower's only
-  if it is read. `model` has `vision_cfg` and `text_cfg`.
+  Args:
+    model: `model_cfg` of an open_clip_config.json, with `vision_cfg` and `text_cfg`.
+    image_tower: whether the image tower is read too.
+
+  Returns:
+    One reason for the whole CLIP, or at most one for each tower, the image's first.
   """
-  vision, text = model["vision_cfg"], model["text_cfg"]
   of_model = _other_items("model_cfg", model)
   if of_model:
     return of_model[:1]
-  of_text = _other_items("text_cfg", text)
-  pools = ("eos", "argmax") if text.get("hf_tokenizer_name") else ("argmax",)
-  pool = text.get("pool_type", "argmax")
-  if text.get("no_causal_mask") and pool != "last":
-    of_text.append(
-      "its text tower attends to all positions, but has its feature at EOT"
-    )
-  elif not text.get("no_causal_mask") and pool not in pools:
-    of_text.append(f"text_cfg.pool_type: got {pool!r}, expected {' or '.join(pools)}")
+  of_text = _unread_text(model["text_cfg"])
   if not image_tower:
     return of_text[:1]
   of_image = []
-  name = vision.get("timm_model_name")
-  if name is not None and name not in MODELS:
-    of_image.append(f"its image tower is timm's {name}")
-  of_image += _other_items("vision_cfg", vision)
+  timm_name = model["vision_cfg"].get("timm_model_name")
+  if timm_name is not None and timm_name not in MODELS:
+    of_image.append(f"its image tower is timm's {timm_name}")
+  of_image += _other_items("vision_cfg", model["vision_cfg"])
   return of_image[:1] + of_text[:1]
 
 
+def _unread_text(text: Mapping[str, Any]) -> list[str]:
+  """Reasons why no tower here implements a `text_cfg`, the most telling first."""
+  reasons = _other_items("text_cfg", text)
+  pool = text.get("pool_type", "argmax")
+  if text.get("no_causal_mask"):
+    if pool != "last":
+      reasons.append(
+        "its text tower attends to all positions, but has its feature at EOT"
+      )
+    return reasons
+  # Where a tokenizer of its own ends the texts, open_clip calls EOT's position "eos".
+  pools: tuple[str, ...] = ("argmax",)
+  if text.get("hf_tokenizer_name"):
+    pools = ("eos", "argmax")
+  if pool not in pools:
+    reasons.append(f"text_cfg.pool_type: got {pool!r}, expected {' or '.join(pools)}")
+  return reasons
+
+
 def _other_items(part: str, items: Mapping[str, Any]) -> list[str]:
-  """Items that would change what the weights compute, those that say most first."""
-  named, others = [], []
+  """Reasons by items that would change what the weights compute, the most telling first.
+
+  Args:
+    part: `model_cfg`, `vision_cfg` or `text_cfg`.
+    items: its items.
+  """
+  known_items = _KNOWN_ITEMS[part] | _TRAINING_ITEMS
+  in_words = []  # what a user calls such a CLIP
+  by_item = []
   for item, value in items.items():
-    known = item in _KNOWN_ITEMS[part] | _TRAINING_ITEMS or not value
-    if known or value in _HARMLESS_ITEMS.get((part, item), ()):
+    is_harmless = value in _HARMLESS_ITEMS.get((part, item), ())
+    if item in known_items or not value or is_harmless:
       continue
     if (part, item) in _OTHER_CLIPS:
-      named.append(_OTHER_CLIPS[part, item].format(value))
-    else:
-      value = repr(value) if isinstance(value, str | int | float) else "a table"
-      others.append(f"{part}.{item}: got {value}, expected a CLIP without it")
-  return named + others
+      in_words.append(_OTHER_CLIPS[part, item].format(value))
+      continue
+    shown = "a table"
+    if isinstance(value, str | int | float):
+      shown = repr(value)
+    by_item.append(f"{part}.{item}: got {shown}, expected a CLIP without it")
+  return in_words + by_item
 
 
 def check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -> None:
-  """Compares open_clip_config.json with the shapes.
+  """Compares open_clip_config.json with the shapes of the weights.
 
   Args:
     config: sizes that the shapes of the weights give.
@@ -210,24 +261,49 @@ def check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) ->
   Raises:
     ClipError: they differ.
   """
-  text, vision = config.text_config, config.vision_config
-  of_vision: dict[str, Any] = {"image_size": vision.image_size}
-  if isinstance(vision, NoImageTower):
-    of_vision = {}
-  elif isinstance(vision, ResNetConfig):
-    of_vision |= {"width": vision.width, "layers": list(vision.layers)}
-  elif not isinstance(vision, ImageTowerConfig):
-    of_vision |= {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
-    of_vision["patch_size"] = vision.patch_size
-  of_text = {"width": text.hidden_size, "layers": text.num_hidden_layers}
-  of_text |= {
+  text = config.text_config
+  text_sizes = {
+    "width": text.hidden_size,
+    "layers": text.num_hidden_layers,
     "context_length": text.max_position_embeddings,
     "vocab_size": text.vocab_size,
   }
-  sizes = {"model_cfg": {"embed_dim": config.projection_dim}, "text_cfg": of_text}
-  for part, items in (sizes | {"vision_cfg": of_vision}).items():
-    settings = model if part == "model_cfg" else model.get(part, {})
-    for item, value in items.items():
-      if (stored := settings.get(item, value)) != value:
-        found = f"{part}.{item}: got {stored!r}, expected {value!r} by the weights"
-        raise ClipError(f"{where}: {CONFIG}: {found}")
+  vision_sizes = _vision_sizes(config.vision_config)
+  _check_items("model_cfg", model, {"embed_dim": config.projection_dim}, where)
+  _check_items("text_cfg", model.get("text_cfg", {}), text_sizes, where)
+  _check_items("vision_cfg", model.get("vision_cfg", {}), vision_sizes, where)
+
+
+def _vision_sizes(vision: Any) -> dict[str, Any]:
+  """Items of a `vision_cfg` that an image tower's sizes give, under open_clip's names."""
+  if isinstance(vision, NoImageTower):
+    return {}
+  sizes: dict[str, Any] = {"image_size": vision.image_size}
+  if isinstance(vision, ResNetConfig):
+    sizes["width"] = vision.width
+    sizes["layers"] = list(vision.layers)
+  elif not isinstance(vision, ImageTowerConfig):  # of a family, whose tensors tell
+    sizes["width"] = vision.hidden_size
+    sizes["layers"] = vision.num_hidden_layers
+    sizes["patch_size"] = vision.patch_size
+  return sizes
+
+
+def _check_items(
+  part: str, settings: Mapping[str, Any], sizes: Mapping[str, Any], where: str
+) -> None:
+  """Raises ClipError for the first item of a part that contradicts a size.
+
+  Args:
+    part: name of the part, for messages.
+    settings: items of open_clip_config.json, which may lack some.
+    sizes: values of the items by the weights.
+    where: name of the CLIP, for messages.
+  """
+  for item, size in sizes.items():
+    value = settings.get(item, size)
+    if value != size:
+      raise ClipError(
+        f"{where}: {CONFIG}: {part}.{item}: got {value!r}, expected {size!r} by the"
+        " weights"
+      )

@@ -9,7 +9,7 @@ the usual ones of the two projects.
 from collections.abc import Mapping
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
@@ -66,37 +66,55 @@ _NAMES = {
   ".var": ".running_var",
 }
 _STACKED = ("q_proj", "k_proj", "v_proj")
+# Endings of the tensors that have the parameter's axes: tables, and bare matrices.
+_NOT_TRANSPOSED = (
+  "embedding",
+  "token_embedding.weight",
+  "text_projection",
+  "visual.proj",
+)
 
 
 def _source(path: Parameter) -> Source:
+  """Source of a parameter in OpenAI's own layout.
+
+  The kernels and biases of queries, keys and values are one stacked tensor there.
+  """
   name = ".".join(path)
   for ours, theirs in _NAMES.items():
     name = name.replace(ours, theirs)
   name = re.sub(r"(layer\d|downsample)_", r"\1.", name)
-  if "encoder" in path and path[-2] in _STACKED:
-    stacked = name.replace(f"{path[-2]}.", "in_proj_")
-    return Source(stacked, part=_STACKED.index(path[-2]))
-  as_is = ("embedding", "token_embedding.weight", "text_projection", "visual.proj")
-  return Source(name, as_is=name.endswith(as_is))
+  module = path[-2] if len(path) > 1 else ""
+  if "encoder" in path and module in _STACKED:
+    stacked = name.replace(f"{module}.", "in_proj_")
+    return Source(stacked, part=_STACKED.index(module))
+  return Source(name, as_is=name.endswith(_NOT_TRANSPOSED))
 
 
 LAYOUT = Layout(_source, ("attn_mask", "num_batches_tracked", *_FACTS))
 
 
 def layout(weights: Weights, config: ClipConfig) -> Layout:
-  """The names in a file, with the variations of open_clip that its tensors tell."""
-  tower, prefix = config.vision_config, _text_prefix(weights.shapes)
-  biased = f"{prefix}text_projection.bias" in weights.shapes
+  """The names in a file of weights, with open_clip's variations.
+
+  Args:
+    weights: file, whose tensors tell the text tower's variation.
+    config: sizes, whose image tower may keep the names of its tensors.
+  """
+  vision = config.vision_config
+  text_prefix = _text_prefix(weights.shapes)
+  projection_is_dense = f"{text_prefix}text_projection.bias" in weights.shapes
 
   def source(path: Parameter) -> Source:
-    if path[0] == "vision_model" and isinstance(tower, ImageTowerConfig):
-      return Source(tower.prefix + path[1], as_is=True)
-    found = _source(path)
-    if biased and path == ("text_projection", "kernel"):  # torch's dense layer
-      found = Source("text_projection.weight")
-    return (
-      found._replace(key=prefix + found.key) if path[0].startswith("text") else found
-    )
+    if path[0] == "vision_model" and isinstance(vision, ImageTowerConfig):
+      return Source(vision.prefix + path[1], as_is=True)
+    tensor = _source(path)
+    if path == ("text_projection", "kernel") and projection_is_dense:
+      # OpenAI's projection is a bare matrix; this one is torch's dense layer.
+      tensor = Source("text_projection.weight")
+    if path[0].startswith("text"):
+      tensor = tensor._replace(key=text_prefix + tensor.key)
+    return tensor
 
   return LAYOUT._replace(source=source)
 
@@ -107,42 +125,58 @@ def _text_prefix(shapes: Shapes) -> str:
 
 
 def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
-  """A tokenizer from the merges beside the weights, or the one that open_clip names
-  instead.
+  """Reads CLIP's tokenizer from the merges, or the other one that open_clip names.
 
-  ClipError if it is missing or can't be read.
+  Args:
+    files: files of the CLIP, of which open_clip_config.json names another tokenizer.
+    config: sizes, with the number of tokens that the merges must give.
+
+  Raises:
+    ClipError: it is missing or can't be read.
   """
-  settings = ((files.json(CONFIG) or {}).get("model_cfg") or {}).get("text_cfg", {})
-  name = settings.get("hf_tokenizer_name")
-  if not name:
+  settings = _text_settings(files)
+  repository = settings.get("hf_tokenizer_name")
+  if not repository:
     merges = files.find_first(MERGES_FILES)
     return read_bpe(merges, config.text_config.vocab_size, files.source)
-  own = files.find("tokenizer.json") or Files(name).find("tokenizer.json")
-  if own is None:
-    expected = f"tokenizer.json beside the weights, or in {name}"
-    raise ClipError(f"{files.source}: no tokenizer, expected {expected}")
-  try:
-    return FileTokenizer(
-      str(local_copy(own).parent), **settings.get("tokenizer_kwargs", {})
-    )
-  except Exception as error:  # the tokenizers' library raises bare Exceptions
+  file = files.find("tokenizer.json")
+  if file is None:
+    file = Files(repository).find("tokenizer.json")
+  if file is None:
     raise ClipError(
-      f"{files.source}: {own.name} can't be read ({one_line(error)})"
-    ) from error
+      f"{files.source}: no tokenizer, expected tokenizer.json beside the weights, or in"
+      f" {repository}"
+    )
+  folder = local_copy(file).parent
+  try:
+    return FileTokenizer(str(folder), **settings.get("tokenizer_kwargs", {}))
+  except Exception as error:  # the tokenizers' library raises bare Exceptions
+    reason = one_line(error)
+    raise ClipError(f"{files.source}: {file.name} can't be read ({reason})") from error
+
+
+def _text_settings(files: Files) -> Mapping[str, Any]:
+  """`text_cfg` of open_clip_config.json; empty without the file."""
+  open_clip = files.json(CONFIG) or {}
+  model = open_clip.get("model_cfg") or {}
+  return model.get("text_cfg", {})
 
 
 def check_config(files: Files, where: str, image_tower: bool) -> None:
-  """Raises ClipError by open_clip_config.json, if there is one, before weights are
-  downloaded.
+  """Checks open_clip_config.json, if there is one, before weights are downloaded.
 
   Args:
     files: files of the CLIP.
     where: name of the CLIP, for messages.
     image_tower: whether the image tower is read too.
+
+  Raises:
+    ClipError: no tower here implements it.
   """
   open_clip = files.json(CONFIG)
-  if open_clip is not None:
-    model_settings(open_clip, where, image_tower)
+  if open_clip is None:
+    return
+  model_settings(open_clip, where, image_tower)
 
 
 def read_config(
@@ -150,69 +184,102 @@ def read_config(
 ) -> ClipConfig:
   """Infers the sizes of weights in OpenAI's and open_clip's layout from their shapes.
 
-  The activation `auto` is that of open_clip_config.json, or else the assumed one;
-  without `image_tower` only the text tower is read. ClipError: no such CLIP, or the
-  JSON contradicts it.
-
   Args:
-    files: files of the CLIP.
+    files: files of the CLIP, of which open_clip_config.json tells what shapes don't.
     weights: weights, whose shapes give the sizes.
-    activation: `quick_gelu`, `gelu` or `auto`.
+    activation: `quick_gelu`, `gelu`, or `auto`: that of open_clip_config.json, or else
+      the usual one.
     image_tower: whether the image tower is read too.
+
+  Raises:
+    ClipError: the shapes are no CLIP's, or open_clip_config.json contradicts them.
   """
-  shapes, where, open_clip = weights.shapes, weights.path, files.json(CONFIG)
-  model = model_settings(open_clip, where, image_tower) if open_clip is not None else {}
-  vision_settings, text_settings = (
-    model.get("vision_cfg", {}),
-    model.get("text_cfg", {}),
-  )
-  prefix = _text_prefix(shapes)
-  n_tokens, width = _shape(shapes, f"{prefix}token_embedding.weight", 2, where)
-  n_positions, _ = _shape(shapes, f"{prefix}positional_embedding", 2, where)
-  if f"{prefix}text_projection.bias" in shapes:  # torch's dense layer
-    embedding, _ = _shape(shapes, f"{prefix}text_projection.weight", 2, where)
-  else:
-    _, embedding = _shape(shapes, f"{prefix}text_projection", 2, where)
-  n_heads = text_settings.get("heads") or _heads(width, _HEAD_WIDTH, "text", where)
-  hidden_act, note = _activation(shapes, activation, model)
-  notes = [note]
-  text = CLIPTextConfig(
-    **_transformer(shapes, f"{prefix}transformer", width, where),
-    vocab_size=n_tokens,
-    max_position_embeddings=n_positions,
-    num_attention_heads=n_heads,
-    hidden_act="gelu_pytorch_tanh" if text_settings.get("act_kwargs") else hidden_act,
-    projection_dim=embedding,
-    layer_norm_eps=text_settings.get("norm_kwargs", {}).get("eps", 1e-5),
-    bos_token_id=n_tokens - 2,
-    # Other tokenizers than CLIP's end a text with the token whose feature is read.
-    eos_token_id=None if text_settings.get("hf_tokenizer_name") else n_tokens - 1,
-    pad_token_id=n_tokens - 1,
-    bidirectional=bool(text_settings.get("no_causal_mask")),
-  )
+  shapes = weights.shapes
+  where = weights.path
+  open_clip = files.json(CONFIG)
+  model: dict[str, Any] = {}
+  if open_clip is not None:
+    model = model_settings(open_clip, where, image_tower)
+  choice = _activation(shapes, activation, model)
+  text = _text(shapes, choice.name, model.get("text_cfg", {}), where)
+  notes = [choice.note]
+
+  vision_settings = model.get("vision_cfg", {})
   head_width = vision_settings.get("head_width")
-  if not image_tower:
-    vision: Any = NoImageTower()
-  elif family := family_of(vision_settings, vision_settings.get("width", 0)):
-    vision = family
-  elif "visual.layer1.0.conv1.weight" in shapes:
-    vision = _resnet(shapes, head_width or _HEAD_WIDTH, where)
-  else:
-    vision = _vit(shapes, head_width, hidden_act, where, notes)
-  config = ClipConfig(text, vision, embedding, tuple(notes))
+  vision: Any = NoImageTower()
+  if image_tower:
+    vision = family_of(vision_settings, vision_settings.get("width", 0))
+    if vision is None and "visual.layer1.0.conv1.weight" in shapes:
+      vision = _resnet(shapes, head_width or _HEAD_WIDTH, where)
+    elif vision is None:
+      vision = _vit(shapes, head_width, choice.name, where, notes)
+  config = ClipConfig(text, vision, text.projection_dim, tuple(notes))
   check_agreement(config, model, where)
   return config
 
 
+def _text(
+  shapes: Shapes, activation: str, settings: Mapping[str, Any], where: str
+) -> CLIPTextConfig:
+  """Sizes of the text tower.
+
+  Args:
+    shapes: shapes of the weights.
+    activation: activation of the MLPs.
+    settings: `text_cfg` of open_clip_config.json; empty without the file.
+    where: name of the file, for messages.
+  """
+  prefix = _text_prefix(shapes)
+  n_tokens, width = _shape(shapes, f"{prefix}token_embedding.weight", 2, where)
+  n_positions, _ = _shape(shapes, f"{prefix}positional_embedding", 2, where)
+  if f"{prefix}text_projection.bias" in shapes:
+    # A dense layer of torch: [out, in].
+    embedding, _ = _shape(shapes, f"{prefix}text_projection.weight", 2, where)
+  else:
+    _, embedding = _shape(shapes, f"{prefix}text_projection", 2, where)
+  n_heads = settings.get("heads")
+  if not n_heads:
+    n_heads = _heads(width, _HEAD_WIDTH, "text", where)
+  if settings.get("act_kwargs"):  # the one value that is accepted: approximate GELU
+    activation = "gelu_pytorch_tanh"
+  # CLIP's vocabulary ends with SOS and EOT. Other tokenizers end a text with the token
+  # whose feature is read.
+  sos_id = n_tokens - 2
+  eot_id = n_tokens - 1
+  ends_by_position = bool(settings.get("hf_tokenizer_name"))
+  return CLIPTextConfig(
+    **_transformer(shapes, f"{prefix}transformer", width, where),
+    vocab_size=n_tokens,
+    max_position_embeddings=n_positions,
+    num_attention_heads=n_heads,
+    hidden_act=activation,
+    projection_dim=embedding,
+    layer_norm_eps=settings.get("norm_kwargs", {}).get("eps", 1e-5),
+    bos_token_id=sos_id,
+    eos_token_id=None if ends_by_position else eot_id,
+    pad_token_id=eot_id,
+    bidirectional=bool(settings.get("no_causal_mask")),
+  )
+
+
 def _shape(shapes: Shapes, name: str, n_axes: int, where: str) -> tuple[int, ...]:
+  """The shape of a tensor; ClipError if it is missing or has other axes.
+
+  Args:
+    shapes: shapes of the weights.
+    name: name of the tensor.
+    n_axes: axes that it must have, none of them empty.
+    where: name of the file, for messages.
+  """
   if name not in shapes:
-    some = ", ".join(sorted(shapes)[:5])
+    examples = ", ".join(sorted(shapes)[:5])
     raise ClipError(
       f"{where}: no {name}, expected a CLIP in OpenAI's or open_clip's layout (found"
-      f" {len(shapes)} tensors: {some}, ..)"
+      f" {len(shapes)} tensors: {examples}, ..)"
     )
   shape = shapes[name]
-  if len(shape) != n_axes or 0 in shape:
+  has_empty_axis = 0 in shape
+  if len(shape) != n_axes or has_empty_axis:
     raise ClipError(f"{where}: {name}: got shape {list(shape)}, expected {n_axes} axes")
   return shape
 
@@ -227,17 +294,28 @@ def _transformer(shapes: Shapes, prefix: str, width: int, where: str) -> dict[st
 def _vit(
   shapes: Shapes, head_width: int | None, hidden_act: str, where: str, notes: list[str]
 ) -> CLIPVisionConfig:
+  """Sizes of OpenAI's ViT.
+
+  Args:
+    shapes: shapes of the weights.
+    head_width: width of a head; None for the usual one of a tower of this width.
+    hidden_act: activation of the MLPs.
+    where: name of the file, for messages.
+    notes: for the log; one is added if heads of an unusual width are assumed.
+  """
   width, _, patch, _ = _shape(shapes, "visual.conv1.weight", 4, where)
   n_positions, _ = _shape(shapes, "visual.positional_embedding", 2, where)
-  side = math.isqrt(n_positions - 1)
-  if side**2 != n_positions - 1 or not side:
+  n_patches = n_positions - 1  # beside the class token
+  side = math.isqrt(n_patches)
+  if side == 0 or side**2 != n_patches:
     raise ClipError(
-      f"{where}: visual.positional_embedding: got {n_positions} rows, expected one for the class"
-      " and a square number of patches"
+      f"{where}: visual.positional_embedding: got {n_positions} rows, expected one for"
+      " the class and a square number of patches"
     )
   if head_width is None:
-    head_width = _WIDE_HEADS.get(width, _HEAD_WIDTH)
-    if head_width != _HEAD_WIDTH:
+    head_width = _HEAD_WIDTH
+    if width in _WIDE_HEADS:
+      head_width = _WIDE_HEADS[width]
       notes.append(
         f"image heads {head_width} wide, as in open_clip's towers of width {width}"
       )
@@ -251,50 +329,78 @@ def _vit(
 
 
 def _resnet(shapes: Shapes, head_width: int, where: str) -> ResNetConfig:
+  """Sizes of OpenAI's ResNet.
+
+  Args:
+    shapes: shapes of the weights.
+    head_width: width of the attention pooling's heads.
+    where: name of the file, for messages.
+  """
   width, *_ = _shape(shapes, "visual.layer1.0.conv1.weight", 4, where)
   n_positions, channels = _shape(
     shapes, "visual.attnpool.positional_embedding", 2, where
   )
   embedding, _ = _shape(shapes, "visual.attnpool.c_proj.weight", 2, where)
+  n_blocks = tuple(count(shapes, f"visual.layer{stage}.") for stage in range(1, 5))
+  # The first position is that of the mean. The stem halves the image twice, and three
+  # of the stages once: 32 pixels a position.
+  side = math.isqrt(max(n_positions - 1, 0))
   return ResNetConfig(
-    layers=tuple(count(shapes, f"visual.layer{stage}.") for stage in range(1, 5)),
+    layers=n_blocks,
     width=width,
     num_attention_heads=_heads(channels, head_width, "image", where),
-    # The stem and three of the stages halve it: 32 pixels a position.
-    image_size=32 * math.isqrt(max(n_positions - 1, 0)),
+    image_size=32 * side,
     projection_dim=embedding,
   )
 
 
 def _heads(width: int, head_width: int, tower: str, where: str) -> int:
+  """Number of heads; ClipError if their width does not divide the tower's."""
   if width % head_width:
     raise ClipError(
-      f"{where}: the {tower} tower's width: got {width}, expected a multiple of its heads' width"
-      f" {head_width} (open_clip_config.json beside the weights can set another)"
+      f"{where}: the {tower} tower's width: got {width}, expected a multiple of its"
+      f" heads' width {head_width} (open_clip_config.json beside the weights can set"
+      " another)"
     )
   return width // head_width
 
 
+class _Activation(NamedTuple):
+  """The activation of the MLPs."""
+
+  name: str  # `quick_gelu` or `gelu`
+  note: str  # where it comes from, for the log
+
+
 def _activation(
   shapes: Shapes, activation: str, model: Mapping[str, Any]
-) -> tuple[str, str]:
-  """The MLPs' activation: requested, from open_clip_config.json, or assumed; and a
-  note on it."""
+) -> _Activation:
+  """The MLPs' activation: requested, by the configuration, or the usual one.
+
+  Args:
+    shapes: shapes of the weights.
+    activation: `quick_gelu`, `gelu`, or `auto` if none is requested.
+    model: `model_cfg` of open_clip_config.json; empty without the file.
+  """
   if activation != "auto":
-    return activation, f"{activation} by config.clip.activation"
+    return _Activation(activation, f"{activation} by config.clip.activation")
   if model:
-    found = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    return found, f"{found} by open_clip_config.json"
-  if any(name in shapes for name in _FACTS):
-    return "quick_gelu", "quick_gelu, as in all of OpenAI's own checkpoints"
-  width = shapes.get("visual.conv1.weight", (0,))[0]
-  found, why = (
-    "quick_gelu",
-    "as in OpenAI's CLIPs; most that open_clip trained have gelu",
-  )
-  if width > _WIDEST_OF_OPENAI:
-    found, why = "gelu", f"OpenAI has no image tower of width {width}"
+    name = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    return _Activation(name, f"{name} by open_clip_config.json")
+  if any(fact in shapes for fact in _FACTS):
+    return _Activation(
+      "quick_gelu", "quick_gelu, as in all of OpenAI's own checkpoints"
+    )
+
+  # Nothing in the file tells. The note has ASSUMED, by which the log warns.
+  image_width = shapes.get("visual.conv1.weight", (0,))[0]
+  if image_width > _WIDEST_OF_OPENAI:
+    name = "gelu"
+    why = f"OpenAI has no image tower of width {image_width}"
+  else:
+    name = "quick_gelu"
+    why = "as in OpenAI's CLIPs; most that open_clip trained have gelu"
   remedy = (
     "set config.clip.activation, or put an open_clip_config.json beside the weights"
   )
-  return found, f"{found} ASSUMED, {why}; {remedy}"
+  return _Activation(name, f"{name} ASSUMED, {why}; {remedy}")

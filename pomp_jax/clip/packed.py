@@ -89,14 +89,19 @@ def shared_text_tower(
         f"prompt of {n_prefix} + {n_suffix} tokens: expected at most"
         f" {config.max_position_embeddings}, the text tower's positions"
       )
-    capacity = None if block is None else block - n_prefix
+    capacity = None
+    if block is not None:
+      capacity = block - n_prefix
     longest = math.ceil(taken_of(np.array([n_suffix], np.int32), capacity)[0])
-    budget = n_classes * longest if token_budget is None else token_budget
-    kept_C = kept_rows(lengths_C, budget, capacity)
-    lengths_C = jnp.where(kept_C, lengths_C, 0)
+    budget = token_budget
+    if budget is None:
+      budget = n_classes * longest
+    is_kept_C = kept_rows(lengths_C, budget, capacity)
+    kept_lengths_C = jnp.where(is_kept_C, lengths_C, 0)
     if memory.n_chunks > 1:
       # Every chunk gets its share of the tokens and one row more.
       budget = math.ceil(budget / memory.n_chunks) + longest
+
     if block is None:
       tower = Tower(config, dtype, memory.remat, params)
       compute = functools.partial(_packed_features, tower, budget, prefix_PxD, deep)
@@ -105,8 +110,8 @@ def shared_text_tower(
       compute = functools.partial(
         _block_features, tower, block, budget, prefix_PxD, deep
       )
-    features_CxE = in_chunks(compute, memory, suffix_CxLxD, lengths_C)
-    return jnp.where(kept_C[:, None], features_CxE, 1.0)
+    features_CxE = in_chunks(compute, memory, suffix_CxLxD, kept_lengths_C)
+    return jnp.where(is_kept_C[:, None], features_CxE, 1.0)
 
   return jax.default_matmul_precision(products)(features)
 
@@ -114,17 +119,20 @@ def shared_text_tower(
 def kept_rows(
   lengths_C: Int32[Array, " C"], token_budget: int, capacity: int | None = None
 ) -> Bool[Array, " C"]:
-  """The rows that a tower with a budget computes: those from the first on that fit.
+  """Which rows a tower with a token budget computes: all up to the first beyond it.
 
   Args:
     lengths_C: own tokens of the rows.
     token_budget: T.
-    capacity: own tokens of a block, of which a row takes its share, see `taken_of`; None
-      without blocks.
+    capacity: own tokens that a block has room for. A row takes its share of a block
+      then, see `taken_of`. None without blocks.
   """
   if capacity is None:
-    return jnp.cumsum(lengths_C) <= token_budget
-  return jnp.cumsum(room_of(lengths_C, capacity)) <= PARTS * token_budget
+    used_C = jnp.cumsum(lengths_C)
+    return used_C <= token_budget
+  # In parts of a token, so that the sums are exact.
+  used_parts_C = jnp.cumsum(room_of(lengths_C, capacity))
+  return used_parts_C <= PARTS * token_budget
 
 
 def taken_of(
@@ -188,27 +196,36 @@ class _Packing(NamedTuple):
 
 
 def _pack(lengths_C: Array, n_suffix: int, budget: int) -> _Packing:
-  """Numbers the own tokens of all classes one after the other, up to the budget."""
+  """Numbers the own tokens of all classes one after the other.
+
+  Args:
+    lengths_C: own tokens of each class; 0 for one that is left out.
+    n_suffix: L, the positions of a class's suffix.
+    budget: T, packed tokens; those beyond the last class's belong to none.
+  """
   n_classes = lengths_C.shape[0]
   ends_C = jnp.cumsum(lengths_C)
   starts_C = ends_C - lengths_C
+
+  # From packed tokens to classes: whose token it is, and where in the class.
   token_T = jnp.arange(budget, dtype=jnp.int32)
   row_T = jnp.searchsorted(ends_C, token_T, side="right").astype(jnp.int32)
   exists_T = row_T < n_classes
-  clipped_T = jnp.minimum(row_T, n_classes - 1)
-  position_T = jnp.where(exists_T, token_T - starts_C[clipped_T], 0)
+  index_T = jnp.minimum(row_T, n_classes - 1)  # of a class even where there is none
+  position_T = jnp.where(exists_T, token_T - starts_C[index_T], 0)
+
+  # From classes to packed tokens.
   position_L = jnp.arange(n_suffix, dtype=jnp.int32)
-  target_CxL = jnp.where(
-    position_L < lengths_C[:, None], starts_C[:, None] + position_L, -1
-  )
-  is_eot_T = exists_T & (token_T == ends_C[clipped_T] - 1)
+  is_own_CxL = position_L < lengths_C[:, None]
+  target_CxL = jnp.where(is_own_CxL, starts_C[:, None] + position_L, -1)
+  is_eot_T = exists_T & (token_T == ends_C[index_T] - 1)
   return _Packing(
-    source_T=jnp.where(exists_T, clipped_T * n_suffix + position_T, -1),
+    source_T=jnp.where(exists_T, index_T * n_suffix + position_T, -1),
     target_CL=target_CxL.reshape(-1),
     row_T=row_T,
     position_T=position_T,
     eot_C=jnp.where(lengths_C > 0, ends_C - 1, -1),
-    eot_T=jnp.where(is_eot_T, clipped_T, -1),
+    eot_T=jnp.where(is_eot_T, index_T, -1),
   )
 
 
@@ -421,7 +438,7 @@ def in_chunks(
 
   suffixes = suffixes.reshape(n_chunks, n_rows, n_suffix, width)
   lengths = lengths.reshape(n_chunks, n_rows)
-  features = _one_after_the_other(compute, memory, (suffixes, lengths))
+  features = _one_after_the_other(compute, memory, suffixes, lengths)
   return _select(features, slot_of_row, row_of_slot)
 
 
@@ -438,28 +455,47 @@ def in_equal_chunks(
   n_rows = math.ceil(n_classes / memory.n_chunks)
   # Fewer chunks may hold all rows.
   n_chunks = math.ceil(n_classes / n_rows)
+  n_padding = n_rows * n_chunks - n_classes
 
-  def cut(rows: Array) -> Array:
+  def in_chunks_of_rows(rows: Array) -> Array:
     no_padding = [(0, 0)] * (rows.ndim - 1)
-    padding = [(0, n_rows * n_chunks - n_classes), *no_padding]
-    return jnp.pad(rows, padding).reshape(n_chunks, n_rows, *rows.shape[1:])
+    padded = jnp.pad(rows, [(0, n_padding), *no_padding])
+    return padded.reshape(n_chunks, n_rows, *rows.shape[1:])
 
-  inputs = (cut(suffix_CxLxD), cut(lengths_C))
-  return _one_after_the_other(compute, memory, inputs)[:n_classes]
+  features = _one_after_the_other(
+    compute, memory, in_chunks_of_rows(suffix_CxLxD), in_chunks_of_rows(lengths_C)
+  )
+  return features[:n_classes]
 
 
 def _one_after_the_other(
-  compute: Callable, memory: MemoryPlan, inputs: tuple[Array, Array]
+  compute: Callable,
+  memory: MemoryPlan,
+  suffix_NxCxLxD: Array,
+  lengths_NxC: Array,
 ) -> Float[Array, "slots E"]:
-  """Features of all chunks' rows; the inputs have the chunks as first axis."""
+  """Computes N chunks of rows in a loop, so that one is in memory at a time.
 
-  def chunk(_: None, inputs: tuple[Array, Array]) -> tuple[None, Array]:
-    return None, compute(*inputs)
+  Args:
+    compute: function from suffixes and lengths of a chunk to its features.
+    memory: whether the backward pass recomputes each chunk.
+    suffix_NxCxLxD: embeddings of the chunks' rows.
+    lengths_NxC: own tokens of these rows.
+
+  Returns:
+    Features of all rows, chunk after chunk [N * C,E].
+  """
+
+  def features_of_chunk(_: None, chunk: tuple[Array, Array]) -> tuple[None, Array]:
+    suffix_CxLxD, lengths_C = chunk
+    return None, compute(suffix_CxLxD, lengths_C)
 
   if memory.remat == "chunks":
-    chunk = jax.checkpoint(chunk, prevent_cse=False)
-  features = jax.lax.scan(chunk, None, inputs)[1]
-  return features.reshape(-1, features.shape[-1])
+    features_of_chunk = jax.checkpoint(features_of_chunk, prevent_cse=False)
+  _, features_NxCxE = jax.lax.scan(
+    features_of_chunk, None, (suffix_NxCxLxD, lengths_NxC)
+  )
+  return features_NxCxE.reshape(-1, features_NxCxE.shape[-1])
 
 
 def _project(weights: Any, rows: Array) -> Array:
@@ -508,10 +544,11 @@ def _activated(name: str, rows_RxF: Array, bias_F: Any) -> Array:
   return ACTIVATIONS[name](rows_RxF + bias_F.astype(rows_RxF.dtype))
 
 
-def _activation_backward(name: str, kept: Any, gradient_RxF: Array) -> tuple:
+def _activation_backward(name: str, inputs: Any, gradient_RxF: Array) -> tuple:
   # The barrier stops the compiler from storing intermediates of the forward pass.
-  kept, gradient_RxF = jax.lax.optimization_barrier((kept, gradient_RxF))
-  return jax.vjp(functools.partial(_activated, name), *kept)[1](gradient_RxF)
+  inputs, gradient_RxF = jax.lax.optimization_barrier((inputs, gradient_RxF))
+  _, gradients_of = jax.vjp(functools.partial(_activated, name), *inputs)
+  return gradients_of(gradient_RxF)
 
 
 _activation = jax.custom_vjp(_activated, nondiff_argnums=(0,))
@@ -526,18 +563,22 @@ def _normed(tower: Tower, weights: Any, rows_RxD: Array) -> Array:
 
 
 def layer_norm(
-  epsilon: float, dtype: Any, rows_RxD: Array, scale: Any, bias: Any
-) -> Array:
-  """Layer norm in float32, with the rows as residual.
+  epsilon: float, dtype: Any, rows: Array, scale: Any, bias: Any
+) -> Float[Array, "... D"]:
+  """Layer norm over the last axis, (x - mean) / sqrt(var + epsilon) * scale + bias.
+
+  It is computed in float32. The backward pass recomputes the normed rows, so that the
+  only residuals of the rows' size are the rows themselves.
 
   Args:
     epsilon: number added to the variance.
     dtype: type of the result.
-    rows_RxD: input, float32.
+    rows: input [..,D], float32.
     scale: factors [D].
     bias: summands [D].
   """
-  return _layer_norm(_Norm(epsilon, dtype), rows_RxD, scale, bias)
+  settings = _Norm(epsilon, dtype)
+  return _layer_norm(settings, rows, scale, bias)
 
 
 class _Norm(NamedTuple):
@@ -551,34 +592,55 @@ class _Norm(NamedTuple):
   one_pass: bool = False
 
 
+class _NormResiduals(NamedTuple):
+  """What the backward pass of a layer norm reads."""
+
+  rows_RxD: Array
+  mean_Rx1: Array
+  inverse_Rx1: Array  # 1 / sqrt(variance + epsilon)
+  scale_D: Any
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _layer_norm(settings: _Norm, rows_RxD: Array, scale: Any, bias: Any) -> Array:
-  return _layer_norm_forward(settings, rows_RxD, scale, bias)[0]
+def _layer_norm(settings: _Norm, rows_RxD: Array, scale_D: Any, bias_D: Any) -> Array:
+  normed_RxD, _ = _layer_norm_forward(settings, rows_RxD, scale_D, bias_D)
+  return normed_RxD
 
 
 def _layer_norm_forward(
-  settings: _Norm, rows_RxD: Array, scale: Any, bias: Any
-) -> tuple[Array, Any]:
+  settings: _Norm, rows_RxD: Array, scale_D: Any, bias_D: Any
+) -> tuple[Array, _NormResiduals]:
+  """y = n s + b, with n = (x - mean) / sqrt(var + epsilon)."""
   mean_Rx1 = jnp.mean(rows_RxD, axis=-1, keepdims=True)
   if settings.one_pass:
-    squares_Rx1 = jnp.mean(jnp.square(rows_RxD), axis=-1, keepdims=True)
-    variance_Rx1 = jnp.maximum(squares_Rx1 - jnp.square(mean_Rx1), 0)
+    mean_square_Rx1 = jnp.mean(jnp.square(rows_RxD), axis=-1, keepdims=True)
+    # Rounding may give a negative difference.
+    variance_Rx1 = jnp.maximum(mean_square_Rx1 - jnp.square(mean_Rx1), 0)
   else:
     variance_Rx1 = jnp.mean(jnp.square(rows_RxD - mean_Rx1), axis=-1, keepdims=True)
   inverse_Rx1 = jax.lax.rsqrt(variance_Rx1 + settings.epsilon)
   normed_RxD = (rows_RxD - mean_Rx1) * inverse_Rx1
-  residuals = rows_RxD, mean_Rx1, inverse_Rx1, scale
-  return (normed_RxD * scale + bias).astype(settings.dtype), residuals
+  scaled_RxD = normed_RxD * scale_D + bias_D
+  residuals = _NormResiduals(rows_RxD, mean_Rx1, inverse_Rx1, scale_D)
+  return scaled_RxD.astype(settings.dtype), residuals
 
 
 def _layer_norm_backward(
-  settings: _Norm, kept: Any, gradient_RxD: Array
+  settings: _Norm, residuals: _NormResiduals, gradient_RxD: Array
 ) -> tuple[Array, Array, Array]:
+  """Gradients of rows, scale and bias, from the gradient g of y = n s + b.
+
+  With the mean over a row's D numbers:
+
+    dx = (g s - mean(g s) - n mean(g s n)) / sqrt(var + epsilon),  ds = g n,  db = g,
+
+  the last two summed over the rows.
+  """
   del settings
-  rows_RxD, mean_Rx1, inverse_Rx1, scale = kept
+  rows_RxD, mean_Rx1, inverse_Rx1, scale_D = residuals
   gradient_RxD = gradient_RxD.astype(jnp.float32)
   normed_RxD = (rows_RxD - mean_Rx1) * inverse_Rx1
-  scaled_RxD = gradient_RxD * scale
+  scaled_RxD = gradient_RxD * scale_D
   along_Rx1 = jnp.mean(scaled_RxD * normed_RxD, axis=-1, keepdims=True)
   centred_RxD = scaled_RxD - jnp.mean(scaled_RxD, axis=-1, keepdims=True)
   d_rows_RxD = inverse_Rx1 * (centred_RxD - normed_RxD * along_Rx1)

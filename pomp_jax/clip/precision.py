@@ -5,7 +5,7 @@ bfloat16 pass (8 bits) on TPUs, float32 on CPUs. A precision that is set here is
 the compiled program.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -13,15 +13,27 @@ import jax.numpy as jnp
 DTYPES = ("float32", "tensorfloat32", "bfloat16")
 
 
-def precision_of(dtype: Any) -> tuple[Any, str]:
-  """Type of activations, and `jax.default_matmul_precision`, of a name in DTYPES or a
-  NumPy type.
+class Precision(NamedTuple):
+  """How a tower computes."""
 
-  `float32`: products in float32 (on TPUs six bfloat16 passes). `tensorfloat32`: float32
-  with faster products (TF32 on GPUs, three bfloat16 passes on TPUs). `bfloat16`:
-  bfloat16, summed in float32.
+  dtype: Any  # of the activations
+  products: str  # a value of `jax.default_matmul_precision`
+
+
+def precision_of(dtype: Any) -> Precision:
+  """How a tower computes in a type of `config.clip.dtype`, or of NumPy.
+
+  - `float32`: products in float32, which are six bfloat16 passes on TPUs.
+  - `tensorfloat32`: float32 with faster products, TF32 on GPUs and three bfloat16 passes
+    on TPUs.
+  - `bfloat16`: activations in bfloat16, products summed in float32.
+
+  Args:
+    dtype: one of DTYPES, or a type of NumPy or JAX.
   """
   if isinstance(dtype, str) and dtype == "tensorfloat32":
-    return jnp.float32, "high"
+    return Precision(jnp.float32, "high")
   dtype = jnp.dtype(dtype)
-  return dtype.type, "default" if dtype == jnp.bfloat16 else "highest"
+  if dtype == jnp.bfloat16:
+    return Precision(dtype.type, "default")
+  return Precision(dtype.type, "highest")

@@ -25,6 +25,13 @@ def reference_text_tower(
 
   Every class has its copy of the prefix and padding to the last position, as in the
   published code.
+
+  Args:
+    config: text tower's sizes.
+    dtype: compute type, see `clip.precision`.
+
+  Raises:
+    ValueError: in a call of the tower, a prompt that does not fit its positions.
   """
   dtype, products = precision_of(dtype)
   encoder = FlaxCLIPEncoder(config, dtype=dtype)
@@ -33,28 +40,42 @@ def reference_text_tower(
   def features(
     params: Any, prefix_PxD: Any, suffix_CxLxD: Any, lengths_C: Array
   ) -> Array:
-    n_classes, n_suffix, _ = suffix_CxLxD.shape
-    n_prefix = prefix_PxD.shape[0]
-    padding = config.max_position_embeddings - n_prefix - n_suffix
-    if padding < 0:
-      raise ValueError(
-        f"prompt of {n_prefix} + {n_suffix} tokens: expected at most"
-        f" {config.max_position_embeddings}, the text tower's positions"
-      )
     model = params["text_model"]
-    prefix_CxPxD = jnp.broadcast_to(prefix_PxD, (n_classes, *prefix_PxD.shape))
-    tokens_CxTxD = jnp.concatenate([prefix_CxPxD, suffix_CxLxD], axis=1)
-    tokens_CxTxD = jnp.pad(tokens_CxTxD, ((0, 0), (0, padding), (0, 0)))
-    tokens_CxTxD += model["embeddings"]["position_embedding"]["embedding"]
-    hidden_CxTxD = encoder.apply(
+    position_TxD = model["embeddings"]["position_embedding"]["embedding"]
+    tokens_CxTxD = _padded(prefix_PxD, suffix_CxLxD, config.max_position_embeddings)
+    tokens_CxTxD += position_TxD
+    encoder_outputs = encoder.apply(
       {"params": model["encoder"]}, tokens_CxTxD, return_dict=False
-    )[0]
-    eot_C = n_prefix + lengths_C - 1
-    eot_CxD = jnp.take_along_axis(hidden_CxTxD, eot_C[:, None, None], axis=1)[:, 0]
+    )
+    hidden_CxTxD = encoder_outputs[0]
+
+    n_prefix = prefix_PxD.shape[0]
+    eot_Cx1x1 = (n_prefix + lengths_C - 1)[:, None, None]
+    eot_CxD = jnp.take_along_axis(hidden_CxTxD, eot_Cx1x1, axis=1)[:, 0]
     normed_CxD: Any = final_layer_norm.apply(
       {"params": model["final_layer_norm"]}, eot_CxD
     )
     kernel_DxE = params["text_projection"]["kernel"].astype(dtype)
-    return (normed_CxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
+    features_CxE = normed_CxD.astype(dtype) @ kernel_DxE
+    return features_CxE.astype(jnp.float32)
 
   return jax.default_matmul_precision(products)(features)
+
+
+def _padded(prefix_PxD: Any, suffix_CxLxD: Any, n_positions: int) -> Array:
+  """Embeddings [C,T,D] of the prefix, each class's own tokens, and zeros.
+
+  Raises:
+    ValueError: more than T = `n_positions` tokens.
+  """
+  n_classes, n_suffix, width = suffix_CxLxD.shape
+  n_prefix = prefix_PxD.shape[0]
+  n_padding = n_positions - n_prefix - n_suffix
+  if n_padding < 0:
+    raise ValueError(
+      f"prompt of {n_prefix} + {n_suffix} tokens: expected at most {n_positions}, the"
+      " text tower's positions"
+    )
+  prefix_CxPxD = jnp.broadcast_to(prefix_PxD, (n_classes, n_prefix, width))
+  tokens = jnp.concatenate([prefix_CxPxD, suffix_CxLxD], axis=1)
+  return jnp.pad(tokens, ((0, 0), (0, n_padding), (0, 0)))

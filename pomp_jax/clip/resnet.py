@@ -42,27 +42,39 @@ class ModifiedResNet(nn.Module):
 
   @nn.compact
   def __call__(self, pixels_BxHxWx3: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
-    """Features in the compute type, not normalised; H = W = `config.image_size`."""
+    """Features in the compute type, not normalised.
+
+    Args:
+      pixels_BxHxWx3: normalised images, H = W = `config.image_size`.
+    """
     width = self.config.width
+    # The stem: three convolutions, of which the first halves the images.
     x = pixels_BxHxWx3
-    for i, (channels, stride) in enumerate(
-      [(width // 2, 2), (width // 2, 1), (width, 1)], 1
-    ):
-      x = nn.relu(_normed(x, channels, 3, stride, self.dtype, f"conv{i}", f"bn{i}"))
+    x = nn.relu(_normed(x, width // 2, 3, 2, self.dtype, "conv1", "bn1"))
+    x = nn.relu(_normed(x, width // 2, 3, 1, self.dtype, "conv2", "bn2"))
+    x = nn.relu(_normed(x, width, 3, 1, self.dtype, "conv3", "bn3"))
     x = _average(x, 2)
-    for stage, n_blocks in enumerate(self.config.layers, 1):
+
+    # Each stage but the first halves the resolution, and has twice the channels.
+    for stage, n_blocks in enumerate(self.config.layers, start=1):
+      channels = width * 2 ** (stage - 1)
       for i in range(n_blocks):
-        stride = 2 if stage > 1 and i == 0 else 1
+        is_first = i == 0
         block = _Bottleneck(
-          width * 2 ** (stage - 1), stride, i > 0, self.dtype, name=f"layer{stage}_{i}"
+          channels,
+          stride=2 if is_first and stage > 1 else 1,
+          shortcut=not is_first,
+          dtype=self.dtype,
+          name=f"layer{stage}_{i}",
         )
         x = block(x)
-    return _AttentionPool(
+    pool = _AttentionPool(
       self.config.num_attention_heads,
       self.config.projection_dim,
       self.dtype,
       name="attnpool",
-    )(x)
+    )
+    return pool(x)
 
 
 class FrozenBatchNorm(nn.Module):
@@ -74,12 +86,15 @@ class FrozenBatchNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """(x - mean) / sqrt(var + 1e-5) * scale + bias, for each channel."""
-    ones, zeros = nn.initializers.ones, nn.initializers.zeros
+    ones = nn.initializers.ones
+    zeros = nn.initializers.zeros
     shape = (x.shape[-1],)
-    scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
-    mean, var = self.param("mean", zeros, shape), self.param("var", ones, shape)
-    factor = scale * jax.lax.rsqrt(var + _EPSILON)
-    return (x * factor + (bias - mean * factor)).astype(self.dtype)
+    scale_D = self.param("scale", ones, shape)
+    bias_D = self.param("bias", zeros, shape)
+    mean_D = self.param("mean", zeros, shape)
+    var_D = self.param("var", ones, shape)
+    factor_D = scale_D * jax.lax.rsqrt(var_D + _EPSILON)
+    return (x * factor_D + (bias_D - mean_D * factor_D)).astype(self.dtype)
 
 
 class _Bottleneck(nn.Module):
@@ -93,9 +108,10 @@ class _Bottleneck(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
+    n_out = self.channels * _EXPANSION
     out = nn.relu(_normed(x, self.channels, 1, 1, self.dtype, "conv1", "bn1"))
     out = nn.relu(_normed(out, self.channels, 3, 1, self.dtype, "conv2", "bn2"))
-    n_out, out = self.channels * _EXPANSION, _average(out, self.stride)
+    out = _average(out, self.stride)
     out = _normed(out, n_out, 1, 1, self.dtype, "conv3", "bn3")
     if not self.shortcut:
       x = _average(x, self.stride)
@@ -111,29 +127,35 @@ class _AttentionPool(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x_BxHxWxD: Array) -> Array:
-    batch, height, width, channels = x_BxHxWxD.shape
-    positions_BxTxD = x_BxHxWxD.reshape(batch, height * width, channels)
-    mean_Bx1xD = positions_BxTxD.mean(axis=1, keepdims=True)
-    tokens_BxTxD = jnp.concatenate([mean_Bx1xD, positions_BxTxD], axis=1)
+  def __call__(self, grid_BxHxWxD: Array) -> Float[Array, "B E"]:
+    batch, height, width, channels = grid_BxHxWxD.shape
+    grid_BxPxD = grid_BxHxWxD.reshape(batch, height * width, channels)
+    mean_Bx1xD = grid_BxPxD.mean(axis=1, keepdims=True)
+    tokens_BxTxD = jnp.concatenate([mean_Bx1xD, grid_BxPxD], axis=1)
+    n_tokens = 1 + height * width
     position_TxD = self.param(
       "positional_embedding",
       nn.initializers.normal(channels**-0.5),
-      tokens_BxTxD.shape[1:],
+      (n_tokens, channels),
     )
     tokens_BxTxD = (tokens_BxTxD + position_TxD).astype(self.dtype)
 
-    def heads(rows: Array, name: str) -> Array:
-      projected = nn.Dense(channels, dtype=self.dtype, name=name)(rows)
-      return projected.reshape(*rows.shape[:2], self.n_heads, channels // self.n_heads)
-
+    # Only the mean is a query: its answer is the feature.
+    query_Bx1xHxe = self._heads(tokens_BxTxD[:, :1], "q_proj")
+    key_BxTxHxe = self._heads(tokens_BxTxD, "k_proj")
+    value_BxTxHxe = self._heads(tokens_BxTxD, "v_proj")
     pooled_Bx1xHxe = jax.nn.dot_product_attention(
-      heads(tokens_BxTxD[:, :1], "q_proj"),
-      heads(tokens_BxTxD, "k_proj"),
-      heads(tokens_BxTxD, "v_proj"),
+      query_Bx1xHxe, key_BxTxHxe, value_BxTxHxe
     )
     pooled_BxD = pooled_Bx1xHxe.reshape(batch, channels)
     return nn.Dense(self.projection_dim, dtype=self.dtype, name="c_proj")(pooled_BxD)
+
+  def _heads(self, tokens_BxTxD: Array, name: str) -> Array:
+    """Projected tokens, cut into heads [B,T,H,e]."""
+    batch, n_tokens, channels = tokens_BxTxD.shape
+    projected = nn.Dense(channels, dtype=self.dtype, name=name)(tokens_BxTxD)
+    head_width = channels // self.n_heads
+    return projected.reshape(batch, n_tokens, self.n_heads, head_width)
 
 
 def _normed(
@@ -145,10 +167,26 @@ def _normed(
   name: str,
   norm: str,
 ) -> Array:
-  """A convolution and its batch norm, by their names in the module that calls."""
-  kernel, padding = (size, size), [(size // 2, size // 2)] * 2
+  """A convolution and its batch norm.
+
+  Args:
+    x: input [B,H,W,D].
+    channels: channels of the result.
+    size: side of the kernel; the input is padded by half of it.
+    stride: steps between results, in both directions.
+    dtype: compute type.
+    name: name of the convolution in the module that calls.
+    norm: name of the batch norm there.
+  """
+  padding = (size // 2, size // 2)
   convolution = nn.Conv(
-    channels, kernel, stride, padding=padding, use_bias=False, dtype=dtype, name=name
+    channels,
+    kernel_size=(size, size),
+    strides=stride,
+    padding=(padding, padding),
+    use_bias=False,
+    dtype=dtype,
+    name=name,
   )
   return FrozenBatchNorm(dtype, name=norm)(convolution(x))
 

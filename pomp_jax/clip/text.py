@@ -46,25 +46,25 @@ def text_tower(
   memory: MemoryPlan = AT_ONCE,
   block: int | None = None,
 ) -> TextTower:
-  """Builds the implementation called `kind`; each takes FlaxCLIP's parameters as they
-  are.
+  """Builds an implementation of the text tower; each takes FlaxCLIP's parameters.
 
-  `shared` computes the prefix once and packs names, see `clip.packed`; a bidirectional
+  `shared` computes the prefix once and packs names, see `clip.packed`. A bidirectional
   CLIP has a tower over all positions instead. `reference` is HuggingFace's modules, see
-  `clip.reference`, and ignores `token_budget` and `memory`: InputError where
-  transformers has none (5 and newer). `config` is HuggingFace's, or has its fields.
-  `dtype` is the compute type, see `clip.precision`. `block` is the result of `block_of`
-  for the packed tower.
+  `clip.reference`; it ignores the arguments after `dtype`.
 
   Args:
     kind: implementation, one of `TEXT_TOWERS`.
     config: text tower's sizes, HuggingFace's or with its fields.
     dtype: compute type, see `clip.precision`.
     token_budget: own tokens that the packed tower computes; None for all.
-    memory: remat and chunks of the packed tower.
-    block: rows of a block, `block_of`; None without blocks.
+    memory: chunks and rematerialisation.
+    block: rows of a block of the packed tower, see `block_of`; None without blocks.
+
+  Raises:
+    InputError: `reference` for a bidirectional CLIP, which is no FlaxCLIP, or with
+      transformers 5 or newer, which has no FlaxCLIP.
   """
-  if getattr(config, "bidirectional", False):
+  if is_bidirectional(config):
     if kind != "shared":
       raise InputError(
         f"text_tower: got {kind!r}, expected 'shared': this CLIP is no FlaxCLIP"
@@ -74,19 +74,34 @@ def text_tower(
     return shared_text_tower(config, dtype, token_budget, memory, block)
   if not has_flax_clip():
     raise InputError(f"text_tower: got 'reference', expected {WITHOUT_FLAX}")
+  # Only this tower needs FlaxCLIP, which transformers may not have.
   from pomp_jax.clip.reference import reference_text_tower
 
   return reference_text_tower(config, dtype)
 
 
+def is_bidirectional(config: Any) -> bool:
+  """Whether every position of a text tower attends to all; HuggingFace's own
+  configurations don't have the field."""
+  return getattr(config, "bidirectional", False)
+
+
 def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> TextTower:
-  """The text tower of SigLIP and CLIPA: every position attends to all, and the last is
-  the feature.
+  """Builds the text tower of SigLIP and CLIPA: every position attends to all, and the
+  feature is read at the last.
 
   Neither a shared prefix nor dropped padding is exact here: a class has all 64 or 32
   positions, where the packed tower computes 4 to 6. The classes' own tokens, padding
-  included, reach the last position; ValueError for others, and for MaPLe's context of
-  deeper layers.
+  included, reach the last position.
+
+  Args:
+    config: text tower's sizes.
+    dtype: compute type, see `clip.precision`.
+    memory: chunks and rematerialisation.
+
+  Raises:
+    ValueError: in a call of the tower, tokens that don't fill its positions, or MaPLe's
+      context of deeper layers.
   """
   dtype, products = precision_of(dtype)
   n_positions = config.max_position_embeddings
@@ -94,48 +109,72 @@ def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> Te
   def features(
     params: Any, prefix_PxD: Any, suffix_CxLxD: Any, lengths_C: Array, deep: Any = None
   ) -> Array:
-    n_prefix, (_, n_suffix, width) = len(prefix_PxD), suffix_CxLxD.shape
+    n_prefix = len(prefix_PxD)
+    n_suffix = suffix_CxLxD.shape[1]
     if deep is not None or n_prefix + n_suffix != n_positions:
       raise ValueError(
-        f"prompt of {n_prefix} + {n_suffix} tokens: expected {n_positions}, all positions of the"
-        " text tower, and no context of deeper layers"
+        f"prompt of {n_prefix} + {n_suffix} tokens: expected {n_positions}, all"
+        " positions of the text tower, and no context of deeper layers"
       )
     tower = Tower(config, dtype, memory.remat, params)
-    positions = params["text_model"]["embeddings"]["position_embedding"]["embedding"]
 
-    def features_of(suffix_CxLxD: Array, _: Array) -> Array:
-      n_classes = len(suffix_CxLxD)
-      prefix_CxPxD = jnp.broadcast_to(prefix_PxD, (n_classes, n_prefix, width))
-      hidden = jnp.concatenate([prefix_CxPxD, suffix_CxLxD], axis=1) + jnp.asarray(
-        positions
-      )
+    def features_of_chunk(suffix_CxLxD: Array, lengths_C: Array) -> Array:
+      del lengths_C  # all are the same
+      return _full_features(tower, prefix_PxD, suffix_CxLxD)
 
-      def attend(*projected: Array) -> Array:
-        query, key, value = (
-          rows.reshape(n_classes, n_positions, width) for rows in projected
-        )
-        return attention(config.num_attention_heads, query, key, value, 1.0).reshape(
-          -1, width
-        )
-
-      last = lambda rows: rows[n_positions - 1 :: n_positions]
-      return encoded(tower, hidden.reshape(-1, width).astype(jnp.float32), attend, last)
-
-    return in_equal_chunks(features_of, memory, suffix_CxLxD, lengths_C)
+    return in_equal_chunks(features_of_chunk, memory, suffix_CxLxD, lengths_C)
 
   return jax.default_matmul_precision(products)(features)
 
 
+def _full_features(tower: Tower, prefix_PxD: Any, suffix_CxLxD: Any) -> Array:
+  """Features [C,E] of classes whose tokens fill all S positions.
+
+  The dense layers take the C * S tokens of all classes as rows; only attention
+  separates classes.
+  """
+  n_classes, n_suffix, width = suffix_CxLxD.shape
+  n_prefix = len(prefix_PxD)
+  n_positions = n_prefix + n_suffix
+  embeddings = tower.params["text_model"]["embeddings"]
+  position_SxD = embeddings["position_embedding"]["embedding"]
+  prefix_CxPxD = jnp.broadcast_to(prefix_PxD, (n_classes, n_prefix, width))
+  tokens_CxSxD = jnp.concatenate([prefix_CxPxD, suffix_CxLxD], axis=1)
+  hidden_CxSxD = tokens_CxSxD + jnp.asarray(position_SxD)
+
+  def by_class(rows_RxD: Array) -> Array:
+    return rows_RxD.reshape(n_classes, n_positions, width)
+
+  def attend(query_RxD: Array, key_RxD: Array, value_RxD: Array) -> Array:
+    attended_CxSxD = attention(
+      tower.config.num_attention_heads,
+      by_class(query_RxD),
+      by_class(key_RxD),
+      by_class(value_RxD),
+      scale=1.0,  # the queries are scaled already
+    )
+    return attended_CxSxD.reshape(-1, width)
+
+  def select_last(rows_RxD: Array) -> Array:
+    return rows_RxD[n_positions - 1 :: n_positions]
+
+  hidden_RxD = hidden_CxSxD.reshape(-1, width).astype(jnp.float32)
+  return encoded(tower, hidden_RxD, attend, select_last)
+
+
 def block_of(kind: str, config: Any, platform: str) -> int | None:
-  """Rows of a block of the tower called `kind` on devices of a platform; None
-  without blocks.
+  """Rows of a block of the text tower on a platform; None for a tower without blocks.
+
+  Only the packed tower has blocks, and only where they are faster, see
+  `clip.blocks.block_width`.
 
   Args:
     kind: implementation, one of `TEXT_TOWERS`.
     config: text tower's sizes.
     platform: kind of the devices: cpu, gpu or tpu.
   """
-  if kind != "shared" or getattr(config, "bidirectional", False):
+  is_packed = kind == "shared" and not is_bidirectional(config)
+  if not is_packed:
     return None
   return block_width(platform, config.max_position_embeddings)
 
@@ -181,11 +220,10 @@ def plan_memory(
   dtype: Any = jnp.float32,
   platform: str = "cpu",
 ) -> MemoryPlan:
-  """The fastest plan whose activations stay below a limit, by a rough estimate for one
-  device.
+  """Chooses the fastest plan whose activations stay below a limit on one device.
 
-  See `activation_bytes`. A bidirectional tower can't stay below twice the embeddings of
-  its rows.
+  The sizes are rough estimates, see `activation_bytes`. A bidirectional tower can't
+  stay below twice the embeddings of its rows.
 
   Args:
     config: text tower's sizes.
@@ -193,17 +231,17 @@ def plan_memory(
     n_tokens: T, own tokens of the classes.
     limit_bytes: memory for activations, bytes.
     block: W, rows of a block; None without blocks.
-    dtype: compute type of a bidirectional tower.
-    platform: kind of the devices of a bidirectional tower.
+    dtype: compute type; counts for a bidirectional tower alone.
+    platform: kind of the devices; counts for a bidirectional tower alone.
   """
-  if getattr(config, "bidirectional", False):
-    return full_tower_bytes(config, n_prefix, n_tokens, dtype, platform).plan(
-      limit_bytes
-    )
-  needed = activation_bytes(config, n_prefix, n_tokens, block)
-  if needed <= limit_bytes:
+  if is_bidirectional(config):
+    full_tower = full_tower_bytes(config, n_prefix, n_tokens, dtype, platform)
+    return full_tower.plan(limit_bytes)
+  needed_bytes = activation_bytes(config, n_prefix, n_tokens, block)
+  if needed_bytes <= limit_bytes:
     return AT_ONCE
-  return MemoryPlan(math.ceil(needed / limit_bytes), "chunks")
+  n_chunks = math.ceil(needed_bytes / limit_bytes)
+  return MemoryPlan(n_chunks, "chunks")
 
 
 def activation_bytes(
@@ -214,29 +252,34 @@ def activation_bytes(
   dtype: Any = jnp.float32,
   platform: str = "cpu",
 ) -> float:
-  """Rough size of all residuals without rematerialisation, for P and T tokens.
+  """Estimates the bytes of all residuals without rematerialisation, for P and T tokens.
 
-  For each row and layer about nine vectors of width D (inputs of the norms, query, key,
-  value, the result of attention), the MLP's hidden vector, and the attention weights.
-  In blocks of W rows each begins with a copy of the prefix, and a row has W weights.
-  The compute type and the platform count for a bidirectional tower alone, see
-  `full_tower_bytes`.
+  For each row and layer these are about nine vectors of width D (inputs of the norms,
+  query, key, value, the result of attention), the MLP's hidden vector, and the
+  attention weights. The estimate of a bidirectional tower is `full_tower_bytes`.
 
   Args:
     config: text tower's sizes.
     n_prefix: P, prefix tokens that all classes share.
     n_tokens: T, own tokens of the classes.
     block: W, rows of a block; None without blocks.
-    dtype: compute type of a bidirectional tower.
-    platform: kind of the devices of a bidirectional tower.
+    dtype: compute type; counts for a bidirectional tower alone.
+    platform: kind of the devices; counts for a bidirectional tower alone.
   """
-  if getattr(config, "bidirectional", False):
+  if is_bidirectional(config):
     return full_tower_bytes(config, n_prefix, n_tokens, dtype, platform).peak(1)
-  n_rows = n_tokens if block is None else n_tokens * block / (block - n_prefix)
-  n_weights = n_prefix + 16 if block is None else block
-  floats = 9 * config.hidden_size + config.intermediate_size
-  floats += config.num_attention_heads * n_weights
-  return 4.0 * floats * config.num_hidden_layers * n_rows
+  if block is None:
+    n_rows: float = n_tokens
+    # A token attends to the prefix and to two windows, of 8 tokens for usual names.
+    n_weights = n_prefix + 2 * 8
+  else:
+    # Each block begins with a copy of the prefix, and a row has a weight for each row.
+    n_rows = n_tokens * block / (block - n_prefix)
+    n_weights = block
+  of_vectors = 9 * config.hidden_size + config.intermediate_size
+  of_attention = config.num_attention_heads * n_weights
+  bytes_of_row = 4.0 * (of_vectors + of_attention)
+  return bytes_of_row * config.num_hidden_layers * n_rows
 
 
 class FullTowerBytes(NamedTuple):
@@ -252,59 +295,71 @@ class FullTowerBytes(NamedTuple):
   features: float
 
   def peak(self, n_chunks: int) -> float:
-    """Peak with this number of chunks: embeddings are copied before them, to equal
-    chunks."""
-    outside = self.embeddings + self.features
+    """Peak of memory with a number of equal chunks, into which the embeddings are
+    copied first."""
+    throughout = self.embeddings + self.features
     if n_chunks == 1:
-      return outside + self.residuals
-    of_chunk = self.residuals * math.ceil(self.n_classes / n_chunks) / self.n_classes
-    return outside + max(self.embeddings, self.weights + of_chunk)
+      return throughout + self.residuals
+    classes_of_chunk = math.ceil(self.n_classes / n_chunks)
+    residuals_of_chunk = self.residuals * classes_of_chunk / self.n_classes
+    # Either the copy of the embeddings is the most, or a chunk's backward pass.
+    return throughout + max(self.embeddings, self.weights + residuals_of_chunk)
 
   def plan(self, limit_bytes: float) -> MemoryPlan:
     """The fewest chunks that stay below a limit, or below twice the embeddings."""
     if self.peak(1) <= limit_bytes:
       return AT_ONCE
-    beside = self.embeddings + self.features + self.weights
-    room = max(limit_bytes - beside, self.embeddings - self.weights)
-    at_once = max(1, math.floor(room / self.residuals * self.n_classes))
-    return MemoryPlan(math.ceil(self.n_classes / at_once), "chunks")
+    beside_residuals = self.embeddings + self.features + self.weights
+    # No number of chunks goes below the copy of the embeddings: use as much as it does.
+    room = max(limit_bytes - beside_residuals, self.embeddings - self.weights)
+    classes_at_once = math.floor(room / self.residuals * self.n_classes)
+    classes_at_once = max(1, classes_at_once)
+    return MemoryPlan(math.ceil(self.n_classes / classes_at_once), "chunks")
 
 
 def full_tower_bytes(
   config: Any, n_prefix: int, n_tokens: int, dtype: Any, platform: str
 ) -> FullTowerBytes:
-  """Estimates memory of the tower over all S positions, for T own tokens of S - P a
-  class.
+  """Estimates the memory of a bidirectional tower, whose classes have all S positions.
 
-  Residuals of each row and layer: the inputs of two norms in float32, and in the
+  Residuals of each row and layer are the inputs of two norms in float32, and in the
   compute type query, key, value, scores and weights of attention and the MLP's hidden
-  vector. A TPU stores the last axis of an array in multiples of 128: the width of a
-  head, and the S weights of a query. `docs.studies.full_tower_memory` compares it with
-  compiled programs.
+  vector. `docs.studies.full_tower_memory` compares it with compiled programs.
 
   Args:
     config: text tower's sizes.
     n_prefix: P, prefix tokens that all classes share.
-    n_tokens: T, own tokens of the classes.
-    dtype: compute type.
+    n_tokens: own tokens of all classes, S - P of each.
+    dtype: compute type, see `clip.precision`.
     platform: kind of the devices: cpu, gpu or tpu.
   """
-  n_bytes = jnp.dtype(precision_of(dtype)[0]).itemsize
-  n_positions, n_layers = config.max_position_embeddings, config.num_hidden_layers
-  width, n_inner, n_heads = (
-    config.hidden_size,
-    config.intermediate_size,
-    config.num_attention_heads,
-  )
-  stored = lambda size: 128 * math.ceil(size / 128) if platform == "tpu" else size
-  of_attention = n_heads * (3 * stored(width // n_heads) + 2 * stored(n_positions))
-  of_row = 4 * 2 * width + n_bytes * (of_attention + n_inner)
+  compute_bytes = jnp.dtype(precision_of(dtype).dtype).itemsize
+  n_positions = config.max_position_embeddings
+  n_layers = config.num_hidden_layers
+  n_heads = config.num_attention_heads
+  width = config.hidden_size
+  inner_width = config.intermediate_size
   n_classes = math.ceil(n_tokens / (n_positions - n_prefix))
-  weights = n_layers * (4 * width**2 + 2 * width * n_inner)
+
+  def stored(size: int) -> int:
+    """Numbers that an array's last axis takes: a TPU stores multiples of 128."""
+    if platform == "tpu":
+      return 128 * math.ceil(size / 128)
+    return size
+
+  of_projections = 3 * stored(width // n_heads)
+  of_scores_and_weights = 2 * stored(n_positions)
+  of_attention = n_heads * (of_projections + of_scores_and_weights)
+  of_norms = 4 * 2 * width  # bytes
+  of_row = of_norms + compute_bytes * (of_attention + inner_width)  # bytes of a layer
+  n_weights = n_layers * (4 * width**2 + 2 * width * inner_width)
+  copied_weights = 0.0
+  if compute_bytes < 4:
+    copied_weights = float(compute_bytes * n_weights)
   return FullTowerBytes(
     n_classes,
     residuals=float(n_layers * of_row * n_classes * n_positions),
     embeddings=4.0 * n_tokens * width,
-    weights=float(n_bytes * weights) if n_bytes < 4 else 0.0,
+    weights=copied_weights,
     features=3 * 4.0 * n_classes * config.projection_dim,
   )

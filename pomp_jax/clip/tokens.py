@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import gzip
 import html
 import string
-from typing import Any
+from typing import Any, NamedTuple
 
 import ftfy
 from jaxtyping import Int32
@@ -58,23 +58,27 @@ class BytePairTokenizer:
   pad_token_id = _ZERO
 
   def __init__(self, merges: Sequence[tuple[str, str]]):
-    """Builds the vocabulary from pairs of tokens, the first to be joined first."""
+    """Builds the vocabulary.
+
+    Args:
+      merges: pairs of tokens that become one, in the order in which they are joined.
+    """
     # CLIP's order of the bytes: visible ones in Latin-1 first, then stand-ins from
     # U+0100 on.
     letters = sorted(ByteLevel.alphabet())
-    self._tokens = [
-      *letters,
-      *(letter + _END for letter in letters),
-      *map("".join, merges),
-    ]
-    vocabulary = {token: i for i, token in enumerate(self._tokens)}
-    self._bpe = tokenizers.Tokenizer(
-      BPE(vocabulary, list(merges), end_of_word_suffix=_END)
-    )
+    last_letters = [letter + _END for letter in letters]
+    joined = [left + right for left, right in merges]
+    tokens = [*letters, *last_letters, *joined]
+    ids = {token: i for i, token in enumerate(tokens)}
+    model = BPE(ids, list(merges), end_of_word_suffix=_END)
+    self._bpe = tokenizers.Tokenizer(model)
     # Words are cut here, by `regex`: the library's own tables of Unicode are older.
     self._bpe.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
-    self.bos_token_id, self.eos_token_id = len(self._tokens), len(self._tokens) + 1
-    self._tokens += ["<|startoftext|>", "<|endoftext|>"]
+
+    # The library does not know SOS and EOT, so that no text is read as one.
+    self.bos_token_id = len(tokens)
+    self.eos_token_id = len(tokens) + 1
+    self._tokens = [*tokens, "<|startoftext|>", "<|endoftext|>"]
 
   def __call__(
     self, texts: Sequence[str], add_special_tokens: bool = True
@@ -100,18 +104,27 @@ class FileTokenizer:
   def __init__(
     self, folder: str, *, clean: str = "whitespace", strip_sep_token: bool = False
   ):
-    """Reads it, with open_clip's `tokenizer_kwargs`; the library raises bare
-    Exceptions."""
+    """Reads a tokenizer's files; the keywords are open_clip's `tokenizer_kwargs`.
+
+    Args:
+      folder: folder with the files.
+      clean: how texts are cleaned, one of _CLEANERS.
+      strip_sep_token: whether the end token is replaced by a zero.
+
+    Raises:
+      Exception: the files can't be read; the library raises it bare.
+    """
     self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    self.clean, self._strips_end = _CLEANERS[clean], strip_sep_token
+    self.clean = _CLEANERS[clean]
+    self._strips_end = strip_sep_token
     self.pad_token_id = int(self._tokenizer.pad_token_id)
     self.all_special_tokens = list(self._tokenizer.all_special_tokens)
     # Tokens of an empty text: a start token or none, and one at the end.
-    *start, end = self._tokenizer([""])["input_ids"][0]
-    self.bos_token_id = start[0] if start else None
+    *start_ids, end_id = self._tokenizer([""])["input_ids"][0]
+    self.bos_token_id = start_ids[0] if start_ids else None
     # CLIPA's feature is read at the last position, which open_clip never gives to a
     # word: its tokenizer ends a text with [SEP], and then writes a zero over it.
-    self.eos_token_id = _ZERO if strip_sep_token else end
+    self.eos_token_id = _ZERO if strip_sep_token else end_id
     # Tokens of "." and the end token: canonical text has no punctuation.
     self.n_after_name = 1 if clean == "canonicalize" else 2
 
@@ -132,7 +145,11 @@ class FileTokenizer:
 
 
 def _basic(text: str) -> str:
-  return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+  """Repairs a text and resolves its HTML entities, as open_clip's `whitespace`."""
+  repaired = ftfy.fix_text(text)
+  # Twice, as in OpenAI's code: "&amp;amp;" is "&".
+  unescaped = html.unescape(html.unescape(repaired))
+  return " ".join(unescaped.split())
 
 
 def clean(text: str) -> str:
@@ -142,20 +159,24 @@ def clean(text: str) -> str:
 
 def _canonical(text: str) -> str:
   """Without punctuation, in lowercase, as in SigLIP's training (Zhai et al., 2023)."""
-  text = (
-    _basic(text).replace("_", " ").translate(str.maketrans("", "", string.punctuation))
-  )
-  return " ".join(text.lower().split())
+  without_punctuation = str.maketrans("", "", string.punctuation)
+  words = _basic(text).replace("_", " ").translate(without_punctuation)
+  return " ".join(words.lower().split())
 
 
 _CLEANERS = {"whitespace": _basic, "lower": clean, "canonicalize": _canonical}
 
 
 def read_bpe(file: Path | None, n_tokens: int, where: str) -> BytePairTokenizer:
-  """Reads the tokenizer from one of MERGES_FILES, for an embedding of `n_tokens` rows.
+  """Reads CLIP's tokenizer from its merges.
 
-  `where` is the checkpoint, for messages. ClipError: no file, damage, or another number
-  of tokens.
+  Args:
+    file: one of MERGES_FILES; None if there is none.
+    n_tokens: rows of the checkpoint's token embeddings.
+    where: name of the checkpoint, for messages.
+
+  Raises:
+    ClipError: no file, a damaged one, or one of another number of tokens.
   """
   if file is None:
     expected = ", or ".join(MERGES_FILES)
@@ -167,26 +188,47 @@ def read_bpe(file: Path | None, n_tokens: int, where: str) -> BytePairTokenizer:
     raise ClipError(
       f"{file}: not the merges of a CLIP's tokenizer ({error})"
     ) from error
-  if (found := tokenizer.eos_token_id + 1) != n_tokens:
-    found_here = f"{len(merges)} merges make {found} tokens"
+  vocabulary_size = tokenizer.eos_token_id + 1  # EOT is the last
+  if vocabulary_size != n_tokens:
     raise ClipError(
-      f"{file}: {found_here}, expected {n_tokens}, the embeddings of {where}"
+      f"{file}: {len(merges)} merges make {vocabulary_size} tokens, expected"
+      f" {n_tokens}, the embeddings of {where}"
     )
   return tokenizer
 
 
 def _merges(file: Path) -> list[tuple[str, str]]:
+  """The pairs of tokens in one of MERGES_FILES.
+
+  Raises:
+    ValueError: a line is no pair.
+  """
   content = read_bytes(file)
   if file.suffix == ".gz":
-    lines = gzip.decompress(content).decode().split("\n")[1 : 1 + _N_OPENAI_MERGES]
+    # OpenAI's: a line about its version, then more merges than are used.
+    lines = gzip.decompress(content).decode().split("\n")
+    lines = lines[1 : 1 + _N_OPENAI_MERGES]
   else:
+    # HuggingFace's, with a line about its version or without.
     lines = content.decode().split("\n")
-    lines = [line for line in lines[lines[0].startswith("#version") :] if line]
-  pairs: Any = [tuple(line.split()) for line in lines]
-  for line, pair in zip(lines, pairs, strict=True):
-    if len(pair) != 2:
+    if lines[0].startswith("#version"):
+      lines = lines[1:]
+    lines = [line for line in lines if line]
+
+  pairs = []
+  for line in lines:
+    tokens = line.split()
+    if len(tokens) != 2:
       raise ValueError(f"{line[:40]!r} is no pair of tokens")
+    pairs.append((tokens[0], tokens[1]))
   return pairs
+
+
+class Tokens(NamedTuple):
+  """Token ids of texts, with the place at which each feature is read."""
+
+  ids_NxL: Int32[np.ndarray, "N L"]  # without SOS, up to and with EOT, zero-padded
+  lengths_N: Int32[np.ndarray, " N"]  # EOT is at ids_NxL[i, lengths_N[i] - 1]
 
 
 def tokenize(
@@ -196,46 +238,52 @@ def tokenize(
   budget: int | None = None,
   *,
   cut: bool = False,
-) -> tuple[Int32[np.ndarray, "N L"], Int32[np.ndarray, " N"]]:
-  """Token ids [N,L] of each text without SOS, up to and with EOT, zero-padded; and
-  lengths [N].
-
-  The feature of text i is read at ids[i, lengths[i] - 1]. The tokenizer is the
-  checkpoint's own; `config.eos_token_id` selects HuggingFace's rule for EOT.
-  TokenizeError: no texts, one that holds the text of a special token, or one with more
-  tokens than `budget`, EOT included; all positions but SOS's if None. With `cut` it
-  loses the last ones before EOT, as with OpenAI's `truncate`.
+) -> Tokens:
+  """Tokenizes texts.
 
   Args:
     texts: the N texts.
     tokenizer: the checkpoint's own.
-    config: text tower, with its positions and EOT.
+    config: text tower, with its positions, and an EOT id that selects HuggingFace's
+      rule for the place of the feature.
     budget: most tokens of a text, EOT included; all positions but SOS's if None.
-    cut: whether a text that is too long loses its last tokens before EOT.
+    cut: whether a text that is too long loses its last tokens before EOT, as with
+      OpenAI's `truncate`.
+
+  Raises:
+    TokenizeError: no texts, one that holds the text of a special token, or one with
+      more tokens than the budget.
   """
   if not texts:
     raise TokenizeError("no texts to tokenize, expected at least one")
   _check_plain(texts, tokenizer)
-  budget = config.max_position_embeddings - 1 if budget is None else budget
+  if budget is None:
+    budget = config.max_position_embeddings - 1
   rows = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
-  n_start = 0 if getattr(tokenizer, "bos_token_id", 0) is None else 1
-  lengths_N = np.array(
-    [_eot_position(row, config.eos_token_id) for row in rows], np.int32
-  )
-  lengths_N += 1 - n_start
-  for i in np.flatnonzero(lengths_N > budget).tolist() if cut else ():
-    rows[i] = [*rows[i][: budget - 1 + n_start], rows[i][lengths_N[i] - 1 + n_start]]
-    lengths_N[i] = budget
+  # A tokenizer without the attribute has a start token. SigLIP's has None.
+  has_sos = getattr(tokenizer, "bos_token_id", 0) is not None
+  n_start = 1 if has_sos else 0
+
+  # Each row loses its start token and what follows EOT.
+  id_lists = []
+  for row in rows:
+    eot = _eot_position(row, config.eos_token_id)
+    ids = list(row[n_start : eot + 1])
+    if cut and len(ids) > budget:
+      ids = [*ids[: budget - 1], ids[-1]]
+    id_lists.append(ids)
+  lengths_N = np.array([len(ids) for ids in id_lists], np.int32)
   longest = int(np.argmax(lengths_N))
   if lengths_N[longest] > budget:
     raise TokenizeError(
-      f"{quoted(texts[longest])}: {lengths_N[longest]} tokens with EOT, expected at most {budget}:"
-      f" the text tower's {config.max_position_embeddings} positions less SOS and the context"
+      f"{quoted(texts[longest])}: {lengths_N[longest]} tokens with EOT, expected at most"
+      f" {budget}: the text tower's {config.max_position_embeddings} positions less SOS"
+      " and the context"
     )
-  ids_NxL = np.zeros((len(rows), lengths_N[longest]), np.int32)
-  for i, (row, length) in enumerate(zip(rows, lengths_N, strict=True)):
-    ids_NxL[i, :length] = row[n_start : length + n_start]
-  return ids_NxL, lengths_N
+  ids_NxL = np.zeros((len(id_lists), lengths_N[longest]), np.int32)
+  for i, ids in enumerate(id_lists):
+    ids_NxL[i, : len(ids)] = ids
+  return Tokens(ids_NxL, lengths_N)
 
 
 def _special_tokens(tokenizer: Tokenizer) -> list[str]:
@@ -247,15 +295,22 @@ def _special_tokens(tokenizer: Tokenizer) -> list[str]:
 
 
 def _check_plain(texts: Sequence[str], tokenizer: Tokenizer) -> None:
-  """TokenizeError for a text that holds a special token's: it would end or begin in
-  between."""
-  special = _special_tokens(tokenizer)
+  """Checks that no text holds the text of a special token.
+
+  The tokenizer would read it as that token: the sentence would end or begin there.
+
+  Raises:
+    TokenizeError: one does.
+  """
+  special_tokens = _special_tokens(tokenizer)
+  if not special_tokens:
+    return
   # Entities and full width may hide one: look at what the tokenizer will read.
-  cleaned = getattr(tokenizer, "clean", str)
-  for text in texts if special else ():
-    read = cleaned(text)
-    for token in special:
-      if token in read:
+  clean_text = getattr(tokenizer, "clean", str)
+  for text in texts:
+    cleaned = clean_text(text)
+    for token in special_tokens:
+      if token in cleaned:
         raise TokenizeError(
           f"{quoted(text)}: {token!r} is a special token of this CLIP's tokenizer,"
           " expected a text without it"
@@ -265,39 +320,52 @@ def _check_plain(texts: Sequence[str], tokenizer: Tokenizer) -> None:
 def check_token_counts(
   texts: Sequence[str], tokenizer: Tokenizer, config: CLIPTextConfig, budget: int
 ) -> None:
-  """Raises what `tokenize` would; tokenizes only the texts that may be refused.
+  """Checks texts as `tokenize` does, but tokenizes only those that may be refused.
 
   Args:
     texts: texts to check.
     tokenizer: the checkpoint's own.
     config: text tower, with its positions and EOT.
     budget: most tokens of a text, EOT included.
+
+  Raises:
+    TokenizeError: see `tokenize`.
   """
-  # A token is at least a byte, but for one that sentencepiece puts in front. Cleaning
-  # lengthens no ASCII text without HTML entities.
-  special = _special_tokens(tokenizer)
-  suspects = [
-    text
-    for text in texts
-    if not text.isascii()
-    or "&" in text
-    or len(text) + 1 >= budget
-    or any(token in text for token in special)
-  ]
-  # One text in any case: it shows whether the tokenizer is the configuration's.
-  tokenize(suspects or texts[:1], tokenizer, config, budget)
+  special_tokens = _special_tokens(tokenizer)
+
+  def may_be_refused(text: str) -> bool:
+    # Cleaning may lengthen other text: it resolves "&", and writes out ligatures.
+    if not text.isascii() or "&" in text:
+      return True
+    # A token is at least a byte, but for EOT and one that sentencepiece puts in front.
+    if len(text) + 1 >= budget:
+      return True
+    return any(token in text for token in special_tokens)
+
+  suspects = [text for text in texts if may_be_refused(text)]
+  if not suspects:
+    # One text in any case: it shows whether the tokenizer is the configuration's.
+    suspects = list(texts[:1])
+  tokenize(suspects, tokenizer, config, budget)
 
 
 def _eot_position(row: Sequence[int], eos_token_id: int | None) -> int:
-  """The position whose feature is read: HuggingFace's, or the last where no id is
-  known."""
+  """The position of a text whose feature is read, by HuggingFace's rule.
+
+  Args:
+    row: token ids of the text.
+    eos_token_id: id in the configuration; None where the last position is read.
+
+  Raises:
+    TokenizeError: the tokenizer does not write this id.
+  """
   if eos_token_id is None:
     return len(row) - 1
-  # Configurations older than transformers' pull request 24773 have eos_token_id=2 and
-  # mean the highest id of the row. Newer ones have the true id and mean its first
-  # occurrence.
+  # Configurations older than transformers' pull request 24773 have the id 2 and mean
+  # the highest id of the row, which EOT is in CLIP's vocabulary.
   if eos_token_id == 2:
     return int(np.argmax(row))
+  # Newer ones have the true id and mean its first occurrence.
   if eos_token_id not in row:
     raise TokenizeError(
       f"eos_token_id: got {eos_token_id}, which the tokenizer never writes; expected a"

@@ -111,14 +111,13 @@ class VisionTransformer(NamedTuple):
     def projected(name: str) -> Any:
       # The kernels are cut into heads, not the results of the products, which a TPU
       # would copy.
-      cut = {
-        key: leaf.reshape(*leaf.shape[:-1], *heads)
-        for key, leaf in params[f"{name}_proj"].items()
-      }
+      params_by_head = {}
+      for key, leaf in params[f"{name}_proj"].items():
+        params_by_head[key] = leaf.reshape(*leaf.shape[:-1], *heads)
       # Queries are computed of the tokens that are read, keys and values of all.
       rows = x_BxTxD[:, : how.n_read] if name == "q" else x_BxTxD
       dense = nn.DenseGeneral(heads, dtype=self.dtype)
-      return dense.apply({"params": cut}, rows)
+      return dense.apply({"params": params_by_head}, rows)
 
     needed = sorted({"v", *"".join(how.pairs)})
     rows_of = {name: projected(name) for name in needed}
