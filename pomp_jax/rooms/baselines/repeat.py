@@ -71,17 +71,25 @@ def run(config: RepeatConfig, workdir: str) -> dict[str, Any]:
   for split, prompts in results["eval"].items():
     results["gain"][split] = gain(prompts)
   if hosts.is_first():
-    _write(config, RunFolder(workdir), results)
+    _write(RunFolder(workdir), config.to_dict(), results)
     _log_gains(results, n_seeds=len(runs))
   return results
 
 
-def _write(config: RepeatConfig, folder: RunFolder, results: dict[str, Any]) -> None:
-  """Writes the job's files; errors as those of `finish_run`."""
+def _write(
+  folder: RunFolder, config: Mapping[str, Any], results: dict[str, Any]
+) -> None:
+  """Writes the job's files.
+
+  Args:
+    folder: folder of the job, which is created.
+    config: all fields of the job's config, as JSON.
+    results: content of `results.json`.
+  """
   folder.create()
   with writing(folder.plots):
     method_dots(folder.plots / "accuracy.png", top1_of_prompts(results))
-  finish_run(folder, config.to_dict(), results)
+  finish_run(folder, config, results)
 
 
 def _log_gains(results: Mapping[str, Any], n_seeds: int) -> None:

@@ -116,13 +116,13 @@ class Words(Group):
       ConfigError: a field does not fit the others.
     """
     assert isinstance(config, TrainingConfig)
-    if config.prompt.init == BEST:
-      self._check_best(config)
-    else:
-      self._check_other(config)
+    if config.prompt.init != BEST:
+      n_vectors = config.prompt.m
+      accepted = "1 or more where prompt.init is not 'best'"
+      require(n_vectors, "prompt.m", n_vectors, accepted)
+      _check_anchors(config.of(Consistency))
+      return
 
-  def _check_best(self, config: TrainingConfig) -> None:
-    """Checks a training from the best candidate."""
     where = "where prompt.init='best'"
     saves_prompt = METHODS[config.method].saves_prompt
     require(saves_prompt, "prompt.init", BEST, f"words or '' for {config.method}")
@@ -133,13 +133,15 @@ class Words(Group):
     candidates = self.candidates
     require(candidates, "prompt.candidates", candidates, f"one or more {where}")
 
-  def _check_other(self, config: TrainingConfig) -> None:
-    """Checks a training from other words, or none."""
-    n_vectors = config.prompt.m
-    accepted = "1 or more where prompt.init is not 'best'"
-    require(n_vectors, "prompt.m", n_vectors, accepted)
-    consistency = config.of(Consistency)
-    if consistency.weights:
-      anchors = consistency.anchors
-      accepted = "a prompt; 'best' where prompt.init='best'"
-      require(anchors != BEST, "anchors", anchors, accepted)
+
+def _check_anchors(consistency: Consistency) -> None:
+  """Checks the anchors of a training that chooses among no candidates.
+
+  Raises:
+    ConfigError: a term has a weight, and the anchors are the best candidate.
+  """
+  if not consistency.weights:
+    return
+  anchors = consistency.anchors
+  accepted = "a prompt; 'best' where prompt.init='best'"
+  require(anchors != BEST, "anchors", anchors, accepted)
