@@ -176,22 +176,32 @@ class Classifier:
   def _cosines(
     self, pixels_BxSxSx3: UInt8[np.ndarray, "B S S 3"], n_images: int
   ) -> Float[np.ndarray, "n N"]:
-    """Cosines of the first images with all classes; EvaluationError if they are not
-    finite."""
+    """Cosines of images with all classes.
+
+    Args:
+      pixels_BxSxSx3: images, of which those beyond the first n are padding.
+      n_images: n, the number of images that are asked for.
+
+    Raises:
+      EvaluationError: an image has features or cosines that are not finite.
+    """
     if isinstance(self._classifier, np.ndarray):
-      features_BxE = self._encoder.image_features(pixels_BxSxSx3)[:n_images]
-      check_finite(features_BxE, "images")
-      return features_BxE @ self._classifier.T
-    # The devices divide the images.
+      features_nxE = self._encoder.image_features(pixels_BxSxSx3)[:n_images]
+      check_finite(features_nxE, "images")
+      return features_nxE @ self._classifier.T
+
+    # The devices divide the images, so their number must be a multiple.
     n_more = -len(pixels_BxSxSx3) % self._encoder.mesh.size
     padding = np.repeat(pixels_BxSxSx3[:1], n_more, axis=0)
-    images = split_rows(np.concatenate([pixels_BxSxSx3, padding]), self._encoder.mesh)
+    padded = np.concatenate([pixels_BxSxSx3, padding])
+    images = split_rows(padded, self._encoder.mesh)
     frozen_BxE = None
     if not self._needs_pixels:
       frozen_BxE = self._encoder.features_of_images(images)
-    cosine_BxN = np.asarray(self._classifier(frozen_BxE, images))[:n_images]
-    check_finite(cosine_BxN, "images")
-    return cosine_BxN
+    cosine_BxN = self._classifier(frozen_BxE, images)
+    cosine_nxN = np.asarray(cosine_BxN)[:n_images]
+    check_finite(cosine_nxN, "images")
+    return cosine_nxN
 
   def _pixels(self, image: Any, place: int) -> UInt8[np.ndarray, "S S 3"]:
     """Reads or prepares one image; an error names its path or its place."""

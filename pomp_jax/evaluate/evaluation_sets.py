@@ -116,18 +116,31 @@ def open_each(
 def open_everywhere(
   items: Sequence[EvaluationSet], skip_missing: bool
 ) -> tuple[dict[str, LabelledSet], dict[str, str]]:
-  """Applies `open_each` in every process; all skip, and log, the sets that the first
-  one misses.
+  """Applies `open_each` in every process, and skips what the first process misses.
 
-  SourceError also if this process misses a set that the first one has.
+  All processes call it together. The skipped sets are logged.
+
+  Args:
+    items: sets to open.
+    skip_missing: whether a set without files is skipped.
+
+  Returns:
+    The sets by name, and the reason for each that is skipped.
+
+  Raises:
+    SourceError: a set can't be opened, or this process misses one that the first has.
   """
   opened, missing = open_each(items, skip_missing)
-  of_first = hosts.from_first(missing, "which sets are missing")
-  _log_missing(of_first)
+  skipped = hosts.from_first(missing, "which sets are missing")
+  _log_missing(skipped)
   for name, reason in missing.items():
-    if name not in of_first:
+    if name not in skipped:
       raise SourceError(f"{reason} (on the first host it is there)")
-  return {name: opened[name] for name in opened if name not in of_first}, of_first
+  sets = {}
+  for name, labelled in opened.items():
+    if name not in skipped:
+      sets[name] = labelled
+  return sets, skipped
 
 
 def _log_missing(reasons: Mapping[str, object]) -> None:

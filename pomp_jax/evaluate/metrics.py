@@ -73,62 +73,84 @@ def accuracy_of_ranks(
   ks: Sequence[int] = (1, 5),
   labels_B: Int[np.ndarray, " B"] | None = None,
 ) -> Accuracy:
-  """Figures of the ranks of the right classes; see `ranks`.
+  """Computes accuracies from the ranks of the images' own classes; see `ranks`.
 
   Args:
-    rank_B: rank of each image's own class.
+    rank_B: rank of each image's own class, 0 for the most similar one.
     n_classes: number of classes N.
     ks: the k of each top-k accuracy.
-    labels_B: class of each image, for `macro_top1`, the mean accuracy of the classes
-    with images;
-      None leaves it out.
+    labels_B: class of each image, for `macro_top1`; None leaves it out.
+
+  Returns:
+    `images`, their number; `topk` for each k, the share of images whose class is among
+    the k most similar; with k = 1 its `top1_interval`; and `macro_top1`, the mean over
+    the classes with images of their top-1. All within [0, 1].
   """
-  figures: Accuracy = {"images": len(rank_B)}
+  n_images = len(rank_B)
+  accuracy: Accuracy = {"images": n_images}
   if labels_B is not None:
-    figures["macro_top1"] = float(class_weights(labels_B) @ (rank_B == 0))
+    is_right_B = rank_B == 0
+    accuracy["macro_top1"] = float(class_weights(labels_B) @ is_right_B)
   for k in ks:
-    # Rank N (not finite) is wrong even where k > N.
-    figures[f"top{k}"] = float(np.mean(rank_B < min(k, n_classes)))
+    # An image with scores that are not finite has rank N, which no k may include.
+    top_k = float(np.mean(rank_B < min(k, n_classes)))
+    accuracy[f"top{k}"] = top_k
     if k == 1:
-      figures["top1_interval"] = wilson_interval(figures["top1"], len(rank_B))
-  return figures
+      accuracy["top1_interval"] = wilson_interval(top_k, n_images)
+  return accuracy
 
 
 def wilson_interval(share: float, n: int) -> list[float]:
-  """Wilson's score interval (1927): 95% ends of a share counted in n >= 1 independent
-  trials.
+  """Computes Wilson's score interval (1927) of a share, at 95%.
 
-  Within [0, 1], and not empty at 0 and 1. It covers the choice of the images only; for
-  the spread over training seeds see the `repeat` job.
+  With z the normal quantile: centre (p + z^2/2n) / (1 + z^2/n), and on both sides of it
+  sqrt(z^2/n (p (1-p) + z^2/4n)) / (1 + z^2/n).
+
+  The interval covers the choice of the images only; for the spread over training seeds
+  see the job `repeat`.
+
+  Args:
+    share: p, within [0, 1].
+    n: independent trials in which the share was counted, 1 or more.
+
+  Returns:
+    Lower and upper end, within [0, 1]. They differ even at a share of 0 or 1.
   """
   z2_over_n = _QUANTILE**2 / n
   centre = (share + z2_over_n / 2) / (1 + z2_over_n)
-  reach = np.sqrt(z2_over_n * (share * (1 - share) + z2_over_n / 4)) / (1 + z2_over_n)
-  # At 0 and 1 an end equals the share up to rounding.
-  return [
-    float(max(min(centre - reach, share), 0.0)),
-    float(min(max(centre + reach, share), 1.0)),
-  ]
+  variance = z2_over_n * (share * (1 - share) + z2_over_n / 4)
+  half_width = np.sqrt(variance) / (1 + z2_over_n)
+  # Rounding must not put the share, which may be 0 or 1, outside of its interval.
+  low = min(centre - half_width, share)
+  high = max(centre + half_width, share)
+  return [float(max(low, 0.0)), float(min(high, 1.0))]
 
 
 def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
-  """Compares two classifiers on the same images.
+  """Compares the accuracies of two classifiers on the same images.
+
+  Only the images that one of the two alone has right tell them apart.
 
   Args:
-    gained: images that the first classifier alone has right.
-    lost: images that the second alone has right.
-    n: all images.
+    gained: number of images that the first classifier alone has right.
+    lost: number of images that the second alone has right.
+    n: number of all images.
 
   Returns:
-    `top1`, the first's accuracy less the second's; `interval`, its 95% ends by Agresti &
-    Min (2005): Wald's, after half an image is added to each of the four cells; `p_value`
-    of McNemar's exact test; `gained` and `lost`.
+    `top1`: the first's accuracy less the second's.
+    `interval`: its 95% ends by Agresti & Min (2005), which is Wald's after half an
+      image is added to each of the four cells.
+    `p_value`: that of McNemar's exact test, two-sided.
+    `gained` and `lost`: as above.
   """
-  p_value = 2 * scipy.special.bdtr(min(gained, lost), gained + lost, 0.5)
+  # If the two are equally good, each such image is the first's with probability 1/2.
+  fewer = min(gained, lost)
+  one_sided = scipy.special.bdtr(fewer, gained + lost, 0.5)
   return {
     "top1": (gained - lost) / n,
     "interval": _paired_interval(gained, lost, n),
-    "p_value": float(min(p_value, 1.0)),
+    # Twice the tail exceeds 1 where the two numbers are equal.
+    "p_value": float(min(2 * one_sided, 1.0)),
     "gained": gained,
     "lost": lost,
   }
@@ -164,30 +186,35 @@ def paired_difference_over_classes(
   """Compares two classifiers on the same images by the mean accuracy of the classes.
 
   The interval is that of `paired_difference` with weighted counts: an image counts by
-  its weight in the mean, scaled to the effective number of images (Kish, 1965), 1 / sum
-  of the squared weights. Where all classes have the same number of images, it is the
-  interval over the images.
+  its weight w_i in the mean, scaled to the effective number of images, 1 / sum w_i^2
+  (Kish, 1965). Where all classes have the same number of images, it is the interval
+  over the images.
 
   Args:
     first_B: whether the first classifier is right about each image.
-    second_B: likewise, the second.
+    second_B: whether the second one is.
     labels_B: class of each image.
 
   Returns:
-    `macro_top1`, the first's mean less the second's; `interval`, its 95% ends; `gained`
-    and `lost`, images that the first, or the second, alone has right.
+    `macro_top1`: the first's mean less the second's.
+    `interval`: its 95% ends.
+    `gained` and `lost`: numbers of images that the first, or the second, alone has
+      right.
   """
-  weights_B = class_weights(labels_B)
-  n_effective = 1 / np.sum(weights_B**2)
-  gained_B = first_B & ~second_B
-  lost_B = second_B & ~first_B
-  gained = float(weights_B @ gained_B)
-  lost = float(weights_B @ lost_B)
+  weight_B = class_weights(labels_B)
+  n_effective = 1 / np.sum(weight_B**2)
+  is_gained_B = first_B & ~second_B
+  is_lost_B = second_B & ~first_B
+  gained_share = float(weight_B @ is_gained_B)
+  lost_share = float(weight_B @ is_lost_B)
+  interval = _paired_interval(
+    gained_share * n_effective, lost_share * n_effective, n_effective
+  )
   return {
-    "macro_top1": gained - lost,
-    "interval": _paired_interval(gained * n_effective, lost * n_effective, n_effective),
-    "gained": int(gained_B.sum()),
-    "lost": int(lost_B.sum()),
+    "macro_top1": gained_share - lost_share,
+    "interval": interval,
+    "gained": int(is_gained_B.sum()),
+    "lost": int(is_lost_B.sum()),
   }
 
 

@@ -234,23 +234,30 @@ def check_prompt(
 ) -> None:
   """Checks that a prompt fits a CLIP and the classes; needs no weights.
 
+  A hand-written prompt, which is a text, always fits.
+
   Args:
     named: prompt and its label, for messages.
-    synonyms: names of each class. A file of class features has one row a class.
+    synonyms: names of each class. A context may be specific to names; a file of class
+      features has a row for each class.
     clip_config: sizes of the CLIP.
     clip_model: name of the CLIP.
 
   Raises:
     PromptFileError: the prompt does not fit.
   """
-  label, prompt, _ = named
+  label = named.label
+  prompt = named.prompt
   if isinstance(prompt, prompt_file.Prompt):
-    n_names = sum(map(len, synonyms))
     prompt_file.check_fits(
-      prompt, clip_config.text_config.hidden_size, clip_model, n_names, label
+      prompt,
+      width=clip_config.text_config.hidden_size,
+      clip_model=clip_model,
+      n_classes=sum(map(len, synonyms)),
+      path=label,
     )
   elif isinstance(prompt, prompt_file.ClassFeatures):
-    prompt.check_fits(len(synonyms), clip_config.projection_dim, label)
+    prompt.check_fits(len(synonyms), clip_config.projection_dim, where=label)
   elif isinstance(prompt, OtherPrompt):
     prompt.check(label, synonyms, clip_config, clip_model)
 
@@ -275,25 +282,29 @@ def check_lengths(
     TokenizeError: a text is too long.
   """
   if isinstance(prompt, prompt_file.ClassFeatures):
-    return
+    return  # no text is encoded
   if isinstance(prompt, OtherPrompt):
     prompt.check_lengths(classes, tokenizer, config, where)
     return
-  # Without the start token.
-  budget = config.max_position_embeddings - 1
-  # Templates, and the positions that their texts have.
-  templates: list[tuple[str, int]] = []
+
+  n_positions = config.max_position_embeddings - 1  # one is the start token's
+  # The most tokens that a text of each template may have.
+  limits: list[tuple[str, int]] = []
   if isinstance(prompt, prompt_file.Prompt):
-    templates.append(("{}.", budget - prompt.context.shape[-2]))
+    n_vectors = prompt.context.shape[-2]
+    limits.append((prompt_file.TEMPLATE, n_positions - n_vectors))
     if prompt.sentences is not None:
-      templates += [(text, budget) for text in prompt.sentences.templates]
+      for template in prompt.sentences.templates:
+        limits.append((template, n_positions))
   else:
-    templates += [(text, budget) for text in texts_of(prompt, classes)]
+    for template in texts_of(prompt, classes):
+      limits.append((template, n_positions))
+
   names = normalized_names(classes.names)
   try:
-    for template, positions in templates:
+    for template, n_tokens in limits:
       texts = [template.replace("{}", name) for name in names]
-      check_token_counts(texts, tokenizer, config, positions)
+      check_token_counts(texts, tokenizer, config, n_tokens)
   except TokenizeError as error:
     raise TokenizeError(f"{where}: {error}") from error
 

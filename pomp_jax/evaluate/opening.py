@@ -70,13 +70,17 @@ def open_encoder(
   """
   with waiting(f"loading {settings.model}"):
     clip = open_clip(settings)
+
+  classes_folder = None
+  if feature_store:
+    classes_folder = join(feature_store, "classes")
   return Encoder(
     clip,
     mesh=make_mesh(class_size, devices),
     tower=settings.text_tower,
     dtype=settings.dtype,
     image_chunk=settings.image_chunk,
-    cache=ArrayCache(join(feature_store, "classes") if feature_store else None),
+    cache=ArrayCache(classes_folder),
   )
 
 
@@ -89,33 +93,36 @@ def _module(data: Data) -> ModuleType:
 
 
 def open_source(data: Data, split: str, *, n_images: int = 0) -> Source:
-  """Opens the images of a split; reads none.
+  """Opens the images of a split: lists them with their labels, and reads none.
 
   Args:
-    data: `config.data`.
+    data: `config.data`, whose `source` names the module that opens them.
     split: train, validation, or one of `evaluation_splits`.
-    n_images: number of images, as evenly over the classes as possible. If it is 0, all
-      stored images, or `data.images_per_class` of each class of a generated source.
+    n_images: number of images, as evenly over the classes as possible. 0 stands for all
+      stored images, or for `data.images_per_class` of each class of a generated source.
 
   Raises:
     SourceError: files are missing or unusable.
   """
+  source_module = _module(data)
   with waiting(f"opening the {split} images"):
-    return _module(data).open_source(data, split, n_images)
+    return source_module.open_source(data, split, n_images)
 
 
 def class_list(data: Data, template: str, names: Sequence[str]) -> ClassList:
-  """Returns classes with the templates of their data set, or with this one if it has none.
+  """Returns classes with the templates of their data set.
 
   Args:
     data: `config.data`, whose `dataset` may name a packaged class list.
-    template: text with one {} for classes of no packaged list.
-    names: names of the classes.
+    template: text with one {}, for a data set that has no templates of its own.
+    names: names of the classes, which may be some of the packaged list or others.
   """
-  known = ClassList((), None, template, (template,))
   if data.dataset in CLASS_LISTS:
-    known = load_class_list(data.dataset)
-  return dataclasses.replace(known, names=tuple(names), synsets=None)
+    templates_of = load_class_list(data.dataset)
+  else:
+    templates_of = ClassList((), None, template, (template,))
+  # The packaged synsets are those of the packaged names, which these need not be.
+  return dataclasses.replace(templates_of, names=tuple(names), synsets=None)
 
 
 def check_features(source: Source, model: str, clip: ClipConfig) -> None:
@@ -127,16 +134,17 @@ def check_features(source: Source, model: str, clip: ClipConfig) -> None:
     clip: sizes of this CLIP.
 
   Raises:
-    SourceError: features of another CLIP.
-    ConfigError: images, and a CLIP without an image tower.
+    SourceError: the features are those of another CLIP.
+    ConfigError: the source has images, and the CLIP no image tower.
   """
   if isinstance(source, FeatureSource):
-    source.storage.check_clip(model.removeprefix(SYNTHETIC_CLIP), clip.projection_dim)
-  else:
-    has_tower = clip.vision_config.image_size > 0
-    require(
-      has_tower, "clip.image_tower", has_tower, "True where images are to be encoded"
-    )
+    clip_model = model.removeprefix(SYNTHETIC_CLIP)
+    source.storage.check_clip(clip_model, clip.projection_dim)
+    return
+  has_tower = clip.vision_config.image_size > 0
+  require(
+    has_tower, "clip.image_tower", has_tower, "True where images are to be encoded"
+  )
 
 
 def n_training_classes(data: Data) -> int:

@@ -49,12 +49,18 @@ def features_under(
 def classifier_under(
   encoder: Encoder, classes: ClassList, prompt: AnyPrompt
 ) -> np.ndarray | Scorer:
-  """Returns what `ranking.tally` takes: features, or a function that scores images.
+  """Builds the classifier of a prompt, as `ranking.tally` takes it.
+
+  Most prompts give each class one feature vector. A prompt whose text features depend
+  on the image, or that scores in another way, has a function instead.
 
   Args:
     encoder: CLIP in use.
     classes: names, and templates of hand-written prompts.
     prompt: prompt of a `NamedPrompt`.
+
+  Returns:
+    Unit class features [N,E], or a function from images to scores.
 
   Raises:
     PromptFileError: see `features_under`.

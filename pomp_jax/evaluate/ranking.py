@@ -101,20 +101,24 @@ def topk_accuracy(
   *,
   mesh: Mesh | None = None,
 ) -> Accuracy:
-  """Computes the share of images whose class is among the k most similar, on the devices.
+  """Computes the share of images whose class is among the k most similar.
+
+  The similarities are computed on the devices, in parts.
 
   Args:
     image_features_BxE: unit rows, equal on all hosts.
-    class_features_NxE: likewise.
+    class_features_NxE: unit rows, equal on all hosts.
     labels_B: class of each image.
     ks: the k of each share, `top1`, `top5` and so on.
     mesh: devices that divide the images; None for this process's.
 
   Returns:
-    The shares, and `macro_top1`, the mean of the classes' top-1.
+    The shares, and `macro_top1`, the mean of the classes' top-1; see
+    `metrics.accuracy_of_ranks`.
   """
+  n_classes = len(class_features_NxE)
   rank_B = ranks_of_images(image_features_BxE, class_features_NxE, labels_B, mesh=mesh)
-  return accuracy_of_ranks(rank_B, len(class_features_NxE), ks, np.asarray(labels_B))
+  return accuracy_of_ranks(rank_B, n_classes, ks, np.asarray(labels_B))
 
 
 def ranks_of_images(

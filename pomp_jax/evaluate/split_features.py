@@ -196,13 +196,24 @@ def _from_first(features_nxE: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n 
 def _write(
   stored: Features, features_nxE: Float[np.ndarray, "n E"], added: Int[np.ndarray, " m"]
 ) -> Features | None:
-  """Writes the blocks of the images that were added; None, after a warning, if it
-  fails."""
-  # A block whose images are unreadable still would be the same again.
-  read = added[np.isfinite(features_nxE[added, 0])]
+  """Writes the blocks that hold images whose features are new.
+
+  Args:
+    stored: array of one version of each image.
+    features_nxE: features of all images; NaN for an unreadable one.
+    added: indices of the images that were computed.
+
+  Returns:
+    The array; None, after a warning, if it can't be written.
+  """
+  # An image that is unreadable still changes nothing in its block.
+  is_readable_m = np.isfinite(features_nxE[added, 0])
+  readable = added[is_readable_m]
+  blocks = np.unique(readable // stored.block_size)
   try:
-    for block in np.unique(read // stored.block_size).tolist():
-      stored.write(block, features_nxE[stored.rows(block)][:, None])
+    for block in blocks.tolist():
+      features_bxE = features_nxE[stored.rows(block)]
+      stored.write(block, features_bxE[:, None])
   except RunFolderWriteError as error:
     log.warning("%s; the next start computes these features again", error)
     return None

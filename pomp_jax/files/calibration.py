@@ -78,42 +78,44 @@ def calibration_from_json(text: str) -> Calibration:
     if sets is not None:
       sets["of_class"] = {int(key): value for key, value in sets["of_class"].items()}
       sets = Sets(**sets)
-    found = Calibration(**stored, sets=sets)
-    _check(found)
+    calibration = Calibration(**stored, sets=sets)
+    _check(calibration)
   except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
     raise ValueError(f"not a calibration: {error}") from error
-  return found
+  return calibration
 
 
-def _check(found: Calibration) -> None:
+def _check(calibration: Calibration) -> None:
   """Raises ValueError for a value of another type or range."""
-  _in_range("temperature", found.temperature, 0, math.inf)
+  _check_range("temperature", calibration.temperature, 0, math.inf)
   for name in ("n_images", "n_classes", "n_right"):
-    if type(getattr(found, name)) is not int or getattr(found, name) < 0:
-      raise ValueError(f"{name} is {getattr(found, name)!r}")
+    count = getattr(calibration, name)
+    if type(count) is not int or count < 0:
+      raise ValueError(f"{name} is {count!r}")
   for name in ("classes", "clip_model", "clip"):
-    if not isinstance(getattr(found, name), str):
-      raise ValueError(f"{name} is {getattr(found, name)!r}")
-  if found.floor is not None:
-    _in_range("floor", found.floor, 0, 1)
-    _in_range("error", found.error, 0, 1)
-  if found.sets is not None:
-    _check_sets(found.sets, found.n_classes)
+    text = getattr(calibration, name)
+    if not isinstance(text, str):
+      raise ValueError(f"{name} is {text!r}")
+  if calibration.floor is not None:
+    _check_range("floor", calibration.floor, 0, 1)
+    _check_range("error", calibration.error, 0, 1)
+  if calibration.sets is not None:
+    _check_sets(calibration.sets, calibration.n_classes)
 
 
 def _check_sets(sets: Sets, n_classes: int) -> None:
   if sets.kind not in SETS:
     raise ValueError(f"sets are {sets.kind!r}")
-  _in_range("coverage", sets.coverage, 0, 1)
+  _check_range("coverage", sets.coverage, 0, 1)
   if type(sets.free_ranks) is not int:
     raise ValueError(f"free_ranks is {sets.free_ranks!r}")
   for value in (sets.threshold, sets.penalty, *sets.of_class.values()):
-    _in_range("a threshold", value, -1, math.inf)
+    _check_range("a threshold", value, -1, math.inf)
   if any(not 0 <= label < n_classes for label in sets.of_class):
     raise ValueError("a threshold is that of a class that does not exist")
 
 
-def _in_range(name: str, value: Any, low: float | int, high: float | int) -> None:
+def _check_range(name: str, value: Any, low: float | int, high: float | int) -> None:
   """Raises ValueError for what is no finite number above `low`, at most `high`."""
   is_number = type(value) in (int, float) and math.isfinite(value)
   if not is_number or not low < value <= high:

@@ -72,24 +72,34 @@ class Checkpoints(contextlib.AbstractContextManager):
       CheckpointError: the folder can't be created or written to.
     """
     self.folder: Path = to_path(folder)
+    self.failure: CheckpointError | None = None
     self._keep = keep
     self._retry = retry
     # Metrics of the checkpoints that were read or written, by step.
     self._metrics: dict[int, float | None] = {}
-    self.failure: CheckpointError | None = None
+    # Name of this start in `owner.txt`. The random digits are needed where a container
+    # is restarted with the same host name and process number.
     self._owner = (
       f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(8)}"
     )
     if hosts.is_first():
-      try:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        orbax_folders.remove_incomplete(self.folder)
-        write_file(self.folder / _OWNER, self._owner)
-      except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(
-          f"{self.folder}: can't hold checkpoints ({reason})"
-        ) from error
+      self._take_over()
+
+  def _take_over(self) -> None:
+    """Creates the folder, removes incomplete checkpoints, and writes `owner.txt`.
+
+    Raises:
+      CheckpointError: the folder can't be created or written to.
+    """
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      orbax_folders.remove_incomplete(self.folder)
+      write_file(self.folder / _OWNER, self._owner)
+    except OSError as error:
+      reason = error.strerror or error
+      raise CheckpointError(
+        f"{self.folder}: can't hold checkpoints ({reason})"
+      ) from error
 
   def save(
     self,
@@ -203,8 +213,12 @@ class Checkpoints(contextlib.AbstractContextManager):
     targets = dict(_leaves(jax.tree.map(_as_target, abstract_state)))
     checkpoint = None
     if hosts.is_first():
-      steps = self._best_first() if best else self.steps()[::-1]
+      if best:
+        steps = self._best_first()
+      else:
+        steps = self.steps()[::-1]
       checkpoint = self._first_intact(steps)
+
     stored = {}
     head = None
     if checkpoint:
@@ -214,17 +228,21 @@ class Checkpoints(contextlib.AbstractContextManager):
     head = hosts.from_first(head, "the checkpoint")
     if head is None:
       return None
-    # On the other processes zeros, in whose place the arrays of the first one come.
-    blank = {
-      name: np.zeros(target.shape, target.dtype) for name, target in targets.items()
-    }
-    arrays = _from_first([(stored or blank)[name] for name in targets])
-    leaves = [
-      jax.make_array_from_callback(target.shape, target.sharding, array.__getitem__)
-      if isinstance(target, jax.ShapeDtypeStruct)
-      else array
-      for array, target in zip(arrays, targets.values(), strict=True)
-    ]
+
+    if not stored:
+      # The other processes pass zeros, and receive the arrays of the first one.
+      for name, target in targets.items():
+        stored[name] = np.zeros(target.shape, target.dtype)
+    arrays = _from_first([stored[name] for name in targets])
+    leaves: list[jax.Array | np.ndarray] = []
+    for array, target in zip(arrays, targets.values(), strict=True):
+      if not isinstance(target, jax.ShapeDtypeStruct):
+        leaves.append(array)
+        continue
+      leaf = jax.make_array_from_callback(
+        target.shape, target.sharding, array.__getitem__
+      )
+      leaves.append(leaf)
     step, meta, metric = head
     state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
     return Restored(step, state, meta, metric)

@@ -33,32 +33,56 @@ _SHOWN_SECONDS = 2.0  # programs that take less are not worth a line
 
 
 def use_compilation_cache(folder: str, workdir: str) -> None:
-  """Switches the cache on or off, before anything is compiled.
+  """Switches JAX's cache of compiled programs on or off, before anything is compiled.
 
-  All processes call it together. Several processes use it only if all see the same
-  folder: one that has to compile would keep the others waiting, and on GPUs the
-  processes tune a program together. The folder `auto` is `JAX_COMPILATION_CACHE_DIR` if
-  that is set, else `programs` in a run's folder in a bucket, else `pomp_jax` in the
-  user's cache folder. An empty one switches the cache off.
+  All processes call it together. Several processes use the cache only if all of them
+  see the same folder. Otherwise a process that has to compile would keep the others
+  waiting, and on GPUs the processes tune a program together.
+
+  Args:
+    folder: folder of the cache, on a disk or in a bucket. Empty switches the cache off.
+      `auto` is `JAX_COMPILATION_CACHE_DIR` if that is set, else `programs` in a
+      `workdir` in a bucket, else `pomp_jax` in the user's cache folder.
+    workdir: folder of the run.
+
+  Raises:
+    PathError: the folder is a path that can't be used.
   """
-  if folder == AUTO and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    return
-  path = None
-  if folder:
-    path = to_path(_default_folder(workdir) if folder == AUTO else folder)
-    if problem := _problem(path):
-      log.info("programs are compiled at each start: %s", problem)
-      path = None
-  jax.config.update("jax_compilation_cache_dir", path and str(path))
+  is_auto = folder == AUTO
+  if is_auto and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    return  # JAX reads the variable itself
+
+  path = _shared_folder(folder, workdir)
   if path is None:
+    jax.config.update("jax_compilation_cache_dir", None)
     return
+  jax.config.update("jax_compilation_cache_dir", str(path))
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
   if is_bucket(path):
-    # These files are XLA's own, which knows no bucket.
+    # XLA writes these files itself, and knows no bucket.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-  elif folder == AUTO and hosts.is_first():
+  elif is_auto and hosts.is_first():
+    # A folder that the user names is the user's to clear.
     _remove_oldest(pathlib.Path(path))
+
+
+def _shared_folder(folder: str, workdir: str) -> Path | None:
+  """Folder of the cache, see `use_compilation_cache`.
+
+  None if the cache is off, or if not all processes can use the folder, which is logged.
+  """
+  if not folder:
+    return None
+  if folder == AUTO:
+    path = _default_folder(workdir)
+  else:
+    path = to_path(folder)
+  problem = _problem(path)
+  if problem:
+    log.info("programs are compiled at each start: %s", problem)
+    return None
+  return path
 
 
 def _default_folder(workdir: str) -> Path:
@@ -115,20 +139,31 @@ def _remove_oldest(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def shown_compilations() -> Iterator[None]:
-  """Shows and logs each program whose compilation takes two seconds or more."""
-  by_thread: dict[int, Progress] = {}
+  """Shows and logs each program whose compilation takes two seconds or more.
+
+  JAX reports the beginning of a compilation as a scalar and its end as a duration, both
+  in the thread that compiles. Several threads may compile at the same time.
+  """
+  progress_of_thread: dict[int, Progress] = {}
 
   def begin(event: str, value: float, **facts: Any) -> None:
-    if event == _COMPILATION:
-      description = f"compiling {_program(facts)}"
-      by_thread[threading.get_ident()] = waiting(description, after=_SHOWN_SECONDS)
+    """Starts to show a compilation; prints nothing of a short one."""
+    if event != _COMPILATION:
+      return
+    description = f"compiling {_program(facts)}"
+    progress = waiting(description, after=_SHOWN_SECONDS)
+    progress_of_thread[threading.get_ident()] = progress
 
   def end(event: str, duration_secs: float, **facts: Any) -> None:
-    if event == _COMPILATION:
-      if progress := by_thread.pop(threading.get_ident(), None):
-        progress.close()
-      if duration_secs >= _SHOWN_SECONDS:
-        log.info("compiled %s in %.1f s", _program(facts), duration_secs)
+    """Logs a compilation that took long."""
+    if event != _COMPILATION:
+      return
+    # None of a compilation that was running when the listeners were registered.
+    progress = progress_of_thread.pop(threading.get_ident(), None)
+    if progress is not None:
+      progress.close()
+    if duration_secs >= _SHOWN_SECONDS:
+      log.info("compiled %s in %.1f s", _program(facts), duration_secs)
 
   jax.monitoring.register_scalar_listener(begin)
   jax.monitoring.register_event_duration_secs_listener(end)

@@ -69,11 +69,16 @@ class Features:
     self.folder: Path = to_path(folder)
     self.shape = shape
     self.made_from = dict(made_from)
-    n_together = min(together[0], _BLOCK)
-    # Blocks of whole chunks; one block of few images is no larger than it has to be.
-    n_chunks = min(_BLOCK // n_together, -(-n_images // n_together))
-    self.block_size = n_together * n_chunks
-    self._chunk = (n_together, together[1])
+
+    images_together, versions_together = together
+    chunk_size = min(images_together, _BLOCK)
+    self._chunk = (chunk_size, versions_together)
+    # A block consists of whole chunks, and the only block of few images of no more
+    # chunks than they need.
+    n_chunks_needed = -(-n_images // chunk_size)
+    n_chunks = min(_BLOCK // chunk_size, n_chunks_needed)
+    self.block_size = chunk_size * n_chunks
+
     key = fingerprint([to_json(self._metadata(width + 1))])
     self._pieces = Pieces(self.folder, key)
     self._first_place = int(key[:6], 16)  # another one for another array
@@ -99,12 +104,16 @@ class Features:
     return rows.stop - rows.start
 
   def create(self) -> None:
-    """Writes `zarr.json`, also in place of a damaged one.
+    """Creates the array, by writing its description `zarr.json`.
+
+    Blocks that are stored already stay: their rows tell whether they belong to this
+    array. A description that is damaged, or of other features, is replaced. The blocks
+    of version 1 get their places.
 
     Raises:
-      RunFolderWriteError: it can't be written.
+      RunFolderWriteError: the folder can't be written.
     """
-    path = self.folder / _DESCRIPTION
+    description = self.folder / _DESCRIPTION
     with self._writing():
       if not is_bucket(self.folder):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,12 +121,14 @@ class Features:
         self._array = self._open(create=True)
         return
       except Exception:  # TensorStore's errors have few types
-        if not exists(path):
+        if not exists(description):
           raise
-      # Its content is known, and the rows of the blocks tell whether they belong to it.
-      if not self._add_places():
-        log.warning("%s: damaged, or of other features; writing it again", path)
-      path.unlink(missing_ok=True)
+
+      # Another description is there. What it should hold is known without reading it.
+      is_version_1 = self._add_places()
+      if not is_version_1:
+        log.warning("%s: damaged, or of other features; writing it again", description)
+      description.unlink(missing_ok=True)
       self._array = self._open(create=True)
 
   def stored(self) -> list[int]:
@@ -140,19 +151,27 @@ class Features:
     return [block for block in range(self.n_blocks) if block not in intact]
 
   def complete(self) -> list[int]:
-    """Indices of the unreadable images of an array that has all its blocks.
+    """Finds the unreadable images of an array that has all its blocks.
+
+    All blocks are read the first time, and the answer is stored beside them.
+
+    Returns:
+      Indices of the unreadable images, ascending.
 
     Raises:
       DamagedFeaturesError: a block is missing or damaged.
     """
-    known = self._pieces.load(_COMPLETE)
-    if known is None:
-      parts = [
-        self._read_block(block, np.s_[:1])[:, 0, 0] for block in range(self.n_blocks)
-      ]
-      unreadable = np.flatnonzero(np.isnan(np.concatenate(parts)))
-      known = self._pieces.save(_COMPLETE, {"unreadable": unreadable})
-    return known.facts["unreadable"]
+    piece = self._pieces.load(_COMPLETE)
+    if piece is None:
+      first_numbers = []
+      for block in range(self.n_blocks):
+        # All versions of an unreadable image are NaN, so one of them tells.
+        features_bx1xE = self._read_block(block, np.s_[:1])
+        first_numbers.append(features_bx1xE[:, 0, 0])
+      first_number_n = np.concatenate(first_numbers)
+      unreadable = np.flatnonzero(np.isnan(first_number_n))
+      piece = self._pieces.save(_COMPLETE, {"unreadable": unreadable})
+    return piece.facts["unreadable"]
 
   def find(self, block: int) -> Float[np.ndarray, "b R E"] | None:
     """Reads a block; None, with a warning, if it is damaged or missing."""
@@ -208,22 +227,27 @@ class Features:
     return np.ascontiguousarray(placed_BxVxE[..., :-1])
 
   def _add_places(self) -> bool:
-    """Adds places to the stored blocks of version 1; False if the array is no such one.
+    """Adds places to the stored blocks of version 1, whose rows end with the features.
 
-    After an interruption it does the rest: a block with places can't be read as one
-    without.
+    After an interruption the next call does the rest: a block that has its places can't
+    be read as one of version 1, and is skipped.
+
+    Returns:
+      Whether the array is one of version 1.
     """
     try:
-      old = self._open(create=False, width=self.shape[2])
+      version_1 = self._open(create=False, width=self.shape[2])
     except Exception:  # TensorStore's errors have few types
       return False
+
     self._array = self._open(assume=True)
-    for block in steps_of(self.stored(), "adding places to stored features", "blocks"):
+    blocks = steps_of(self.stored(), "adding places to stored features", "blocks")
+    for block in blocks:
       try:
-        features = old[self.rows(block)].read().result()
+        features_bxRxE = version_1[self.rows(block)].read().result()
       except Exception:  # damaged, or written with places already
         continue
-      self.write(block, features)
+      self.write(block, features_bxRxE)
     return True
 
   @contextlib.contextmanager
@@ -253,28 +277,37 @@ class Features:
     return self._array
 
   def _metadata(self, width: int) -> dict[str, Any]:
-    """Content of `zarr.json`, for rows of `width` numbers."""
+    """Content of `zarr.json`, in the words of the specification of zarr 3.
+
+    A block of images is zarr's shard, one uncompressed file. It consists of the chunks
+    that are read at once. The array's fingerprint is that of this content as text, so a
+    change of the order of its keys makes all stored features count as missing.
+
+    Args:
+      width: numbers in a row; E + 1 with the place, E in version 1.
+    """
     n_images, n_versions, _ = self.shape
-    checked = [
-      {"name": "bytes", "configuration": {"endian": "little"}},
-      {"name": "crc32c"},
-    ]
-    chunks = {
-      "codecs": checked,
-      "index_codecs": checked,
-      # Google's store can be asked for the first bytes of an object in the same way as
-      # for others.
+    float_bytes = {"name": "bytes", "configuration": {"endian": "little"}}
+    checksum = {"name": "crc32c"}
+    chunks_of_block = {
+      "codecs": [float_bytes, checksum],
+      "index_codecs": [float_bytes, checksum],
+      # Not at the end: Google's store can be asked for the first bytes of an object in
+      # the same way as for others.
       "index_location": "start",
       "chunk_shape": (*self._chunk, width),
     }
-    block = {"chunk_shape": (self.block_size, n_versions, width)}
+    block_shape = (self.block_size, n_versions, width)
     return {
       "shape": (n_images, n_versions, width),
       "data_type": "float32",
       "fill_value": 0.0,
-      "chunk_grid": {"name": "regular", "configuration": block},
+      "chunk_grid": {
+        "name": "regular",
+        "configuration": {"chunk_shape": block_shape},
+      },
       "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-      "codecs": [{"name": "sharding_indexed", "configuration": chunks}],
+      "codecs": [{"name": "sharding_indexed", "configuration": chunks_of_block}],
       "attributes": {"made_from": self.made_from},
     }
 

@@ -71,10 +71,11 @@ class MetricsWriter(contextlib.AbstractContextManager):
     self._next_upload = 0.0
     with self._drop_on_error(first_step):
       self._folder.path.mkdir(parents=True, exist_ok=True)
-      earlier = [
-        record for record in self._target.records() if record["step"] < first_step
-      ]
-      write_file(self._folder.metrics, b"".join(map(_line, earlier)))
+      earlier_lines = []
+      for record in self._target.records():
+        if record["step"] < first_step:
+          earlier_lines.append(_line(record))
+      write_file(self._folder.metrics, b"".join(earlier_lines))
       # TensorBoard drops what earlier files have from this step on.
       self._write_event(first_step, session_log=SessionLog(status=SessionLog.START))
 
@@ -96,17 +97,23 @@ class MetricsWriter(contextlib.AbstractContextManager):
       self.upload()
 
   def upload(self) -> None:
-    """Sends both files to the bucket, if the folder is in one; only warns if it can't."""
+    """Sends both files to the bucket, if the folder is in one.
+
+    An upload that fails is logged as a warning, and retried after a longer pause.
+    """
     if self._temporary is None:
       return
     # After a failed write the local file lacks lines that the bucket may have.
     if self._warned:
       return
+
     self._next_upload = time.monotonic() + _UPLOAD_SECONDS
+    local_folder = pathlib.Path(self._temporary.name)
     try:
-      for file in pathlib.Path(self._temporary.name).iterdir():
+      for file in local_folder.iterdir():
         write_file(self._target.path / file.name, file.read_bytes())
     except OSError as error:
+      # Clients retry for half a minute, for which the training waits.
       self._next_upload = time.monotonic() + _PAUSE_SECONDS
       log.warning(
         "%s: metrics can't be sent for now (%s)", self._target.path, error.strerror
@@ -140,23 +147,31 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
   @contextlib.contextmanager
   def _drop_on_error(self, step: int) -> Iterator[None]:
+    """Turns a failed write into a warning, the first time; later ones are silent.
+
+    Args:
+      step: step whose scalars are written, for the warning.
+    """
     try:
       yield
     except OSError as error:
-      if not self._warned:
+      is_first_failure = not self._warned
+      self._warned = True
+      if is_first_failure:
         log.warning(
           "%s: metrics can't be written and are dropped from step %d on (%s)",
           self._target.path,
           step,
           error.strerror,
         )
-      self._warned = True
+      # The next write opens a new event file: this one may end in half an event.
       self._close_events()
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
   """A line of `metrics.jsonl`."""
-  finite = {
-    name: value if math.isfinite(value) else None for name, value in record.items()
-  }
+  finite: dict[str, Any] = {}
+  for name, value in record.items():
+    # JSON has no NaN and no infinities.
+    finite[name] = value if math.isfinite(value) else None
   return json.dumps(finite).encode() + b"\n"

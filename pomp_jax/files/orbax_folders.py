@@ -34,8 +34,8 @@ absl_logging.get_absl_logger().addFilter(
 def _unraisable(
   unraisable: Any, following: Callable[[Any], object] = sys.unraisablehook
 ) -> None:
-  # TensorStore has such an error for each array whose write fails, which `Checkpoints`
-  # says.
+  # TensorStore raises this for each array whose write fails. `Checkpoints` reports the
+  # failure in one line.
   if str(unraisable.exc_value) != "Event loop is closed":
     # The hook of `hosts.StopSignals`, which is set before a job is imported.
     following(unraisable)
@@ -45,7 +45,9 @@ sys.unraisablehook = _unraisable
 
 
 def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
-  """Writes a checkpoint.
+  """Writes a checkpoint; a killed process leaves none that looks complete.
+
+  Errors are those of Orbax, TensorStore and the bucket's client, which have few types.
 
   Args:
     path: folder of the checkpoint, on a disk or in a bucket.
@@ -57,15 +59,21 @@ def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
   )
   with _local(path) as local:
     _checkpointer().save(local, items)
-    if not is_bucket(path):
-      return
-    files = [
-      file for file in local.rglob("*") if file.is_file() and file.name != _COMMITTED
-    ]
-    targets = [str(path / file.relative_to(local)) for file in files]
-    store_of(path).put([str(file) for file in files], targets)
-    # The marker comes last: without it the checkpoint is incomplete.
-    (path / _COMMITTED).write_text("")
+    if is_bucket(path):
+      _send(local, path)
+
+
+def _send(local: pathlib.Path, target: Path) -> None:
+  """Sends the files of a checkpoint to a bucket, and the marker of a complete one last."""
+  sources = []
+  objects = []
+  for file in local.rglob("*"):
+    # Orbax may have written the marker too, which must not be sent among the others.
+    if file.is_file() and file.name != _COMMITTED:
+      sources.append(str(file))
+      objects.append(str(target / file.relative_to(local)))
+  store_of(target).put(sources, objects)
+  (target / _COMMITTED).write_text("")
 
 
 def restore(path: Path) -> Any:
@@ -133,19 +141,22 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-  """Synchronous Orbax checkpointer of this process alone: no other host needs the
-  folder."""
-  alone = ocp.options.MultiprocessingOptions()
+  """Returns a synchronous Orbax checkpointer of this process alone.
+
+  By default Orbax waits for all processes of a run, but only the first has the folder.
+  """
+  this_process = ocp.options.MultiprocessingOptions()
   if jax.process_count() > 1:
-    process = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-      primary_host=process,
-      active_processes={process},
-      barrier_sync_key_prefix=f"pomp_jax{process}",
+    index = jax.process_index()
+    this_process = ocp.options.MultiprocessingOptions(
+      primary_host=index,
+      active_processes={index},
+      # The name of a barrier, which another process's must not equal.
+      barrier_sync_key_prefix=f"pomp_jax{index}",
     )
   handler = ocp.CompositeCheckpointHandler(
-    state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-    meta=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-    composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+    state=ocp.StandardCheckpointHandler(multiprocessing_options=this_process),
+    meta=ocp.JsonCheckpointHandler(multiprocessing_options=this_process),
+    composite_options=ocp.CompositeOptions(multiprocessing_options=this_process),
   )
-  return ocp.Checkpointer(handler, multiprocessing_options=alone)
+  return ocp.Checkpointer(handler, multiprocessing_options=this_process)

@@ -38,9 +38,8 @@ ACCEPTED = " or ".join(
 _FOLDERS = re.compile(
   r"(^|[=:;,*'\"\s(])(?:\w+:/)?(?:~\w*)?/(?:[^=:;,'\"\s()]*/)?(?=[^\s/])"
 )
-_STAMPS = (
-  16  # files whose stamps are read at once, because a bucket's answer takes time
-)
+# Files whose stamps are read at once, because a bucket's answer takes time.
+_STAMPS = 16
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 for _scheme, _store in STORES.items():
@@ -67,16 +66,21 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def problem_of(path: str | os.PathLike) -> str | None:
-  """What to use instead of a path that can't be used; None if it can.
+  """Says what to use instead of a path that can't be used; None if it can.
 
-  The text says which paths are accepted, or which library is missing or too old.
+  Returns:
+    Words for the end of "expected ..": the paths that are accepted, or the library that
+    is missing or too old.
   """
-  if "\0" in os.fspath(path):
+  location = os.fspath(path)
+  if "\0" in location:
     return "a path without the character NUL"
-  scheme = scheme_of(path)
+  scheme = scheme_of(location)
   if scheme is None:
     return None
-  bucket = os.fspath(path).partition("://")[2].partition("/")[0]
+
+  after_scheme = location.partition("://")[2]
+  bucket = after_scheme.partition("/")[0]
   if scheme not in STORES or not bucket:
     return ACCEPTED
   return MISSING_LIBRARY.open()(scheme)
@@ -153,19 +157,27 @@ def read_text(path: str | os.PathLike, error: type[Exception]) -> str:
 def read_user_json(
   path: str | os.PathLike, error: type[Exception], **options: Any
 ) -> Any:
-  """Reads JSON that a user wrote.
+  """Reads a JSON file that a user wrote, so that any content is possible.
 
   Args:
     path: file or object.
-    error: type of the error to raise if it can't be read or is not JSON.
+    error: type of the exception to raise.
     **options: options of `json.loads`.
+
+  Returns:
+    The JSON value.
+
+  Raises:
+    error: the file can't be read, or is not JSON; one line.
   """
   content = read_file(path, error)
   try:
     return json.loads(content, **options)
   # ValueError: not JSON, not Unicode, or a number with thousands of digits.
+  # RecursionError: thousands of brackets.
   except (ValueError, RecursionError) as cause:
-    raise error(f"{path}: not JSON ({printable(str(cause))})") from cause
+    reason = printable(str(cause))
+    raise error(f"{path}: not JSON ({reason})") from cause
 
 
 def file_size(path: str | os.PathLike) -> int:
@@ -215,10 +227,8 @@ def local_copy(path: str | os.PathLike) -> pathlib.Path:
   """
   if is_bucket(path):
     return store_of(path).local_copy(os.fspath(path))
-  is_special = (
-    os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
-  )
-  if is_special:
+  is_file_or_folder = os.path.isfile(path) or os.path.isdir(path)
+  if os.path.exists(path) and not is_file_or_folder:
     raise OSError(errno.EINVAL, "a device or a pipe", os.fspath(path))
   return pathlib.Path(path)
 

@@ -176,36 +176,49 @@ class ArrayCache:
   """The arrays last used, in memory, and all of them as pieces of an optional folder."""
 
   def __init__(self, folder: str | os.PathLike | None = None, in_memory: int = 4):
+    """Starts with an empty memory; nothing is read or written yet.
+
+    Args:
+      folder: folder of the pieces; None for a cache in memory alone.
+      in_memory: number of arrays in memory.
+    """
     self._folder = folder
-    self._in_memory = in_memory
-    self._held: OrderedDict[str, np.ndarray] = OrderedDict()
+    self._n_in_memory = in_memory
+    # The least recently used first.
+    self._in_memory: OrderedDict[str, np.ndarray] = OrderedDict()
 
   def find(self, key: str) -> np.ndarray | None:
     """Returns the array of a `fingerprint`, read-only; None if it is not cached."""
-    if key in self._held:
-      self._held.move_to_end(key)
-      return self._held[key]
+    if key in self._in_memory:
+      self._in_memory.move_to_end(key)
+      return self._in_memory[key]
     if not self._folder:
       return None
     piece = Pieces(self._folder, key).load(key)
     if piece is None:
       return None
-    return self._hold(key, piece.arrays[_ARRAY])
+    return self._remember(key, piece.arrays[_ARRAY])
 
   def keep(self, key: str, array: np.ndarray, *, write: bool = True) -> np.ndarray:
-    """Caches an array, and returns it read-only.
+    """Caches an array in memory and, if there is a folder, as a piece of it.
 
     Args:
       key: `fingerprint` of what the array is computed from.
-      array: array of any shape.
-      write: whether to write it to the folder too; true on one process alone.
+      array: array of any shape. The caller must not change it afterwards: memory holds
+        a view of it.
+      write: whether to write the piece. Where all processes compute the array, true on
+        one of them alone.
+
+    Returns:
+      A read-only view of the array.
 
     Raises:
-      RunFolderWriteError: the array can't be written.
+      RunFolderWriteError: the piece can't be written.
     """
     if self._folder and write:
-      Pieces(self._folder, key).save(key, {}, {_ARRAY: array})
-    return self._hold(key, array)
+      # Each array is the only piece of its key, and is named by it.
+      Pieces(self._folder, key).save(key, facts={}, arrays={_ARRAY: array})
+    return self._remember(key, array)
 
   def get(self, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """Returns the array of a `fingerprint`, read-only: cached, or computed and cached."""
@@ -214,13 +227,14 @@ class ArrayCache:
       return self.keep(key, compute())
     return cached
 
-  def _hold(self, key: str, array: np.ndarray) -> np.ndarray:
-    array = array.view()
-    array.setflags(write=False)
-    self._held[key] = array
-    while len(self._held) > self._in_memory:
-      self._held.popitem(last=False)
-    return array
+  def _remember(self, key: str, array: np.ndarray) -> np.ndarray:
+    """Puts a read-only view of an array in memory, and forgets those not used longest."""
+    view = array.view()
+    view.setflags(write=False)
+    self._in_memory[key] = view
+    while len(self._in_memory) > self._n_in_memory:
+      self._in_memory.popitem(last=False)
+    return view
 
 
 def _read(path: Path, name: str) -> Piece | None:

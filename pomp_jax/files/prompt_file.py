@@ -157,7 +157,7 @@ class ClassFeatures(NamedTuple):
   features: Float[np.ndarray, "C E"]
 
   def check_fits(self, n_classes: int, width: int, where: str) -> None:
-    """Checks the shape of the features.
+    """Checks that there is a row for each class, as wide as the CLIP's embedding.
 
     Args:
       n_classes: number of classes, C.
@@ -165,11 +165,13 @@ class ClassFeatures(NamedTuple):
       where: name of the features in the message.
 
     Raises:
-      PromptFileError: another shape than [n_classes, width].
+      PromptFileError: another shape than [C, E].
     """
-    if self.features.shape != (n_classes, width):
-      accepted = f"{[n_classes, width]}, one row for each of the {n_classes} classes"
-      refuse(where, "the array's shape", str(list(self.features.shape)), accepted)
+    expected = (n_classes, width)
+    if self.features.shape != expected:
+      shape = str(list(self.features.shape))
+      accepted = f"{list(expected)}, one row for each of the {n_classes} classes"
+      refuse(where, "the array's shape", shape, accepted)
 
 
 def check_fits(
@@ -461,17 +463,26 @@ def _calibration(path: str | os.PathLike, text: Any) -> Calibration | None:
 
 
 def format_of_content(path: str | os.PathLike) -> str | None:
-  """Format that a file begins like: npz, safetensors, pth, or None."""
+  """Tells the format of a prompt file by its first bytes and its members.
+
+  Returns:
+    npz, safetensors, pth, or None for another file or one that can't be read. The
+    reader that is then chosen by the name reports what is wrong with it.
+  """
   try:
-    with open(local_copy(path), "rb") as file:
-      head = file.read(32)
+    file = local_copy(path)
+    with open(file, "rb") as stream:
+      head = stream.read(32)
     if is_safetensors(head):
       return "safetensors"
-    with zipfile.ZipFile(local_copy(path)) as archive:
-      is_torch = any(name.endswith("/data.pkl") for name in archive.namelist())
-      return "pth" if is_torch else "npz"
-  except Exception:  # the reader raises it in one line
+    with zipfile.ZipFile(file) as archive:
+      members = archive.namelist()
+  except Exception:  # a damaged file fails in more ways than zipfile documents
     return None
+  # torch.save writes a zip too, with a pickle that describes the tensors.
+  if any(member.endswith("/data.pkl") for member in members):
+    return "pth"
+  return "npz"
 
 
 def recorded_clip(path: str) -> str | None:
@@ -527,27 +538,52 @@ def encode_npz(context: np.ndarray, text: Mapping[str, str]) -> bytes:
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads the arrays of an npz file that are fields; 0-d arrays as plain values."""
-  fields: dict[str, Any] = {}
-  # Where reading is, for the message if it fails.
-  field = "the file"
-  problem = "not a whole npz"
+  """Reads the arrays of an npz file that are fields of a prompt, and ignores others.
+
+  Returns:
+    Arrays by the names of the fields that the file has; 0-d arrays as plain values.
+
+  Raises:
+    PromptFileError: the file is missing or damaged, or a field is not plain numbers or
+      text.
+  """
   try:
-    with zipfile.ZipFile(local_copy(path)) as archive:
-      problem = "damaged, or not plain numbers"
-      for field in ("format_version", *FIELDS, *OPTIONAL):
-        if f"{field}.npy" in archive.namelist():
-          # The whole member, whose CRC-32 is compared: NumPy stops where its header
-          # says.
-          content = io.BytesIO(archive.read(f"{field}.npy"))
-          array = np.lib.format.read_array(content, allow_pickle=False)
-          fields[field] = array if array.ndim else array.item()
+    archive = zipfile.ZipFile(local_copy(path))
   except FileNotFoundError:
-    refuse(path, field, "missing", "an npz")
+    refuse(path, "the file", "missing", "an npz")
+  except Exception as error:  # fails in more ways than zipfile documents
+    refuse(path, "the file", f"not a whole npz ({error})", "an undamaged npz")
+
+  fields: dict[str, Any] = {}
+  with archive:
+    members = archive.namelist()
+    for field in ("format_version", *FIELDS, *OPTIONAL):
+      if f"{field}.npy" in members:
+        fields[field] = _read_member(path, archive, field)
+  return fields
+
+
+def _read_member(path: str | os.PathLike, archive: zipfile.ZipFile, field: str) -> Any:
+  """Reads a field of an npz: an array, or a plain value if it is 0-d.
+
+  Args:
+    path: the file, for the message.
+    archive: the open npz.
+    field: name of the field, which the archive has.
+
+  Raises:
+    PromptFileError: the member is damaged, or holds Python objects.
+  """
+  try:
+    # All bytes of the member, so that zipfile compares their CRC-32. NumPy would stop
+    # where the header says.
+    content = io.BytesIO(archive.read(f"{field}.npy"))
+    array = np.lib.format.read_array(content, allow_pickle=False)
+    return array if array.ndim else array.item()
   except Exception as error:
     # A bad byte fails in more ways than zipfile, zlib and NumPy document.
-    refuse(path, field, f"{problem} ({error})", "an undamaged npz")
-  return fields
+    found = f"damaged, or not plain numbers ({error})"
+    refuse(path, field, found, "an undamaged npz")
 
 
 def is_safetensors(head: bytes) -> bool:

@@ -33,24 +33,31 @@ _GIT_SECONDS = 10.0
 def provenance() -> dict[str, Any]:
   """Describes this process and its devices, for results.
 
-  The version of a missing library is None.
+  Returns:
+    A JSON object of the command line, the commit, the versions (None for a library that
+    is missing), the devices of all processes, and the date in UTC.
   """
-  devices = hosts.devices()
   versions: dict[str, str | None] = {
     "python": platform.python_version(),
     "pomp_jax": __version__,
   }
+  for library in _LIBRARIES:
+    versions[library] = release_of(library)
+
+  devices = hosts.devices()
+  kinds = {device.device_kind for device in devices}
+  now = datetime.datetime.now(datetime.UTC)
   return {
     "command": command(sys.argv),
     "commit": commit(),
-    "versions": versions | {name: release_of(name) for name in _LIBRARIES},
+    "versions": versions,
     "devices": {
       "platform": devices[0].platform,
-      "kind": ", ".join(sorted({device.device_kind for device in devices})),
+      "kind": ", ".join(sorted(kinds)),
       "number": len(devices),
       "processes": jax.process_count(),
     },
-    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "date": now.isoformat(timespec="seconds"),
   }
 
 
@@ -75,9 +82,10 @@ def command(argv: list[str]) -> str:
 def commit() -> str | None:
   """Commit of the repository that tracks this package, with `+` if files differ from it.
 
-  Of an installed package the one that pip installed it from, if that was a repository.
-  None without either: then `versions` has the release. Cached, because the checkout of
-  a long run may change after its code was imported: call it early.
+  For an installed package it is the commit that pip installed, if that came from a
+  repository. None without either, as then `versions` has the release. The result is
+  cached: the checkout of a long run may change after its code was imported, so call
+  this early.
   """
   # A repository around an installed package does not track `__init__.py`, and git
   # fails.
@@ -92,15 +100,29 @@ def commit() -> str | None:
 
 
 def _installed_commit() -> str | None:
-  """Commit that pip wrote beside the package, for `pip install git+URL`."""
+  """Commit that pip wrote beside the package, for `pip install git+URL` (PEP 610)."""
   for folder in _PACKAGE.parent.glob("pomp_jax-*.dist-info"):
-    # PEP 610.
-    origin = importlib.metadata.Distribution.at(folder).read_text("direct_url.json")
-    return json.loads(origin or "{}").get("vcs_info", {}).get("commit_id")
+    distribution = importlib.metadata.Distribution.at(folder)
+    # A release from an index has no such file.
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    repository = origin.get("vcs_info", {})
+    return repository.get("commit_id")
   return None
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[str] | None:
+  """Runs git in the package's folder, with a time limit.
+
+  Args:
+    *arguments: git's command and its options.
+
+  Returns:
+    The finished process, whatever its exit status; None if git can't be started or
+    exceeds the limit, on a network disk for example.
+  """
+  # Without it `git diff` would write to the repository, where another git may be at
+  # work.
+  environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
   try:
     return subprocess.run(
       ["git", "-C", str(_PACKAGE), *arguments],
@@ -108,7 +130,7 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str] | None:
       text=True,
       check=False,
       timeout=_GIT_SECONDS,
-      env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},  # reads only
+      env=environment,
     )
   except (OSError, subprocess.TimeoutExpired):
     return None

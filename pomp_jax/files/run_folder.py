@@ -52,19 +52,29 @@ class RunFolder:
   """
 
   def __init__(self, workdir: str | os.PathLike):
+    """Names the files; nothing is read or written yet."""
     self.path: Path = to_path(workdir)
     self.config = self.path / "config.json"
     self.checkpoints = self.path / "checkpoints"
-    self.prompt = self.path / "prompt.npz"
-    # Prompts of the checkpoints that are not selected, by the value that would select
-    # them; `trained` where prompt.npz holds words, or a mixture with them.
-    names = ("last", "best", "trained")
-    self.other_prompts = {name: self.path / f"prompt_{name}.npz" for name in names}
-    self.class_names = self.path / "class_names.json"  # names of the training's classes
-    self.candidates = self.path / "candidates.json"  # accuracy of `prompt.candidates`
-    self.results = self.path / "results.json"
     self.metrics = self.path / "metrics.jsonl"
+    self.results = self.path / "results.json"
     self.plots = self.path / "plots"
+
+    self.prompt = self.path / "prompt.npz"
+    # Prompts that were not selected. `last` and `best` are of those checkpoints;
+    # `trained` is the learned prompt where prompt.npz holds words, or a mixture with
+    # them.
+    self.other_prompts = {
+      "last": self.path / "prompt_last.npz",
+      "best": self.path / "prompt_best.npz",
+      "trained": self.path / "prompt_trained.npz",
+    }
+    # Names of the classes that the prompt was trained on.
+    self.class_names = self.path / "class_names.json"
+    # Validation accuracy of the sentences in `prompt.candidates`.
+    self.candidates = self.path / "candidates.json"
+
+    # Folders of the job evaluate: results of its sets, and image features.
     self.sets = self.path / "sets"
     self.features = self.path / "features"
 
@@ -179,30 +189,45 @@ class RunFolder:
     return min(1.0, step_seconds / wall_seconds)
 
   def records(self) -> Iterator[dict[str, Any]]:
-    """Yields the lines of `metrics.jsonl`, without damaged ones; null becomes NaN."""
+    """Yields the lines of `metrics.jsonl` in order, without damaged ones.
+
+    Yields:
+      The `step`, an integer, and scalars by name; NaN for null.
+    """
     try:
       lines = self.metrics.read_bytes().splitlines()
     except FileNotFoundError:
       return
     for line in lines:
-      try:
-        record = json.loads(line)
-        step = record.pop("step")
-        values = {
-          name: math.nan if value is None else float(value)
-          for name, value in record.items()
-        }
-      except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        OverflowError,
-        RecursionError,
-      ):
-        continue  # an empty line, the end of a killed process's file, or a damaged one
-      if type(step) is int:
-        yield {"step": step} | values
+      record = _parse_record(line)
+      if record is not None:
+        yield record
+
+
+def _parse_record(line: bytes) -> dict[str, Any] | None:
+  """Parses a line of `metrics.jsonl`, see `RunFolder.records`.
+
+  Returns:
+    The record; None for a line that is empty or damaged, as the last one of a killed
+    process may be.
+  """
+  try:
+    fields = json.loads(line)
+    record = {"step": fields.pop("step")}
+    for name, value in fields.items():
+      record[name] = math.nan if value is None else float(value)
+  except (
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+  ):
+    return None
+  if type(record["step"]) is not int:
+    return None
+  return record
 
 
 def with_provenance(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,21 +317,32 @@ def write_json(path: str | os.PathLike, value: Any, *, checksum: bool = True) ->
 
 
 def to_json(value: Any) -> str:
-  """Formats a JSON file; keys keep their order, and NaN and infinities become null.
+  """Formats the content of a JSON file.
 
-  Takes plain JSON values, tuples, paths, NumPy and JAX arrays and scalars; else a
-  TypeError.
+  Args:
+    value: plain JSON values, tuples, paths, NumPy and JAX arrays and scalars.
+
+  Returns:
+    Indented text. Keys keep their order; NaN and infinities become null.
+
+  Raises:
+    TypeError: a value of another type.
   """
-
-  def plain_value(value: Any) -> Any:
-    if hasattr(value, "__array__"):
-      return np.asarray(value).tolist()
-    return os.fspath(value)  # TypeError for anything but a path
-
-  plain = json.loads(
-    json.dumps(value, default=plain_value), parse_constant=lambda _: None
-  )
+  text = json.dumps(value, default=_plain_value)
+  # JSON has no NaN and no infinities. Python writes them as constants of its own.
+  plain = json.loads(text, parse_constant=lambda constant: None)
   return f"{json.dumps(plain, indent=2, ensure_ascii=False)}\n"
+
+
+def _plain_value(value: Any) -> Any:
+  """Turns an array into lists, a scalar into a number, and a path into text.
+
+  Raises:
+    TypeError: a value of another type.
+  """
+  if hasattr(value, "__array__"):
+    return np.asarray(value).tolist()
+  return os.fspath(value)
 
 
 def read_json(path: str | os.PathLike) -> Any:

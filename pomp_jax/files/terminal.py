@@ -112,16 +112,21 @@ class Output:
     self._try("flush")
 
   def move(self) -> None:
-    """Writes to a copy of the file descriptor from now on; the original drops all."""
+    """Moves what Python prints to a copy of the file descriptor; the original drops all.
+
+    Libraries in other languages know the original's number alone, and print to that.
+    """
     self.flush()
     original = self._stream.fileno()
     copy = open(  # noqa: SIM115 (open until the process ends)
       os.dup(original), "w", encoding=self._stream.encoding, errors=self._stream.errors
     )
+    # As Python does for its own streams: lines appear on a terminal at once.
     copy.reconfigure(line_buffering=self._stream.isatty())
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, original)
-    os.close(null)
+
+    null_device = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_device, original)
+    os.close(null_device)
     self._stream = copy
 
   def __getattr__(self, name: str) -> Any:
@@ -199,14 +204,20 @@ class Progress(contextlib.AbstractContextManager):
     self._reported = False
     self._lines = None if sys.stderr.isatty() else _Lines(after)
     in_log = self._lines is not None
+    if in_log and total:
+      description = f"{description} {initial}/{total}"
+    bar_format = None  # tqdm's own
+    if in_log or not unit:
+      # `_set_line` replaces it in a log, once there is a speed.
+      bar_format = "{desc}  running for {elapsed}"
     self._bar = tqdm(
       total=total,
       initial=initial,
-      desc=f"{description} {initial}/{total}" if in_log and total else description,
+      desc=description,
       unit=f" {unit}",
       file=self._lines or sys.stderr,
       disable=not hosts.is_first(),
-      bar_format="{desc}  running for {elapsed}" if in_log or not unit else None,
+      bar_format=bar_format,
       dynamic_ncols=not in_log,
       leave=not brief and not in_log,
       delay=_LINE_SECONDS / 5 if brief and not in_log else 0,
@@ -221,10 +232,9 @@ class Progress(contextlib.AbstractContextManager):
     bar = self._bar
     if bar.disable:
       return
-    texts = {
-      name: value if isinstance(value, str) else f"{float(value):.4g}"
-      for name, value in metrics.items()
-    }
+    texts = {}
+    for name, value in metrics.items():
+      texts[name] = value if isinstance(value, str) else f"{float(value):.4g}"
     with _lock:
       if self._lines is None:
         bar.set_postfix(texts, refresh=False)
@@ -294,20 +304,25 @@ class Progress(contextlib.AbstractContextManager):
 def steps_of(
   items: Iterable[_Item], description: str, unit: str, total: int | None = None
 ) -> Iterator[_Item]:
-  """Yields the items, and shows how many are done.
+  """Yields the items, and shows how many are done if they take a while.
 
   Args:
     items: items to work on.
     description: words in front of the count.
     unit: plural of what is counted.
-    total: number of the items, if they have no length.
+    total: number of the items. By default that of a sequence, and unknown for others.
+
+  Yields:
+    Each item, which counts as done when the next one is asked for.
   """
   if total is None and isinstance(items, Sequence):
     total = len(items)
+  n_done = 0
   with Progress(total, description=description, unit=unit, brief=True) as progress:
-    for done, item in enumerate(items, 1):
+    for item in items:
       yield item
-      progress.update(done)
+      n_done += 1
+      progress.update(n_done)
 
 
 def waiting(description: str, after: float = math.inf) -> Progress:

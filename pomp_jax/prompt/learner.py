@@ -124,15 +124,25 @@ class Learner(abc.ABC):
   ) -> Seen:
     """Computes what is contrasted of a draw's images.
 
+    By default these are the features that `observe` has computed; learners with
+    parameters on the image side override this.
+
     Args:
       params: parameters of the learner.
       frozen: arrays that no gradient moves.
-      images_B: the draw's part of `observe`'s first result.
+      images_B: the draw's part of `observe`'s first result: features [B,E], or pixels
+        uint8 [B,H,W,3] for a learner that encodes them itself.
       labels_B: class of each image.
       frozen_BxE: the draw's part of `observe`'s second result.
     """
-    del params, frozen
-    return Seen(images_B, labels_B, for_sampler=images_B, frozen=frozen_BxE)
+    del params, frozen  # not read by a learner without parameters on the image side
+    features_BxE = images_B
+    return Seen(
+      features=features_BxE,
+      labels=labels_B,
+      for_sampler=features_BxE,
+      frozen=frozen_BxE,
+    )
 
   def draw(
     self, key: jax.Array, settings: ContrastSettings, frozen: Frozen, seen: Seen
@@ -140,18 +150,23 @@ class Learner(abc.ABC):
     """Draws the classes that the images of a draw are contrasted with.
 
     Args:
-      key: key of the draw.
+      key: random key of the draw.
       settings: settings with K, N and the sampler.
       frozen: arrays with those of the sampler.
       seen: result of `see`.
+
+    Returns:
+      Classes and weights, which `samplers.complete_negatives` completes.
     """
+    # A draw is a choice, through which no gradient flows to a learned image side.
+    images_BxE = jax.lax.stop_gradient(normalize(seen.for_sampler))
     return draw_negatives(
       key,
       settings.sampling,
       k=settings.k,
       n_classes=settings.n_classes,
       labels_B=seen.labels,
-      images_BxE=jax.lax.stop_gradient(normalize(seen.for_sampler)),
+      images_BxE=images_BxE,
       arrays=frozen.sampling,
     )
 
@@ -163,13 +178,21 @@ class Learner(abc.ABC):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """Computes features of some classes; has no collectives.
+    """Computes features of the classes that a device was dealt.
+
+    Each device of the `class` axis calls it with other classes, so it must not contain
+    collectives.
 
     Args:
       params: parameters of the learner.
       frozen: arrays with the tokens of all classes.
-      class_ids_R: classes of this device.
-      image_features_BxE: `Seen.features`, which only some learners read.
+      class_ids_R: int32 [R], the classes of this device.
+      image_features_BxE: `Seen.features`, read by learners whose text features depend
+        on the image.
+
+    Returns:
+      Features in the order of the ids, [R,E] or [R,B,E], and which of them were
+      computed.
     """
 
   def contrast(
@@ -180,18 +203,25 @@ class Learner(abc.ABC):
     classes: ClassFeatures,
     negatives: Negatives,
   ) -> Contrast:
-    """Loss and accuracy of a draw's images, without the terms.
+    """Computes loss and accuracy of a draw's images, without the terms.
+
+    By default this is POMP's `local_contrast`. A learner with a teacher overrides it.
 
     Args:
       settings: numbers of the loss.
-      frozen: arrays that no gradient moves.
+      frozen: arrays that no gradient moves, such as a teacher's features.
       seen: result of `see`.
       classes: features of the images' classes and of the negatives.
       negatives: result of `draw`, completed by the step.
     """
-    del frozen
+    del frozen  # the contrast has no teacher
     return local_contrast(
-      settings, seen.features, classes.own, classes.negatives, seen.labels, negatives
+      settings,
+      image_features_BxE=seen.features,
+      positive_features_BxE=classes.own,
+      negative_features_SxE=classes.negatives,
+      labels_B=seen.labels,
+      negatives=negatives,
     )
 
 
@@ -219,14 +249,24 @@ class ContextLearner(Learner):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """Computes features of some classes, the same for all images.
+    """Runs the text tower over the classes under the context, the same for all images.
 
-    Args: see `Learner`.
+    Args:
+      params: {"context": [M,D] or [N,M,D]}.
+      frozen: parameters of the text tower, and the tokens of all classes.
+      class_ids_R: int32 [R], the classes of this device.
+      image_features_BxE: not read.
+
+    Returns:
+      Features [R,E]. Classes beyond the token budget are not available.
     """
     del image_features_BxE
     sequences = class_sequences(self.module, params, frozen, class_ids_R)
-    features_RxE = self.text_tower(frozen.text, *sequences)
-    return TextFeatures(features_RxE, self.available(sequences.lengths))
+    features_RxE = self.text_tower(
+      frozen.text, sequences.prefix, sequences.suffix, sequences.lengths
+    )
+    available_R = self.available(sequences.lengths)
+    return TextFeatures(features_RxE, available_R)
 
   def available(self, lengths_R: Int32[Array, " R"]) -> Bool[Array, " R"] | None:
     """The rows that the text tower computes, by their own tokens; None for all."""
@@ -243,10 +283,19 @@ def class_sequences(
   Args:
     module: context and its layout.
     params: {"context": [M,D] or [N,M,D]}.
-    frozen: arrays with the own tokens of all classes.
-    class_ids_C: the classes.
+    frozen: own tokens of all N classes, and the embeddings of tokens.
+    class_ids_C: the classes, in any order.
+
+  Returns:
+    The prefix that all classes share [P,D], and each class's suffix [C,L,D] with its
+    length.
   """
-  tokens_C = jax.tree.map(lambda rows: rows[class_ids_C], frozen.tokens)
+  all_tokens = frozen.tokens
+  tokens_C = ClassTokens(
+    ids=all_tokens.ids[class_ids_C],
+    name_lengths=all_tokens.name_lengths[class_ids_C],
+    lengths=all_tokens.lengths[class_ids_C],
+  )
   return sequences_of_tokens(module, params, frozen, tokens_C, class_ids_C)
 
 
@@ -257,19 +306,24 @@ def sequences_of_tokens(
   tokens_C: ClassTokens,
   class_ids_C: Int32[Array, " C"],
 ) -> Sequences:
-  """Lays out classes by their own tokens, which need not be those of `frozen`.
+  """Lays out classes by tokens that need not be those of `frozen`, as other names have.
 
   Args:
     module: context and its layout.
     params: {"context": [M,D] or [N,M,D]}.
     frozen: embeddings of the tokens and of the start token.
     tokens_C: own tokens of C classes.
-    class_ids_C: their rows of a class-specific context.
+    class_ids_C: row of each class in a class-specific context.
+
+  Returns:
+    The prefix that all classes share [P,D], and each class's suffix [C,L,D] with its
+    length.
   """
+  tokens_CxLxD = token_embeddings(frozen.text, tokens_C.ids)
   sequences: Any = module.apply(
     {"params": params},
     frozen.sos,
-    token_embeddings(frozen.text, tokens_C.ids),
+    tokens_CxLxD,
     tokens_C.name_lengths,
     tokens_C.lengths,
     class_ids_C,

@@ -71,20 +71,29 @@ def normalize(features: Float[Array, "... E"]) -> Float[Array, "... E"]:
 def margin(
   n_kept_B: Int32[Array, " B"], n_classes: int, correction: str | Float[Array, ""]
 ) -> Float[Array, " B"]:
-  """The correction that is added to every negative logit after a plain uniform draw.
+  """Computes the margin m_i that every negative logit gets after a plain uniform draw.
 
-  `log`: ln((N-1) / n_i), which makes the sampled denominator an unbiased estimate of
-  the full one. `log10`: log10((N-1) / n_i), as in the published code. `none`: 0.
+  With n_i the number of negatives of image i (Ren et al., 2023, section 3):
+
+    log: m_i = ln((N-1) / n_i), so that the sampled denominator is an unbiased estimate
+      of the full one.
+    log10: m_i = log10((N-1) / n_i), as in the published code.
+    none: m_i = 0.
 
   Args:
-    n_kept_B: n_i, the negatives of each image that were not rejected. Without one the
-      correction is 0.
+    n_kept_B: n_i, the negatives that were not rejected. Without one the margin is 0.
     n_classes: N.
     correction: one of CORRECTIONS, or its scale as a traced number.
+
+  Returns:
+    The margin of each image, in nats for `log`.
   """
-  kept_B = jnp.maximum(n_kept_B, 1).astype(jnp.float32)
-  log_weight_B = jnp.log((n_classes - 1) / kept_B)
-  return jnp.where(n_kept_B > 0, _factor(correction) * log_weight_B, 0.0)
+  # No division by zero for an image without negatives, whose margin is set below.
+  at_least_one_B = jnp.maximum(n_kept_B, 1).astype(jnp.float32)
+  log_weight_B = jnp.log((n_classes - 1) / at_least_one_B)
+  has_negatives_B = n_kept_B > 0
+  margin_B = _factor(correction) * log_weight_B
+  return jnp.where(has_negatives_B, margin_B, 0.0)
 
 
 def _factor(correction: str | jax.Array) -> float | jax.Array:
@@ -237,16 +246,29 @@ def _ancestor_losses(
   """Cross-entropy of the kind of each image's class, mean over the levels.
 
   A kind's logit is the log-sum-exp of the corrected logits of the classes below it, so
-  its probability is the sum of theirs. A level without the image's class counts as 0.
+  its probability is the sum of theirs:
+
+    -log p(kind) = -log p(class) + log p(class | kind).
+
+  Args:
+    gap_BxS: corrected logits of the negatives less that of the image's class.
+    own_kinds_BxH: int32 [B,H], kind of each image's class on each level; -1 for none.
+    kinds_SxH: int32 [S,H], kinds of the negatives.
+
+  Returns:
+    [B], in nats. A level on which the image's class has no kind counts as 0.
   """
-  # -log of the image's class is whole, and that of its class within its kind is below:
-  # the difference is -log of the kind.
-  whole_B = log_one_plus_sum(gap_BxS)
+  # -log p(class), among all negatives.
+  class_loss_B = log_one_plus_sum(gap_BxS)
   n_levels = own_kinds_BxH.shape[1]
-  total_B = jnp.zeros_like(whole_B)
+  total_B = jnp.zeros_like(class_loss_B)
   for level in range(n_levels):
     own_kind_B = own_kinds_BxH[:, level]
-    below_BxS = own_kind_B[:, None] == kinds_SxH[None, :, level]
-    below_B = log_one_plus_sum(jnp.where(below_BxS, gap_BxS, -jnp.inf))
-    total_B += jnp.where(own_kind_B >= 0, whole_B - below_B, 0.0)
+    same_kind_BxS = own_kind_B[:, None] == kinds_SxH[None, :, level]
+    # -log p(class | kind), among the negatives of the same kind.
+    gap_in_kind_BxS = jnp.where(same_kind_BxS, gap_BxS, -jnp.inf)
+    loss_in_kind_B = log_one_plus_sum(gap_in_kind_BxS)
+    has_kind_B = own_kind_B >= 0
+    kind_loss_B = class_loss_B - loss_in_kind_B
+    total_B += jnp.where(has_kind_B, kind_loss_B, 0.0)
   return total_B / n_levels

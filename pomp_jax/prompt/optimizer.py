@@ -24,7 +24,7 @@ def learning_rate(
   warmup: float | int,
   warmup_rate: Number,
 ) -> optax.Schedule:
-  """Cosine decay from `base` after a constant warmup.
+  """Builds the schedule of the recipes: a constant warmup, then a cosine decay.
 
   With t the time in epochs, w the warmup and T the epochs of the run, the rate after
   the warmup is base * (1 + cos(pi * progress)) / 2.
@@ -43,18 +43,28 @@ def learning_rate(
     steps_per_epoch: steps of an epoch.
     warmup: w, in epochs; a fraction only for `step`.
     warmup_rate: constant rate of the warmup.
-  """
 
-  def rate(step: Any) -> Array:
+  Returns:
+    A function from the number of the step, 0 for the first, to its rate.
+  """
+  if schedule == "epoch":
+    decay_epochs = epochs
+  else:
+    # A run that is all warmup divides by no zero, and never reads the decay.
+    decay_epochs = max(epochs - warmup, 1e-9)
+
+  def time_of(step: Any) -> Any:
+    """Time t in epochs, at the start of a step."""
     if schedule == "epoch":
       # Integer division: step / steps_per_epoch can round down to the epoch before.
-      time = step // steps_per_epoch
-      progress = (time - warmup) / epochs
-    else:
-      time = step / steps_per_epoch
-      progress = (time - warmup) / max(epochs - warmup, 1e-9)
-    cosine = 0.5 * base * (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1)))
-    return jnp.where(time < warmup, warmup_rate, cosine)
+      return step // steps_per_epoch
+    return step / steps_per_epoch
+
+  def rate(step: Any) -> Array:
+    time = time_of(step)
+    progress = (time - warmup) / decay_epochs
+    decayed = 0.5 * base * (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1)))
+    return jnp.where(time < warmup, warmup_rate, decayed)
 
   return rate
 

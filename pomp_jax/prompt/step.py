@@ -75,15 +75,19 @@ def repeated(
 ) -> Callable[[], None]:
   """Returns a function that takes the next step at each call, and waits for it.
 
-  `program` is a compiled step, which donates the state.
+  Args:
+    program: compiled step, which donates the state.
+    state: state before the first call, which that call consumes.
+    *others: the step's other arguments, the same at each call.
   """
 
-  def step() -> None:
+  def take_step() -> None:
     nonlocal state
     state, metrics = program(state, *others)
+    # Calls of a program return before it has run.
     jax.block_until_ready((state, metrics))
 
-  return step
+  return take_step
 
 
 class Renewal(NamedTuple):
@@ -197,7 +201,9 @@ def train_step(
   Returns:
     The state after the step, and the metrics.
   """
-  contrast, gradient, computed = _mean_gradient(parts, state, frozen, batch)
+  mean = _mean_gradient(parts, state, frozen, batch)
+  contrast = mean.contrast
+  gradient = mean.gradient
   updates, opt_state = parts.optimizer.update(gradient, state.opt_state, state.params)
   metrics = {
     "loss": contrast.loss,
@@ -208,8 +214,8 @@ def train_step(
   }
   params = optax.apply_updates(state.params, updates)
   bank = None
-  if computed is not None:
-    bank = _updated_bank(parts, state.bank, computed)
+  if mean.computed is not None:
+    bank = _updated_bank(parts, state.bank, mean.computed)
   next_state = TrainState(
     step=state.step + 1,
     params=params,
@@ -220,12 +226,28 @@ def train_step(
   return next_state, metrics
 
 
+class _MeanGradient(NamedTuple):
+  """Result of the forward and backward passes of a step."""
+
+  contrast: Contrast  # mean over all groups
+  gradient: Any  # likewise, a tree like the parameters
+  # Features for the bank, with an axis of the micro-steps in front; None without one.
+  computed: _Computed
+
+
 def _mean_gradient(
   parts: StepParts, state: TrainState, frozen: Frozen, batch: Batch
-) -> tuple[Contrast, Any, _Computed]:
-  """Means of contrast and gradient over all groups, and what each group computed.
+) -> _MeanGradient:
+  """Averages contrast and gradient over all groups.
 
-  A scan takes the groups of a data index one after the other.
+  A scan takes the groups of a data index one after the other, so that the memory is
+  that of one.
+
+  Args:
+    parts: mesh, learner and numbers.
+    state: state before the step.
+    frozen: arrays that no gradient moves.
+    batch: images and labels, see `make_train_step`.
   """
   # Outside of what is differentiated, so the image tower leaves no residuals.
   images, frozen_features = parts.learner.observe(frozen, batch["image"])
@@ -234,27 +256,33 @@ def _mean_gradient(
     in_groups, (images, batch["label"], frozen_features)
   )
   groups = (images, labels, frozen_features, jnp.arange(parts.accumulate))
+
   no_terms = {name: jnp.zeros(()) for name in parts.learner.terms}
   no_contrast = Contrast(jnp.zeros(()), jnp.zeros(()), no_terms)
   no_gradient = jax.tree.map(jnp.zeros_like, state.params)
   add = functools.partial(_add_gradient, parts, state, frozen)
   total, computed = jax.lax.scan(add, (no_contrast, no_gradient), groups)
   contrast, gradient = jax.tree.map(lambda leaf: leaf / parts.accumulate, total)
-  return contrast, gradient, computed
+  return _MeanGradient(contrast, gradient, computed)
 
 
 def _in_groups(parts: StepParts, rows: jax.Array) -> jax.Array:
-  """[data * accumulate * B, ..] to [accumulate, data * B, ..].
+  """Splits the rows of a batch, [data * A * B, ..], into groups, [A, data * B, ..].
 
-  Group g of data index d is d * accumulate + g, a contiguous block of what that index
-  holds.
+  A is `accumulate`. Group g of data index d is block d * A + g of the batch, so that no
+  row moves to another device.
+
+  Args:
+    parts: mesh, and the groups of a data index.
+    rows: array with a row for each image.
   """
-  rows = rows.reshape(parts.mesh.shape[DATA], parts.accumulate, -1, *rows.shape[1:])
+  row_shape = rows.shape[1:]
+  n_data = parts.mesh.shape[DATA]
+  rows = rows.reshape(n_data, parts.accumulate, -1, *row_shape)
   rows = jnp.moveaxis(rows, 1, 0)
-  rows = rows.reshape(parts.accumulate, -1, *rows.shape[3:])
-  return jax.lax.with_sharding_constraint(
-    rows, NamedSharding(parts.mesh, P(None, DATA))
-  )
+  rows = rows.reshape(parts.accumulate, -1, *row_shape)
+  sharding = NamedSharding(parts.mesh, P(None, DATA))
+  return jax.lax.with_sharding_constraint(rows, sharding)
 
 
 def _add_gradient(

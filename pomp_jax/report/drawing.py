@@ -72,9 +72,15 @@ def panels(
     height: height of a panel in inches.
     title: title of the figure.
     columns: most panels in a row.
+
+  Returns:
+    The figure, and the axes of the panels, row by row.
   """
   figure, stacks = stacked_panels(n, width, (height,), title, columns)
-  return figure, [axes for [axes] in stacks]
+  panel_axes = []
+  for (axes,) in stacks:
+    panel_axes.append(axes)
+  return figure, panel_axes
 
 
 def stacked_panels(
@@ -84,7 +90,7 @@ def stacked_panels(
   title: str = "",
   columns: int = COLUMNS,
 ) -> tuple[Figure, list[list[Axes]]]:
-  """Creates a figure as `panels` does, whose panels are several axes each.
+  """Creates a figure as `panels` does, whose panels are stacks of several axes.
 
   Args:
     n: number of panels.
@@ -96,20 +102,28 @@ def stacked_panels(
   Returns:
     The figure, and the axes of each panel from above.
   """
-  rows = -(-n // columns)
+  n_rows = -(-n // columns)
   # As many panels in each row, rather than a last row of one.
-  columns = -(-n // rows)
-  size = (1.6 + width * columns, 0.6 + sum(heights) * rows)
-  figure = Figure(figsize=size, layout="constrained")
+  n_columns = -(-n // n_rows)
+  # Beside the panels: labels of the axes, and the title.
+  figure_width = 1.6 + width * n_columns
+  figure_height = 0.6 + sum(heights) * n_rows
+  figure = Figure(figsize=(figure_width, figure_height), layout="constrained")
   if title:
     figure.suptitle(escape(title), fontsize=TITLE)
-  ratios = [*heights] * rows
-  grid = figure.add_gridspec(len(ratios), columns, height_ratios=ratios)
+
+  # Each row of panels takes a line of the grid for each axes of a stack.
+  n_stacked = len(heights)
+  line_heights = list(heights) * n_rows
+  grid = figure.add_gridspec(n_rows * n_stacked, n_columns, height_ratios=line_heights)
   stacks = []
   for number in range(n):
-    row, column = divmod(number, columns)
-    lines = range(row * len(heights), (row + 1) * len(heights))
-    stacks.append([figure.add_subplot(grid[line, column]) for line in lines])
+    row, column = divmod(number, n_columns)
+    first_line = row * n_stacked
+    stack = []
+    for line in range(first_line, first_line + n_stacked):
+      stack.append(figure.add_subplot(grid[line, column]))
+    stacks.append(stack)
   return figure, stacks
 
 
@@ -121,14 +135,16 @@ def label_panel(
   *,
   grid: Literal["", "x", "y", "both"] = "",
 ) -> None:
-  """Sets title, axis labels and grid of a panel, and removes its upper and right frame.
+  """Gives a panel its heading and labels, in the style of all our plots.
+
+  The upper and the right frame are removed, and grid lines lie behind the data.
 
   Args:
     axes: axes of the panel.
-    title: heading; a user's words in it are escaped as `name` does.
-    x: label of the horizontal axis.
-    y: label of the vertical axis.
-    grid: axis whose ticks have grid lines.
+    title: heading; the caller escapes a user's words in it, as `name` does.
+    x: label of the horizontal axis, with its unit.
+    y: label of the vertical axis, with its unit.
+    grid: axis whose ticks have grid lines; "" for none.
   """
   axes.set_title(title, fontsize=HEADING)
   axes.set_xlabel(x, fontsize=TEXT)
@@ -170,19 +186,24 @@ def _plain_number(value: float | np.number, _position: int | None = None) -> str
   return f"{float(f'{value:.6g}'):,.12f}".rstrip("0").rstrip(".")
 
 
-def end_at(axes: Axes, which: str, lowest: float, highest: float) -> None:
+def end_at(axes: Axes, which: Literal["x", "y"], lowest: float, highest: float) -> None:
   """Ends a linear axis where its values do, such as at 0 and 100%.
 
-  Call it after all is drawn. Marks on the end are drawn whole.
+  Call it after all is drawn: matplotlib's margins reach beyond the data, to 104% for
+  example. Marks on the end are drawn whole, not cut by the frame.
 
   Args:
     axes: axes of the panel.
-    which: "x" or "y".
+    which: the horizontal or the vertical axis.
     lowest: smallest possible value.
     highest: largest possible value.
   """
-  low, high = getattr(axes, f"get_{which}lim")()
-  axes.set(**{f"{which}lim": (max(low, lowest), min(high, highest))})
+  if which == "x":
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, lowest), min(high, highest))
+  else:
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, lowest), min(high, highest))
   for artist in (*axes.lines, *axes.collections):
     artist.set_clip_on(False)
 
@@ -190,17 +211,22 @@ def end_at(axes: Axes, which: str, lowest: float, highest: float) -> None:
 def error_bars(
   axes: Axes, x: Any, y: Any, number: int, **options: Any
 ) -> ErrorbarContainer:
-  """Draws a series with error bars.
+  """Draws a series with error bars, in the style of all our plots.
 
   Args:
     axes: axes of the panel.
     x: horizontal positions [V].
     y: values [V].
     number: number of the series, which decides on its colour and marker.
-    **options: arguments of `Axes.errorbar`, such as `yerr`.
+    **options: arguments of `Axes.errorbar`, such as `yerr`; they replace the style's.
+
+  Returns:
+    What matplotlib drew, for a legend.
   """
-  base = {"markersize": 5, "linewidth": 1.4, "capsize": 3, **style(number)}
-  return axes.errorbar(x, y, **base | options)
+  drawing_style: dict[str, Any] = {"markersize": 5, "linewidth": 1.4, "capsize": 3}
+  drawing_style.update(style(number))
+  drawing_style.update(options)
+  return axes.errorbar(x, y, **drawing_style)
 
 
 def legend_below(figure: Figure, lines: list, labels: Sequence[str]) -> None:
@@ -228,7 +254,7 @@ def name(text: str, length: int = _LENGTH) -> str:
 
 
 def names(texts: Sequence[str], length: int = _LENGTH) -> list[str]:
-  """Names for a plot, cut to a length; numbered if different ones would become equal."""
+  """Cuts texts to names for a plot, and numbers those that would become equal."""
   distinct = list(dict.fromkeys(texts))
   short = [shorten(text, length) for text in distinct]
   if len(set(short)) < len(distinct):

@@ -69,7 +69,7 @@ class Group(NamedTuple):
 
 
 def group_of(name: str) -> Group:
-  """The group of sets of a name: a user's own, the world, or one of the named suites."""
+  """Returns the group of a name: a user's own sets, the world, or a named suite."""
   if name == OWN:
     return Group("own sets")
   if name == WORLD:
@@ -230,7 +230,7 @@ def counts_by_group(
 def _harmonic(
   group: str, base: Mapping[str, float], unseen: Mapping[str, float]
 ) -> dict[str, float]:
-  """Harmonic means of a prompt's accuracies on both parts of each set, and of the means."""
+  """Harmonic means of a prompt's accuracies on both parts of a set, and of the means."""
   # float: the mean of 0 and another number is the int 0.
   row = {
     column: float(harmonic_mean((base[column], unseen[column])))
@@ -246,7 +246,10 @@ def _harmonic(
 
 
 def _mean(group: str, row: Mapping[str, float]) -> dict[str, float]:
-  """The mean over a row's sets by its name; empty for one set or a group without mean."""
+  """Mean over a row's sets, by its name.
+
+  Empty for a single set, and for a group without a mean.
+  """
   if not group_of(group).mean or len(row) < 2:
     return {}
   name = "mean"
@@ -263,7 +266,7 @@ def title_of(group: str, kind: str) -> str:
 def evaluation_report(
   results: Mapping[str, Any], _: Mapping[str, Any]
 ) -> report.Report:
-  """Report of an evaluation: tables and plots of each group of sets, and every figure."""
+  """Reports an evaluation: tables and plots of each group of sets, and every figure."""
   labels = report.short_labels(results["prompts"])
   sets = results["sets"]
   sections = [
@@ -304,7 +307,7 @@ def _summary(results: Mapping[str, Any]) -> str:
 
 
 def _turned_otherwise(prompts: Sequence[str], upright: bool) -> str:
-  """Says that these prompts were trained on images turned in the other way than here."""
+  """Says that the prompts were trained on images turned in another way than here."""
   trainings = f"the training of {', '.join(prompts)}"
   if upright:
     here = "were turned"
@@ -343,7 +346,7 @@ def _missing(results: Mapping[str, Any]) -> list[report.Section]:
 def _accuracy(
   results: Mapping[str, Any], group: str, kind: str, labels: Mapping[str, str]
 ) -> report.Section:
-  """Accuracies of a group of sets, ours first, then published ones, and image counts."""
+  """Section of a group of sets: our accuracies, published ones, and image counts."""
   accuracy = results["accuracy"][group][kind]
   published = results["published"].get(group, {}).get(kind, {})
   splits = results["splits"].get(group, {})
@@ -371,34 +374,55 @@ def _accuracy(
 def _accuracy_table(
   results: Mapping[str, Any], group: str, kind: str, labels: Mapping[str, str]
 ) -> report.Table:
-  """Rows of the prompts, of the published methods, and of the numbers of images."""
+  """Builds the table of one kind of accuracy over the sets of a group.
+
+  Args:
+    results: results of the evaluation.
+    group: name of the group, such as the domain-shift sets.
+    kind: kind of accuracy, such as top1.
+    labels: label of each prompt.
+
+  Returns:
+    A row for each prompt, for each published method, and for the numbers of images.
+  """
   accuracy = results["accuracy"][group][kind]
-  intervals = results.get("intervals", {}).get(group, {}).get(kind, {})
-  differences = results.get("differences", {}).get(group, {}).get(kind, {})
   published = results["published"].get(group, {}).get(kind, {})
   counts = results["images"][group][kind]
   splits = results["splits"].get(group, {})
-  columns = list(next(iter(accuracy.values())))
+  # Results of earlier versions have neither.
+  intervals = results.get("intervals", {}).get(group, {}).get(kind, {})
+  differences = results.get("differences", {}).get(group, {}).get(kind, {})
+  first_row = next(iter(accuracy.values()))
+  columns = list(first_row)
 
-  prompt_rows = []
-  for prompt, row in accuracy.items():
+  rows = []
+  marks = []
+  for prompt, figures in accuracy.items():
+    row = [labels[prompt]]
     ends = intervals.get(prompt, {})
-    figures = [report.percent(row[column], ends.get(column)) for column in columns]
-    prompt_rows.append([labels[prompt], *figures])
+    for column in columns:
+      row.append(report.percent(figures[column], ends.get(column)))
+    rows.append(row)
+    marks.append("")
+
   sources = _sources(published)
-  published_rows = []
   for name, method in published.items():
-    figures = [report.cell(method["figures"].get(column)) for column in columns]
-    reference = f"[{1 + sources.index(method['source'])}]"
-    published_rows.append([f"{name} {reference}", *figures])
+    source_number = 1 + sources.index(method["source"])
+    row = [f"{name} [{source_number}]"]
+    for column in columns:
+      row.append(report.cell(method["figures"].get(column)))
+    rows.append(row)
+    marks.append("published")
+
   image_counts = [report.cell(counts.get(column)) for column in columns]
-  heads = [_marked(column, splits.get(column, "test")) for column in columns]
-  return report.Table(
-    ("prompt", *heads),
-    [*prompt_rows, *published_rows, ["images", *image_counts]],
-    marks=[""] * len(prompt_rows) + ["published"] * len(published_rows) + ["images"],
-    bold=_cells_above_first(list(accuracy), columns, differences),
-  )
+  rows.append(["images", *image_counts])
+  marks.append("images")
+
+  heads = ["prompt"]
+  for column in columns:
+    heads.append(_marked(column, splits.get(column, "test")))
+  bold = _cells_above_first(list(accuracy), columns, differences)
+  return report.Table(tuple(heads), rows, marks=marks, bold=bold)
 
 
 def _sources(published: Mapping[str, Mapping[str, Any]]) -> list[str]:

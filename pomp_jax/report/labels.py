@@ -73,26 +73,30 @@ def run_labels(
   folder: str,
   results: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> list[str]:
-  """Labels of the prompts of a training's results, by the name of the run's folder.
+  """Labels the prompts in a training's results.
 
-  What the run has learned has the name that `prompt_labels` gives to its file in other
-  reports.
+  The learned prompt is labelled by the run's folder, as `prompt_labels` labels its file
+  in other reports, so that a reader finds it there.
 
   Args:
     names: names of prompts in `results.json`.
     folder: name of the run's folder, or "".
-    results: results of the run; where it compared with words, they say what each prompt
-      is.
+    results: results of the run. A run that compared its prompt with words has stored a
+      label for each prompt.
+
+  Returns:
+    A label for each name, in their order.
   """
-  stated = results.get("words", {}).get("labels", {})
+  stored_labels = results.get("words", {}).get("labels", {})
   labels = []
   for name in names:
-    if name in stated:
-      labels.append(stated[name])
+    if name in stored_labels:
+      label = stored_labels[name]
     elif name == LEARNED and folder:
-      labels.append(f"learned ({folder})")
+      label = f"learned ({folder})"
     else:
-      labels.append(method_label(name))
+      label = method_label(name)
+    labels.append(label)
   return labels
 
 
@@ -134,7 +138,7 @@ def with_counts(name: str, images: int | None, classes: int | None) -> str:
 
 
 def _parts(path: str) -> tuple[str, ...]:
-  """Folders and file of a path, without `prompt.npz`, which every run's folder holds."""
+  """Folders and file of a path, without `prompt.npz`, which every run's folder has."""
   clean = path if is_bucket(path) else os.path.normpath(path)
   parts = tuple(part for part in clean.split("/") if part) or (path,)
   if len(parts) > 1 and parts[-1] == DEFAULT_FILE:

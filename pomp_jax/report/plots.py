@@ -74,7 +74,7 @@ def training_curves(
 
 
 def _smoothed_curve(axes: Axes, steps: Sequence[int], values_V: np.ndarray) -> None:
-  """Draws values; 50 and more of them thin, under their moving average, with a legend."""
+  """Draws values; of 50 and more also their moving average, with a legend."""
   radius = len(values_V) // 25
   if radius < 2:
     axes.plot(steps, values_V, color=drawing.BLUE, linewidth=1.8)
@@ -183,7 +183,7 @@ def _bars(
 
 
 def _draw_bars(axes: Axes, bars: _Bars) -> None:
-  """Draws bars with their figures: prompts coloured, published methods grey and named."""
+  """Draws bars with their figures: prompts in colour, published methods in grey."""
   n_bars = len(bars.values_V)
   n_prompts = n_bars - len(bars.methods)
   colours = [drawing.style(i)["color"] for i in range(n_prompts)]

@@ -16,7 +16,7 @@ _WEIGHTS = ("share", "score", "probability")
 
 
 def predict_report(results: Mapping[str, Any], config: Mapping[str, Any]) -> Report:
-  """Report of the job `predict`: a row for each picture, and those that can't be read."""
+  """Reports the job `predict`: a row for each picture, and the unreadable ones."""
   images = results["images"]
   facts = {
     "prompt": results.get("prompt"),

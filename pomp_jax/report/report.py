@@ -100,7 +100,7 @@ def cell(value: float | int | None, digits: int = 1) -> str:
 
 
 def percent(value: float | None, ends: Sequence[float] | None = None) -> str:
-  """Formats a fraction as a percentage, with the `ends` of its interval if it has one."""
+  """Formats a fraction as a percentage, with the `ends` of its interval, if any."""
   if value is None:
     return cell(None)
   text = f"{100 * value:.1f}"
@@ -213,7 +213,9 @@ def _markdown_table(table: Table) -> str:
 def html(
   report: Report, lines: Sequence[str], read_picture: Callable[[str], bytes]
 ) -> str:
-  """Formats a report as a page that holds its pictures and links only to files beside it.
+  """Formats a report as a page that holds its pictures.
+
+  It links only to files beside it.
 
   Args:
     report: report of a run.
@@ -300,13 +302,18 @@ def _html_table(table: Table) -> str:
 def write_csv(
   path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-  """Writes a CSV file atomically.
+  """Writes a CSV file atomically, in UTF-8 with Unix line ends on every system.
 
   Args:
     path: file to write.
-    columns: headings.
+    columns: headings, the first line.
     rows: values in the order of the headings; None becomes an empty field.
+
+  Raises:
+    OSError: the file can't be written.
   """
   text = io.StringIO()
-  csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(columns)
+  writer.writerows(rows)
   write_file(path, text.getvalue())

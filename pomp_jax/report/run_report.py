@@ -74,7 +74,7 @@ def _page(
   run_report: report.Report,
   provenance: Mapping[str, Any],
 ) -> str:
-  """The report as HTML, with what every run adds: its facts, command, config and files."""
+  """Formats a report as HTML, with a run's facts, command, config and files."""
   versions = {
     name: version or "-" for name, version in provenance.get("versions", {}).items()
   }
@@ -149,7 +149,7 @@ def _changed_fields(config: Mapping[str, Any]) -> report.Section:
 
 
 def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.Report:
-  """Report of a training: its accuracy beside other prompts, its course, predictions."""
+  """Reports a training: accuracy beside other prompts, its course, predictions."""
   method = method_label(results["method"])
   labels = _labels(results)
   sections = [

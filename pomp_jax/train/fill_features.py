@@ -5,11 +5,11 @@ interrupted. Memory holds the block that is being computed and the pixels of a f
 of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import itertools
 import logging
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -104,57 +104,103 @@ def check_same_images(folder: RunFolder, made_from: Mapping[str, Any]) -> None:
       )
 
 
+class _Part(NamedTuple):
+  """Some images of a block in one epoch: what is read, and encoded, at once."""
+
+  block: int
+  epoch: int
+  indices: np.ndarray  # [b], of the images
+
+
+class _Views(NamedTuple):
+  """The views of a part, as the reader returns them."""
+
+  part: _Part
+  versions: np.ndarray  # int [b,V], place of each view among the R versions of an image
+  pixels: np.ndarray  # uint8 [b,V,S,S,3]
+  readable: np.ndarray  # bool [b]
+
+
 def _fill(
   data: Data, features: Features, mine: list[int], source: Source, encoder: Encoder
 ) -> None:
-  """Computes and writes blocks, one after the other, from parts of the views of
-  their images."""
-  shown, size = batches.augmentation(data), encoder.clip.image_size
-  at_a_time = max(1, batches.VIEWS // shown.n_views)
-  parts = [
-    (block, epoch, np.arange(start, min(start + at_a_time, features.rows(block).stop)))
-    for block in mine
-    for epoch in range(shown.n_epochs)
-    for start in range(features.rows(block).start, features.rows(block).stop, at_a_time)
-  ]
+  """Computes and writes blocks, one after the other.
 
-  def read(
-    number: int,
-  ) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    # Block, epoch, indices, versions, pixels, and which images could be read.
-    _, epoch, indices = parts[number]
-    epochs = np.full(len(indices), epoch)
-    return (
-      *parts[number],
-      shown.versions(epochs),
-      *views(source, indices, epochs, shown, size),
-    )
+  Args:
+    data: `config.data`, with the augmentation and the limit of unreadable images.
+    features: array that the blocks are written to.
+    mine: blocks of this process.
+    source: training images.
+    encoder: CLIP that computes the features.
 
-  n_bytes = (
-    3 * size**2 * at_a_time * shown.n_views if isinstance(source, StoredImages) else 0
-  )
-  decoded = (
-    batches.read_ahead(data, len(parts), read, part_bytes=n_bytes)
-    if parts
-    else iter(())
-  )
+  Raises:
+    RunFolderWriteError: a block can't be written.
+    Preempted: the run was asked to stop; finished blocks are written.
+  """
+  augmentation = batches.augmentation(data)
+  size = encoder.clip.image_size
+  images_at_once = max(1, batches.VIEWS // augmentation.n_views)
+  parts: list[_Part] = []
+  for block in mine:
+    rows = features.rows(block)
+    for epoch in range(augmentation.n_epochs):
+      for start in range(rows.start, rows.stop, images_at_once):
+        stop = min(start + images_at_once, rows.stop)
+        parts.append(_Part(block, epoch, np.arange(start, stop)))
+
+  def read(number: int) -> _Views:
+    part = parts[number]
+    epochs = np.full(len(part.indices), part.epoch)
+    pixels, readable = views(source, part.indices, epochs, augmentation, size)
+    return _Views(part, augmentation.versions(epochs), pixels, readable)
+
+  part_bytes = 0  # nothing is decoded
+  if isinstance(source, StoredImages):
+    part_bytes = 3 * size**2 * images_at_once * augmentation.n_views
+  decoded: Iterable[_Views] = ()
+  if parts:
+    decoded = batches.read_ahead(data, len(parts), read, part_bytes=part_bytes)
   decoded = steps_of(decoded, "features of training images", "parts", len(parts))
+
   skipped = SkippedImages(source, data.max_corrupt)
-  for block, of_block in itertools.groupby(decoded, key=lambda part: part[0]):
+  for block, views_of_block in itertools.groupby(decoded, lambda item: item.part.block):
     first = features.rows(block).start
-    found_bxRxE = np.empty((features.size(block), *features.shape[1:]), np.float32)
-    for _, _, rows, versions, pixels, readable in of_block:
-      flat = pixels.reshape(-1, *pixels.shape[2:])
-      found = encoder.image_features(flat, unit=False).reshape(*versions.shape, -1)
-      found[~readable] = np.nan
-      found_bxRxE[rows[:, None] - first, versions] = found
-    damaged = (np.flatnonzero(np.isnan(found_bxRxE[:, 0, 0])) + first).tolist()
-    for index in damaged:
-      log.warning(
-        "%s: can't be read; another image stands in for it", name_of(source, index)
-      )
-    # As soon as this process knows; the others' and earlier starts' are added at the
-    # end.
-    skipped.note(damaged)
-    features.write(block, found_bxRxE)
+    features_bxRxE = np.empty((features.size(block), *features.shape[1:]), np.float32)
+    for item in views_of_block:
+      row_bx1 = item.part.indices[:, None] - first
+      features_bxRxE[row_bx1, item.versions] = _encoded(encoder, item)
+    _note_unreadable(source, skipped, features_bxRxE, first)
+    features.write(block, features_bxRxE)
     hosts.raise_if_preempted()
+
+
+def _encoded(encoder: Encoder, item: _Views) -> np.ndarray:
+  """Features of a part's views [b,V,E], of any length; NaN for unreadable images."""
+  pixels = item.pixels
+  flat = pixels.reshape(-1, *pixels.shape[2:])
+  flat_features = encoder.image_features(flat, unit=False)
+  features_bxVxE = flat_features.reshape(*item.versions.shape, -1)
+  features_bxVxE[~item.readable] = np.nan
+  return features_bxVxE
+
+
+def _note_unreadable(
+  source: Source, skipped: SkippedImages, features_bxRxE: np.ndarray, first: int
+) -> None:
+  """Warns of the unreadable images of a block, and counts them.
+
+  They count as soon as this process knows of them. Those of other processes and of
+  earlier starts are added at the end.
+
+  Args:
+    source: training images, for their names.
+    skipped: counter, which raises above its limit.
+    features_bxRxE: features of the block.
+    first: index of the block's first image.
+  """
+  is_unreadable_b = np.isnan(features_bxRxE[:, 0, 0])
+  indices = (np.flatnonzero(is_unreadable_b) + first).tolist()
+  for index in indices:
+    name = name_of(source, index)
+    log.warning("%s: can't be read; another image stands in for it", name)
+  skipped.note(indices)

@@ -82,22 +82,27 @@ class SamplingSettings:
 def propose_posterior(
   settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
 ) -> Float[Array, " N"]:
-  """q_c proportional to sum_i [c != y_i] p_i(c), p_i = softmax_c(s f(x_i) . g_c).
+  """Proposes each class by its share of the batch's exact gradient.
 
-  p_i(c) is the weight of class c in the gradient of image i's exact loss, so q is the
-  share of c in that of the batch. An image that is certain of its class proposes next
-  to nothing.
+  q_c is proportional to sum_i [c != y_i] p_i(c), with p_i(c) = softmax_c(s f(x_i) . g_c)
+  the weight of class c in the gradient of image i's exact loss. An image that is certain
+  of its class proposes next to nothing.
 
   Args:
     settings: settings with s, the logit scale.
-    arrays: arrays with the bank, whose rows are the g_c.
+    arrays: arrays with the bank, whose rows are the unit features g_c.
     labels_B: classes y_i of the images.
     images_BxE: unit features f(x_i) of the images.
+
+  Returns:
+    q, which adds up to 1; all zeros if all images are certain.
   """
   temperature = 1.0 / settings.logit_scale
-  q_N = arrays.bank.mean_softmax(images_BxE, labels_B, temperature, own_class=True)
-  # All images may be certain: no proposal is left, and the uniform share draws alone.
-  return q_N / jnp.maximum(jnp.sum(q_N), jnp.finfo(jnp.float32).tiny)
+  # The own class takes part in the denominator, as it does in that of the loss.
+  shares_N = arrays.bank.mean_softmax(images_BxE, labels_B, temperature, own_class=True)
+  total = jnp.sum(shares_N)
+  # If all images are certain, no proposal is left and the uniform share draws alone.
+  return shares_N / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
 
 
 def propose_similar(
@@ -274,9 +279,12 @@ def draw_negatives(
     )
   q_N = sampler.propose(settings, arrays, labels_B, images_BxE)
   q_N = settings.mix / n_classes + (1.0 - settings.mix) * q_N
-  ids_S, log_pi_N = sample_weighted(key, q_N, size)
+  draw = sample_weighted(key, q_N, size)
+  # Horvitz & Thompson: the weight of a class is 1 / pi_c.
   return Negatives(
-    ids_S, log_weights=-log_pi_N[ids_S], own_log_weights=-log_pi_N[labels_B]
+    draw.ids,
+    log_weights=-draw.log_pi[draw.ids],
+    own_log_weights=-draw.log_pi[labels_B],
   )
 
 
@@ -315,17 +323,28 @@ def complete_negatives(
 
 
 def _of_part(log_weights: Array, available_S: Bool[Array, " S"]) -> Array:
-  """Log importance weights, [S] or [B,S], of the available part of a draw.
+  """Raises the log importance weights of a draw of which only a part is available.
 
-  A class is equally likely at any place of a draw, so a part of it is a smaller draw.
+  A class is equally likely at any place of a draw, so a part of it is a smaller draw:
+  inclusion probabilities shrink by n_available / n_drawn.
+
+  Args:
+    log_weights: [S] of one draw for all images, or [B,S] with a draw for each image and
+      -inf for the classes of other images' draws.
+    available_S: whether the features of each class were computed.
+
+  Returns:
+    Log weights of the same shape, which count for the available classes alone.
   """
   if log_weights.ndim == 1:
     n_available = jnp.maximum(jnp.sum(available_S), 1)
     return log_weights + jnp.log(available_S.size / n_available)
-  drawn_BxS = log_weights > -jnp.inf
-  n_drawn_Bx1 = jnp.sum(drawn_BxS, axis=1, keepdims=True)
-  n_available_Bx1 = jnp.sum(drawn_BxS & available_S, axis=1, keepdims=True)
-  return log_weights + jnp.log(n_drawn_Bx1 / jnp.maximum(n_available_Bx1, 1))
+
+  is_drawn_BxS = log_weights > -jnp.inf
+  n_drawn_Bx1 = jnp.sum(is_drawn_BxS, axis=1, keepdims=True)
+  n_available_Bx1 = jnp.sum(is_drawn_BxS & available_S, axis=1, keepdims=True)
+  factor_Bx1 = n_drawn_Bx1 / jnp.maximum(n_available_Bx1, 1)
+  return log_weights + jnp.log(factor_Bx1)
 
 
 def _rejected(
@@ -358,16 +377,27 @@ def _with_batch_positives(
 
   The images' classes are certain, so their weight is 1, and a drawn class that is one
   of them is dropped. The sum over all classes stays unbiased.
+
+  Args:
+    negatives: the draw, and which of its classes are available.
+    log_weights: log importance weights of the draw, [S] or [B,S].
+    labels_B: classes of the images.
+
+  Returns:
+    Negatives of B + S classes, of which the repeated ones are not available.
   """
-  earlier_BxB = jnp.tril(labels_B[:, None] == labels_B[None, :], k=-1)
-  drawn_S = ~jnp.any(negatives.ids[:, None] == labels_B[None, :], axis=1)
+  # Of equal labels the first one counts.
+  equals_earlier_BxB = jnp.tril(labels_B[:, None] == labels_B[None, :], k=-1)
+  is_label_SxB = negatives.ids[:, None] == labels_B[None, :]
+  available_S = ~jnp.any(is_label_SxB, axis=1)
   if negatives.available is not None:
-    drawn_S &= negatives.available
+    available_S &= negatives.available
+
   ids = jnp.concatenate([labels_B, negatives.ids])
   # A weight of 1 is 0 as a logarithm.
-  certain = jnp.zeros((*log_weights.shape[:-1], labels_B.size), log_weights.dtype)
-  return negatives._replace(
-    ids=ids,
-    log_weights=jnp.concatenate([certain, log_weights], axis=-1),
-    available=jnp.concatenate([~jnp.any(earlier_BxB, axis=1), drawn_S]),
-  )
+  shape = (*log_weights.shape[:-1], labels_B.size)
+  certain = jnp.zeros(shape, log_weights.dtype)
+  all_log_weights = jnp.concatenate([certain, log_weights], axis=-1)
+  is_repeat_B = jnp.any(equals_earlier_BxB, axis=1)
+  available = jnp.concatenate([~is_repeat_B, available_S])
+  return negatives._replace(ids=ids, log_weights=all_log_weights, available=available)

@@ -110,32 +110,42 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
 
 
 def inclusion_probabilities(q_N: Float[Array, " N"], size: int) -> Float[Array, " N"]:
-  """Inclusion probabilities pi_c = min(1, t q_c), which add up to the size of the draw.
+  """Computes pi_c = min(1, t q_c), with the factor t for which they add up to S.
 
   Args:
     q_N: relative probabilities: not negative, at least `size` of them above 0.
     size: S, the number of classes to draw, static.
+
+  Returns:
+    The probability pi_c of each class to be in the draw.
   """
   ordered_N = jnp.sort(q_N, descending=True)
-  # t_j is the right factor if exactly the j most likely classes are certain. The first j
-  # whose next class stays below 1 is the one.
-  rest_S = jnp.cumsum(ordered_N[::-1])[::-1][:size]
-  t_S = (size - jnp.arange(size)) / rest_S
+  # With the j most likely classes certain, the others share S - j:
+  # t_j = (S - j) / sum of the others' q.
+  sum_from_S = jnp.cumsum(ordered_N[::-1])[::-1][:size]
+  t_S = (size - jnp.arange(size)) / sum_from_S
+  # The right j is the first one that leaves the next class, and so all others, below 1.
   n_certain = jnp.argmax(t_S * ordered_N[:size] <= 1.0)
   # Not q_N > ordered_N[n_certain]: XLA may round q_N in two ways, and that class exceed
   # itself.
-  certain_N = t_S[n_certain] * q_N > 1.0
-  # Computed a second time, as a sum with less rounding.
-  t = (size - certain_N.sum()) / jnp.sum(jnp.where(certain_N, 0.0, q_N))
-  return jnp.where(certain_N, 1.0, jnp.minimum(1.0, t * q_N))
+  is_certain_N = t_S[n_certain] * q_N > 1.0
+  # Computed a second time, as a sum with less rounding than the cumulative one.
+  t = (size - is_certain_N.sum()) / jnp.sum(jnp.where(is_certain_N, 0.0, q_N))
+  return jnp.where(is_certain_N, 1.0, jnp.minimum(1.0, t * q_N))
 
 
-def sample_weighted(
-  key: jax.Array, q_N: Float[Array, " N"], size: int
-) -> tuple[Int32[Array, " S"], Float[Array, " N"]]:
+class WeightedDraw(NamedTuple):
+  """A draw of classes by their probabilities."""
+
+  ids: Int32[Array, " S"]  # distinct classes
+  log_pi: Float[Array, " N"]  # log inclusion probability of every class, drawn or not
+
+
+def sample_weighted(key: jax.Array, q_N: Float[Array, " N"], size: int) -> WeightedDraw:
   """Draws distinct classes, each with its inclusion probability.
 
-  Every place of the draw holds class c with the same probability, pi_c / S.
+  Systematic sampling in a random order, see the module's docstring. Every place of the
+  draw holds class c with the same probability, pi_c / S.
 
   Args:
     key: key of the draw.
@@ -143,33 +153,42 @@ def sample_weighted(
     size: S, fewer than all classes, static.
 
   Returns:
-    The classes [S], and log pi_c of all classes [N], exactly those of the draw.
+    The classes, and log pi_c exactly as in the draw, rounding included.
   """
   n_classes = q_N.shape[0]
   order_key, start_key, turn_key = jax.random.split(key, 3)
   pi_N = inclusion_probabilities(q_N, size)
-  # What float32 cannot tell from 1 is certain: a whole turn, 0 modulo 1.
-  certain_N = pi_N > 1.0 - _NEAR
-  has_rest = size > certain_N.sum()
-  length_N = jnp.where(certain_N | ~has_rest, 0.0, pi_N * _ONE).astype(jnp.uint32)
+
+  # Lengths along the line. A class that float32 cannot tell from certain is always
+  # picked, and takes no room on it: a length of 1 is 0 modulo 1.
+  is_certain_N = pi_N > 1.0 - _NEAR
+  has_rest = size > is_certain_N.sum()
+  is_off_line_N = is_certain_N | ~has_rest
+  length_N = jnp.where(is_off_line_N, 0.0, pi_N * _ONE).astype(jnp.uint32)
   length_N = _whole_turns(length_N)
 
-  # The line: lengths in random order, and the points at distance 1 from the start.
+  # The classes in random order along the line, and the start of the points.
   order_N = jax.random.permutation(order_key, n_classes)
-  ends_N = jnp.cumsum(length_N[order_N], dtype=jnp.uint32)
+  end_N = jnp.cumsum(length_N[order_N], dtype=jnp.uint32)
   start = jax.random.bits(start_key, (), jnp.uint32)
-  # A point lies in [end - length, end) where its distance from the beginning is below
-  # the length. Unsigned differences wrap around, so all points are the start modulo 1.
-  from_beginning_N = start - (ends_N - length_N[order_N])
-  has_point_N = from_beginning_N < length_N[order_N]
-  picked_N = has_point_N | certain_N[order_N]
+  # The points are the start plus 0, 1, ..: all of them are the start modulo 1. A class
+  # has a point in [end - length, end) if the start's distance from the beginning is
+  # below the length. Unsigned differences wrap around, as the positions do.
+  distance_N = start - (end_N - length_N[order_N])
+  has_point_N = distance_N < length_N[order_N]
+  is_picked_N = has_point_N | is_certain_N[order_N]
 
-  # The picked classes take the S places from a random one on, all others place S.
+  # The picked classes take the S places from a random one on, all others place S, so
+  # that a sort by place moves the picked ones to the front.
   turn = jax.random.randint(turn_key, (), 0, size)
-  place_N = jnp.where(picked_N, (jnp.cumsum(picked_N) - 1 + turn) % size, size)
+  place_N = jnp.where(is_picked_N, (jnp.cumsum(is_picked_N) - 1 + turn) % size, size)
   ids_N = jax.lax.sort((place_N, order_N.astype(jnp.int32)), num_keys=1)[1]
-  drawn_N = jnp.maximum(length_N, 1).astype(jnp.float32) / _ONE
-  return ids_N[:size], jnp.where(certain_N, 0.0, jnp.log(drawn_N))
+
+  # At least one unit of length, so that the logarithm is finite.
+  drawn_pi_N = jnp.maximum(length_N, 1).astype(jnp.float32) / _ONE
+  ids_S = ids_N[:size]
+  log_pi_N = jnp.where(is_certain_N, 0.0, jnp.log(drawn_pi_N))
+  return WeightedDraw(ids_S, log_pi_N)
 
 
 def _whole_turns(length_N: Array) -> Array:

@@ -46,27 +46,37 @@ def check(config: BaselinesConfig, workdir: str) -> None:
 
 
 def run(config: BaselinesConfig, workdir: str) -> dict[str, Any]:
-  """Runs what has not finished yet, and returns what `results.json` holds.
+  """Runs the methods that have not finished yet, and writes the comparison.
 
-  TrainingError: methods have failed; everything is written nevertheless.
+  Args:
+    config: config of the job.
+    workdir: folder of the comparison, with a folder for each method.
+
+  Returns:
+    The content of `results.json`.
+
+  Raises:
+    TrainingError: methods have failed. The results of the others are written.
   """
   folder = RunFolder(workdir)
-  of_methods = method_runs(config.baselines.methods, config.replace, workdir)
+  runs_by_label = method_runs(config.baselines.methods, config.replace, workdir)
   folder.create()
   methods: dict[str, Any] = {}
   failed: dict[str, str] = {}
   with tempfile.TemporaryDirectory() as programs:
-    for label, runs in steps_of(
-      of_methods.items(), "baselines", "methods", len(of_methods)
-    ):
-      method = next(iter(runs.values()))[0].method
+    items = runs_by_label.items()
+    for label, runs in steps_of(items, "baselines", "methods", len(items)):
+      first_training, _ = next(iter(runs.values()))
+      method = first_training.method
       log.info("%s: %s", label, method)
-      outcome = _outcome(RunFolder(os.path.join(workdir, label)), runs, programs)
+      method_folder = RunFolder(os.path.join(workdir, label))
+      outcome = _outcome(method_folder, runs, programs)
       if "error" in outcome:
         failed[label] = outcome["error"]
         log.info("%s failed: %s", label, outcome["error"])
       else:
         methods |= _rows(label, method, outcome)
+
   results = {
     "job": config.job,
     "seeds": list(config.repeat.seeds),
@@ -75,14 +85,14 @@ def run(config: BaselinesConfig, workdir: str) -> dict[str, Any]:
     "failed": failed,
   }
   if methods:
-    top1 = {label: row["top1"] for label, row in methods.items()}
+    top1_by_label = {label: row["top1"] for label, row in methods.items()}
     with writing(folder.plots):
-      method_dots(folder.plots / "accuracy.png", top1)
+      method_dots(folder.plots / "accuracy.png", top1_by_label)
   finish_run(folder, config.to_dict(), results)
   for label, row in methods.items():
-    figures = [
-      f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()
-    ]
+    figures = []
+    for name, top1 in row["top1"].items():
+      figures.append(f"{name} {100 * top1['mean']:.1f}%")
     log.info("%s: %s", label, ", ".join(figures))
   if failed:
     label, error = next(iter(failed.items()))
@@ -173,17 +183,27 @@ def _outcome(folder: RunFolder, runs: Runs, programs: str) -> dict[str, Any]:
 
 
 def _run_seeds(runs: Runs, programs: str) -> dict[str, Any]:
-  """Runs all seeds of a method, on the CPU in a process of its own."""
+  """Runs all seeds of a method; on the CPU in a process of its own.
+
+  Args:
+    runs: config and folder of each seed's training.
+    programs: folder of compiled programs, which the seeds share.
+
+  Returns:
+    {"runs": results of each seed, "peak_mib": peak memory of this process}, or
+    {"error": the first failure in one line}.
+  """
   _share_programs(programs)
+  results = []
   try:
-    results = [pretrain.run(*one) for one in runs.values()]
+    for training, workdir in runs.values():
+      results.append(pretrain.run(training, workdir))
   except Exception as error:  # the other methods continue
-    return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+    message = f"{type(error).__name__}: {error}"
+    return {"error": " ".join(message.split())}
   # Through JSON, so that it equals what a restart reads from the file.
-  return {
-    "runs": json.loads(json.dumps(results, default=float)),
-    "peak_mib": round(peak_mib(), 1),
-  }
+  plain_results = json.loads(json.dumps(results, default=float))
+  return {"runs": plain_results, "peak_mib": round(peak_mib(), 1)}
 
 
 def _share_programs(folder: str) -> None:

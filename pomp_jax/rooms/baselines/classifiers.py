@@ -156,10 +156,11 @@ def fitted_by(
   """
   source = encoder.sized(opening.open_source(data, "train"))
   fill_features(data, clip, folder, source, encoder)
-  images = opening.open_source(data, "validation", n_images=n_validation)
-  validation = batches.readable_features(data, encoder, images, folder)
-  classifier, found = fit(Training(data, encoder, folder, source, validation))
-  return Fitted(classifier, tuple(source.names), found)
+  validation_images = opening.open_source(data, "validation", n_images=n_validation)
+  validation = batches.readable_features(data, encoder, validation_images, folder)
+  training = Training(data, encoder, folder, source, validation)
+  classifier, search_facts = fit(training)
+  return Fitted(classifier, names=tuple(source.names), found=search_facts)
 
 
 def _scores(

@@ -81,21 +81,21 @@ class CoCoOpLearner(Learner):
 
 
 def init_dense(key: jax.Array, n_in: int, n_out: int) -> dict[str, jax.Array]:
-  """Draws kernel [n_in, n_out] and bias [n_out] from PyTorch's default, +- 1 / sqrt(n_in).
+  """Draws a dense layer as PyTorch does: uniformly within +- 1 / sqrt(n_in).
 
   Args:
     key: random key.
     n_in: width of the input.
     n_out: width of the output.
+
+  Returns:
+    {"kernel": [n_in, n_out], "bias": [n_out]}, float32.
   """
   kernel_key, bias_key = jax.random.split(key)
   bound = n_in**-0.5
-  return {
-    "kernel": jax.random.uniform(
-      kernel_key, (n_in, n_out), minval=-bound, maxval=bound
-    ),
-    "bias": jax.random.uniform(bias_key, (n_out,), minval=-bound, maxval=bound),
-  }
+  kernel = jax.random.uniform(kernel_key, (n_in, n_out), minval=-bound, maxval=bound)
+  bias = jax.random.uniform(bias_key, (n_out,), minval=-bound, maxval=bound)
+  return {"kernel": kernel, "bias": bias}
 
 
 def dense(
@@ -114,12 +114,13 @@ class CoCoOp(Baseline):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: Clip
   ) -> CoCoOpLearner:
-    """See `Pomp`.
+    """Builds the learner of the context and the meta-net, see `Pomp`.
 
     Args:
       plain: POMP's learner, whose context the meta-net shifts.
-      encoder: the CLIP, whose embedding the meta-net takes.
-      prompt: fields of the prompt.
-      clip: fields of the CLIP.
+      encoder: the CLIP, from whose image features the meta-net computes the shift.
+      prompt: fields of the prompt, not read.
+      clip: fields of the CLIP, not read.
     """
-    return CoCoOpLearner(plain, encoder.clip.config.projection_dim)
+    embedding_width = encoder.clip.config.projection_dim
+    return CoCoOpLearner(plain, embedding_width)

@@ -37,8 +37,15 @@ class FinishedRun(OtherPrompt):
   """What a checkpoint of such a method holds, as `evaluate.prompts` takes it."""
 
   def __init__(self, checkpoint: Restored, path: str | os.PathLike):
-    """Reads the parameters, and the method's fields; CheckpointError for what holds
-    none."""
+    """Reads the learned parameters, and the fields of the config that the method needs.
+
+    Args:
+      checkpoint: last checkpoint of the run.
+      path: the run, for messages.
+
+    Raises:
+      CheckpointError: the checkpoint has no config of a method, or no parameters.
+    """
     self._path = path
     try:
       config: Mapping[str, Any] = checkpoint.meta["config"]
@@ -47,9 +54,11 @@ class FinishedRun(OtherPrompt):
       self._prompt = defaults().prompt.changed(config["prompt"])
       self._clip = fields.Clip().changed(config["clip"])
       self._template: str = config["eval"]["template"]
+      # Runs of earlier versions do not have it.
       self.upright = config["data"].get("upright")
-      state = checkpoint.state
-      self._params = result_of(state["params"], state.get("opt_state"))
+      params = checkpoint.state["params"]
+      opt_state = checkpoint.state.get("opt_state")
+      self._params = result_of(params, opt_state)
     except (KeyError, TypeError) as error:
       raise CheckpointError(
         f"{path}: is of no method that this version knows ({error})"
@@ -64,21 +73,25 @@ class FinishedRun(OtherPrompt):
     clip_config: ClipConfig,
     clip_model: str,
   ) -> None:
-    """Checks by the shapes of its parameters that it fits a CLIP.
+    """Checks that the run's parameters fit a CLIP; needs no weights.
+
+    A context says by its shape whether it fits. Other parameters do not, so the CLIP
+    must have the name of the training's.
 
     Args:
       label: name of the run, for messages.
-      synonyms: names of the classes, which a method by steps does not restrict.
+      synonyms: names of the classes, not read: a method by steps takes any.
       clip_config: architecture of the CLIP.
       clip_model: name of the CLIP.
 
     Raises:
-      InputError: it was learned with a CLIP of another shape or name.
+      InputError: the run was trained with a CLIP of another shape or name.
     """
     self._method.check(self._prompt, clip_config)
     if "context" in self._params:
-      context = Prompt(self._params["context"], self._model, self._prompt.position)
-      check_fits(context, clip_config.text_config.hidden_size, clip_model, path=label)
+      prompt = Prompt(self._params["context"], self._model, self._prompt.position)
+      width = clip_config.text_config.hidden_size
+      check_fits(prompt, width, clip_model, path=label)
     elif clip_model != self._model:
       raise InputError(
         f"{label}: learned with the CLIP {self._model!r}; got config.clip.model={clip_model!r}"

@@ -80,20 +80,25 @@ class KDPLLearner(ContextLearner):
   def draw(
     self, key: jax.Array, settings: ContrastSettings, frozen: Frozen, seen: Seen
   ) -> Negatives:
-    """See `Learner`; with `likeliest` the classes of `likeliest_classes`.
+    """Draws the negatives; with `likeliest` it chooses the teacher's likeliest classes.
 
     Args:
-      key: random key of the draw.
+      key: random key of the draw, not read where classes are chosen.
       settings: sampler and K.
       frozen: arrays of the sampler.
       seen: the teacher's features and most likely classes.
     """
     size = n_negatives(settings.k, settings.n_classes)
-    if not self.likeliest or size == settings.n_classes:
+    takes_all_classes = size == settings.n_classes
+    if takes_all_classes or not self.likeliest:
       return super().draw(key, settings, frozen, seen)
     teacher_BxT = normalize(seen.for_sampler)
     return likeliest_classes(
-      settings.sampling, frozen.sampling, seen.labels, teacher_BxT, size
+      settings.sampling,
+      frozen.sampling,
+      labels_B=seen.labels,
+      teacher_BxT=teacher_BxT,
+      size=size,
     )
 
   def contrast(
@@ -104,7 +109,7 @@ class KDPLLearner(ContextLearner):
     classes: ClassFeatures,
     negatives: Negatives,
   ) -> Contrast:
-    """See `Learner`; `distillation`.
+    """Compares the student's probabilities with the teacher's, see `distillation`.
 
     Args:
       settings: logit scale, and the weights of the negatives.
@@ -115,13 +120,13 @@ class KDPLLearner(ContextLearner):
     """
     return distillation(
       frozen.sampling.bank,
-      seen.for_sampler,
-      settings,
-      seen.features,
-      classes.own,
-      classes.negatives,
-      seen.labels,
-      negatives,
+      teacher_BxT=seen.for_sampler,
+      settings=settings,
+      student_BxE=seen.features,
+      own_BxE=classes.own,
+      others_SxE=classes.negatives,
+      labels_B=seen.labels,
+      negatives=negatives,
     )
 
 
@@ -132,18 +137,20 @@ def likeliest_classes(
   teacher_BxT: Float[Array, "B T"],
   size: int,
 ) -> Negatives:
-  """The classes of the largest mean probability under the teacher, without a draw
-  (KDPL-CA).
+  """Chooses the classes of the largest mean probability under the teacher (KDPL-CA).
+
+  They are not drawn, so they stand for no others: each has the weight 1.
 
   Args:
-    settings: with the logit scale of the probabilities.
-    arrays: with the teacher's class features as the bank.
+    settings: settings with the logit scale of the probabilities.
+    arrays: arrays with the teacher's class features as the bank.
     labels_B: the teacher's most likely class of each image.
     teacher_BxT: unit features of the images.
-    size: number of classes.
+    size: S, number of classes.
   """
   q_N = propose_posterior(settings, arrays, labels_B, teacher_BxT)
-  return Negatives(jax.lax.top_k(q_N, size)[1], log_weights=jnp.zeros(size))
+  _, ids_S = jax.lax.top_k(q_N, size)
+  return Negatives(ids_S, log_weights=jnp.zeros(size))
 
 
 def distillation(
@@ -156,42 +163,52 @@ def distillation(
   labels_B: Int32[Array, " B"],
   negatives: Negatives,
 ) -> Contrast:
-  """Mean over the images of (KL(p || q) + KL(q || p)) / 2, in nats.
+  """Computes the symmetric divergence (KL(p || q) + KL(q || p)) / 2, in nats.
 
-  p are the teacher's probabilities and q the student's, with the student's logit scale,
-  over the teacher's class and the negatives, which stand for the others by their
-  importance weights. Accuracy is the share of the images that the student gives the
-  teacher's class.
+  p are the teacher's probabilities and q the student's, both with the student's logit
+  scale. They are over C = B + S classes: the teacher's class of each image, and the
+  negatives, which stand for all others by their importance weights w:
+
+    p_c = w_c exp(s cos_c) / sum_d w_d exp(s cos_d).
 
   Args:
     bank: the teacher's class features.
     teacher_BxT: the teacher's image features.
-    settings: logit scale, and the weights of the negatives.
+    settings: logit scale s, and the weights of the negatives.
     student_BxE: the student's image features.
     own_BxE: the student's features of the labels' classes.
     others_SxE: the student's features of the negatives.
     labels_B: the teacher's most likely class of each image.
     negatives: ids and weights of the negatives.
+
+  Returns:
+    The mean over the images, and as accuracy the share of the images that the student
+    gives the teacher's class.
   """
-  # The images' classes stand before the draw; each counts for its image alone.
+  # The images' classes stand before the draw, and each counts for its image alone.
   log_weights_BxB = jnp.log(jnp.eye(len(labels_B)))
   kept_BxS, margin_BxS = kept_with_margin(settings, labels_B, negatives)
   log_weights_BxS = jnp.where(kept_BxS, margin_BxS, -jnp.inf)
   log_weights_BxC = jnp.concatenate([log_weights_BxB, log_weights_BxS], axis=1)
   has_class_BxC = log_weights_BxC > -jnp.inf
 
-  taught_CxT = bank.of_classes(jnp.concatenate([labels_B, negatives.ids]))
-  teacher_BxC = settings.logit_scale * _cosines(teacher_BxT, taught_CxT)
-  learned_CxE = jnp.concatenate([own_BxE, others_SxE])
-  student_BxC = settings.logit_scale * _cosines(student_BxE, learned_CxE)
+  ids_C = jnp.concatenate([labels_B, negatives.ids])
+  teacher_classes_CxT = bank.of_classes(ids_C)
+  teacher_BxC = settings.logit_scale * _cosines(teacher_BxT, teacher_classes_CxT)
+  student_classes_CxE = jnp.concatenate([own_BxE, others_SxE])
+  student_BxC = settings.logit_scale * _cosines(student_BxE, student_classes_CxE)
   log_p_BxC = jax.nn.log_softmax(teacher_BxC + log_weights_BxC)
   log_q_BxC = jax.nn.log_softmax(student_BxC + log_weights_BxC)
-  # Both are -inf where an image does not have the class.
-  ratio_BxC = jnp.where(has_class_BxC, log_p_BxC - log_q_BxC, 0.0)
-  difference_BxC = jnp.exp(log_p_BxC) - jnp.exp(log_q_BxC)
-  divergence_B = jnp.sum(difference_BxC * ratio_BxC, axis=1) / 2
 
-  best_B = jnp.argmax(jnp.where(has_class_BxC, student_BxC, -jnp.inf), axis=1)
+  # KL(p || q) + KL(q || p) = sum (p - q) (log p - log q). Both logarithms are -inf
+  # where an image does not have the class.
+  log_ratio_BxC = jnp.where(has_class_BxC, log_p_BxC - log_q_BxC, 0.0)
+  difference_BxC = jnp.exp(log_p_BxC) - jnp.exp(log_q_BxC)
+  divergence_B = jnp.sum(difference_BxC * log_ratio_BxC, axis=1) / 2
+
+  # Column i of C is the teacher's class of image i.
+  candidates_BxC = jnp.where(has_class_BxC, student_BxC, -jnp.inf)
+  best_B = jnp.argmax(candidates_BxC, axis=1)
   is_right_B = best_B == jnp.arange(len(labels_B))
   return Contrast(jnp.mean(divergence_B), jnp.mean(is_right_B))
 
@@ -281,7 +298,7 @@ class KDPL(Pomp):
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """See `Pomp`; with both image towers and the teacher's class features.
+    """Adds both image towers and the teacher's class features to `Pomp`'s arrays.
 
     Args:
       prompt: fields of the prompt.
@@ -290,8 +307,10 @@ class KDPL(Pomp):
       names: names of the classes.
     """
     frozen = super().frozen_arrays(prompt, template, encoder, names)
-    towers = tuple(one.vision_params for one in self.images.each)
-    return frozen._replace(image=towers, sampling=SamplingArrays(bank=self.bank))
+    vision_params = tuple(clip.vision_params for clip in self.images.each)
+    # The bank is the teacher's under fixed words, so no step changes it.
+    sampling = SamplingArrays(bank=self.bank)
+    return frozen._replace(image=vision_params, sampling=sampling)
 
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip

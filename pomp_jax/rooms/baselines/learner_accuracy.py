@@ -219,15 +219,21 @@ def learner_accuracy(
 
 
 def classifier_accuracy(classifier: Any, split: SplitFeatures) -> Accuracy:
-  """Top-1 and top-5 of a classifier with a method `scores`: features [n,E] -> [n,N], in
-  NumPy.
+  """Computes top-1 and top-5 of a classifier on features, in NumPy.
 
   An image with a score that is not finite counts as wrong for every k.
+
+  Args:
+    classifier: object with a method `scores`, from features [n,E] to scores [n,N].
+    split: features of the images, their labels, and the names of the classes.
   """
-  rank_n = []
-  for start in steps_of(range(0, len(split.labels), _ROWS), "scoring", "parts"):
+  n_images = len(split.labels)
+  n_classes = len(split.names)
+  ranks_of_parts = []
+  # In parts: the scores of all images at once may not fit into memory.
+  for start in steps_of(range(0, n_images, _ROWS), "scoring", "parts"):
     part = slice(start, start + _ROWS)
-    rank_n.append(ranks(classifier.scores(split.features[part]), split.labels[part]))
-  return accuracy_of_ranks(
-    np.concatenate(rank_n), len(split.names), labels_B=split.labels
-  )
+    scores_nxN = classifier.scores(split.features[part])
+    ranks_of_parts.append(ranks(scores_nxN, split.labels[part]))
+  rank_n = np.concatenate(ranks_of_parts)
+  return accuracy_of_ranks(rank_n, n_classes, labels_B=split.labels)

@@ -117,47 +117,62 @@ def _objective(shape: tuple[int, int]) -> Callable:
   return jax.jit(jax.value_and_grad(value))
 
 
+class Search(NamedTuple):
+  """Result of a search for the L2 strength."""
+
+  probe: LinearProbe  # the most accurate one
+  accuracies: dict[float, float]  # on validation images, by the strength tried
+
+
 def search(
   fit_with: Callable[[float, LinearProbe | None], LinearProbe],
   accuracy_of: Callable[[LinearProbe], float],
-) -> tuple[LinearProbe, dict[float, float]]:
-  """Searches for the L2 strength as CLIP does: a sweep over every second decade, then
-  bisection.
+) -> Search:
+  """Searches for the L2 strength as CLIP does: a sweep, then bisection.
 
-  Bisection tries the two neighbours of the best strength, and halves their distance
-  down to an eighth of a decade. Ties go to the stronger penalty. A probe with weights
-  that are not finite is never the best, and never an initial probe; FloatingPointError
-  if none of the sweep is finite. `fit_with` fits a probe for a strength from an initial
-  probe. Returns the best probe, and the accuracy on validation images for each strength
-  tried.
+  The sweep tries every second decade. Bisection tries the two neighbours of the best
+  strength, and halves their distance down to an eighth of a decade. Ties go to the
+  probe that was tried first, in the sweep the stronger penalty. A probe with weights
+  that are not finite is never the best, and never an initial probe.
+
+  Args:
+    fit_with: fits a probe for a strength, from an initial probe or from zeros.
+    accuracy_of: accuracy of a probe on validation images, within [0, 1].
+
+  Raises:
+    FloatingPointError: no probe of the sweep is finite.
   """
-  tried: dict[float, float] = {}
-  best, best_accuracy = None, -1.0
+  accuracies: dict[float, float] = {}
+  best: LinearProbe | None = None
+  best_accuracy = -1.0
 
   def attempt(strength: float) -> None:
+    """Fits a probe that was not tried yet, from the best one so far."""
     nonlocal best, best_accuracy
-    if strength in tried:
+    if strength in accuracies:
       return
     probe = fit_with(strength, best)
-    tried[strength] = accuracy_of(probe)
-    finite = np.isfinite(probe.kernel).all() and np.isfinite(probe.bias).all()
-    if finite and tried[strength] > best_accuracy:
-      best, best_accuracy = probe, tried[strength]
+    accuracy = accuracy_of(probe)
+    accuracies[strength] = accuracy
+    is_finite = np.isfinite(probe.kernel).all() and np.isfinite(probe.bias).all()
+    if is_finite and accuracy > best_accuracy:
+      best = probe
+      best_accuracy = accuracy
 
   # The strongest first: its solution is close to the initial zeros.
   for strength in reversed(COARSE):
     attempt(strength)
   if best is None:
-    raise FloatingPointError(
-      f"no probe of the strengths {', '.join(map(str, COARSE))} is finite"
-    )
-  distance = 1.0
-  while distance >= _FINEST:
+    strengths = ", ".join(map(str, COARSE))
+    raise FloatingPointError(f"no probe of the strengths {strengths} is finite")
+
+  decades = 1.0
+  while decades >= _FINEST:
     centre = best.strength
-    for power in (-distance, distance):
-      attempt(centre * 10.0**power)
-    distance /= 2
-  return best, tried
+    attempt(centre * 10.0**-decades)
+    attempt(centre * 10.0**decades)
+    decades /= 2
+  return Search(best, accuracies)
 
 
 def fit_classifier(

@@ -13,15 +13,28 @@ class ProcessError(RuntimeError):
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-  """Calls a function in a new process, for a peak memory of its own; raises its errors.
+  """Calls a function in a new process, for a peak memory of its own.
 
   An exception during the wait terminates the process by SIGTERM, so that a training
-  saves. ProcessError: the process ended without a result. Preempted: it got SIGTERM.
+  saves.
+
+  Args:
+    function: function that a new process can import.
+    *arguments: its arguments, which are pickled.
+
+  Returns:
+    What the function returns.
+
+  Raises:
+    ProcessError: the process ended without a result.
+    Preempted: the process got SIGTERM.
+    Exception: the one that the function raised.
   """
   context = multiprocessing.get_context("spawn")
   receiver, sender = context.Pipe(duplex=False)
   process = context.Process(target=_answer, args=(sender, function, arguments))
   process.start()
+  # The other end lives in the new process alone, so that its death ends the wait.
   sender.close()
   try:
     succeeded, answer = receiver.recv()
@@ -35,9 +48,9 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     raise
   finally:
     process.join()
-  if not succeeded:
-    raise answer
-  return answer
+  if succeeded:
+    return answer
+  raise answer
 
 
 def _answer(

@@ -45,42 +45,69 @@ def check(config: RepeatConfig, workdir: str) -> None:
     pretrain.check(training, folder)
 
 
-def run(config: RepeatConfig, workdir: str) -> dict:
-  """Runs the seeds that have not finished, and returns the contents of
-  `results.json`."""
-  runs, trainings = [], runs_of_seeds(config.repeat.seeds, config.replace, workdir)
-  for seed, one in steps_of(trainings.items(), "seeds", "seeds", len(trainings)):
+def run(config: RepeatConfig, workdir: str) -> dict[str, Any]:
+  """Runs the seeds that have not finished, and writes their mean and spread.
+
+  Args:
+    config: config of the job.
+    workdir: folder of the job, with a folder for each seed.
+
+  Returns:
+    The content of `results.json`.
+  """
+  trainings = runs_of_seeds(config.repeat.seeds, config.replace, workdir)
+  runs = []
+  items = trainings.items()
+  for seed, (training, folder) in steps_of(items, "seeds", "seeds", len(items)):
     log.info("seed %d of %s", seed, list(trainings))
-    runs.append(pretrain.run(*one))
-  results = {
-    "job": config.job,
-    "seeds": list(config.repeat.seeds),
-    **{field: runs[0][field] for field in _SHARED},
-    "seconds": summary([run["seconds"] for run in runs]),
-    "eval": of_seeds(runs),
-  }
-  results["gain"] = {split: gain(prompts) for split, prompts in results["eval"].items()}
-  if not hosts.is_first():
-    return results
-  folder = RunFolder(workdir)
+    runs.append(pretrain.run(training, folder))
+
+  results: dict[str, Any] = {"job": config.job, "seeds": list(config.repeat.seeds)}
+  for field in _SHARED:
+    results[field] = runs[0][field]
+  results["seconds"] = summary([run["seconds"] for run in runs])
+  results["eval"] = of_seeds(runs)
+  results["gain"] = {}
+  for split, prompts in results["eval"].items():
+    results["gain"][split] = gain(prompts)
+  if hosts.is_first():
+    _write(RunFolder(workdir), config.to_dict(), results)
+    _log_gains(results, n_seeds=len(runs))
+  return results
+
+
+def _write(
+  folder: RunFolder, config: Mapping[str, Any], results: dict[str, Any]
+) -> None:
+  """Writes the job's files.
+
+  Args:
+    folder: folder of the job, which is created.
+    config: all fields of the job's config, as JSON.
+    results: content of `results.json`.
+  """
   folder.create()
   with writing(folder.plots):
     method_dots(folder.plots / "accuracy.png", top1_of_prompts(results))
-  finish_run(folder, config.to_dict(), results)
-  for split, of_split in results["gain"].items():
+  finish_run(folder, config, results)
+
+
+def _log_gains(results: Mapping[str, Any], n_seeds: int) -> None:
+  """Logs the accuracy on each split, and the gain over the best hand-written prompt."""
+  for split, split_gain in results["gain"].items():
+    top1 = split_gain["top1"]
     log.info(
       "%s: top-1 %.2f%% +- %.2f over %d seeds on %d images, %+.2f points beside the best"
       " hand-written prompt (%s), spread %.2f",
       split,
-      100 * of_split["top1"]["mean"],
-      100 * of_split["top1"]["std"],
-      len(runs),
+      100 * top1["mean"],
+      100 * top1["std"],
+      n_seeds,
       results["eval"][split]["prompt"]["images"],
-      100 * of_split["gain"],
-      of_split["best_hand_written"],
-      100 * of_split["top1"]["spread"],
+      100 * split_gain["gain"],
+      split_gain["best_hand_written"],
+      100 * top1["spread"],
     )
-  return results
 
 
 def runs_of_seeds(seeds: Sequence[int], replace: Replace, workdir: str) -> Runs:

@@ -250,25 +250,31 @@ def cross_entropy(
 ) -> Float[Array, ""]:
   """Computes the mean cross-entropy over the images, in nats.
 
+  With f an image, g_c the text of class c and k_j the keys of the cache (Zhang et al.,
+  2022), the logit of class c is
+
+    s f . g_c + alpha sum_{j of class c} exp(-beta (1 - f . k_j)).
+
   Args:
-    keys_nxE: keys of the cache.
+    keys_nxE: keys k_j of the cache, unit features of training images at the start.
     key_labels_n: class of each key.
-    text_features_NxE: unit features of the classes.
-    features_BxE: unit features of the images.
+    text_features_NxE: unit features g_c of the classes.
+    features_BxE: unit features f of the images.
     labels_B: class of each image.
-    scale: logit scale.
-    alpha: cache weight.
+    scale: logit scale s.
+    alpha: weight of the cache.
     beta: sharpness of the affinity.
   """
+  n_classes = text_features_NxE.shape[0]
   # HIGHEST: accelerators would round the cosines, which beta and the scale then
   # multiply.
   product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
   affinity_nxB = jnp.exp(-beta * (1 - product(keys_nxE, features_BxE.T)))
-  cache_NxB = jax.ops.segment_sum(
-    affinity_nxB, key_labels_n, text_features_NxE.shape[0]
-  )
-  logits_BxN = product(scale * features_BxE, text_features_NxE.T) + alpha * cache_NxB.T
-  return optax.softmax_cross_entropy_with_integer_labels(logits_BxN, labels_B).mean()
+  cache_NxB = jax.ops.segment_sum(affinity_nxB, key_labels_n, n_classes)
+  text_BxN = product(scale * features_BxE, text_features_NxE.T)
+  logits_BxN = text_BxN + alpha * cache_NxB.T
+  loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxN, labels_B)
+  return loss_B.mean()
 
 
 def tip_settings(tip: Tip, data: Data) -> Published:
@@ -441,12 +447,21 @@ def fit_classifier(
 
 
 def run(config: TrainingConfig, folder: RunFolder) -> dict[str, Any]:
-  """See `classifiers.run`."""
+  """Fits Tip-Adapter, or Tip-Adapter-F with tuned keys, and evaluates it.
+
+  Args:
+    config: config of the training.
+    folder: folder of the run.
+
+  Returns:
+    The results, see `classifiers.run`.
+  """
+  tunes_keys = config.method == "tip_adapter_f"
   fit = functools.partial(
     fit_classifier,
     tip=config.of(Tip),
     template=config.eval.template,
-    tuned=config.method == "tip_adapter_f",
+    tuned=tunes_keys,
     batch_size=config.batch_size,
     rate=config.optim.lr,
     seed=config.seed,

@@ -16,7 +16,7 @@ import abc
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ class PixelLearner(Learner):
     labels_B: jax.Array,
     frozen_BxE: jax.Array | None,
   ) -> Seen:
-    """See `Learner`; the images are split over the class axis.
+    """Encodes the images of a draw; the devices of the class axis divide them.
 
     Args:
       params: learned parameters.
@@ -87,9 +87,14 @@ class PixelLearner(Learner):
       labels_B: class of each image.
       frozen_BxE: features of the frozen image tower, passed on.
     """
-    features = functools.partial(self.image_features, params, frozen)
-    features_BxE = split_over_class(features, images_B)
-    return Seen(features_BxE, labels_B, for_sampler=features_BxE, frozen=frozen_BxE)
+    image_features = functools.partial(self.image_features, params, frozen)
+    features_BxE = split_over_class(image_features, images_B)
+    return Seen(
+      features=features_BxE,
+      labels=labels_B,
+      for_sampler=features_BxE,
+      frozen=frozen_BxE,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,16 +129,17 @@ class VPTLearner(PixelLearner):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """See `Learner`; a look-up.
+    """Looks up the features of the classes, which nothing learned changes.
 
     Args:
       params: not read.
-      frozen: features of all classes.
-      class_ids_R: classes.
+      frozen: features of all classes [N,E].
+      class_ids_R: int32 [R], the classes of this device.
       image_features_BxE: not read.
     """
     del params, image_features_BxE
-    return TextFeatures(frozen.classes[class_ids_R])
+    features_RxE = frozen.classes[class_ids_R]
+    return TextFeatures(features_RxE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,17 +169,21 @@ class DeepTextLearner(Learner):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """See `Learner`; the same for all images.
+    """Runs the text tower with learned vectors in its deeper layers too.
 
     Args:
       params: context, and the vectors of the deeper layers.
       frozen: text tower and tokens.
-      class_ids_R: classes.
-      image_features_BxE: features of the images, which change nothing.
+      class_ids_R: int32 [R], the classes of this device.
+      image_features_BxE: not read: the features are the same for all images.
     """
-    shared: Any = self.plain.text_tower
-    tower = lambda *inputs: shared(*inputs, params.get("deep"))
-    plain = dataclasses.replace(self.plain, text_tower=tower)
+    shared_tower: Any = self.plain.text_tower
+    deep = params.get("deep")
+
+    def deep_tower(*inputs: Any) -> jax.Array:
+      return shared_tower(*inputs, deep)
+
+    plain = dataclasses.replace(self.plain, text_tower=deep_tower)
     return plain.text_features(params, frozen, class_ids_R, image_features_BxE)
 
 
@@ -197,17 +207,23 @@ class MaPLeLearner(DeepTextLearner, PixelLearner):
   def image_features(
     self, params: Any, frozen: Frozen, images_B: jax.Array
   ) -> jax.Array:
-    """See `PixelLearner`; maps the text tower's tokens to the vision tower's.
+    """Runs the image tower with tokens that are mapped from the text tower's vectors.
+
+    Each layer has a map of its own (MaPLe, Khattak et al., 2023).
 
     Args:
       params: vectors of the text tower, and the maps.
       frozen: the image tower.
       images_B: images, uint8 [B,H,W,3].
+
+    Returns:
+      Features [B,E], of any length.
     """
     text_JxMxD = params["context"][None]
     if "deep" in params:
       text_JxMxD = jnp.concatenate([text_JxMxD, params["deep"]])
-    visual_JxMxW = jax.vmap(dense)(params["coupling"], text_JxMxD)
+    dense_of_each_layer = jax.vmap(dense)
+    visual_JxMxW = dense_of_each_layer(params["coupling"], text_JxMxD)
     return self.prompted_tower(frozen.image, images_B, visual_JxMxW)
 
 
@@ -249,7 +265,7 @@ class VPT(Baseline):
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """See `Pomp`; with the class features of the hand-written prompt.
+    """Adds the class features of the hand-written prompt to `Pomp`'s arrays.
 
     Args:
       prompt: fields of the prompt.
@@ -258,13 +274,14 @@ class VPT(Baseline):
       names: names of the classes.
     """
     frozen = super().frozen_arrays(prompt, template, encoder, names)
-    classes_NxE = encoder.class_features(names, template)
-    return frozen._replace(classes=replicate(classes_NxE, encoder.mesh))
+    class_features_NxE = encoder.class_features(names, template)
+    on_all_devices = replicate(class_features_NxE, encoder.mesh)
+    return frozen._replace(classes=on_all_devices)
 
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """See `Pomp`.
+    """Builds the learner of tokens in the image tower, see `Pomp`.
 
     Args:
       plain: POMP's learner, which is not read: the class features are fixed.
@@ -272,9 +289,14 @@ class VPT(Baseline):
       prompt: numbers of tokens and layers.
       clip: type of the image tower, and its memory.
     """
-    tower, width = _vision(encoder, clip)
+    vision = _vision(encoder, clip)
     tokens = prompt.of(Tokens)
-    return VPTLearner(tower, width, tokens.visual_tokens, tokens.depth)
+    return VPTLearner(
+      vision.tower,
+      width=vision.width,
+      n_tokens=tokens.visual_tokens,
+      depth=tokens.depth,
+    )
 
 
 class MaPLe(VPT):
@@ -286,7 +308,9 @@ class MaPLe(VPT):
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """See `Pomp`; the fixed words precede each name.
+    """Puts the words behind the learned vectors into each class's own tokens.
+
+    The context replaces the first M initial words. The other F words stay as they are.
 
     Args:
       prompt: number of context vectors, and their initial words.
@@ -294,21 +318,26 @@ class MaPLe(VPT):
       encoder: the CLIP.
       names: names of the classes.
     """
-    fixed_F = initial_words(prompt, encoder.clip, fixed_words=True)[prompt.m :]
+    words = initial_words(prompt, encoder.clip, fixed_words=True)
+    fixed_F = words[prompt.m :]
     n_fixed = len(fixed_F)
-    frozen = encoder.frozen(encoder.vocabulary(names, prompt.m + n_fixed))
+    vocabulary = encoder.vocabulary(names, prompt.m + n_fixed)
+    frozen = encoder.frozen(vocabulary)
+
     tokens = jax.tree.map(np.asarray, frozen.tokens)
-    tokens = ClassTokens(
-      np.concatenate([np.tile(fixed_F, (len(tokens.ids), 1)), tokens.ids], axis=1),
-      tokens.name_lengths + n_fixed,
-      tokens.lengths + n_fixed,
+    n_classes = len(tokens.ids)
+    fixed_NxF = np.tile(fixed_F, (n_classes, 1))
+    longer = ClassTokens(
+      ids=np.concatenate([fixed_NxF, tokens.ids], axis=1),
+      name_lengths=tokens.name_lengths + n_fixed,
+      lengths=tokens.lengths + n_fixed,
     )
-    return frozen._replace(tokens=replicate(tokens, encoder.mesh))
+    return frozen._replace(tokens=replicate(longer, encoder.mesh))
 
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """See `Pomp`.
+    """Builds the learner of vectors in the text tower, mapped to the image tower's.
 
     Args:
       plain: POMP's learner, whose context and text tower this one has.
@@ -316,8 +345,9 @@ class MaPLe(VPT):
       prompt: number of layers with tokens.
       clip: type of the image tower, and its memory.
     """
-    tower, width = _vision(encoder, clip)
-    return MaPLeLearner(tower, plain, prompt.of(Tokens).depth, vision_width=width)
+    vision = _vision(encoder, clip)
+    depth = prompt.of(Tokens).depth
+    return MaPLeLearner(vision.tower, plain, depth, vision_width=vision.width)
 
 
 class IVLP(MaPLe):
@@ -326,7 +356,7 @@ class IVLP(MaPLe):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """See `Pomp`.
+    """Builds the learner of vectors in the text tower and of tokens in the image tower.
 
     Args:
       plain: POMP's learner, whose context and text tower this one has.
@@ -334,9 +364,15 @@ class IVLP(MaPLe):
       prompt: numbers of tokens and layers.
       clip: type of the image tower, and its memory.
     """
-    tower, width = _vision(encoder, clip)
+    vision = _vision(encoder, clip)
     tokens = prompt.of(Tokens)
-    return IVLPLearner(tower, width, tokens.visual_tokens, tokens.depth, plain)
+    return IVLPLearner(
+      vision.tower,
+      width=vision.width,
+      n_tokens=tokens.visual_tokens,
+      depth=tokens.depth,
+      plain=plain,
+    )
 
 
 class DeepText(MaPLe):
@@ -347,7 +383,7 @@ class DeepText(MaPLe):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """See `Pomp`.
+    """Builds the learner of vectors in the text tower alone.
 
     Args:
       plain: POMP's learner, whose context and text tower this one has.
@@ -355,15 +391,29 @@ class DeepText(MaPLe):
       prompt: number of layers with vectors.
       clip: fields of the CLIP, which are not read.
     """
-    return DeepTextLearner(plain, prompt.of(Tokens).depth)
+    depth = prompt.of(Tokens).depth
+    return DeepTextLearner(plain, depth)
 
 
-def _vision(encoder: Encoder, clip: fields.Clip) -> tuple[PromptedImageTower, int]:
-  """The image tower with tokens, and its width."""
+class _Vision(NamedTuple):
+  """An image tower that takes tokens."""
+
+  tower: PromptedImageTower
+  width: int  # W, of its tokens
+
+
+def _vision(encoder: Encoder, clip: fields.Clip) -> _Vision:
+  """Builds the image tower of the methods with visual tokens.
+
+  Args:
+    encoder: the CLIP.
+    clip: type of the tower, and its memory.
+  """
   # The text tower gets the other half of the memory.
   memory = activation_memory(clip) / 2
   tower = prompted_image_tower(encoder.clip, clip.dtype, clip.image_chunk, memory)
-  return tower, encoder.clip.config.vision_config.hidden_size
+  width = encoder.clip.config.vision_config.hidden_size
+  return _Vision(tower, width)
 
 
 def prompted_image_tower(
@@ -403,18 +453,20 @@ def prompted_image_tower(
 
 
 def prompted_activation_bytes(vit: Any, n_images: int, n_learned: int) -> float:
-  """Rough size of all residuals of a prompted ViT without rematerialisation.
+  """Estimates the residuals of a prompted ViT without rematerialisation, in bytes.
 
-  For each token and layer about nine vectors of width D (inputs and outputs of the
-  norms, query, key, value, the result of attention), three of the MLP's, and the
-  attention weights twice.
+  Counts float32 numbers for each token and layer: nine vectors of the tower's width
+  (inputs and outputs of the norms, query, key, value, the result of attention), three
+  of the MLP's width, and the attention weights twice.
 
   Args:
     vit: sizes of the ViT.
     n_images: images of a step, B.
     n_learned: learned tokens of a layer, V.
   """
-  n_tokens = 1 + (vit.image_size // vit.patch_size) ** 2 + n_learned
-  floats = 9 * vit.hidden_size + 3 * vit.intermediate_size
-  floats += 2 * vit.num_attention_heads * n_tokens
-  return 4.0 * floats * vit.num_hidden_layers * n_tokens * n_images
+  patches_a_side = vit.image_size // vit.patch_size
+  n_tokens = 1 + patches_a_side**2 + n_learned  # with that of the class
+  attention_weights = vit.num_attention_heads * n_tokens
+  numbers = 9 * vit.hidden_size + 3 * vit.intermediate_size + 2 * attention_weights
+  bytes_of_image = 4.0 * numbers * vit.num_hidden_layers * n_tokens
+  return bytes_of_image * n_images

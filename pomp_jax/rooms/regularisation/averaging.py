@@ -21,17 +21,25 @@ class Averaged(NamedTuple):
 def average_of(
   optim: Optim, steps_per_epoch: int
 ) -> optax.GradientTransformation | None:
-  """Returns the average of `config.optim.average`, see `averaging`; None for "none"."""
-  own = optim.of(Average)
-  if own.average == "none":
+  """Builds the average of the parameters that `config.optim.average` names.
+
+  Args:
+    optim: `config.optim`, with the fields of `Average`.
+    steps_per_epoch: steps of an epoch.
+
+  Returns:
+    The last transformation of the optimizer, see `averaging`; None for "none".
+  """
+  settings = optim.of(Average)
+  if settings.average == "none":
     return None
   return averaging(
-    own.average,
+    settings.average,
     schedule=optim.schedule,
     steps_per_epoch=steps_per_epoch,
-    mean=own.average_mean,
-    sigma=own.average_sigma,
-    decay=own.average_decay,
+    mean=settings.average_mean,
+    sigma=settings.average_sigma,
+    decay=settings.average_decay,
   )
 
 

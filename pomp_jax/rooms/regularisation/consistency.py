@@ -27,8 +27,11 @@ def term_of(contrast: Contrast) -> Term | None:
 
 
 def consistency_term(weights: Mapping[str, float]) -> Term:
-  """Returns the weighted sum of the named terms, see `consistency`, as a term of a
-  learner."""
+  """Makes the weighted sum of `consistency` a term of a learner.
+
+  Args:
+    weights: factor of each part of the sum, by its name.
+  """
 
   def share(
     settings: ContrastSettings,
@@ -37,19 +40,22 @@ def consistency_term(weights: Mapping[str, float]) -> Term:
     classes: ClassFeatures,
     negatives: Negatives,
   ) -> jax.Array:
+    """The term's share of the loss, see `Term.share`."""
     return consistency(
       weights,
       settings,
-      seen.features,
-      classes.own,
-      classes.negatives,
-      seen.labels,
-      negatives,
-      frozen.anchors,
-      seen.frozen,
+      image_features_BxE=seen.features,
+      positive_features_BxE=classes.own,
+      negative_features_SxE=classes.negatives,
+      labels_B=seen.labels,
+      negatives=negatives,
+      anchors_NxE=frozen.anchors,
+      frozen_features_BxE=seen.frozen,
     )
 
-  return Term(share, reads_frozen=bool({"kl", "images"} & weights.keys()))
+  # These two compare images under the learned tower with those under the frozen one.
+  reads_frozen = "kl" in weights or "images" in weights
+  return Term(share, reads_frozen=reads_frozen)
 
 
 def consistency(
@@ -111,6 +117,7 @@ def consistency(
     return jnp.mean(value_B) / settings.n_classes
 
   def divergence() -> jax.Array:
+    """KL(p0 || p) / N of each image's probabilities, mean over the images."""
     scale = settings.logit_scale
     log_p_BxC = _log_probabilities(
       scale * image_BxE, own_BxE, other_SxE, log_weights_BxS
@@ -118,19 +125,26 @@ def consistency(
     log_p0_BxC = _log_probabilities(
       scale * frozen_BxE, own_anchor_BxE, anchor_SxE, log_weights_BxS
     )
-    # Both are -inf for classes without a weight.
-    ratio_BxC = jnp.where(log_p0_BxC > -jnp.inf, log_p0_BxC - log_p_BxC, 0.0)
-    value_B = jnp.sum(jnp.exp(log_p0_BxC) * ratio_BxC, axis=-1)
-    return jnp.mean(value_B) / settings.n_classes
+    # Classes without a weight have -inf in both, whose difference would be NaN.
+    has_class_BxC = log_p0_BxC > -jnp.inf
+    log_ratio_BxC = jnp.where(has_class_BxC, log_p0_BxC - log_p_BxC, 0.0)
+    divergence_B = jnp.sum(jnp.exp(log_p0_BxC) * log_ratio_BxC, axis=-1)
+    return jnp.mean(divergence_B) / settings.n_classes
 
-  terms = {
-    "squared": lambda: over_classes(_squared),
-    "l1": lambda: over_classes(_l1),
-    "kl": divergence,
-    "images": lambda: jnp.mean(_l1(image_BxE, frozen_BxE)),
-  }
-  first, *rest = (weight * terms[kind]() for kind, weight in weights.items())
-  return sum(rest, first)
+  def term(kind: str) -> jax.Array:
+    """The term of a name, without its weight."""
+    match kind:
+      case "squared":
+        return over_classes(_squared)
+      case "l1":
+        return over_classes(_l1)
+      case "kl":
+        return divergence()
+      case _:
+        return jnp.mean(_l1(image_BxE, frozen_BxE))
+
+  first, *others = [weight * term(kind) for kind, weight in weights.items()]
+  return sum(others, first)
 
 
 def _squared(
@@ -146,21 +160,32 @@ def _l1(features: Float[Array, "... E"], anchors: Float[Array, "... E"]) -> jax.
 def _log_weights(
   n_classes: int, labels_B: Int32[Array, " B"], negatives: Negatives
 ) -> Float[Array, "B S"]:
-  """Log importance weights in an image's sum over all classes but its own; -inf for no
-  part.
+  """Log importance weights of the negatives in a sum over all classes but the image's.
 
-  Exclusions do not count: near-synonyms are no negatives, but have anchors too.
+  Exclusions are not read: near-synonyms are no negatives, but have anchors too.
+
+  Args:
+    n_classes: N.
+    labels_B: class of each image, which is not in the sum.
+    negatives: classes of the draw and their weights.
+
+  Returns:
+    -inf for a class that is not in an image's sum.
   """
-  kept_BxS = negatives.ids[None, :] != labels_B[:, None]
+  is_in_sum_BxS = negatives.ids[None, :] != labels_B[:, None]
   if negatives.available is not None:
-    kept_BxS &= negatives.available
-  if negatives.log_weights is not None:
-    weights = negatives.log_weights
-    log_weights_BxS = weights if weights.ndim == 2 else weights[None, :]
+    is_in_sum_BxS &= negatives.available
+
+  log_weights = negatives.log_weights
+  if log_weights is None:
+    # After the plain uniform draw: (N - 1) / n_i for each of the n_i classes.
+    n_in_sum_B = jnp.sum(is_in_sum_BxS, axis=-1, dtype=jnp.int32)
+    log_weights_BxS = margin(n_in_sum_B, n_classes, "log")[:, None]
+  elif log_weights.ndim == 1:
+    log_weights_BxS = log_weights[None, :]
   else:
-    n_kept_B = jnp.sum(kept_BxS, axis=-1, dtype=jnp.int32)
-    log_weights_BxS = margin(n_kept_B, n_classes, "log")[:, None]
-  return jnp.where(kept_BxS, log_weights_BxS, -jnp.inf)
+    log_weights_BxS = log_weights
+  return jnp.where(is_in_sum_BxS, log_weights_BxS, -jnp.inf)
 
 
 def _log_probabilities(

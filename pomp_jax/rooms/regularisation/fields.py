@@ -104,26 +104,44 @@ class Words(Group):
   )
 
   def check_in(self, config: Any) -> None:
-    """Checks the start of a training, and the anchors, which may be the best
-    candidate."""
+    """Checks the words that a training starts from, and its anchors.
+
+    `prompt.init=best` chooses among candidates by validation, and only then can the
+    anchors be the best candidate.
+
+    Args:
+      config: config of a training.
+
+    Raises:
+      ConfigError: a field does not fit the others.
+    """
     assert isinstance(config, TrainingConfig)
-    prompt, consistency = config.prompt, config.of(Consistency)
-    if prompt.init != BEST:
-      require(
-        prompt.m, "prompt.m", prompt.m, "1 or more where prompt.init is not 'best'"
-      )
-      fits = not consistency.weights or consistency.anchors != BEST
-      expected = "a prompt; 'best' where prompt.init='best'"
-      require(fits, "anchors", consistency.anchors, expected)
+    if config.prompt.init != BEST:
+      n_vectors = config.prompt.m
+      accepted = "1 or more where prompt.init is not 'best'"
+      require(n_vectors, "prompt.m", n_vectors, accepted)
+      _check_anchors(config.of(Consistency))
       return
+
     where = "where prompt.init='best'"
     saves_prompt = METHODS[config.method].saves_prompt
     require(saves_prompt, "prompt.init", BEST, f"words or '' for {config.method}")
-    require(
-      prompt.position == "end", "prompt.position", prompt.position, f"'end' {where}"
-    )
+    position = config.prompt.position
+    require(position == "end", "prompt.position", position, f"'end' {where}")
     select = config.checkpoint.select
     require(select == BEST, "checkpoint.select", select, f"'best' {where}")
-    require(
-      self.candidates, "prompt.candidates", self.candidates, f"one or more {where}"
-    )
+    candidates = self.candidates
+    require(candidates, "prompt.candidates", candidates, f"one or more {where}")
+
+
+def _check_anchors(consistency: Consistency) -> None:
+  """Checks the anchors of a training that chooses among no candidates.
+
+  Raises:
+    ConfigError: a term has a weight, and the anchors are the best candidate.
+  """
+  if not consistency.weights:
+    return
+  anchors = consistency.anchors
+  accepted = "a prompt; 'best' where prompt.init='best'"
+  require(anchors != BEST, "anchors", anchors, accepted)

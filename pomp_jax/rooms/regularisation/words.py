@@ -60,24 +60,36 @@ Scores = Mapping[str, float]
 def with_automatic_weight(
   contrast: fields.Contrast, logit_scale: float
 ) -> fields.Contrast:
-  """The fields with a weight for `consistency_squared=-1`, by the CLIP's logit scale;
-  logs it.
+  """Replaces `consistency_squared=-1` by a weight that suits the CLIP, and logs it.
 
   docs/reproduce/better_than_words.md has the measurements behind the rule.
+
+  Args:
+    contrast: terms of the loss.
+    logit_scale: the CLIP's factor on the cosine.
+
+  Returns:
+    The fields with the weight; the same if they state one.
   """
-  own = contrast.of(Consistency)
-  if own.consistency_squared != AUTOMATIC:
+  consistency = contrast.of(Consistency)
+  if consistency.consistency_squared != AUTOMATIC:
     return contrast
-  is_low = logit_scale < _LOW_SCALE
-  weight = _WEIGHT_AT_LOW_SCALE if is_low else _WEIGHT
+
+  if logit_scale < _LOW_SCALE:
+    weight = _WEIGHT_AT_LOW_SCALE
+    comparison = "below"
+  else:
+    weight = _WEIGHT
+    comparison = "at least"
   log.info(
     "logit scale %.1f of the CLIP, %s %g: consistency_squared=%g",
     logit_scale,
-    "below" if is_low else "at least",
+    comparison,
     _LOW_SCALE,
     weight,
   )
-  return contrast.having(dataclasses.replace(own, consistency_squared=weight))
+  weighted = dataclasses.replace(consistency, consistency_squared=weight)
+  return contrast.having(weighted)
 
 
 def check(
@@ -99,22 +111,28 @@ def check(
   Raises:
     InputError: a prompt is unusable or misfits, or there are no validation images.
   """
-  names = {}
+  # The field that each prompt is named by.
+  field_of: dict[str, str] = {}
   if prompt.init == BEST:
-    takes = (
+    accepted = (
       "words or a file: these data have no validation images to choose the best by"
     )
-    require(opening.has_validation(data), "prompt.init", BEST, takes)
-    names = dict.fromkeys(candidates(prompt), _FIELD)
+    require(opening.has_validation(data), "prompt.init", BEST, accepted)
+    for name in candidates(prompt):
+      field_of[name] = _FIELD
   consistency = contrast.of(Consistency)
   if consistency.weights and consistency.anchors != BEST:
-    names[consistency.anchors] = "anchors"
-  for name, field in names.items():
-    found = read_prompts([name], field)
-    require(len(found) == 1, field, name, "one prompt")
-    if not isinstance(found[0].prompt, str):
-      classes = opening.open_source(data, "train").names
-      check_prompt(found[0], [(own,) for own in classes], clip, model)
+    field_of[consistency.anchors] = "anchors"
+
+  for name, field in field_of.items():
+    prompts = read_prompts([name], field)
+    # A folder of checkpoints, for example, stands for several.
+    require(len(prompts) == 1, field, name, "one prompt")
+    is_text = isinstance(prompts[0].prompt, str)
+    if not is_text:
+      class_names = opening.open_source(data, "train").names
+      synonyms = [(class_name,) for class_name in class_names]
+      check_prompt(prompts[0], synonyms, clip, model)
 
 
 def candidates(prompt: fields.Prompt) -> tuple[str, ...]:
@@ -125,19 +143,23 @@ def candidates(prompt: fields.Prompt) -> tuple[str, ...]:
 def anchors(
   contrast: fields.Contrast, scores: Scores | None, encoder: Encoder, classes: ClassList
 ) -> np.ndarray | None:
-  """Unit features [N,E] of the anchors; None without a term that has anchors.
+  """Computes the class features that the consistency terms hold the learned ones near.
 
   Args:
     contrast: terms of the loss, and the name of the anchors.
-    scores: scores of the candidates, the best of which may be the anchors.
+    scores: scores of the candidates, the best of which may be the anchors; None for a
+      training without candidates.
     encoder: the CLIP.
     classes: classes of the training.
+
+  Returns:
+    Unit features [N,E]; None if no term has a weight.
   """
   consistency = contrast.of(Consistency)
   if not consistency.weights:
     return None
   name = consistency.anchors
-  if scores and name == BEST:
+  if name == BEST and scores:
     name = best(scores)
   return features(name, encoder, classes)
 
@@ -198,10 +220,11 @@ def start(
 def scores(
   names: Sequence[str], encoder: Encoder, classes: ClassList, split: SplitFeatures
 ) -> dict[str, float]:
-  """Mean over the classes of the top-1 of each candidate.
+  """Scores the candidates by their top-1 on validation images, mean over the classes.
 
-  Candidates are the names, the texts of ensembles, and "WORDS {}." of each text for a
-  start. One whose sentences are too long for the CLIP is skipped with a warning.
+  Candidates are the names, the texts of ensembles, and "WORDS {}." for each text that
+  has words before the name: a training can start from those alone. A candidate whose
+  sentences are too long for the CLIP is skipped with a warning.
 
   Args:
     names: names of prompts.
@@ -209,25 +232,32 @@ def scores(
     classes: classes of the images.
     split: features and labels of validation images.
 
+  Returns:
+    The score of each candidate, within [0, 1], by its name.
+
   Raises:
     ConfigError: all candidates are skipped.
   """
-  candidates: list[str] = []
+  all_candidates: list[str] = []
   for name in _single(names, classes):
-    candidates.append(name)
-    if words := _words_before(name):
-      candidates.append(f"{words} {{}}.")
+    all_candidates.append(name)
+    words = _words_before(name)
+    if words:
+      all_candidates.append(f"{words} {{}}.")
+
   scores_by_name: dict[str, float] = {}
-  for candidate in dict.fromkeys(candidates):
+  for candidate in dict.fromkeys(all_candidates):  # each once, in their order
     try:
-      rows_NxE = features(candidate, encoder, classes)
+      features_NxE = features(candidate, encoder, classes)
     except TokenizeError as error:
       log.warning("%s: %r is skipped: %s", _FIELD, candidate, error)
       continue
-    figures = topk_accuracy(split.features, rows_NxE, split.labels, mesh=encoder.mesh)
-    scores_by_name[candidate] = figures["macro_top1"]
-  expected = "a text that leaves the CLIP's text tower room for each name"
-  require(scores_by_name, _FIELD, tuple(names), expected)
+    accuracy = topk_accuracy(
+      split.features, features_NxE, split.labels, mesh=encoder.mesh
+    )
+    scores_by_name[candidate] = accuracy["macro_top1"]
+  accepted = "a text that leaves the CLIP's text tower room for each name"
+  require(scores_by_name, _FIELD, tuple(names), accepted)
   return scores_by_name
 
 
@@ -309,19 +339,20 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
     run: the finished training, with its candidates.
     last: its last checkpoint.
     earlier: the checkpoint with the highest mean over the classes. It replaces the last
-    one only if
-      it is better in the same sense.
+      one only if it is better in the same sense.
   """
   assert run.candidates is not None
   source = opening.open_source(run.data, "validation", n_images=run.eval.images)
   split = readable_features(run.data, run.encoder, source, run.folder)
   classes = opening.class_list(run.data, run.eval.template, run.source.names)
   name = best(run.candidates)
+
+  # The prompts that a file can hold, and right answers of all three.
   contest = Contest(split, run.encoder.mesh)
   checkpoint, trained_NxE = _enter_training(contest, run, last, earlier)
+  prompts = {"trained": run.prompt_of(checkpoint.state)}
   words_NxE = features(name, run.encoder, classes)
   contest.enter("words", words_NxE)
-  prompts = {"trained": run.prompt_of(checkpoint.state)}
   words = as_prompt(name, run.encoder.clip, classes)
   if words is not None:
     prompts["words"] = words
@@ -331,27 +362,29 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
     prompts["mixture"] = dataclasses.replace(prompts["trained"], sentences=sentences)
     mixed_NxE = (1 - _SHARE_OF_WORDS) * trained_NxE + _SHARE_OF_WORDS * words_NxE
     contest.enter("mixture", unit_rows(mixed_NxE))
+
   chosen = "words"
   for kind in ("mixture", "trained"):
     if contest.is_better(kind, chosen):
       chosen = kind
+  name_of_file = name
   if chosen not in prompts:
     # No prompt file can hold sentences of each class or random words, which have a name
     # alone.
     prompts["words"], name_of_file = _held(run.candidates, run.encoder.clip, classes)
-  else:
-    name_of_file = name
+
   step = f"step {checkpoint.step}"
   mixture = f"{1 - _SHARE_OF_WORDS:g}*{step} + {_SHARE_OF_WORDS:g}*{name}"
-  saved = {"words": name_of_file, "trained": step, "mixture": mixture}[chosen]
-  kinds = [
-    kind
-    for kind in ("words", "trained", "mixture")
-    if kind in prompts or kind == "words"
-  ]
+  name_of_kind = {"words": name_of_file, "trained": step, "mixture": mixture}
+  saved = name_of_kind[chosen]
   labels = {"trained": f"trained prompt, {step}", "words": f"words: {name}"}
   if chosen != "trained":
     labels["prompt"] = f"{chosen}: {saved}"
+  figures = {}
+  for kind in ("words", "trained", "mixture"):
+    # The words have figures even if no file can hold them.
+    if kind == "words" or kind in prompts:
+      figures[kind] = contest.figures(kind, "words")
   facts: dict[str, Any] = {
     "candidates": dict(run.candidates),
     "best": name,
@@ -359,40 +392,59 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
       "images": len(split.labels),
       "classes": len(np.unique(split.labels)),
     },
-    "figures": {kind: contest.figures(kind, "words") for kind in kinds},
+    "figures": figures,
     "step": checkpoint.step,
     "chosen": chosen,
     "saved": saved,
     "labels": labels,
   }
   facts["remark"] = _remark(facts)
+
   prompt = dataclasses.replace(prompts.pop(chosen), config=run.config)
+  # The others are rows beside it. A mixture that is no better is of no interest.
   prompts.pop("mixture", None)
   if name == run.eval.template:
     prompts.pop("words", None)  # the hand-written prompt, which has a row
-  reference = HAND_WRITTEN
   if chosen == "words":
     reference = "prompt"
   elif "words" in prompts:
     reference = "words"
+  else:
+    reference = HAND_WRITTEN
   return Choice(prompt, checkpoint, prompts, reference, facts)
+
+
+class _Trained(NamedTuple):
+  """The checkpoint that takes part in the contest for the training."""
+
+  checkpoint: Checkpoint
+  features: np.ndarray  # unit class features [N,E] under its prompt
 
 
 def _enter_training(
   contest: Contest, run: PromptRun, last: Checkpoint, earlier: Checkpoint | None
-) -> tuple[Checkpoint, np.ndarray]:
-  """Enters the training as `trained`; returns its checkpoint and class features
-  [N,E]."""
+) -> _Trained:
+  """Enters the training into the contest, under the name `trained`.
+
+  It is the last checkpoint, unless the earlier one is better by the whole interval.
+
+  Args:
+    contest: right answers by name.
+    run: the finished training.
+    last: its last checkpoint.
+    earlier: the checkpoint with the best validation, if any.
+  """
   last_NxE = run.class_features(run.result(last.state))
   contest.enter("trained", last_NxE)
   if earlier is None or earlier.step == last.step:
-    return last, last_NxE
+    return _Trained(last, last_NxE)
+
   earlier_NxE = run.class_features(run.result(earlier.state))
   contest.enter("earlier", earlier_NxE)
   if not contest.is_better("earlier", "trained"):
-    return last, last_NxE
+    return _Trained(last, last_NxE)
   contest.enter("trained", earlier_NxE)
-  return earlier, earlier_NxE
+  return _Trained(earlier, earlier_NxE)
 
 
 def _held(candidates: Scores, clip: Clip, classes: ClassList) -> tuple[Prompt, str]:
@@ -409,31 +461,44 @@ def _held(candidates: Scores, clip: Clip, classes: ClassList) -> tuple[Prompt, s
 
 
 def _remark(facts: Mapping[str, Any]) -> str:
-  """One sentence: what words and training have on the validation images, and what
-  that means."""
+  """Says in a sentence how words and training did on the validation images.
+
+  Args:
+    facts: facts of a `Choice`, all but the remark.
+  """
+  validation = facts["validation"]
+  images = counted(validation["images"], "image")
+  classes = counted(validation["classes"], "class")
   figures = facts["figures"]
-  n_images, n_classes = facts["validation"]["images"], facts["validation"]["classes"]
-  low, high = figures["trained"]["difference"]["interval"]
-  verdict = "level with the words"
+  words = figures["words"]
+  trained = figures["trained"]
+  low, high = trained["difference"]["interval"]
   if low > 0:
     verdict = "training beat the words"
   elif high < 0:
     verdict = "training is worse than the words"
+  else:
+    verdict = "level with the words"
   remark = (
-    f"validation, {counted(n_images, 'image')} of {counted(n_classes, 'class')}, mean over classes:"
-    f" words {facts['best']!r} {_share(figures['words'])}, step {facts['step']}"
-    f" {_share(figures['trained'])}: {verdict} {_points(figures['trained'])}"
+    f"validation, {images} of {classes}, mean over classes:"
+    f" words {facts['best']!r} {_share(words)}, step {facts['step']}"
+    f" {_share(trained)}: {verdict} {_points(trained)}"
   )
-  if low <= 0 <= high and high - low > _WIDE:
+
+  is_level = low <= 0 <= high
+  if is_level and high - low > _WIDE:
     remark += "; so few images tell little: hold out more"
+
+  saved = facts["saved"]
   if facts["chosen"] == "words":
-    remark += f"; prompt.npz is {facts['saved']!r}"
-    if facts["saved"] != facts["best"]:
+    remark += f"; prompt.npz is {saved!r}"
+    if saved != facts["best"]:
       remark += f", as no file holds {facts['best']!r}: evaluate.prompts takes it"
   elif facts["chosen"] == "mixture":
+    mixture = figures["mixture"]
     remark += (
-      f"; the mean of both {_share(figures['mixture'])} beat the words"
-      f" {_points(figures['mixture'])}: prompt.npz is {facts['saved']!r}"
+      f"; the mean of both {_share(mixture)} beat the words {_points(mixture)}:"
+      f" prompt.npz is {saved!r}"
     )
   return remark
 
@@ -463,23 +528,32 @@ def _templates(name: str, classes: ClassList) -> tuple[str, ...]:
 
 
 def as_prompt(name: str, clip: Clip, classes: ClassList) -> Prompt | None:
-  """A candidate as a prompt file holds it; None if none does.
+  """Turns a candidate into a prompt that a file can hold.
 
-  "WORDS {}." is a context, the embeddings of its words, which other programs read too.
-  Other sentences, a mean of several and the bare name are `Sentences` without a context.
+  "WORDS {}." becomes a context, the embeddings of its words, which other programs read
+  too. Other sentences, a mean of several and the bare name become `Sentences` without a
+  context.
 
   Args:
     name: name of the candidate.
     clip: the CLIP of the embeddings.
     classes: classes of the training, by which ensembles are chosen.
+
+  Returns:
+    The prompt; None for class features, and for contexts of each class.
   """
   words = _words_before(name)
   if words and name == f"{words} {{}}.":
     context_MxD = np.asarray(token_embeddings(clip.params, _tokens(words, clip)))
-    return Prompt(context_MxD, clip.name, "end")
+    return Prompt(context_MxD, clip.name, position="end")
+
   templates = _templates(name, classes)
   if templates:
-    none = np.zeros((0, clip.text_width), np.float32)
-    return Prompt(none, clip.name, "end", sentences=Sentences(templates))
+    context_0xD = np.zeros((0, clip.text_width), np.float32)
+    sentences = Sentences(templates)
+    return Prompt(context_0xD, clip.name, position="end", sentences=sentences)
+
   prompt = read_prompts([name], _FIELD)[0].prompt
-  return prompt if isinstance(prompt, Prompt) and prompt.context.ndim == 2 else None
+  if isinstance(prompt, Prompt) and prompt.context.ndim == 2:
+    return prompt
+  return None
