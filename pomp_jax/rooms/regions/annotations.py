@@ -169,16 +169,19 @@ def read_annotations(
 ) -> Annotations:
   """Reads a COCO or LVIS JSON file.
 
-  The classes are those of `names`, compared as words, so that "a_b" equals "a b"; names
-  without a category are kept. Without a list they are the file's categories in
-  ascending order of their ids.
+  Args:
+    path: file to read.
+    names: classes, in the order of their numbers. They are compared with the file's
+      categories as words, so that "a_b" equals "a b". A name without a category is
+      kept, and has no objects. None: the file's categories, by ascending id.
 
   Raises:
     VocabularyError: the file is no JSON, or its categories are unusable.
     RegionError: anything else is not as COCO describes it, a box or polygon is outside
       its image, or `names` lacks a category.
   """
-  return annotations_of(read_user_json(path, VocabularyError), str(path), names)
+  content = read_user_json(path, VocabularyError)
+  return annotations_of(content, str(path), names)
 
 
 def annotations_of(

@@ -266,15 +266,15 @@ class Comparison:
 
 
 def check_prompts(
-  own: Detect | Segment,
+  settings: Detect | Segment,
   propose: Propose,
   synonyms: Sequence[Sequence[str]],
   clip_model: str,
 ) -> None:
-  """Reads the prompts of a job and checks them.
+  """Reads each prompt of a job and checks that the CLIP can apply it to the classes.
 
   Args:
-    own: fields of the job, with the names of the prompts.
+    settings: fields of the job, with the names of its prompts.
     propose: fields of the network, whose prompt the job may name.
     synonyms: names of each class.
     clip_model: name of the CLIP.
@@ -283,5 +283,5 @@ def check_prompts(
     InputError: a prompt is unusable, or misfits the CLIP or the classes.
   """
   clip_config = opening.clip_config(clip_model)
-  for named in prompts_of(own, propose):
-    check_prompt(named, synonyms, clip_config, clip_model)
+  for prompt in prompts_of(settings, propose):
+    check_prompt(prompt, synonyms, clip_config, clip_model)
