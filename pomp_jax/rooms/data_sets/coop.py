@@ -100,15 +100,20 @@ def open_split(data: Data, split: str) -> StoredImages:
 def open_test_set(
   root: str | os.PathLike, dataset: str, classes: ClassList | None
 ) -> LabelledSet:
-  """Opens a data set's test images.
+  """Opens a data set's test images, under CoOp's names of the classes.
 
   Args:
     root: CoOp's `$DATA`.
     dataset: one of COOP_SETS.
-    classes: ignored; the names are always CoOp's.
+    classes: ignored, since a set's labels fit CoOp's names alone. Other sources take a
+      class list here.
+
+  Raises:
+    SourceError: the files are missing, damaged, or have no test split.
   """
-  source = open_coop(root, dataset)["test"]
-  return LabelledSet(source, class_list_of(dataset, source.names), "test")
+  images = open_coop(root, dataset)["test"]
+  coop_classes = class_list_of(dataset, images.names)
+  return LabelledSet(images, coop_classes, "test")
 
 
 def class_list_of(dataset: str, names: Sequence[str]) -> ClassList:
@@ -194,17 +199,35 @@ def _from_split_file(root: Path, folder: str, images: str, file: str) -> _Listin
 
 
 def _item(item: Any, names: dict[int, str], where: Path) -> tuple[str, int]:
-  """One image of a split file; adds its class to `names`."""
+  """Checks one image of a split file.
+
+  Args:
+    item: JSON value of the image.
+    names: name of each label so far, to which the image's class is added.
+    where: split file, for messages.
+
+  Returns:
+    Path of the image below the folder of images, and its label.
+
+  Raises:
+    SourceError: the item has another form, its path leads out of the folder, or its
+      label has another name in an earlier item.
+  """
   is_item = isinstance(item, list) and [type(part) for part in item] == [str, int, str]
-  parts = pathlib.PurePosixPath(item[0]).parts if is_item else ()
-  # The path must not lead out of the folder of the images.
-  if not parts or parts[0] == "/" or ".." in parts:
+  is_inside = False
+  if is_item:
+    parts = pathlib.PurePosixPath(item[0]).parts
+    # An absolute path or ".." would read files outside the folder of the images.
+    is_inside = len(parts) > 0 and parts[0] != "/" and ".." not in parts
+  if not is_inside:
     raise SourceError(
       f"{where}: {str(item)[:200]!r} is not [path below the images, label, name]"
     )
+
   path, label, name = item
-  if names.setdefault(label, name) != name:
-    raise SourceError(f"{where}: label {label} is both {names[label]!r} and {name!r}")
+  known_name = names.setdefault(label, name)
+  if known_name != name:
+    raise SourceError(f"{where}: label {label} is both {known_name!r} and {name!r}")
   return path, label
 
 

@@ -132,15 +132,27 @@ def parse_sets(
 
 
 def open_own_set(own: OwnSet, part: str) -> LabelledSet:
-  """Opens one of a set's `parts`; SourceError names the set and the key."""
+  """Opens a user's data set, or a part of its classes.
+
+  Args:
+    own: entry of the set.
+    part: one of the set's `parts`: `all`, `base` or `novel`.
+
+  Raises:
+    SourceError: a file is missing or damaged, the classes don't fit the images, or the
+      part has no image. The message names the set and, where one is wrong, its key.
+  """
   try:
     labelled = _open_whole(own)
     if part != "all":
-      labelled = of_classes(labelled, _kept_classes(own, labelled.classes, part))
+      classes_of_part = _kept_classes(own, labelled.classes, part)
+      labelled = of_classes(labelled, classes_of_part)
   except (SourceError, class_lists.VocabularyError) as error:
+    # Errors of `_wrong` name the set already, those of readers do not.
     prefix = f"{own.where}: set {own.name!r}: "
-    raise SourceError(prefix + str(error).removeprefix(prefix)) from error
-  if not len(labelled.source):
+    reason = str(error).removeprefix(prefix)
+    raise SourceError(prefix + reason) from error
+  if len(labelled.source) == 0:
     raise _wrong(own, part, "no image of its classes")
   return labelled
 

@@ -179,14 +179,26 @@ def _check_identity(
 
 
 def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
-  """Writes a task's shards, unless an earlier build has, and returns their piece.
+  """Writes a task's shards, unless an earlier build has.
 
-  The piece has the bytes of each split's shard, the unreadable images, and the labels
-  and keys of the others.
+  A task of the training split may write two shards: images that are held out go to the
+  validation split.
+
+  Args:
+    task: images to write.
+    parts: finished tasks, and the folder of their shards.
+    selection: choice of each class's images.
+
+  Returns:
+    The finished piece. Its facts are `bytes`, the size of each split's shard, and
+    `unreadable`, the images that can't be decoded. Its arrays are the labels and keys
+    of each split.
   """
   name = _part(task.split, task.index)
-  if piece := parts.load(name):
-    return piece
+  finished = parts.load(name)
+  if finished is not None:
+    return finished
+
   shards: dict[str, Shard] = {}
   unreadable: list[dict[str, str]] = []
   for unit in task.units:
@@ -194,12 +206,16 @@ def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
       if split not in shards:
         shards[split] = Shard(parts.folder / _part(split, task.index))
       shards[split].write(image, label, key)
+
+  sizes: dict[str, int] = {}
   arrays: dict[str, np.ndarray] = {}
   for split, shard in shards.items():
     shard.close()
+    sizes[split] = shard.num_bytes
     arrays[f"{split}_labels"] = np.array(shard.labels, np.int32)
+    # As bytes: NumPy stores a text with four bytes a character.
     arrays[f"{split}_keys"] = np.char.encode(np.array(shard.keys, str), "utf-8")
-  sizes = {split: shard.num_bytes for split, shard in shards.items()}
+  # Only now is the task finished: an interrupted one starts again.
   return parts.save(name, {"bytes": sizes, "unreadable": unreadable}, arrays)
 
 
@@ -325,20 +341,22 @@ class Shard:
     self.num_bytes = 0  # of all records
 
   def write(self, image: bytes, label: int, key: str) -> None:
-    """Appends an image file as a record.
+    """Appends an image file as a record, a `tf.train.Example` as TFDS reads it.
 
     Args:
-      image: content of the file.
+      image: content of the file, which is stored as it is.
       label: class of the image.
       key: path of the image in the input.
     """
     example = tf_example_pb2.Example()
-    feature = example.features.feature
-    feature["image"].bytes_list.value.append(image)
-    feature["label"].int64_list.value.append(label)
-    feature["file_name"].bytes_list.value.append(key.encode())
+    features = example.features.feature
+    features["image"].bytes_list.value.append(image)
+    features["label"].int64_list.value.append(label)
+    features["file_name"].bytes_list.value.append(key.encode())
     record = example.SerializeToString()
     self._writer.write(record)
+
+    # For the index of the split, and the sizes in TFDS's metadata.
     self.labels.append(label)
     self.keys.append(key)
     self.num_bytes += len(record)

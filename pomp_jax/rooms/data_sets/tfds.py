@@ -12,7 +12,7 @@ import logging
 import os
 import pathlib
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
@@ -106,6 +106,14 @@ def open_test_set(
   return LabelledSet(source, classes or class_list_of(dataset, source.names), split)
 
 
+class _OpenRecords(NamedTuple):
+  """Records of a split that this process has opened."""
+
+  rows: Any  # encoded records by row, with a length
+  image_key: str  # feature with the image
+  label_key: str  # feature with the label
+
+
 class Records:
   """Storage of images in a prepared data set's records.
 
@@ -116,20 +124,19 @@ class Records:
     self._dataset = dataset
     self._root = root
     self.split = split
-    # Records, and the names of the features with the image and the label.
-    self._opened: tuple[Any, str, str] | None = None
+    self._opened: _OpenRecords | None = None
 
   def __getstate__(self) -> dict[str, Any]:
     return self.__dict__ | {"_opened": None}
 
   def __len__(self) -> int:
-    return len(self._open()[0])
+    return len(self._open().rows)
 
   def read(self, row: int, key: str) -> bytes:
     """Reads an encoded image; of a video the middle frame."""
-    source, image_key, _ = self._open()
+    records = self._open()
     try:
-      frames = _features(source[row])[image_key].bytes_list.value
+      frames = _features(records.rows[row])[records.image_key].bytes_list.value
       return frames[len(frames) // 2]
     # Damaged records raise errors of ArrayRecord and protobuf, or hold no image.
     except (
@@ -150,19 +157,20 @@ class Records:
 
   def labels(self) -> np.ndarray:
     """Reads the label of every record, int64."""
-    source, _, label_key = self._open()
-    log.info("%s: reading the labels of %d records", self._dataset, len(source))
+    records = self._open()
+    n_records = len(records.rows)
+    log.info("%s: reading the labels of %d records", self._dataset, n_records)
 
     def read_chunk(start: int) -> list[int]:
       labels = []
-      for row in range(start, min(start + _CHUNK, len(source))):
-        features = _features(source[row])
-        labels.append(features[label_key].int64_list.value[0])
+      for row in range(start, min(start + _CHUNK, n_records)):
+        features = _features(records.rows[row])
+        labels.append(features[records.label_key].int64_list.value[0])
       return labels
 
     try:
       with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        chunks = list(pool.map(read_chunk, range(0, len(source), _CHUNK)))
+        chunks = list(pool.map(read_chunk, range(0, n_records, _CHUNK)))
     except (ValueError, RuntimeError, IndexError, OSError) as error:
       where = self._root or self._dataset
       raise SourceError(
@@ -170,22 +178,32 @@ class Records:
       ) from error
     return np.array([label for chunk in chunks for label in chunk], np.int64)
 
-  def _open(self) -> tuple[Any, str, str]:
-    """Records of the split, and the names of the features with image and label."""
-    if self._opened is None:
-      builder = _builder(self._dataset, self._root)
-      raw = tfds.decode.DeserializeMethod.RAW_BYTES
-      try:
-        if scheme_of(str(builder.data_path)) == "s3":
-          source = _CopiedShards(builder.info.splits[self.split])
-        else:
-          source = builder.as_data_source(self.split, deserialize_method=raw)
-      except (NotImplementedError, ValueError, KeyError) as error:
-        raise SourceError(
-          f"{builder.data_path}: split {self.split!r} can't be opened by index"
-          f" ({_first_line(error)}); prepare it with --file_format=array_record"
-        ) from error
-      self._opened = source, _key(builder, "image"), _key(builder, "label")
+  def _open(self) -> _OpenRecords:
+    """Opens the records of the split on the first call of this process.
+
+    Raises:
+      SourceError: the data set is unknown, or its files can't be read by row.
+    """
+    if self._opened is not None:
+      return self._opened
+    builder = _builder(self._dataset, self._root)
+    # Records stay encoded, since `data.images` decodes them as it does all images.
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    try:
+      if scheme_of(str(builder.data_path)) == "s3":
+        rows = _CopiedShards(builder.info.splits[self.split])
+      else:
+        rows = builder.as_data_source(self.split, deserialize_method=raw)
+    except (NotImplementedError, ValueError, KeyError) as error:
+      raise SourceError(
+        f"{builder.data_path}: split {self.split!r} can't be opened by index"
+        f" ({_first_line(error)}); prepare it with --file_format=array_record"
+      ) from error
+    self._opened = _OpenRecords(
+      rows=rows,
+      image_key=_key(builder, "image"),
+      label_key=_key(builder, "label"),
+    )
     return self._opened
 
 
@@ -353,9 +371,19 @@ def _index(
 
 
 def _builder(dataset: str, root: str | os.PathLike) -> Any:
-  """TFDS's builder of a data set; TFDS's errors are a SourceError."""
+  """Opens TFDS's builder of a data set.
+
+  Args:
+    dataset: TFDS's "name/config:version".
+    root: TFDS's data_dir; "" for its default.
+
+  Raises:
+    SourceError: TFDS does not know the data set, can't open it without TensorFlow, or
+      finds its files damaged.
+  """
+  data_dir = os.fspath(root) or None
   try:
-    return tfds.builder(dataset, data_dir=os.fspath(root) or None)
+    return tfds.builder(dataset, data_dir=data_dir)
   except registered.DatasetNotFoundError as error:
     where = f" and not prepared in {root}" if root else ""
     raise SourceError(f"data set {dataset!r} is unknown to TFDS{where}") from error

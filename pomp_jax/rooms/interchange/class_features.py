@@ -80,20 +80,31 @@ def categories_of(export: Export) -> tuple[class_lists.Category, ...]:
 def load_categories(
   name_or_path: str | os.PathLike,
 ) -> tuple[class_lists.Category, ...]:
-  """Loads the names of a class list, or those of annotations with their synonyms.
+  """Loads the names of a class list, or the categories of annotations.
+
+  Categories of annotations are in ascending order of their ids and have synonyms; a
+  list's have none.
+
+  Args:
+    name_or_path: name of a packaged list, or a file: a list of names, or JSON
+      annotations of any suffix.
 
   Raises:
     VocabularyError: an unusable file, or repeated names.
   """
-  if name_or_path not in class_lists.CLASS_LISTS and is_annotation_file(name_or_path):
+  is_packaged = name_or_path in class_lists.CLASS_LISTS
+  if not is_packaged and is_annotation_file(name_or_path):
     path = to_path(name_or_path)
     content = read_user_json(path, class_lists.VocabularyError)
-    if path.suffix.lower() != ".json" or class_lists.has_categories(content):
+    is_json = path.suffix.lower() == ".json"
+    # A .json file without categories may be a list of names, which is read below.
+    if not is_json or class_lists.has_categories(content):
       by_id = class_lists.categories_by_id(path, content)
       return tuple(by_id[number] for number in sorted(by_id))
+
   names = class_lists.load_class_list(name_or_path).names
   class_lists.check_names(names, os.fspath(name_or_path))
-  return tuple(map(class_lists.Category, names))
+  return tuple(class_lists.Category(name) for name in names)
 
 
 def is_annotation_file(path: str | os.PathLike) -> bool:
@@ -217,19 +228,25 @@ def write_detic(
 ) -> None:
   """Writes the `.npy` file, float16 [C,E], that Detic loads as `ZEROSHOT_WEIGHT_PATH`.
 
-  Detic normalises the rows; those of the published files are the text tower's output.
-  They are in ascending order of the annotation's category ids. NumPy ignores the
-  checksum at the end.
+  A CRC-32 follows the array, which NumPy ignores.
+
+  Args:
+    path: file to write.
+    features_CxE: a row for each category, in ascending order of the ids. Rows may have
+      any norm: Detic normalises them, and those of its published files are the text
+      tower's output.
 
   Raises:
     ClassFeatureError: values that are not finite in float16, or a row of zeros.
   """
+  # A value beyond float16 becomes infinite, which `_check` refuses.
   with np.errstate(over="ignore"):
     half_CxE = np.ascontiguousarray(features_CxE, np.float16)
   _check(path, half_CxE)
-  content = io.BytesIO()
-  np.save(content, half_CxE, allow_pickle=False)
-  write_file(path, content.getvalue() + _crc32(content.getvalue()))
+  file = io.BytesIO()
+  np.save(file, half_CxE, allow_pickle=False)
+  content = file.getvalue()
+  write_file(path, content + _crc32(content))
 
 
 def write_open_clip(
@@ -273,16 +290,25 @@ def write_open_clip(
 
 def _check(
   path: str | os.PathLike,
-  features_CxE: np.ndarray,
+  features_CxE: Float[np.ndarray, "C E"],
   error: type[Exception] = ClassFeatureError,
 ) -> None:
-  """Raises `error` for features that are not finite, or for a row of zeros."""
+  """Checks that features have a direction, so that cosines to them are numbers.
+
+  Args:
+    path: file of the features, for the message.
+    features_CxE: a row for each class.
+    error: class of the error to raise.
+
+  Raises:
+    ClassFeatureError, or `error`: a value is not finite, or a row is all zeros.
+  """
   if not np.isfinite(features_CxE).all():
     raise error(f"{path}: features are not finite; accepted: finite values")
-  nonzero_C = features_CxE.any(axis=-1)
-  if not nonzero_C.all():
-    zero = int(np.argmin(nonzero_C))
-    raise error(f"{path}: features of class {zero} are all zero; accepted: other rows")
+  is_zero_C = ~features_CxE.any(axis=-1)
+  if is_zero_C.any():
+    first = int(np.argmax(is_zero_C))
+    raise error(f"{path}: features of class {first} are all zero; accepted: other rows")
 
 
 def _crc32(content: Any) -> bytes:

@@ -41,15 +41,24 @@ _BREAK = ", "  # where a heading has a line's end
 
 
 def latex(report: Report) -> str:
-  """Formats the brief sections as floats, below a comment that names their packages.
+  """Formats the brief sections of a report, those that a paper would have.
 
-  Absolute paths are cut to their last name.
+  A table becomes a float. The text of a section without a table becomes a comment. The
+  first comment names the packages that the tables need.
+
+  Args:
+    report: report of a job. Its absolute paths are cut to their last name.
+
+  Returns:
+    LaTeX to be included by \\input, without a preamble.
   """
   parts = [_comment(report.title, report.text), _HEADER]
   for section in report.sections:
-    if section.brief and section.table:
+    if not section.brief:
+      continue
+    if section.table:
       parts += _tables(section)
-    elif section.brief:
+    else:
       parts.append(_comment(section.title, section.text, *section.notes))
   return "\n\n".join(parts) + "\n"
 

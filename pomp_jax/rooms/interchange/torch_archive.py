@@ -300,17 +300,35 @@ def open_torch(path: Path) -> Iterator[weights.Weights]:
 
 
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]:
-  """Yields the tensors of a state dict, or of a TorchScript module and its submodules."""
-  children: dict[Any, Any] = {}
+  """Yields the tensors of a state dict, or of a TorchScript module and its submodules.
+
+  A dict inside a state dict has no weights, such as the state of an optimizer, and is
+  skipped.
+
+  Args:
+    value: content of a torch archive, or a part of it.
+    name: dotted name of the part; "" for the whole.
+
+  Yields:
+    Dotted name and tensor.
+
+  Raises:
+    RecursionError: a module is inside itself.
+  """
   if isinstance(value, StoredTensor):
     yield name, value
-  elif isinstance(value, PickledObject) and value.name.startswith("__torch__."):
+    return
+  is_module = isinstance(value, PickledObject) and value.name.startswith("__torch__.")
+  if is_module:
     children = value.attributes
   elif isinstance(value, dict) and not name:
     children = value
+  else:
+    return
   for key, child in children.items():
     if isinstance(key, str):
-      yield from _named_tensors(child, f"{name}.{key}" if name else key)
+      child_name = f"{name}.{key}" if name else key
+      yield from _named_tensors(child, child_name)
 
 
 def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
