@@ -106,17 +106,30 @@ def misclassified(classified: Sheet | None) -> tuple[Sheet | None, str]:
 
 
 def _classified(classifier: Classifier, source: Source, n_images: int) -> Sheet | None:
-  """Predicts images of a source, as evenly over it as possible; None if none can be
-  read."""
+  """Classifies images of a source, as evenly over it as possible.
+
+  Args:
+    classifier: a prompt's classifier with the classes of the source.
+    source: labelled images.
+    n_images: number of images; unreadable ones among them are left out.
+
+  Returns:
+    The readable images with their names and three likeliest classes; None, with a line
+    in the log, if none can be read.
+  """
   rows = spread_evenly(n_images, len(source))
   images, reasons = readable_images(source, rows)
-  read = ~np.isin(rows, list(reasons))
-  if not read.any():
-    log.info("no picture of predictions: %s", next(iter(reasons.values())))
+  is_readable = ~np.isin(rows, list(reasons))
+  if not is_readable.any():
+    first_reason = next(iter(reasons.values()))
+    log.info("no picture of predictions: %s", first_reason)
     return None
-  names = [source.names[label] for label in source.labels[rows[read]]]
-  top3: Sequence[Any] = classifier.predict(list(images[read]), top=3)
-  return Sheet(images[read], names, top3)
+
+  images = images[is_readable]
+  labels = source.labels[rows[is_readable]]
+  names = [source.names[label] for label in labels]
+  top3: Sequence[Any] = classifier.predict(list(images), top=3)
+  return Sheet(images, names, top3)
 
 
 def _draw(path: Path, sheet: Sheet, title: str) -> None:

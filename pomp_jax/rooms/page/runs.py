@@ -292,16 +292,26 @@ def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
 def read_file(
   folder: pathlib.Path, *names: str, most: int = _MAX_BYTES
 ) -> bytes | None:
-  """The first bytes of a file as `_file` finds it, at most `most`.
+  """Reads the first bytes of a file of a run.
 
-  A link that just took its place is not followed.
+  Args:
+    folder: folder of the run.
+    *names: folders below it, and the file.
+    most: number of bytes to read, at most.
+
+  Returns:
+    The bytes; None if `_file` does not find a regular file, or it can't be read.
   """
   path = _file(folder, *names)
-  with contextlib.suppress(OSError):
-    if path is not None:
-      with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        return file.read(most)
-  return None
+  if path is None:
+    return None
+  try:
+    # O_NOFOLLOW: a link may have taken the file's place since `_file` looked.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with open(descriptor, "rb") as file:
+      return file.read(most)
+  except OSError:
+    return None
 
 
 def _json(folder: pathlib.Path, name: str, most: int = _MAX_BYTES) -> dict[str, Any]:

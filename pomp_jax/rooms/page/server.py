@@ -138,22 +138,25 @@ def make_app(
   app.config["MAX_CONTENT_LENGTH"] = int(fields.max_upload * _MIB) + _FORM_BYTES
   app.config["MAX_FORM_MEMORY_SIZE"] = _FORM_BYTES
   app.config["MAX_FORM_PARTS"] = 20
-  app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+  app.jinja_env.trim_blocks = True
+  app.jinja_env.lstrip_blocks = True
+
   page = _Page(comparison, fields, turns, examples or {})
   app.before_request(functools.partial(_check_origin, fields.host, fields.hosts))
   app.after_request(_secure)
   app.register_error_handler(Exception, page.fail)
-  tabs = {
-    "classify": "/",
-    "regions": "/regions",
-    "runs": "/runs",
-    "reports": "/reports",
-  }
-  if comparison.regions is None:
-    del tabs["regions"]
-  app.jinja_env.globals |= {"tabs": tabs, "limits": fields, "longest": form.LONGEST}
-  for tab in tabs.keys() & {"classify", "regions"}:
-    app.add_url_rule(tabs[tab], tab, page.enter, methods=["GET", "POST"])
+
+  # Tabs with a form come first; "/" is the first tab.
+  form_tabs = {"classify": "/"}
+  if comparison.regions is not None:
+    form_tabs["regions"] = "/regions"
+  for tab, rule in form_tabs.items():
+    app.add_url_rule(rule, tab, page.enter, methods=["GET", "POST"])
+  tabs = {**form_tabs, "runs": "/runs", "reports": "/reports"}
+  app.jinja_env.globals["tabs"] = tabs
+  app.jinja_env.globals["limits"] = fields
+  app.jinja_env.globals["longest"] = form.LONGEST
+
   for rule, view in (
     ("/picture/<key>", page.picture),
     ("/runs", page.run_list),
@@ -163,11 +166,11 @@ def make_app(
     ("/report/<path:name>", page.report),
   ):
     app.add_url_rule(rule, view.__name__, view)
-  for name, kind in (("style.css", "text/css"), ("page.js", "text/javascript")):
+
+  for name, mimetype in (("style.css", "text/css"), ("page.js", "text/javascript")):
     content = pathlib.Path(app.root_path, "templates", name).read_text()
-    app.add_url_rule(
-      f"/{name}", name, functools.partial(Response, content, mimetype=kind)
-    )
+    answer = functools.partial(Response, content, mimetype=mimetype)
+    app.add_url_rule(f"/{name}", name, answer)
   return app
 
 
@@ -307,14 +310,25 @@ class _Page:
     return self._comparison.under(prompts)
 
   def _image(self, entered: dict[str, str]) -> Image.Image:
-    """The uploaded picture, or the one whose key the form has; `entered` gets its
-    key."""
+    """The uploaded picture, or else the one that the form names by its key.
+
+    Args:
+      entered: fields of the form. `picture` is the key of a picture on the shelf, or
+        "". An uploaded picture goes to the shelf, and its key into this field.
+
+    Raises:
+      BusyError: too many computations wait.
+      FormError: no picture was uploaded, and the shelf has none of this key.
+      ImageError: the uploaded file is no picture.
+    """
     upload = request.files.get("file")
+    # Browsers send an empty file without a name where none was chosen.
     if upload and upload.filename:
       with self._turns.turn():
         image = form.read_picture(upload.read())
       entered["picture"] = self._shelf.add(form.png_of(image))
       return image
+
     content = self._shelf.get(entered["picture"])
     if content is None:
       raise FormError("the picture: none given, or forgotten by now; choose a file")
@@ -436,16 +450,18 @@ class _Channel(HTTPChannel):
 
 @contextlib.contextmanager
 def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[None]:
-  """Serves the application in a thread.
+  """Context in which a thread serves the application.
 
-  Closes the oldest idle connections, slow uploads, and clients that read nothing of an
-  answer.
+  Every second the connections of `_channels_to_close` are closed, so that clients
+  cannot occupy all places.
 
   Args:
     app: the application.
     listener: socket that is bound already.
     max_upload: size of a picture, MiB; far larger bodies are not read.
   """
+  # A little too large an upload is read, so that the page can answer with its limit.
+  max_body = int(4 * max_upload * 2**20) + _FORM_BYTES
   server = waitress.create_server(
     app,
     sockets=[listener],
@@ -455,24 +471,13 @@ def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[
     channel_timeout=_SILENCE,
     cleanup_interval=1,
     asyncore_use_poll=True,
-    # Uploads that are too large are told so by the page. What is far larger is not
-    # read.
-    max_request_body_size=int(4 * max_upload * 2**20) + _FORM_BYTES,
+    max_request_body_size=max_body,
   )
   server.channel_class = _Channel
 
   def maintenance(now: float) -> None:
     """Called every second in the server's own thread."""
-    channels = list(server.active_channels.values())
-    waiting = [channel for channel in channels if not channel.requests]
-    newest_first = sorted(waiting, key=lambda channel: -channel.creation_time)
-    silent = [
-      channel
-      for channel in channels
-      if now - channel.last_activity > _SILENCE
-      and (channel.total_outbufs_len or not channel.requests)
-    ]
-    for channel in {*newest_first[_IDLE:], *silent}:
+    for channel in _channels_to_close(list(server.active_channels.values()), now):
       # At once: with `will_close` alone it would wait until the client reads.
       channel.handle_close()
 
@@ -483,3 +488,25 @@ def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[
   finally:
     # In the server's own thread. Connections that are open end with the process.
     server.trigger.pull_trigger(server.close)
+
+
+def _channels_to_close(channels: Sequence[Any], now: float) -> set[Any]:
+  """Connections that only take a place.
+
+  They are the idle ones beyond the newest `_IDLE`. They are also those that were silent
+  for `_SILENCE` seconds, unless a request of theirs is being computed: slow uploads,
+  and clients that do not read their answer.
+
+  Args:
+    channels: waitress's open connections.
+    now: time in seconds since the epoch.
+  """
+  idle = [channel for channel in channels if not channel.requests]
+  idle.sort(key=lambda channel: channel.creation_time, reverse=True)
+  superfluous = set(idle[_IDLE:])
+  for channel in channels:
+    is_silent = now - channel.last_activity > _SILENCE
+    is_computed = channel.requests and not channel.total_outbufs_len
+    if is_silent and not is_computed:
+      superfluous.add(channel)
+  return superfluous
