@@ -351,8 +351,11 @@ def _cost(
 ) -> Cost:
   """Measures the time of all rows, or scales that of some if all would take long.
 
-  `computation_of` maps a number of rows, at first `least`, to their computation, whose
-  first call may compile.
+  Args:
+    computation_of: maps a number of rows to their computation, whose first call may
+      compile.
+    total: number of all rows.
+    least: number of rows to measure at first.
   """
   n = least
   if 8 * least >= total:
@@ -362,10 +365,15 @@ def _cost(
     seconds = min(_seconds(computation_of(n), 2, warmup=1))
     # All processes measure the same number of rows.
     seconds = hosts.from_first(seconds, "the time of a part")
-    affordable = int(n * _PART_SECONDS / (3 * max(seconds, 1e-9)))
-    if n == total or seconds >= _ENOUGH_SECONDS or affordable < min(total, 8 * n):
+    rows_per_second = n / max(seconds, 1e-9)
+
+    # A measurement runs three times: the warmup, and two that are timed.
+    affordable = int(rows_per_second * _PART_SECONDS / 3)
+    is_exact_enough = seconds >= _ENOUGH_SECONDS
+    is_last = affordable < min(total, 8 * n)
+    if n == total or is_exact_enough or is_last:
       return Cost(seconds * total / n, n, total)
-    enough = int(n * max(8, _ENOUGH_SECONDS / max(seconds, 1e-9)))
+    enough = max(8 * n, int(rows_per_second * _ENOUGH_SECONDS))
     n = min(total, affordable, enough)
 
 

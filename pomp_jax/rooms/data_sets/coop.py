@@ -232,20 +232,28 @@ def _item(item: Any, names: dict[int, str], where: Path) -> tuple[str, int]:
 
 
 def _aircraft(folder: Path) -> _Listing:
-  """Reads FGVC-Aircraft's lists: a variant a line, and an image with its variant."""
-  names = tuple(_lines(folder / "variants.txt"))
-  label_of = {name: label for label, name in enumerate(names)}
+  """Reads FGVC-Aircraft's lists of variants and images.
+
+  `variants.txt` has a variant a line. The list of a split has the name of an image and
+  its variant in each line, such as "1025794 707-320".
+
+  Raises:
+    SourceError: a list is missing, or a line is not an image and a known variant.
+  """
+  variants = tuple(_lines(folder / "variants.txt"))
+  label_of = {variant: label for label, variant in enumerate(variants)}
   splits: dict[str, Items] = {}
   for part, split in _PARTS.items():
     path = folder / f"images_variant_{part}.txt"
-    splits[split] = []
+    items = []
     for number, line in enumerate(_lines(path), 1):
-      image, _, name = line.partition(" ")
-      if not image.isalnum() or name not in label_of:
+      image, _, variant = line.partition(" ")
+      if not image.isalnum() or variant not in label_of:
         place = f"line {number}, {line[:100]!r}"
         raise SourceError(f"{path}: {place}, is not an image and a known variant")
-      splits[split].append((f"{image}.jpg", label_of[name]))
-  return _Listing(names, folder=folder, images=_AIRCRAFT[1], splits=splits)
+      items.append((f"{image}.jpg", label_of[variant]))
+    splits[split] = items
+  return _Listing(variants, folder=folder, images=_AIRCRAFT[1], splits=splits)
 
 
 def _imagenet(root: Path, name: str) -> _Listing:

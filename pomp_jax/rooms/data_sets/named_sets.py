@@ -219,13 +219,20 @@ def open_test_set(
     SourceError: the folder is missing, or has other classes.
   """
   if reader != "folder":
-    return load(SOURCES[reader].module).open_test_set(root, dataset, classes)
-  if dataset and is_dir(to_path(root) / dataset):
-    root = to_path(root) / dataset
-  folders = split_folders(root)
-  split = next(split for split in ("test", "validation", "train") if split in folders)
-  classes = classes or classes_in(folders.get("train", folders[split]))
-  source = open_folder(folders[split], classes, all_classes)
-  if folders[split] == to_path(root):
-    return LabelledSet(source, classes, "all")  # the folder is not divided
-  return LabelledSet(source, classes, split)
+    source = load(SOURCES[reader].module)
+    return source.open_test_set(root, dataset, classes)
+
+  folder = to_path(root)
+  if dataset and is_dir(folder / dataset):
+    folder = folder / dataset
+  folders = split_folders(folder)
+  present = [split for split in ("test", "validation", "train") if split in folders]
+  split = present[0]
+  if classes is None:
+    # Of a test set alone they are the names of its own folders.
+    named_by = folders.get("train", folders[split])
+    classes = classes_in(named_by)
+  images = open_folder(folders[split], classes, all_classes)
+  if folders[split] == folder:
+    split = "all"  # the folder is not divided
+  return LabelledSet(images, classes, split)

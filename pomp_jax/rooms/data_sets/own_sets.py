@@ -88,7 +88,10 @@ def evaluation_sets(sets_file: str, own_sets: Sequence[Any]) -> list[EvaluationS
 
 
 def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
-  """Reads the sets of a TOML file, with paths relative to its folder.
+  """Reads the sets of a TOML file, a table [[set]] each.
+
+  Args:
+    path: the file. Paths in it are relative to its folder.
 
   Raises:
     SourceError: an unreadable file, an unknown key, an invalid value or a repeated name.
@@ -96,16 +99,20 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
   path = to_path(path)
   text = read_text(path, SourceError)
   try:
-    tables = tomllib.loads(text)
+    content = tomllib.loads(text)
   except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
     raise SourceError(f"{path}: not TOML ({printable(str(error))})") from error
-  if set(tables) != {"set"} or not isinstance(tables["set"], list):
-    unknown = [repr(printable(key, 80)) for key in tables if key != "set"]
-    got = unknown[0] if unknown else "none"
+
+  entries = content.get("set")
+  unknown = [key for key in content if key != "set"]
+  if unknown or not isinstance(entries, list):
+    got = "none"
+    if unknown:
+      got = repr(printable(unknown[0], 80))
     raise SourceError(
       f"{path}: found {got}, expected a table [[set]] for each data set"
     )
-  return parse_sets(tables["set"], str(path), path.parent)
+  return parse_sets(entries, str(path), path.parent)
 
 
 def parse_sets(
@@ -227,30 +234,43 @@ def _check(own: OwnSet) -> None:
 
 
 def _open_whole(own: OwnSet) -> LabelledSet:
-  """Opens a set with all of its classes, under its own names, prompts and ids."""
+  """Opens a set with all of its classes, under its own names, prompts and ids.
+
+  Raises:
+    SourceError: a file is missing or damaged, or the entry has more or fewer names than
+      the data have classes.
+    VocabularyError: a class list is unusable.
+  """
   listed = None
   if own.names:
     listed = _listed(own, "names")
   root = join(own.folder, own.root)
   labelled = open_test_set(own.reader, root, own.dataset, listed, all_classes=False)
-  source = labelled.source
-  classes = listed or labelled.classes
-  assert isinstance(source, StoredImages)
-  if len(classes) != len(source.names):
-    raise _wrong(own, "names", f"{len(classes)} names for {len(source.names)} classes")
-  n_without = len(classes) - len(np.unique(source.labels))
-  if listed and n_without:
+  images = labelled.source
+  assert isinstance(images, StoredImages)
+  classes = labelled.classes if listed is None else listed
+  if len(classes) != len(images.names):
+    raise _wrong(own, "names", f"{len(classes)} names for {len(images.names)} classes")
+
+  # A list may be of more classes than were collected.
+  n_without_images = len(classes) - len(np.unique(images.labels))
+  if listed is not None and n_without_images > 0:
     log.info(
-      "set %s: %d of %d classes have no image", own.name, n_without, len(classes)
+      "set %s: %d of %d classes have no image",
+      own.name,
+      n_without_images,
+      len(classes),
     )
-  source = source.relabelled(classes.names, source.labels)
+
+  images = images.relabelled(classes.names, images.labels)
   if own.templates:
     classes = dataclasses.replace(
       classes, template=own.templates[0], ensemble=own.templates
     )
   if own.synsets:
-    classes = dataclasses.replace(classes, synsets=_synsets(own, len(classes)))
-  return LabelledSet(source, classes, labelled.split)
+    synsets = _synsets(own, len(classes))
+    classes = dataclasses.replace(classes, synsets=synsets)
+  return LabelledSet(images, classes, labelled.split)
 
 
 def _listed(own: OwnSet, key: str) -> class_lists.ClassList:

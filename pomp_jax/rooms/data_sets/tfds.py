@@ -354,20 +354,38 @@ def _classes(
 def _index(
   builder: Any, records: Records, cache: str | os.PathLike
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """Labels of all records, and their keys if the data set stores them."""
+  """Labels of all records, and their keys if the data set stores them.
+
+  The job `prepare` writes an index beside the records. Without it all records are read
+  for their labels.
+
+  Args:
+    builder: TFDS's builder of the data set.
+    records: records of a split.
+    cache: folder in which to store labels that were read from records; "" for none.
+
+  Raises:
+    SourceError: the index or a record is damaged.
+  """
   path = to_path(builder.data_path) / f"index-{records.split}.npz"
-  if is_file(path):  # written by the job `prepare`
+  if is_file(path):
     try:
       with np.load(local_copy(path), allow_pickle=False) as index:
-        return index["labels"].astype(np.int64), np.char.decode(index["keys"], "utf-8")
+        labels = index["labels"].astype(np.int64)
+        keys = np.char.decode(index["keys"], "utf-8")
     except Exception as error:  # NumPy does not document all errors of damaged archives
       raise SourceError(f"{path}: can't be read ({_first_line(error)})") from error
-  info = builder.info.splits.get(records.split)
+    return labels, keys
+
+  # A data set that is prepared anew has other shards, if it has other images.
   shards = ""
+  info = builder.info.splits.get(records.split)
   if info is not None:
     shards = f"{info.num_bytes} {info.shard_lengths}"
-  key = fingerprint([builder.info.full_name, records.split, str(len(records)), shards])
-  return ArrayCache(cache).get(key, records.labels), None
+  n_records = str(len(records))
+  key = fingerprint([builder.info.full_name, records.split, n_records, shards])
+  labels = ArrayCache(cache).get(key, records.labels)
+  return labels, None
 
 
 def _builder(dataset: str, root: str | os.PathLike) -> Any:

@@ -191,10 +191,13 @@ def category_features(
 
 
 def read_class_features(path: str | os.PathLike) -> ClassFeatures:
-  """Reads Detic's class features, such as `lvis_v1_clip_pomp+cname.npy`, with unit
-  rows.
+  """Reads Detic's class features, such as `lvis_v1_clip_pomp+cname.npy`.
 
-  The file is a `.npy` of floats [C,E], rows of any norm. Nothing is unpickled.
+  Args:
+    path: `.npy` file of floats [C,E], rows of any norm. Nothing is unpickled.
+
+  Returns:
+    The features with unit rows.
 
   Raises:
     PromptFileError: a file that is missing, damaged, or of another type or shape, or a
@@ -207,20 +210,28 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
   except Exception as error:  # a damaged file fails in more ways than NumPy documents
     got = f"not a NumPy array ({one_line(error, 200)})"
     refuse(path, "the file", got, ".npy of class features [C,E]")
-  if not isinstance(stored, np.memmap) or stored.dtype.kind != "f" or stored.ndim != 2:
+  # NumPy returns an .npz as another class.
+  is_array = isinstance(stored, np.memmap)
+  if not is_array or stored.dtype.kind != "f" or stored.ndim != 2:
     dtype = getattr(stored, "dtype", "no array")
     shape = list(getattr(stored, "shape", []))
     refuse(path, "the array", f"{dtype} {shape}", "floats [C,E], one row a class")
-  content: Any = np.memmap(file, np.uint8, mode="r")
+
   # Our own files have a checksum behind the array, Detic's do not.
+  content: Any = np.memmap(file, np.uint8, mode="r")
   has_checksum = len(content) > stored.offset + stored.nbytes
-  if has_checksum and _crc32(content[:-4]) != bytes(content[-4:]):
-    part = "the checksum at its end"
-    refuse(path, part, "that of another content", "an undamaged file")
+  if has_checksum:
+    checksum = bytes(content[-4:])
+    if checksum != _crc32(content[:-4]):
+      part = "the checksum at its end"
+      refuse(path, part, "that of another content", "an undamaged file")
+
   features_CxE = np.asarray(stored, np.float32)
   _check(path, features_CxE, PromptFileError)
+  # In float64, where the square of a large float32 is finite.
   norms_Cx1 = np.linalg.norm(features_CxE.astype(np.float64), axis=-1, keepdims=True)
-  return ClassFeatures((features_CxE / norms_Cx1).astype(np.float32))
+  unit_CxE = (features_CxE / norms_Cx1).astype(np.float32)
+  return ClassFeatures(unit_CxE)
 
 
 def write_detic(

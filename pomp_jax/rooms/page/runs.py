@@ -315,19 +315,27 @@ def read_file(
 
 
 def _json(folder: pathlib.Path, name: str, most: int = _MAX_BYTES) -> dict[str, Any]:
-  """A JSON object, empty if there is no such file.
+  """Reads a JSON object of a run, which anybody may have written.
+
+  Args:
+    folder: folder of the run.
+    name: name of the file.
+    most: largest size of the file, bytes.
+
+  Returns:
+    The object, empty if `read_file` finds no such file.
 
   Raises:
-    RunFileError: the file holds something else, or more than `most` bytes.
+    RunFileError: the file is larger, damaged, or holds no JSON object of Unicode texts.
   """
+  content = read_file(folder, name, most=most + 1)
+  if content is None:
+    return {}
+  if len(content) > most:
+    raise RunFileError(f"{name}: too large, expected at most {most // 2**10:,} KiB")
   try:
-    content = read_file(folder, name, most=most + 1)
-    if content is None:
-      return {}
-    if len(content) > most:
-      raise RunFileError(f"{name}: too large, expected at most {most // 2**10:,} KiB")
     value = parse_json(content, name)
-    # Fails for a lone surrogate.
+    # JSON may have lone surrogates, which the page could not encode.
     json.dumps(value, ensure_ascii=False).encode()
   except UnicodeEncodeError as error:
     raise RunFileError(

@@ -396,10 +396,19 @@ class _Page:
 
 
 def _check_origin(host: str, hosts: Collection[str]) -> None:
-  """Refuses requests of another site, or under a name that is not the page's.
+  """Checks that a request comes from the page itself, under a name of the page.
 
-  No other site can reach the page by a name of its own. Loopback names and `hosts` are
-  the page's; so are addresses and this machine's name, unless `host` is a loopback one.
+  Another site could let a name of its own lead to this machine (DNS rebinding), or send
+  a form to the page. The page's names are those of loopback and `hosts`. Unless `host`
+  is a loopback name, they are also this machine's name and any address.
+
+  Args:
+    host: `page.host`, the address that the page listens at.
+    hosts: `page.hosts`, further names of the page.
+
+  Raises:
+    FormError: the request's name is not the page's.
+    HTTPException: 400 for a malformed request, 403 for a form of another site.
   """
   origin = request.headers.get("Origin") or f"//{request.host}"
   try:
@@ -407,14 +416,15 @@ def _check_origin(host: str, hosts: Collection[str]) -> None:
     sender = urlsplit(origin).netloc
   except ValueError:
     abort(400)
-  names = {*LOOPBACK, *hosts}
+
+  known_names = {*LOOPBACK, *hosts}
   if host not in LOOPBACK:
-    names.add(socket.gethostname().lower())
+    known_names.add(socket.gethostname().lower())
+    # No site can make an address a name of its own.
     with contextlib.suppress(ValueError):
       ipaddress.ip_address(name)
-      # It is an address, which no other site can make a name of its own.
-      names.add(name)
-  if name not in names:
+      known_names.add(name)
+  if name not in known_names:
     raise FormError(
       f"this page does not answer to {printable(name, 80)!r}; page.hosts can name it"
     )
