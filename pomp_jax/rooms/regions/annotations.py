@@ -280,21 +280,27 @@ def run_lengths(
     RegionError: it is no mask of H x W.
   """
   _check_segmentation(path, where, segmentation, height, width)
-  if isinstance(segmentation, list):
+  is_polygons = isinstance(segmentation, list)
+  if is_polygons:
     # COCO has polygons of one or two points, which have no area; the library takes some
     # for boxes.
     segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
     if not segmentation:
-      return mask_api.encode(np.zeros((height, width), np.uint8, order="F"))
-  elif isinstance(segmentation["counts"], str):  # the library decodes bytes only
-    segmentation = segmentation | {"counts": segmentation["counts"].encode()}
+      empty_HxW = np.zeros((height, width), np.uint8, order="F")
+      return mask_api.encode(empty_HxW)
+  elif isinstance(segmentation["counts"], str):
+    # The library decodes bytes only.
+    counts = segmentation["counts"].encode()
+    segmentation = {**segmentation, "counts": counts}
+
   try:
     rle = mask_api.segmToRle(segmentation, width, height)
-    if isinstance(segmentation, dict):
+    if not is_polygons:
       # Check the runs here: some versions of the library read beyond the image.
       runs = _runs(rle["counts"])
-      if min(runs, default=0) < 0 or sum(runs) != height * width:
-        raise ValueError(f"runs of {sum(runs)} pixels")
+      n_pixels = sum(runs)
+      if min(runs, default=0) < 0 or n_pixels != height * width:
+        raise ValueError(f"runs of {n_pixels} pixels")
   except Exception as error:  # the library's errors share no base
     refuse(path, where, f"damaged ({error})", f"polygons or RLE of {height} x {width}")
   return rle
@@ -384,18 +390,24 @@ def objects_of(
     field: member that is the list.
     within: place of `value` in the file, for messages, with a dot behind it.
 
+  Yields:
+    The object's place, such as `images[3]`, and the object.
+
   Raises:
     RegionError: the member is no list of objects.
   """
-  rows = value.get(field) if isinstance(value, dict) else None
-  where = f"{within}{field}"
+  rows = None
+  if isinstance(value, dict):
+    rows = value.get(field)
+  where_list = f"{within}{field}"
   if not isinstance(rows, list):
-    found = f"a {type(rows).__name__}" if rows else "missing"
-    refuse(path, where, found, "a list of objects")
+    actual = f"a {type(rows).__name__}" if rows else "missing"
+    refuse(path, where_list, actual, "a list of objects")
   for index, row in enumerate(rows):
+    where = f"{where_list}[{index}]"
     if not isinstance(row, dict):
-      refuse(path, f"{where}[{index}]", f"a {type(row).__name__}", "an object")
-    yield f"{where}[{index}]", row
+      refuse(path, where, f"a {type(row).__name__}", "an object")
+    yield where, row
 
 
 def _image(path: str, where: str, row: Mapping[str, Any]) -> ImageEntry:

@@ -85,30 +85,34 @@ def crop_region(
 ) -> Float[Array, "S S 3"]:
   """Crops one region and resizes it as torch's bicubic `interpolate` does.
 
-  Values are not clipped.
-
   Args:
     image_HxWx3: image with padding below and to the right.
     shape_2: height and width of the image without its padding.
     range_4: a row of `pixel_ranges`.
     mask_HxW: pixels of the region, the others are filled; None for all of the crop.
     cropping: size and fill of the crop.
+
+  Returns:
+    Square image. Values may exceed those of the image a little, since bicubic weights
+    may be negative; they are not clipped.
   """
-  n_rows, n_columns, _ = image_HxWx3.shape
-  fill = jnp.array(cropping.fill)
-  is_row = jnp.arange(n_rows) < shape_2[0]
-  is_column = jnp.arange(n_columns) < shape_2[1]
-  inside_HxW = is_row[:, None] & is_column
+  height, width, _ = image_HxWx3.shape
+  is_row_H = jnp.arange(height) < shape_2[0]
+  is_column_W = jnp.arange(width) < shape_2[1]
+  is_inside_HxW = is_row_H[:, None] & is_column_W
   if mask_HxW is not None:
-    inside_HxW &= mask_HxW
+    is_inside_HxW &= mask_HxW
   # The weights of a new pixel add up to 1: what is zero here becomes the fill.
-  image_HxWx3 = jnp.where(inside_HxW[..., None], image_HxWx3 - fill, 0)
+  fill_3 = jnp.array(cropping.fill)
+  shifted_HxWx3 = jnp.where(is_inside_HxW[..., None], image_HxWx3 - fill_3, 0)
+
   x0, y0, x1, y1 = range_4
-  rows_SxH = bicubic_matrix(cropping.size, n_rows, y0, y1)
-  columns_SxW = bicubic_matrix(cropping.size, n_columns, x0, x1)
+  rows_SxH = bicubic_matrix(cropping.size, height, y0, y1)
+  columns_SxW = bicubic_matrix(cropping.size, width, x0, x1)
   # TF32 would lose a quarter of a grey value.
   with jax.default_matmul_precision("highest"):
-    return jnp.einsum("sh,hwc,tw->stc", rows_SxH, image_HxWx3, columns_SxW) + fill
+    crop_SxSx3 = jnp.einsum("sh,hwc,tw->stc", rows_SxH, shifted_HxWx3, columns_SxW)
+  return crop_SxSx3 + fill_3
 
 
 class _Chunk(NamedTuple):

@@ -166,26 +166,35 @@ class DenseSegmenter:
     return find
 
   def _cut(self, image: UInt8[np.ndarray, "_ _ 3"]) -> _Windows:
-    """Resizes an image and places its windows."""
+    """Resizes an image and places its windows.
+
+    Windows follow each other by `segment.stride`; the last ones end at the border.
+    """
     segment = self._segment
     patch = self._encoder.clip.config.vision_config.patch_size
-    shorter, longer = sorted(image.shape[:2])
-    factor = 1
+    old_height, old_width, _ = image.shape
+    factor = 1.0
     if segment.size:
+      shorter, longer = sorted((old_height, old_width))
       factor = min(segment.size / shorter, _LONGEST / longer)
     # A very narrow image becomes one patch wide.
-    shape = tuple(max(int(side * factor + 0.5), patch) for side in image.shape[:2])
-    if shape != image.shape[:2]:
-      for axis, side in enumerate(shape):
-        image = resize(image, axis, taps(side, image.shape[axis]))
-      image = np.rint(image).astype(np.uint8)
-    height, width = shape
+    height = max(int(old_height * factor + 0.5), patch)
+    width = max(int(old_width * factor + 0.5), patch)
+    if (height, width) != (old_height, old_width):
+      resized = resize(image, 0, taps(height, old_height))
+      resized = resize(resized, 1, taps(width, old_width))
+      image = np.rint(resized).astype(np.uint8)
+
     window_height = min(segment.window or height, height)
     window_width = min(segment.window or width, width)
-    y = _starts(height - window_height, segment.stride)
-    x = _starts(width - window_width, segment.stride)
-    corners_Nx2 = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
-    return _Windows(image, corners_Nx2, (window_height, window_width))
+    top = _starts(height - window_height, segment.stride)
+    left = _starts(width - window_width, segment.stride)
+    corners_Nx2 = np.stack(np.meshgrid(top, left, indexing="ij"), axis=-1)
+    return _Windows(
+      image_HxWx3=image,
+      corners_Nx2=corners_Nx2.reshape(-1, 2),
+      sides=(window_height, window_width),
+    )
 
   def _patch_features(
     self, images: Sequence[_Windows]

@@ -297,26 +297,28 @@ def check_task(
 
 
 def check_segment(segment: Segment, regions: Regions, propose: Propose) -> None:
-  """Checks the fields of `segment`.
+  """Checks the fields of the job `segment`.
 
   Args:
     segment: images, labels and prompts.
-    regions: where regions come from.
-    propose: the network.
+    regions: where the regions of an image come from.
+    propose: the network, which finds the regions where `regions.source` is `network`.
 
   Raises:
     ConfigError: a field has a value that the others forbid, or a path does not exist.
   """
   _check_regions(regions, propose.network)
   _check_background(segment)
-  if segment.background:
-    values = segment.label_values
+  if segment.background and segment.label_values == "reduce_zero_label":
+    # That meaning of the values drops 0, which is the background's.
     accepted = "index where there is a background, whose value is 0"
-    require(values != "reduce_zero_label", "segment.label_values", values, accepted)
+    raise ConfigError("segment.label_values", segment.label_values, accepted)
+
   if segment.source == "world":
     _check_world("segment", segment, ("images", "labels", "names", "background"))
     return
   _check_path("segment.images", segment.images, is_dir)
+  # Without labels there is no accuracy, but there are pictures.
   if segment.labels or regions.source == "truth":
     _check_path("segment.labels", segment.labels, is_dir)
 
@@ -399,13 +401,21 @@ def check_train_masks(
     _check_path("train_masks.annotations", train_masks.annotations, is_file)
 
 
-def _check_world(group: str, own: Any, unread: Sequence[str]) -> None:
-  """Checks that the world's scenes are counted, and that no files are named beside
-  them."""
+def _check_world(group: str, settings: Any, unread: Sequence[str]) -> None:
+  """Checks the fields of a job on the world's scenes.
+
+  Args:
+    group: name of the job's group of fields.
+    settings: the group.
+    unread: fields of the group that name files, which a scene does not have.
+
+  Raises:
+    ConfigError: the number of scenes is 0, or a field names a file.
+  """
   where = f"where {group}.source='world'"
-  require(own.n_images > 0, f"{group}.n_images", 0, f"1 or more {where}")
+  require(settings.n_images > 0, f"{group}.n_images", 0, f"1 or more {where}")
   for field in unread:
-    value = getattr(own, field)
+    value = getattr(settings, field)
     require(not value, f"{group}.{field}", value, f"nothing {where}")
 
 

@@ -49,19 +49,20 @@ class RegionMaps:
     Args:
       classes: classes of the labels that `read` returns.
       rows: row of each image.
-      read: image of a row, with labels of all classes.
-      where: name of a row's image for messages.
+      read: reads the image of a row, with labels of all classes.
+      where: returns the name of a row's image, for messages.
     """
-    kept = classes.not_novel()
-    self.names: Sequence[str] = tuple(classes.names[c] for c in kept)
+    classes_to_train = classes.not_novel()
+    names = [classes.names[number] for number in classes_to_train]
+    self.names: Sequence[str] = tuple(names)
     self.labels = np.zeros(len(rows), np.int32)
     self._rows = rows
     self._read = read
     self._where = where
-    # Number of each class of the list among those that are kept. The last entry is that
-    # of -1.
+    # New number of each class of the list, -1 for a novel one. A region without a class
+    # indexes the last entry by its -1, which stays -1.
     self._number = np.full(len(classes) + 1, -1, np.int32)
-    self._number[kept] = np.arange(len(kept))
+    self._number[classes_to_train] = np.arange(len(classes_to_train))
 
   def __len__(self) -> int:
     return len(self.labels)

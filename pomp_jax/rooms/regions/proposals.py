@@ -84,8 +84,10 @@ def open_network(
   network = published_weights.read_mask_former(path)
   classes_NxE = None
   if network.trained_classes:
+    # A trained class has one name.
     synonyms = [(name,) for name in network.trained_classes]
-    classes_NxE = class_matrix(encoder, synonyms, _prompt_of_classes(propose)).features
+    prompt = _prompt_of_classes(propose)
+    classes_NxE = class_matrix(encoder, synonyms, prompt).features
   return Proposer(network, encoder.mesh, classes_NxE, propose, clip, mask_threshold)
 
 
@@ -114,17 +116,17 @@ def network_key_parts(propose: Propose, mask_threshold: float, dtype: str) -> li
   ]
 
 
-def prompts_of(own: Detect | Segment, propose: Propose) -> list[NamedPrompt]:
+def prompts_of(settings: Detect | Segment, propose: Propose) -> list[NamedPrompt]:
   """Reads the prompts of a job's fields.
 
   Raises:
     InputError: a prompt is unusable, or is the network's and there is no network.
   """
-  field = f"{type(own).__name__.lower()}.prompts"
-  if _NETWORK_PROMPT in own.prompts:
+  field = f"{type(settings).__name__.lower()}.prompts"
+  if _NETWORK_PROMPT in settings.prompts:
     accepted = f"a network where {field} has {_NETWORK_PROMPT!r}"
     require(bool(propose.network), "propose.network", "", accepted)
-  prompts = read_prompts([_file_of(name, propose) for name in own.prompts], field)
+  prompts = read_prompts([_file_of(name, propose) for name in settings.prompts], field)
   # Boxes and label images are those of the pictures as they are stored.
   warn_of_turns(prompts, False, f"{field}: annotated images")
   return prompts

@@ -124,7 +124,7 @@ def fuse(
 
 
 def region_scores(
-  found: Regions,
+  regions: Regions,
   header: RegionHeader | None,
   clip_RxE: Float[np.ndarray, "R E"] | None,
   matrix: ClassMatrix,
@@ -139,7 +139,7 @@ def region_scores(
   returned; without `clip_RxE` the network's.
 
   Args:
-    found: regions of the image.
+    regions: regions of the image.
     header: how embeddings are compared.
     clip_RxE: unit features of the crops, a row of zeros where there is no crop.
     matrix: classes under one prompt.
@@ -151,7 +151,7 @@ def region_scores(
   Raises:
     EvaluationError: scores are not finite.
   """
-  n_regions = len(found.boxes)
+  n_regions = len(regions.boxes)
   # A power of two, for fewer compilations.
   n_rows = 1 << max(n_regions - 1, 1).bit_length()
 
@@ -167,11 +167,11 @@ def region_scores(
     return Scores(matrix.over_names(np.asarray(scores.classes)), scores.null)
 
   net = None
-  if found.embeddings is not None and header is not None:
+  if regions.embeddings is not None and header is not None:
     null_E = None
     if header.null is not None:
       null_E = np.array(header.null, np.float32)
-    net = scores_of(found.embeddings, header.activation, header.scale, null_E)
+    net = scores_of(regions.embeddings, header.activation, header.scale, null_E)
   clip = None
   is_valid_R = np.ones(n_rows, bool)
   if clip_RxE is not None:
@@ -180,8 +180,8 @@ def region_scores(
   fused = fuse(net, clip, fusion, trained_C, is_valid_R)
   scores_RxC = np.asarray(fused)[:n_regions]
   check_finite(scores_RxC, "regions")
-  if fusion.objectness and found.objectness is not None:
-    return np.asarray(jnp.sqrt(scores_RxC * found.objectness[:, None]))
+  if fusion.objectness and regions.objectness is not None:
+    return np.asarray(jnp.sqrt(scores_RxC * regions.objectness[:, None]))
   return scores_RxC
 
 

@@ -86,7 +86,13 @@ def _objects(data: Data, path: str, classes: ClassSplit | None) -> StoredImages:
 
 
 def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
-  """Every class of every label image."""
+  """Every class of every label image, a crop each.
+
+  Args:
+    data: folder of the images, and the cache.
+    path: folder of the label images.
+    classes: classes of the labels, with their values if these are listed.
+  """
   values = "index" if classes.values is None else "listed"
   folder = open_pixels(data.root, path, classes, values)
 
@@ -102,10 +108,14 @@ def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
 
   label_files = [labels for _, labels in folder.files if labels is not None]
   stamps = file_stamps(label_files)
-  key = fingerprint(["region crops", str(classes), *folder.keys, stamps])
-  rows_nx2 = ArrayCache(data.cache).get(key, classes_of_images)
-  keys = [f"{folder.keys[index]}:{label}" for index, label in rows_nx2.tolist()]
-  storage = _Crops(data.root, rows_nx2, functools.partial(_class_of, folder))
+  cache_key = fingerprint(["region crops", str(classes), *folder.keys, stamps])
+  rows_nx2 = ArrayCache(data.cache).get(cache_key, classes_of_images)
+
+  keys = []
+  for index, label in rows_nx2.tolist():
+    keys.append(f"{folder.keys[index]}:{label}")
+  read = functools.partial(_class_of, folder)
+  storage = _Crops(data.root, rows_nx2, read)
   return StoredImages(classes.names, rows_nx2[:, 1], keys, storage)
 
 

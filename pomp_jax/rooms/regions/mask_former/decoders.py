@@ -246,22 +246,28 @@ class Mlp(nn.Module):
 def sine_positions(height: int, width: int, channels: int) -> Float[np.ndarray, "T D"]:
   """Sines and cosines of the positions of a map, row by row (DETR, Carion et al., 2020).
 
-  Rows and columns are numbered from 1 and scaled to (0, 2 pi]. Half of the channels are
-  of the row, half of the column; even ones are sines, odd ones cosines.
+  Rows and columns are numbered from 1 and scaled to (0, 2 pi]. The first half of the
+  channels is of the row, the second of the column. Even channels are sines, odd ones
+  cosines.
 
   Args:
     height: rows of the map.
     width: columns of the map.
     channels: channels of a position, D; even.
   """
-  half = channels // 2
-  frequencies = _TEMPERATURE ** (-2 * (np.arange(half) // 2) / half)
+  n_channels = channels // 2  # of the row, and as many of the column
+  channel = np.arange(n_channels)
+  # A sine and the cosine behind it have the same frequency.
+  frequencies = _TEMPERATURE ** (-2 * (channel // 2) / n_channels)
 
-  def waves(n: int) -> Float[np.ndarray, "n half"]:
+  def waves(n: int) -> Float[np.ndarray, "n channels"]:
+    """Channels of n rows, or of n columns."""
     phases = (np.arange(n) + 1) / (n + 1e-6) * 2 * math.pi
     angles = phases[:, None] * frequencies
-    return np.where(np.arange(half) % 2 == 0, np.sin(angles), np.cos(angles))
+    return np.where(channel % 2 == 0, np.sin(angles), np.cos(angles))
 
-  rows, columns = np.broadcast_arrays(waves(height)[:, None], waves(width)[None])
-  both = np.concatenate([rows, columns], axis=-1)
-  return both.reshape(height * width, channels).astype(np.float32)
+  rows = waves(height)[:, None]
+  columns = waves(width)[None]
+  rows, columns = np.broadcast_arrays(rows, columns)
+  both_hxwxD = np.concatenate([rows, columns], axis=-1)
+  return both_hxwxD.reshape(height * width, channels).astype(np.float32)
