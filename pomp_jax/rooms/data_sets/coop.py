@@ -180,22 +180,37 @@ def _opened(listing: _Listing, check_files: bool = True) -> dict[str, StoredImag
 
 
 def _from_split_file(root: Path, folder: str, images: str, file: str) -> _Listing:
-  """Reads CoOp's JSON file of a data set's splits."""
+  """Reads CoOp's JSON file of a data set's splits.
+
+  Args:
+    root: CoOp's `$DATA`.
+    folder: folder of the data set in it.
+    images: folder of the images in that.
+    file: name of the file.
+
+  Raises:
+    SourceError: the file is missing or damaged, lacks a split, or has labels that are
+      not 0, 1, .. with one name each.
+  """
   path = root / folder / file
   content = read_user_json(path, SourceError)
-  names: dict[int, str] = {}
+  name_of: dict[int, str] = {}  # of each label, over all splits
   splits = {}
   for part, split in _PARTS.items():
-    items = content.get(part) if isinstance(content, dict) else None
+    items = None
+    if isinstance(content, dict):
+      items = content.get(part)
     if not isinstance(items, list) or not items:
       raise SourceError(f"{path}: no list {part!r} of [path, label, class name] in it")
-    splits[split] = [_item(item, names, path) for item in items]
-  if sorted(names) != list(range(len(names))):
+    splits[split] = [_item(item, name_of, path) for item in items]
+
+  n_classes = len(name_of)
+  if sorted(name_of) != list(range(n_classes)):
     raise SourceError(
-      f"{path}: labels are not 0..{len(names) - 1}; the largest is {max(names)}"
+      f"{path}: labels are not 0..{n_classes - 1}; the largest is {max(name_of)}"
     )
-  names_N = tuple(names[label] for label in range(len(names)))
-  return _Listing(names_N, folder=root / folder, images=images, splits=splits)
+  names = tuple(name_of[label] for label in range(n_classes))
+  return _Listing(names, folder=root / folder, images=images, splits=splits)
 
 
 def _item(item: Any, names: dict[int, str], where: Path) -> tuple[str, int]:

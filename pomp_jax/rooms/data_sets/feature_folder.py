@@ -124,12 +124,22 @@ class FeatureRows:
     return features_BxE.astype(np.float32)
 
   def check_clip(self, model: str, width: int) -> None:
-    """Raises SourceError unless a CLIP of this name and width computed them."""
+    """Checks that the configured CLIP computed the features.
+
+    Args:
+      model: name of the CLIP, `config.clip.model`.
+      width: width of its features, E.
+
+    Raises:
+      SourceError: another CLIP did, by its name or its width.
+    """
     header = self._header
     if model.startswith(PREFIX):
       # A user's files behind a second colon don't change which model it is.
       model = ":".join(model.split(":")[:2])
-    if header.clip_model.removeprefix(HUB_PREFIX) != model.removeprefix(HUB_PREFIX):
+    # The hub's prefix is optional in a CLIP's name.
+    stored_name = header.clip_model.removeprefix(HUB_PREFIX)
+    if stored_name != model.removeprefix(HUB_PREFIX):
       got = printable(repr(header.clip_model), 80)
       raise SourceError(f"{header.path}: clip_model: got {got}, expected {model!r}")
     if header.width != width:

@@ -226,8 +226,8 @@ def open_test_set(
   if dataset and is_dir(folder / dataset):
     folder = folder / dataset
   folders = split_folders(folder)
-  present = [split for split in ("test", "validation", "train") if split in folders]
-  split = present[0]
+  splits = ("test", "validation", "train")  # by preference
+  split: str = next(name for name in splits if name in folders)
   if classes is None:
     # Of a test set alone they are the names of its own folders.
     named_by = folders.get("train", folders[split])

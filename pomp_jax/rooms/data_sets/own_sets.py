@@ -131,10 +131,12 @@ def parse_sets(
   sets = []
   for number, entry in enumerate(entries, 1):
     sets.append(_parse(entry, number, where, os.fspath(folder)))
-  for index in class_lists.repeats(own.name for own in sets):
-    raise SourceError(f"{where}: set {sets[index].name!r}: key 'name': is repeated")
   if not sets:
     raise SourceError(f"{where}: no data set")
+  repeated = list(class_lists.repeats(own.name for own in sets))
+  if repeated:
+    name = sets[repeated[0]].name
+    raise SourceError(f"{where}: set {name!r}: key 'name': is repeated")
   return sets
 
 
@@ -165,14 +167,26 @@ def open_own_set(own: OwnSet, part: str) -> LabelledSet:
 
 
 def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
-  """The set of an entry, which messages call by its name, or by its number without one."""
+  """Parses an entry.
+
+  Args:
+    entry: value of TOML or of the config, with the keys of `OwnSet`.
+    number: number of the entry, which messages have where it has no name.
+    where: file, or field of the config, for messages.
+    folder: start of relative paths.
+
+  Raises:
+    SourceError: an unknown key, or an invalid value.
+  """
   if not isinstance(entry, Mapping):
     raise SourceError(
       f"{where}: entry {number}: got a {type(entry).__name__}, expected a table"
     )
   name = entry.get("name")
   is_name = isinstance(name, str) and _NAME.fullmatch(name) is not None
-  label = f"{where}: set {name!r}" if is_name else f"{where}: set {number}"
+  label = f"{where}: set {number}"
+  if is_name:
+    label = f"{where}: set {name!r}"
   for key in entry:
     if key not in _KEYS:
       got = f"{printable(str(key), 80)!r}{near_match(str(key), _KEYS)}"
@@ -182,12 +196,13 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
       f"{label}: key 'name': got {printable(repr(name), 80)}, expected letters, digits, spaces and"
       " _ - . +, at most 80, and not 'mean' first, which names means in tables"
     )
+
   values: dict[str, Any] = {"root": ""}  # `_check` refuses a set without a root
   for key, value in entry.items():
     values[key] = _value(value, key, label)
-  own = OwnSet(**values, folder=folder, where=where)
-  _check(own)
-  return own
+  own_set = OwnSet(**values, folder=folder, where=where)
+  _check(own_set)
+  return own_set
 
 
 def _value(value: Any, key: str, label: str) -> Any:

@@ -97,13 +97,17 @@ def open_test_set(
   """
   has_table = dataset in CLASS_LISTS and dataset not in _PREPARED
   if has_table and classes == load_class_list(dataset):
-    classes = None  # its table maps TFDS's labels, which are spelled differently
-  names = tfds_splits(dataset, os.fspath(root))
-  if set(names) <= {"train"}:
-    raise SourceError(f"{root}: {dataset} has no test split (found {', '.join(names)})")
-  split = names[-1]
-  source = open_tfds(dataset, split, root=root, classes=classes)
-  return LabelledSet(source, classes or class_list_of(dataset, source.names), split)
+    # The data set's table maps TFDS's labels, which are spelled differently.
+    classes = None
+  splits = tfds_splits(dataset, os.fspath(root))
+  if set(splits) <= {"train"}:
+    present = ", ".join(splits)
+    raise SourceError(f"{root}: {dataset} has no test split (found {present})")
+  split = splits[-1]  # in the order of train, validation, test
+  images = open_tfds(dataset, split, root=root, classes=classes)
+  if classes is None:
+    classes = class_list_of(dataset, images.names)
+  return LabelledSet(images, classes, split)
 
 
 class _OpenRecords(NamedTuple):

@@ -250,9 +250,14 @@ def push_prompt(
 
 
 def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
-  """Reads `results.json` beside a prompt file, `path` of `load_prompt`.
+  """Reads `results.json` beside a prompt file.
 
-  Returns {} unless the folder is of the run that learned the prompt.
+  Args:
+    path: file or folder of the prompt, as of `load_prompt`.
+    prompt: its content.
+
+  Returns:
+    The results; {} unless the folder is of the run that learned the prompt.
 
   Raises:
     RunFolderError: the file is damaged.
@@ -269,7 +274,9 @@ def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
     return {}  # the run has learned another prompt
   results = read_json(run.results)
   is_training = isinstance(results, dict) and results.get("job") == "pretrain"
-  return results if is_training and "eval" in results else {}
+  if not is_training or "eval" not in results:
+    return {}
+  return results
 
 
 def check_upload(name: str | os.PathLike, private: bool = False) -> str:

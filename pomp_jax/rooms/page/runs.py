@@ -274,7 +274,16 @@ def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -
 
 
 def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
-  """A regular file of a folder that is not too large; None for a link, or below one."""
+  """A regular file below a folder, which anybody may have written.
+
+  Args:
+    folder: folder of the run.
+    *names: folders below it, and the file.
+
+  Returns:
+    The file's path. None if it is missing, no regular file or larger than _MAX_BYTES,
+    or if any of the names is a link, which could lead out of the folder.
+  """
   path = folder
   try:
     for name in names:
@@ -282,7 +291,7 @@ def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
       status = path.lstat()
       if stat.S_ISLNK(status.st_mode):
         return None
-  except (OSError, ValueError):
+  except (OSError, ValueError):  # ValueError: a name with a NUL
     return None
   if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
     return None

@@ -221,7 +221,9 @@ class _Page:
           entered |= examples[example]
         else:
           image = self._image(entered)
-          comparison = self._chosen(entered["templates"], offered, **picked)
+          comparison = self._chosen(
+            entered["templates"], offered, picked["prompt"], picked["run"]
+          )
           names = form.read_names(entered["names"], self._limits.max_names)
           with self._turns.turn():
             results = self._compute(tab, comparison, image, names, entered["boxes"])
@@ -291,21 +293,33 @@ class _Page:
     self,
     templates: str,
     offered: dict[str, runs.Run],
-    prompt: list[str],
-    run: list[str],
+    labels: list[str],
+    run_names: list[str],
   ) -> Comparison:
-    """The comparison under some of its prompts, and those of runs and texts."""
-    unknown = [name for name in run if name not in offered]
-    if unknown:
-      raise FormError(f"prompts: there is no run {quoted(unknown[0])} with a prompt")
-    texts = [text for text in form.read_templates(templates) if text not in prompt]
-    run_names = dict.fromkeys(run)
-    n_added = len(run_names) + len(texts)
+    """The comparison under the prompts that a visitor has chosen.
+
+    Args:
+      templates: texts with a {} each, one a line.
+      offered: runs with a prompt, by name.
+      labels: labels of the page's own prompts.
+      run_names: names of runs.
+
+    Raises:
+      FormError: an unknown run, too many prompts, or an unusable one.
+    """
+    for name in run_names:
+      if name not in offered:
+        raise FormError(f"prompts: there is no run {quoted(name)} with a prompt")
+    distinct_runs = dict.fromkeys(run_names)
+    # A text that is a prompt of the page is shown once.
+    texts = [text for text in form.read_templates(templates) if text not in labels]
+    n_added = len(distinct_runs) + len(texts)
     if n_added > form.MAX_PROMPTS:
       expected = f"expected at most {form.MAX_PROMPTS} of runs and templates"
       raise FormError(f"prompts: got {n_added}, {expected}")
-    prompts = [named for named in self._comparison.prompts if named.label in prompt]
-    prompts += [runs.read_prompt(offered[name]) for name in run_names]
+
+    prompts = [named for named in self._comparison.prompts if named.label in labels]
+    prompts += [runs.read_prompt(offered[name]) for name in distinct_runs]
     prompts += [NamedPrompt(text, text) for text in texts]
     return self._comparison.under(prompts)
 

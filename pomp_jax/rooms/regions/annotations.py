@@ -468,7 +468,18 @@ def _check_annotation(
   image: ImageEntry,
   categories: Mapping[int, Any],
 ) -> None:
-  """Raises RegionError for the first member of an annotation that can't be used."""
+  """Checks the members of an annotation.
+
+  Args:
+    path: file, for messages.
+    where: place of the annotation in the file, for messages.
+    row: the annotation.
+    image: its image.
+    categories: categories of the file, by id.
+
+  Raises:
+    RegionError: a member can't be used, or leaves the image.
+  """
   category = row.get("category_id")
   if type(category) is not int or category not in categories:
     refuse(path, f"{where}.category_id", repr(category), "the id of a category")
@@ -476,17 +487,20 @@ def _check_annotation(
     refuse(path, f"{where}.iscrowd", repr(row["iscrowd"]), "0 or 1")
   if not is_number(row.get("area", 0.0)):
     refuse(path, f"{where}.area", repr(row["area"]), "a number")
+
   box = row.get("bbox")
   if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
     refuse(path, f"{where}.bbox", repr(box), "x, y, width, height")
   x, y, width, height = box
-  begins_inside = min(x, y) >= -_SLACK
-  ends_inside = (
-    x + width <= image.width + _SLACK and y + height <= image.height + _SLACK
-  )
+  # Rounding may move a box a little out of its image.
+  right = x + width
+  bottom = y + height
+  begins_inside = x >= -_SLACK and y >= -_SLACK
+  ends_inside = right <= image.width + _SLACK and bottom <= image.height + _SLACK
   if min(width, height) < 0 or not begins_inside or not ends_inside:
     accepted = f"a box in image {image.id} of {image.width} x {image.height}"
     refuse(path, f"{where}.bbox", repr(box), accepted)
+
   if "segmentation" in row:
     _check_segmentation(
       path,

@@ -284,20 +284,34 @@ def resize(array: _Array, axis: int, taps: Taps) -> _Array:
   return low * (1 - weight) + high * weight
 
 
-def _chunks(matrix: ClassMatrix, most: int) -> tuple[np.ndarray, np.ndarray]:
-  """Text features in n chunks of at most `most` names, and the names' classes.
+class _Chunks(NamedTuple):
+  """Names of all classes in n chunks of K names."""
 
-  Returns:
-    Features [n,K,E] and classes [n,K]; -1 for a row that is no name.
+  text_nxKxE: Float32[np.ndarray, "n K E"]  # text features
+  class_nxK: Int[np.ndarray, "n K"]  # class of each name; -1 for a row that is none
+
+
+def _chunks(matrix: ClassMatrix, most: int) -> _Chunks:
+  """Divides the names of a class matrix into as few chunks as possible, equally long.
+
+  Args:
+    matrix: classes with their names, under one prompt.
+    most: number of names in a chunk, at most.
   """
-  n_names = len(matrix.features)
+  n_names, width = matrix.features.shape
   n_chunks = -(-n_names // most)
-  padding = n_chunks * -(-n_names // n_chunks) - n_names
+  names_of_chunk = -(-n_names // n_chunks)
+  padding = n_chunks * names_of_chunk - n_names
+
+  n_classes = len(matrix.starts)
   n_names_C = np.diff(matrix.starts, append=n_names)
-  class_S = np.repeat(np.arange(len(matrix.starts)), n_names_C)
+  class_S = np.repeat(np.arange(n_classes), n_names_C)
   text = np.pad(matrix.features, ((0, padding), (0, 0)))
   classes = np.pad(class_S, (0, padding), constant_values=-1)
-  return text.reshape(n_chunks, -1, text.shape[1]), classes.reshape(n_chunks, -1)
+  return _Chunks(
+    text_nxKxE=text.reshape(n_chunks, names_of_chunk, width),
+    class_nxK=classes.reshape(n_chunks, names_of_chunk),
+  )
 
 
 def padded_sides(*sides: int) -> tuple[int, ...]:

@@ -130,25 +130,38 @@ def open_pixels(
 
 
 def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
-  """Class of each value in a label image, IGNORED, or -2 for no class."""
-  table = np.full(_N_VALUES, _UNKNOWN, np.int32)
+  """Class of each value in a label image.
+
+  Args:
+    classes: the classes, with their values where these are listed.
+    values: meaning of the values, see `VALUES`.
+    ignore: value of pixels without a class.
+
+  Returns:
+    int32 [2^16]: the class, IGNORED, or _UNKNOWN for a value that is no class.
+
+  Raises:
+    RegionError: the values are not listed, or the ignored one is a class.
+  """
+  class_of_value = np.full(_N_VALUES, _UNKNOWN, np.int32)
   if values == "listed":
     if classes.values is None:
       raise RegionError(
         "the class list has no values of label images, expected a third column"
       )
-    for label, of_class in enumerate(classes.values):
-      table[list(of_class)] = label
+    for label, values_of_class in enumerate(classes.values):
+      class_of_value[list(values_of_class)] = label
   else:
+    # With reduce_zero_label 0 is ignored, and class 0 has the value 1.
     first = 1 if values == "reduce_zero_label" else 0
-    table[first : first + len(classes)] = np.arange(len(classes))
-    table[:first] = IGNORED
-  if not 0 <= ignore < _N_VALUES or table[ignore] >= 0:
+    class_of_value[:first] = IGNORED
+    class_of_value[first : first + len(classes)] = np.arange(len(classes))
+  if not 0 <= ignore < _N_VALUES or class_of_value[ignore] >= 0:
     raise RegionError(
       f"the ignored value {ignore} is a class or not in [0, {_N_VALUES})"
     )
-  table[ignore] = IGNORED
-  return table
+  class_of_value[ignore] = IGNORED
+  return class_of_value
 
 
 def read_rgb(

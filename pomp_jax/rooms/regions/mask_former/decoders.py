@@ -142,12 +142,15 @@ class _Layers(nn.Module):
     queries_QxD: Float[Array, "Q D"],
     train: bool,
   ) -> list[Float[Array, "B Q D"]]:
-    state = jnp.zeros((memory_BxTxD.shape[0], *queries_QxD.shape), self.dtype)
+    # As in DETR, the learned queries are positions, and the states begin with zeros.
+    n_images = memory_BxTxD.shape[0]
+    n_queries, width = queries_QxD.shape
+    state_BxQxD = jnp.zeros((n_images, n_queries, width), self.dtype)
     states = []
     for j in range(self.config.n_layers):
       layer = _Layer(self.config, self.dtype, name=str(j))
-      state = layer(state, memory_BxTxD, positions_TxD, queries_QxD, train)
-      states.append(state)
+      state_BxQxD = layer(state_BxQxD, memory_BxTxD, positions_TxD, queries_QxD, train)
+      states.append(state_BxQxD)
     return states
 
 

@@ -99,13 +99,19 @@ class MaskFormer(nn.Module):
 
 
 def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callable:
-  """Builds `(params, images_BxHxWx3, sizes_Bx2) -> masks, embeddings` of the last
-  layer, for jit.
+  """Builds the function that predicts masks and embeddings, for jit.
 
-  The images are uint8 and fill their upper left corners; the rest is padding, and so
-  are the pixels up to the next multiples of 32. As in detectron2's, positions are
-  relative to the padded sides, so results are the published ones if H and W are an
-  image's own sides, rounded up to multiples of 32.
+  As in detectron2's, positions are relative to the padded sides, so results are the
+  published ones if H and W are an image's own sides, rounded up to multiples of 32.
+
+  Args:
+    config: sizes of the network.
+    dtype: type to compute in.
+
+  Returns:
+    `(params, images_BxHxWx3, sizes_Bx2) -> masks_BxQxhxw, embeddings_BxQxE` of the last
+    decoder layer. Images are uint8 and fill their upper left corners. The rest is
+    padding, and so are the pixels up to the next multiples of 32.
   """
   dtype, products = precision_of(dtype)
   model = MaskFormer(config, dtype)
