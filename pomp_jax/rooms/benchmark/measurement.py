@@ -83,8 +83,7 @@ def measure_in_turn(
 
   start = time.monotonic()
   for round_index in steps_of(range(repeats), "measuring", "rounds"):
-    is_late = time.monotonic() - start > seconds
-    if round_index > 0 and is_late:
+    if round_index > 0 and time.monotonic() - start > seconds:
       break
     for measurement, step in steps:
       seconds_before = timeit.timeit(product, number=1)
