@@ -61,15 +61,26 @@ def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
 def _references(
   by_hand: Mapping[str, Mapping[str, float]],
 ) -> dict[str, dict[str, float]]:
-  """Top-1 of the prompt written by hand with the highest mean, by figure and label."""
-  prompts = next(iter(by_hand.values()), {})
-  mean_of = lambda prompt: sum(top1[prompt] for top1 in by_hand.values())
-  best = max(prompts, key=mean_of, default=None)
-  if best is None:
+  """The best prompt written by hand, as lines of reference in the plots.
+
+  Args:
+    by_hand: top-1 by split, and in it by prompt. All splits have the same prompts.
+
+  Returns:
+    By the figure that the line belongs to, such as "test_top1": label and top-1 of the
+    prompt with the highest sum over the splits. Empty without prompts.
+  """
+  totals: dict[str, float] = {}
+  for top1_of_prompts in by_hand.values():
+    for prompt, top1 in top1_of_prompts.items():
+      totals[prompt] = totals.get(prompt, 0.0) + top1
+  if not totals:
     return {}
-  return {
-    f"{split}_top1": {method_label(best): top1[best]} for split, top1 in by_hand.items()
-  }
+  best = max(totals, key=lambda prompt: totals[prompt])
+  lines = {}
+  for split, top1_of_prompts in by_hand.items():
+    lines[f"{split}_top1"] = {method_label(best): top1_of_prompts[best]}
+  return lines
 
 
 def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:

@@ -102,17 +102,24 @@ def courses(
 
 
 def threshold_of(kinds: Sequence[Course]) -> float | None:
-  """Returns the exact contrast's last accuracy less its deviation over the seeds.
+  """The accuracy that other contrasts should reach.
 
-  None stands for no exact contrast among the courses.
+  Args:
+    kinds: course of each kind of cells.
+
+  Returns:
+    The last accuracy of the first exact contrast, less its sample standard deviation
+    over the seeds. None without an exact contrast.
   """
-  exact = next((course for course in kinds if course.is_exact), None)
-  if exact is None:
-    return None
-  last = exact.top1[CRITERION][:, -1]
-  if len(last) == 1:
-    return float(last[0])
-  return float(last.mean() - last.std(ddof=1))
+  for course in kinds:
+    if not course.is_exact:
+      continue
+    last_top1 = course.top1[CRITERION][:, -1]
+    if len(last_top1) == 1:
+      # One seed has no deviation.
+      return float(last_top1[0])
+    return float(last_top1.mean() - last_top1.std(ddof=1))
+  return None
 
 
 def arrivals(kinds: Sequence[Course]) -> list[Arrival]:

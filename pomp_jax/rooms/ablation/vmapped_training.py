@@ -206,21 +206,38 @@ def _batch(
 
 
 def _step(run: PromptRun) -> jax.stages.Wrapped:
-  """The pretrain job's step over all lanes, whose numbers are arguments."""
-  on_features = _on_features(run)
+  """Compiles the pretrain job's step over all lanes.
+
+  Lanes differ in numbers only, which are arguments of the step. Their states are
+  stacked along a new first axis and donated. Frozen arrays and the batch are shared.
+
+  Args:
+    run: training of any of the lanes.
+  """
+  run_on_features = _on_features(run)
   has_own_loss = CORRECTIONS[run.contrast.correction].loss is not None
 
-  def step_of_cells(
-    state: TrainState, numbers: Mapping[str, jax.Array], frozen: Frozen, batch: Batch
+  def step_of_lane(
+    state: TrainState,
+    numbers: Mapping[str, jax.Array],
+    frozen: Frozen,
+    batch: Batch,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
-    traced = {name: numbers[name] for name in _NUMBERS}
-    optimizer, _ = optimizer_of(run.optim, run.steps_per_epoch, run.total_steps, traced)
-    lane = dataclasses.replace(on_features, optimizer=optimizer)
-    scale = None if has_own_loss else numbers["correction"]
-    step = lane.build_step(scale)
+    """One lane's step; under `vmap` its numbers are scalars."""
+    optimizer_numbers = {name: numbers[name] for name in _NUMBERS}
+    optimizer, _ = optimizer_of(
+      run.optim, run.steps_per_epoch, run.total_steps, optimizer_numbers
+    )
+    # A correction with a loss of its own is part of the program, not a number.
+    correction_scale = None
+    if not has_own_loss:
+      correction_scale = numbers["correction"]
+    lane = dataclasses.replace(run_on_features, optimizer=optimizer)
+    step = lane.build_step(correction_scale)
     return step(state, frozen, batch)
 
-  return jax.jit(jax.vmap(step_of_cells, in_axes=(0, 0, None, 0)), donate_argnums=0)
+  step_of_lanes = jax.vmap(step_of_lane, in_axes=(0, 0, None, 0))
+  return jax.jit(step_of_lanes, donate_argnums=0)
 
 
 def _on_features(run: PromptRun) -> PromptRun:

@@ -146,15 +146,20 @@ def _tokens(
   }
 
 
-def _log_set(name: str, of_set: Mapping[str, Any]) -> None:
-  for label, figures in of_set["prompts"].items():
+def _log_set(name: str, results_of_set: Mapping[str, Any]) -> None:
+  """Logs the figures of each prompt on a data set, a line each."""
+  n_images = results_of_set["images"]
+  n_classes = results_of_set["classes"]
+  for label, figures in results_of_set["prompts"].items():
+    # The uniformity is None where there is one class.
+    uniformity = cell(figures["uniformity"], 3)
     log.info(
       "%s: %s: alignment %.3f, uniformity %s, top-1 %.1f%% (%d images, %d classes)",
       name,
       label,
       figures["alignment"],
-      cell(figures["uniformity"], 3),
+      uniformity,
       100 * figures["top1"],
-      of_set["images"],
-      of_set["classes"],
+      n_images,
+      n_classes,
     )

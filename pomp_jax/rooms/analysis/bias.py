@@ -105,18 +105,24 @@ def draws_of(
   n_draws: int,
   seed: int,
 ) -> Float[np.ndarray, "R corrections P"]:
-  """Computes independent draws by a `gradient_function` for the same images.
+  """Computes the gradients of independent draws for the same images.
 
   Args:
-    gradients: the function.
-    arguments: its arguments without the key.
+    gradients: function of `gradient_function`.
+    arguments: its arguments without the key: parameters, frozen arrays, images [B,E]
+      and labels [B].
     n_draws: number of draws, R.
     seed: random seed of the draws.
+
+  Returns:
+    Gradients in float64, in which `summarise` takes small differences of them.
   """
-  keys = steps_of(
-    jax.random.split(jax.random.key(seed), n_draws), "gradients", "draws", n_draws
-  )
-  return np.stack([np.asarray(gradients(*arguments, key), np.float64) for key in keys])
+  keys_R = jax.random.split(jax.random.key(seed), n_draws)
+  draws = []
+  for key in steps_of(keys_R, "gradients", "draws", n_draws):
+    gradients_of_draw = gradients(*arguments, key)
+    draws.append(np.asarray(gradients_of_draw, np.float64))
+  return np.stack(draws)
 
 
 def summarise(
@@ -253,20 +259,41 @@ def _draw_line(
   shift: float,
   label: str,
 ) -> None:
-  """Draws a pair of sampler and correction into the panels of a row."""
-  bias, deviation, cosine = panels
-  values = {name: np.array([cell[name] for cell in cells]) for name in cells[0]}
-  k = values["k"] * shift
-  options = {"linestyle": _LINES[line % len(_LINES)], "capsize": 2, "elinewidth": 0.9}
-  # The axis is logarithmic, and a bias may be 0.
-  middle = np.maximum(values["relative_bias"], _LOWEST_BIAS)
-  low = np.maximum(values["bias_low"], _LOWEST_BIAS)
-  high = np.maximum(values["bias_high"], _LOWEST_BIAS)
-  reach = np.maximum([middle - low, high - middle], 0)
-  drawing.error_bars(bias, k, middle, line, yerr=reach, label=label, **options)
-  drawing.error_bars(deviation, k, values["relative_deviation"], line, **options)
-  errors = 2 * values["draw_cosine_error"]
-  drawing.error_bars(cosine, k, values["draw_cosine"], line, yerr=errors, **options)
+  """Draws a pair of sampler and correction into the panels of a row.
+
+  Args:
+    panels: axes of bias, deviation and cosine.
+    cells: figures of the pair, one cell at each K.
+    line: number of the line, which chooses its colour and dashes.
+    shift: factor on K, by which error bars of several lines don't overlap.
+    label: text of the legend.
+  """
+  bias_axes, deviation_axes, cosine_axes = panels
+  style = {
+    "linestyle": _LINES[line % len(_LINES)],
+    "capsize": 2,
+    "elinewidth": 0.9,
+  }
+
+  def figures(name: str) -> np.ndarray:
+    """A figure of the cells, by K."""
+    return np.array([cell[name] for cell in cells])
+
+  k = figures("k") * shift
+
+  # A bias may be 0, and its axis is logarithmic.
+  bias = np.maximum(figures("relative_bias"), _LOWEST_BIAS)
+  low = np.maximum(figures("bias_low"), _LOWEST_BIAS)
+  high = np.maximum(figures("bias_high"), _LOWEST_BIAS)
+  reach = np.maximum([bias - low, high - bias], 0)
+  drawing.error_bars(bias_axes, k, bias, line, yerr=reach, label=label, **style)
+
+  deviation = figures("relative_deviation")
+  drawing.error_bars(deviation_axes, k, deviation, line, **style)
+
+  cosine = figures("draw_cosine")
+  two_errors = 2 * figures("draw_cosine_error")
+  drawing.error_bars(cosine_axes, k, cosine, line, yerr=two_errors, **style)
 
 
 def gradient_bias_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:

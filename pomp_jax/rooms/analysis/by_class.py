@@ -183,16 +183,21 @@ def sections(
 ) -> list[Section]:
   """Sections of confused names, confusion matrices and accuracy of classes.
 
-  `sets` has the `summary` of each set, `labels` those of the prompts.
+  Args:
+    sets: `summary` of each set, by its name.
+    labels: label of each prompt in tables; others have their own name.
   """
   confused_rows = []
   class_rows = []
-  for name, of_set in sets.items():
-    head = [name, labels.get(of_set["prompt"], of_set["prompt"])]
-    for class_name, answer, count, images in of_set.get("confused", ()):
-      confused_rows.append([*head, class_name, answer, f"{count} of {images}"])
-    for class_name, images, top1 in of_set.get("hardest", ()):
-      class_rows.append([*head, class_name, str(images), f"{100 * top1:.1f}"])
+  for name, summary in sets.items():
+    prompt = summary["prompt"]
+    head = [name, labels.get(prompt, prompt)]
+    for class_name, answer, n_errors, n_images in summary.get("confused", ()):
+      share = f"{n_errors} of {n_images}"
+      confused_rows.append([*head, class_name, answer, share])
+    for class_name, n_images, top1 in summary.get("hardest", ()):
+      class_rows.append([*head, class_name, str(n_images), f"{100 * top1:.1f}"])
+
   columns = ("set", "prompt", "class")
   sections = []
   if confused_rows:

@@ -7,7 +7,7 @@ tokens.
 
 from collections.abc import Callable, Mapping, Sequence
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -27,7 +27,7 @@ def alignment(
   class_features_NxE: Float[np.ndarray, "N E"],
   labels_n: Int[np.ndarray, " n"],
 ) -> float:
-  """Computes the mean squared distance between images and their classes' text, 0 to 4.
+  """How near images are to the text of their classes; lower is nearer.
 
   mean_i ||f(x_i) - g(t_{y_i})||^2, Wang & Isola (2020), eq. 1 with alpha = 2. As in POMP,
   the pairs are images and their classes.
@@ -36,9 +36,15 @@ def alignment(
     image_features_nxE: unit features of the images.
     class_features_NxE: unit features of the classes.
     labels_n: class of each image.
+
+  Returns:
+    The mean squared distance, 0 to 4, computed in float64.
   """
-  gaps_nxE = image_features_nxE - class_features_NxE[labels_n]
-  return float(np.mean(np.sum(np.square(gaps_nxE, dtype=np.float64), axis=-1)))
+  class_of_image_nxE = class_features_NxE[labels_n]
+  difference_nxE = image_features_nxE - class_of_image_nxE
+  squares_nxE = np.square(difference_nxE, dtype=np.float64)
+  distance_n = np.sum(squares_nxE, axis=-1)
+  return float(np.mean(distance_n))
 
 
 def uniformity(class_features_NxE: Float[np.ndarray, "N E"]) -> float:
@@ -68,24 +74,31 @@ def prompt_similarity(
   return rows_PxNE @ rows_PxNE.T / len(rows_PxNxE[0])
 
 
+class NearestTokens(NamedTuple):
+  """Tokens of a vocabulary that are nearest to some vectors, nearest first."""
+
+  ids_MxT: Int[np.ndarray, "M T"]
+  distances_MxT: Float[np.ndarray, "M T"]  # Euclidean
+
+
 def nearest_tokens(
   vectors_MxD: Float[np.ndarray, "M D"],
   embeddings_VxD: Float[np.ndarray, "V D"],
   top: int,
-) -> tuple[Int[np.ndarray, "M T"], Float[np.ndarray, "M T"]]:
+) -> NearestTokens:
   """Finds the tokens nearest to each vector, as in CoOp (2022).
 
   Args:
     vectors_MxD: learned context vectors.
     embeddings_VxD: token embeddings of the CLIP.
-    top: number of tokens of a vector, T.
-
-  Returns:
-    Ids and Euclidean distances, nearest first.
+    top: number of tokens of a vector, T; all V if it exceeds them.
   """
   distances_MxV = cdist(vectors_MxD, embeddings_VxD)
-  tokens_MxT = np.argsort(distances_MxV, axis=-1, kind="stable")[:, :top]
-  return tokens_MxT, np.take_along_axis(distances_MxV, tokens_MxT, axis=-1)
+  # Stable: of equally near tokens the lower id comes first.
+  order_MxV = np.argsort(distances_MxV, axis=-1, kind="stable")
+  ids_MxT = order_MxV[:, :top]
+  distances_MxT = np.take_along_axis(distances_MxV, ids_MxT, axis=-1)
+  return NearestTokens(ids_MxT, distances_MxT)
 
 
 def token_spacing(embeddings_VxD: Float[np.ndarray, "V D"]) -> float:

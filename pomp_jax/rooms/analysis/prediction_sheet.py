@@ -44,6 +44,14 @@ class Sheet(NamedTuple):
     )
 
 
+def _split_to_show(splits: Sequence[str]) -> str:
+  """The first split of classes that the training did not see, or else the first one."""
+  for split in splits:
+    if split.endswith(("novel", "new")):
+      return split
+  return splits[0]
+
+
 def prediction_sheet(
   run: PromptRun, prompt: Prompt, results: Mapping[str, Any]
 ) -> Callable[[Path], None] | None:
@@ -58,28 +66,29 @@ def prediction_sheet(
     A function that draws the sheet as a PNG file, and misclassified images as
     `mistakes.png` beside it, if there are any; None if no image can be read.
   """
-  # Prefer classes that the training did not see.
-  splits = list(results["eval"])
-  split = next((name for name in splits if name.endswith(("novel", "new"))), splits[0])
+  split = _split_to_show(list(results["eval"]))
   n_images = results["eval_images"][split]
 
   def open_images(n: int) -> Source:
     return run.encoder.sized(opening.open_source(run.data, split, n_images=n))
 
-  few = open_images(_IMAGES)
-  many = open_images(min(_CLASSIFIED, n_images))
-  classifier = Classifier(run.encoder, prompt, few.names)
-  sheet = _classified(classifier, few, _IMAGES)
+  few_images = open_images(_IMAGES)
+  classifier = Classifier(run.encoder, prompt, few_images.names)
+  sheet = _classified(classifier, few_images, _IMAGES)
   if sheet is None:
     return None
+  # Mistakes are rare, so look for them among more images.
+  many_images = open_images(min(_CLASSIFIED, n_images))
+  mistakes, count = misclassified(_classified(classifier, many_images, _CLASSIFIED))
+
   n_classes = counted(len(classifier.names), "class")
   title = f"{split}: {len(sheet.images)} of {counted(n_images, 'image')}, {n_classes}"
-  mistakes, count = misclassified(_classified(classifier, many, _CLASSIFIED))
+  title_of_mistakes = f"{split}, {n_classes}: {count}"
 
   def draw(path: Path) -> None:
     _draw(path, sheet, title)
     if mistakes is not None:
-      _draw(path.parent / MISTAKES, mistakes, f"{split}, {n_classes}: {count}")
+      _draw(path.parent / MISTAKES, mistakes, title_of_mistakes)
 
   return draw
 
@@ -106,17 +115,30 @@ def misclassified(classified: Sheet | None) -> tuple[Sheet | None, str]:
 
 
 def _classified(classifier: Classifier, source: Source, n_images: int) -> Sheet | None:
-  """Predicts images of a source, as evenly over it as possible; None if none can be
-  read."""
+  """Classifies images of a source, as evenly over it as possible.
+
+  Args:
+    classifier: a prompt's classifier with the classes of the source.
+    source: labelled images.
+    n_images: number of images; unreadable ones among them are left out.
+
+  Returns:
+    The readable images with their names and three likeliest classes; None, with a line
+    in the log, if none can be read.
+  """
   rows = spread_evenly(n_images, len(source))
   images, reasons = readable_images(source, rows)
-  read = ~np.isin(rows, list(reasons))
-  if not read.any():
-    log.info("no picture of predictions: %s", next(iter(reasons.values())))
+  is_readable = ~np.isin(rows, list(reasons))
+  if not is_readable.any():
+    first_reason = next(iter(reasons.values()))
+    log.info("no picture of predictions: %s", first_reason)
     return None
-  names = [source.names[label] for label in source.labels[rows[read]]]
-  top3: Sequence[Any] = classifier.predict(list(images[read]), top=3)
-  return Sheet(images[read], names, top3)
+
+  images = images[is_readable]
+  labels = source.labels[rows[is_readable]]
+  names = [source.names[label] for label in labels]
+  top3: Sequence[Any] = classifier.predict(list(images), top=3)
+  return Sheet(images, names, top3)
 
 
 def _draw(path: Path, sheet: Sheet, title: str) -> None:

@@ -37,34 +37,56 @@ class Hierarchy:
   tree."""
 
   def __init__(self, tree: Tree, class_nodes_N: Int[np.ndarray, " N"]):
+    """Computes depths, heights and siblings.
+
+    Args:
+      tree: tree of which the classes are some of the nodes.
+      class_nodes_N: node of each class, all distinct.
+    """
     self._nodes = class_nodes_N.tolist()
-    self._parents = [set(above.tolist()) for above in tree.parents]
+    self._parents = [set(parents.tolist()) for parents in tree.parents]
+    self._depths = self._node_depths()
+    self._heights = self._node_heights()
+    self.depth: Int[np.ndarray, " N"] = self._depths[class_nodes_N]
+    self.n_siblings = np.array(self._count_siblings())
+    # Answers repeat, so walks up the tree are cached.
+    self._distances_up = functools.cache(self._distances_up)  # type: ignore[method-assign]
+
+  def _node_depths(self) -> Int[np.ndarray, " nodes"]:
+    """Edges of the longest path from a root to each node of the tree."""
 
     @functools.cache
     def depth_of(node: int) -> int:
-      """Edges of the longest path from a root."""
-      return max((depth_of(parent) + 1 for parent in self._parents[node]), default=0)
-
-    self._depths = np.array([depth_of(node) for node in range(len(tree))])
-    self.depth: Int[np.ndarray, " N"] = self._depths[class_nodes_N]
-    self._heights = np.zeros(len(tree), int)
-    # A parent is less deep than its child: from the deepest node up, each child is
-    # complete.
-    for node in np.argsort(-self._depths):
-      above = tree.parents[node]
-      self._heights[above] = np.maximum(self._heights[above], self._heights[node] + 1)
-    self._distances_up = functools.cache(self._distances_up)  # type: ignore[method-assign]
-    classes_below = collections.defaultdict(set)
-    for c, node in enumerate(self._nodes):
+      depth = 0
       for parent in self._parents[node]:
-        classes_below[parent].add(c)
-    n_siblings = []
-    for c, node in enumerate(self._nodes):
+        depth = max(depth, depth_of(parent) + 1)
+      return depth
+
+    return np.array([depth_of(node) for node in range(len(self._parents))])
+
+  def _node_heights(self) -> Int[np.ndarray, " nodes"]:
+    """Edges of the longest path from each node down to a leaf."""
+    heights = np.zeros(len(self._parents), int)
+    # From the deepest node up. A parent is less deep than its child, so the height of a
+    # node is complete when its parents take it over.
+    for node in np.argsort(-self._depths):
+      for parent in self._parents[node]:
+        heights[parent] = max(heights[parent], heights[node] + 1)
+    return heights
+
+  def _count_siblings(self) -> list[int]:
+    """Number of the other classes that share a parent with each class."""
+    classes_below = collections.defaultdict(set)
+    for number, node in enumerate(self._nodes):
+      for parent in self._parents[node]:
+        classes_below[parent].add(number)
+    counts = []
+    for number, node in enumerate(self._nodes):
       siblings: set[int] = set()
       for parent in self._parents[node]:
         siblings |= classes_below[parent]
-      n_siblings.append(len(siblings - {c}))
-    self.n_siblings = np.array(n_siblings)
+      counts.append(len(siblings - {number}))
+    return counts
 
   def __len__(self) -> int:
     return len(self._nodes)

@@ -440,18 +440,32 @@ def _read_stored(file: Any) -> tuple[Memory, str] | None:
 
 
 def _compile(run: PromptRun, machine: Machine) -> tuple[Compiled | None, str]:
-  """The compiled step, and what does not fit; "" if all does."""
-  options = GPU_OPTIONS if machine.chip.gpu else None
+  """Compiles a step for a machine, and compares its memory with a device's.
+
+  Args:
+    run: prepared training.
+    machine: chips to compile for.
+
+  Returns:
+    The compiled step, and what does not fit, "" if all does. The step is None if the
+    compiler itself found that it does not fit.
+  """
+  options = None
+  if machine.chip.gpu:
+    options = GPU_OPTIONS
   try:
     compiled = compile_step(run, options)
   except jax.errors.JaxRuntimeError as error:
+    # TPU's compiler allocates memory, and raises this where there is too little.
     if not str(error).startswith("RESOURCE_EXHAUSTED"):
       raise
     return None, one_line(error).removeprefix("RESOURCE_EXHAUSTED: ")
+
+  needed = compiled.memory.total
   limit = machine.chip.memory
-  if compiled.memory.total <= limit:
-    return compiled, ""
-  return compiled, f"{compiled.memory.total / GIB:.1f} GiB of {limit / GIB:.1f} GiB"
+  if needed > limit:
+    return compiled, f"{needed / GIB:.1f} GiB of {limit / GIB:.1f} GiB"
+  return compiled, ""
 
 
 def _smaller(

@@ -44,14 +44,19 @@ def check(config: BenchmarkConfig, workdir: str) -> None:
 
 
 def run(config: BenchmarkConfig, workdir: str) -> dict[str, Any]:
-  """Measures, prints tables, writes `results.json` and `plots/text_tower.png`."""
+  """Measures, prints tables, writes `results.json` and `plots/text_tower.png`.
+
+  Args:
+    config: config of the job.
+    workdir: folder of the run.
+
+  Returns:
+    Content of `results.json`.
+  """
   fields = config.benchmark
   folder = RunFolder(workdir)
   folder.create()
   names = _available(fields.implementations.split("+"))
-  measure = lambda steps: measure_in_turn(
-    steps, fields.dtype, fields.repeats, fields.seconds
-  )
   rows: list[dict[str, Any]] = []
   results: dict[str, Any] = {
     "job": config.job,
@@ -59,14 +64,19 @@ def run(config: BenchmarkConfig, workdir: str) -> dict[str, Any]:
     "device": hosts.devices()[0].device_kind,
     "rows": rows,
   }
+
+  def measure(steps: list[tuple[Measurement, Step]]) -> None:
+    """Measures steps, if there are any, and writes the rows so far."""
+    if steps:
+      rows.extend(measure_in_turn(steps, fields.dtype, fields.repeats, fields.seconds))
+    folder.write_results(results)
+
   # Write after every K; the largest may run out of memory.
-  if sizes := numbers(fields.steps) + numbers(fields.bank_steps):
-    rows += measure([whole_step(fields, *size) for size in sizes])
-    folder.write_results(results)
+  sizes_of_steps = numbers(fields.steps) + numbers(fields.bank_steps)
+  if sizes_of_steps:
+    measure([whole_step(fields, *sizes) for sizes in sizes_of_steps])
   for (k,) in numbers(fields.k):
-    if steps := _steps(fields, names, k):
-      rows += measure(steps)
-    folder.write_results(results)
+    measure(_steps(fields, names, k))
   plot(folder.plots / "text_tower.png", rows)
   return results
 
@@ -82,13 +92,23 @@ def _available(names: list[str]) -> list[str]:
 def _steps(
   fields: Benchmark, names: list[str], k: int
 ) -> list[tuple[Measurement, Step]]:
-  """Builds the steps of the implementations that run K rows."""
-  lengths_K = token_lengths()
-  if k < lengths_K.size:
+  """Builds the steps of the implementations that run K rows.
+
+  Args:
+    fields: fields of the job.
+    names: implementations, of which all but `shared` run at `baseline_k` only.
+    k: number of rows, names of classes.
+  """
+  lengths_N = token_lengths()
+  lengths_K = lengths_N
+  if k < lengths_N.size:
     rng = np.random.default_rng(fields.seed)
-    lengths_K = rng.choice(lengths_K, k, replace=False)
+    lengths_K = rng.choice(lengths_N, k, replace=False)
+
+  is_baseline_k = (k,) in numbers(fields.baseline_k)
   steps = []
   for name in names:
-    if name == "shared" or (k,) in numbers(fields.baseline_k):
-      steps.append(IMPLEMENTATIONS[name](fields, lengths_K))
+    if name == "shared" or is_baseline_k:
+      build = IMPLEMENTATIONS[name]
+      steps.append(build(fields, lengths_K))
   return steps

@@ -31,23 +31,49 @@ class Gpu(NamedTuple):
   memory: int  # bytes of the device
 
   def target(self, bandwidth: float) -> str:
-    """The text of XLA's `GpuTargetConfigProto`; `bandwidth` in bytes a second."""
+    """Describes the GPU as the text of XLA's `GpuTargetConfigProto`.
+
+    Limits of blocks and grids are the same for all GPUs of the table.
+
+    Args:
+      bandwidth: bytes a second of the device's memory.
+    """
     major, minor = self.capability
+    # Compute capability 9.0 has instructions, such as wgmma, that only sm_90a offers.
     extension = "ACCELERATED_FEATURES" if major == 9 else "NONE"
+    capability = f"major: {major} minor: {minor} feature_extension: {extension}"
     return f"""
       gpu_device_info {{
-        name: "{self.name}" device_vendor: "NVIDIA Corporation" device_address_bits: 64
-        cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {extension} }}
-        core_count: {self.cores} fpus_per_core: {self.fpus} clock_rate_ghz: {self.clock_ghz}
-        threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-        block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-        thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-        registers_per_core_limit: 65536 registers_per_block_limit: 65536
-        shared_memory_per_core: {self.shared_memory} shared_memory_per_block: 49152
-        shared_memory_per_block_optin: {self.block_memory} l2_cache_size: {self.l2_cache}
-        device_memory_size: {self.memory} memory_bandwidth: {bandwidth:.0f}
-        pcie_bandwidth: 34359738368 ecc_enabled: true driver_version: "13.0.0"
-        runtime_version: "12.8.0" compile_time_toolkit_version: "12.8.0" dnn_version: "9.10.0"
+        name: "{self.name}"
+        device_vendor: "NVIDIA Corporation"
+        cuda_compute_capability {{ {capability} }}
+        core_count: {self.cores}
+        fpus_per_core: {self.fpus}
+        clock_rate_ghz: {self.clock_ghz}
+        shared_memory_per_core: {self.shared_memory}
+        shared_memory_per_block: 49152
+        shared_memory_per_block_optin: {self.block_memory}
+        l2_cache_size: {self.l2_cache}
+        device_memory_size: {self.memory}
+        memory_bandwidth: {bandwidth:.0f}
+        pcie_bandwidth: 34359738368
+        device_address_bits: 64
+        threads_per_warp: 32
+        threads_per_block_limit: 1024
+        threads_per_core_limit: 2048
+        block_dim_limit_x: 2147483647
+        block_dim_limit_y: 65535
+        block_dim_limit_z: 65535
+        thread_dim_limit_x: 1024
+        thread_dim_limit_y: 1024
+        thread_dim_limit_z: 64
+        registers_per_core_limit: 65536
+        registers_per_block_limit: 65536
+        ecc_enabled: true
+        driver_version: "13.0.0"
+        runtime_version: "12.8.0"
+        compile_time_toolkit_version: "12.8.0"
+        dnn_version: "9.10.0"
       }}
       platform_name: "CUDA"
       dnn_version_info {{ major: 9 minor: 10 }}

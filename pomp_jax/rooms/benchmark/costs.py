@@ -88,22 +88,39 @@ def noise_state(run: PromptRun) -> TrainState:
 
 
 def reading(run: PromptRun, state: TrainState | None = None) -> dict[str, Any]:
-  """Measures reading on a smaller batch of this process; views are read one by one."""
+  """Measures how long this process takes to read the images of a step.
+
+  Some of the images are read, and the time is scaled to all of them. Views of an image
+  are read one by one, each at the cost of an image.
+
+  Args:
+    run: prepared training.
+    state: ignored; the other parts of a dry run take the state of the training.
+
+  Returns:
+    {"read": cost of a step}.
+  """
   _, n_shards = batches.own_shard(run.encoder.mesh)
   n_images = run.loop.batch_size // run.data.views
   n_measured = min(n_images, _READ * n_shards)
   n_views = n_measured * run.data.views
-  # A small batch would choose fewer readers than the run does.
+
+  # A small batch would choose fewer readers than the run does: name their numbers.
   readers = run.readers
   loop = dataclasses.replace(run.loop, batch_size=n_views)
   data = dataclasses.replace(run.data, threads=readers.threads, workers=readers.workers)
-  loader = dataclasses.replace(run, loop=loop, data=data).open_batches()
+  small_run = dataclasses.replace(run, loop=loop, data=data)
+
   # Each reader holds some batches that are ready: read more than these.
-  n_timed = max(_BATCHES, 4 * readers.threads * max(1, readers.workers))
+  n_readers = readers.threads * max(1, readers.workers)
+  n_timed = max(_BATCHES, 4 * n_readers)
+  loader = small_run.open_batches()
   times = _seconds(lambda: next(loader), n_timed, warmup=2 * n_timed)
   loader.close()
-  seconds = float(np.mean(times)) * n_images / n_measured
-  return {"read": Cost(seconds, measured=n_views, total=run.loop.batch_size)}
+
+  seconds_of_all = float(np.mean(times)) * n_images / n_measured
+  cost = Cost(seconds_of_all, measured=n_views, total=run.loop.batch_size)
+  return {"read": cost}
 
 
 def _step(run: PromptRun, state: TrainState) -> dict[str, Any]:
@@ -334,8 +351,11 @@ def _cost(
 ) -> Cost:
   """Measures the time of all rows, or scales that of some if all would take long.
 
-  `computation_of` maps a number of rows, at first `least`, to their computation, whose
-  first call may compile.
+  Args:
+    computation_of: maps a number of rows to their computation, whose first call may
+      compile.
+    total: number of all rows.
+    least: number of rows to measure at first.
   """
   n = least
   if 8 * least >= total:
@@ -345,10 +365,15 @@ def _cost(
     seconds = min(_seconds(computation_of(n), 2, warmup=1))
     # All processes measure the same number of rows.
     seconds = hosts.from_first(seconds, "the time of a part")
-    affordable = int(n * _PART_SECONDS / (3 * max(seconds, 1e-9)))
-    if n == total or seconds >= _ENOUGH_SECONDS or affordable < min(total, 8 * n):
+    rows_per_second = n / max(seconds, 1e-9)
+
+    # A measurement runs three times: the warmup, and two that are timed.
+    affordable = int(rows_per_second * _PART_SECONDS / 3)
+    is_exact_enough = seconds >= _ENOUGH_SECONDS
+    is_last = affordable < min(total, 8 * n)
+    if n == total or is_exact_enough or is_last:
       return Cost(seconds * total / n, n, total)
-    enough = int(n * max(8, _ENOUGH_SECONDS / max(seconds, 1e-9)))
+    enough = max(8 * n, int(rows_per_second * _ENOUGH_SECONDS))
     n = min(total, affordable, enough)
 
 

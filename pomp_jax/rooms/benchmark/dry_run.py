@@ -24,7 +24,7 @@ from pomp_jax import hosts
 from pomp_jax.clip import huggingface, openai
 from pomp_jax.clip.open_clip import named_clip
 from pomp_jax.config import HERE, METHODS, SYNTHETIC_CLIP, WORLD
-from pomp_jax.config.errors import require
+from pomp_jax.config.errors import ConfigError, require
 from pomp_jax.config.fields import BEST, Data, Prompt
 from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data.class_lists import CLASS_LISTS
@@ -43,23 +43,29 @@ log = logging.getLogger(__name__)
 
 
 def check(config: Any, workdir: str) -> None:
-  """Refuses what the run itself would refuse, as far as no data are needed for that.
+  """Checks a dry run, and what the run itself would check without its data.
+
+  Args:
+    config: config of the job `pretrain`, whose data need not be there.
+    workdir: folder of the run.
 
   Raises:
-    ConfigError: a job or a method that dry runs do not take, or a refusal of the run's.
+    ConfigError: the job or the method has no dry run, or the run would raise it.
     InputError: the compiler of the machine is not installed.
   """
-  accepted = f"false where config.job={config.job!r}; it is for 'pretrain'"
-  require(config.job == "pretrain", "dry_run", config.dry_run, accepted)
-  changes = changes_of(
+  if config.job != "pretrain":
+    accepted = f"false where config.job={config.job!r}; it is for 'pretrain'"
+    raise ConfigError("dry_run", config.dry_run, accepted)
+  synthetic_data = changes_of(
     config.data, config.eval.images, config.clip.model, config.prompt
   )
-  trial = config.replace(changes)
+  trial = config.replace(synthetic_data)
   if config.dry_run != HERE:
-    by_steps = METHODS[config.method].steps
-    require(by_steps, "method", config.method, "a method that trains by steps")
+    if not METHODS[config.method].steps:
+      raise ConfigError("method", config.method, "a method that trains by steps")
     absent.check(trial.dry_run, trial.mesh.class_size, trial.loop, trial.data.views)
-    trial = trial.replace({"mesh.class_size": 1})  # of the devices here
+    # That mesh is checked. The rest is checked as for one device of this machine.
+    trial = trial.replace({"mesh.class_size": 1})
   pretrain.check(trial, workdir)
 
 

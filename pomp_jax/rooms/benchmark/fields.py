@@ -30,14 +30,25 @@ def numbers(text: str) -> list[tuple[int, ...]]:
 
 
 def _sizes(form: str) -> Check:
-  """Positive numbers in this form, separated by "+"; none is fine."""
-  number = re.sub("[A-Za-z]+", "[1-9][0-9]*", form)
+  """Check of numbers in a form, K, K/N or K/N/renew, separated by "+".
+
+  An empty text passes. Where there is an N, K has to be at least 2 and at most N.
+  """
+  # "K/N" becomes the pattern of two positive integers with a slash between them.
+  pattern = re.sub("[A-Za-z]+", "[1-9][0-9]*", form)
 
   def accepts(text: str) -> bool:
-    of_form = all(re.fullmatch(number, part) for part in text.split("+") if part)
-    return of_form and all(
-      2 <= own[0] <= own[1] for own in numbers(text) if len(own) > 1
-    )
+    parts = [part for part in text.split("+") if part]
+    for part in parts:
+      if re.fullmatch(pattern, part) is None:
+        return False
+    for sizes in numbers(text):
+      if len(sizes) == 1:
+        continue
+      k, n_classes, *_ = sizes
+      if not 2 <= k <= n_classes:
+        return False
+    return True
 
   limits = ", 2 <= K <= N" if "N" in form else ""
   return Check(accepts, f'positive integers {form}{limits}, separated by "+"')

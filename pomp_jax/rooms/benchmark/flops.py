@@ -13,18 +13,28 @@ from pomp_jax.train.training import PromptRun, Run
 
 
 def share_of_peak(run: Run) -> Callable[[float], dict[str, float]]:
-  """Returns a function that maps the seconds of a step to {"mfu": utilisation}.
+  """Makes the function that computes a step's model FLOP/s utilisation (MFU).
 
-  Model FLOP/s utilisation is `step_flops` per second over the peak of the run's
-  devices, so a step that computes more than the mathematics needs has a lower one. The
-  function returns {} where the peak of the device is unknown (a CPU, another GPU), and
-  for a training that does not learn a prompt.
+  MFU is `step_flops` per second over the peak of the run's devices (Chowdhery et al.,
+  2022, appendix B). A step that computes more than the mathematics needs has a lower
+  one.
+
+  Args:
+    run: prepared training.
+
+  Returns:
+    Function from the seconds of a step to {"mfu": utilisation}. It returns {} where the
+    peak of the device is unknown (a CPU, another GPU), and for a training that does not
+    learn a prompt, whose FLOP are not counted.
   """
-  chip = chip_of(run.encoder.mesh.devices.flat[0].device_kind)
+  device = run.encoder.mesh.devices.flat[0]
+  chip = chip_of(device.device_kind)
   if chip is None or not isinstance(run, PromptRun):
     return lambda seconds: {}
-  least_seconds = sum(step_flops(run).values()) / chip.peak[run.clip.dtype]
-  return lambda seconds: {"mfu": least_seconds / seconds}
+  # `step_flops` counts one device's share, and the peak is one device's.
+  flops = sum(step_flops(run).values())
+  seconds_at_peak = flops / chip.peak[run.clip.dtype]
+  return lambda seconds: {"mfu": seconds_at_peak / seconds}
 
 
 def step_flops(run: PromptRun) -> dict[str, float]:

@@ -5,7 +5,7 @@ is not found is missing from the figures.
 """
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import itertools
 import math
 import re
@@ -171,18 +171,24 @@ def parse(text: str) -> Program:
 
 
 def _split_type(text: str) -> tuple[str, str]:
-  """Splits the type of a result from the rest of its line."""
+  """Splits an instruction's line, from its type on, into the type and the rest.
+
+  A type is a word such as `f32[4,64]{1,0}`, or a tuple of types in parentheses, which
+  may hold tuples.
+  """
   if not text.startswith("("):
     kind, _, rest = text.partition(" ")
     return kind, rest
-  # The type is a tuple, which may hold tuples: it ends where its parenthesis closes.
-  depth = end = 0
-  while end < len(text):
-    depth += {"(": 1, ")": -1}.get(text[end], 0)
-    end += 1
+  depth = 0  # parentheses that are open
+  for position, character in enumerate(text):
+    if character == "(":
+      depth += 1
+    elif character == ")":
+      depth -= 1
     if depth == 0:
-      break
-  return text[:end], text[end + 1 :]
+      # The tuple is closed; a space follows.
+      return text[: position + 1], text[position + 2 :]
+  return text, ""
 
 
 def cycles(program: Program) -> Cycles | None:
@@ -258,25 +264,43 @@ def _bytes(kind: str, shape: str) -> int:
 
 
 def _axes(rest: str, sizes: Mapping[str, int]) -> str:
-  """Names of the axes along which a collective's groups lie.
+  """Names the mesh axes along which a collective communicates.
 
-  Groups that lie along no set of axes are described by their sizes.
+  Args:
+    rest: line of the collective behind its operation.
+    sizes: size of each mesh axis, by name, in the mesh's order.
+
+  Returns:
+    Names such as "data x class"; or the sizes of the groups, if these lie along no set
+    of axes.
   """
-  n_devices = math.prod(sizes.values())
-  groups = _groups(rest, n_devices)
-  ids = np.arange(n_devices).reshape(tuple(sizes.values()))
   names = list(sizes)
-  # Try each set of axes with more than one device, as the bits of a number.
-  large = [axis for axis in range(ids.ndim) if ids.shape[axis] > 1]
-  for subset in range(1, 2 ** len(large)):
-    along = [axis for bit, axis in enumerate(large) if subset >> bit & 1]
-    across = [axis for axis in range(ids.ndim) if axis not in along]
-    group_size = math.prod(ids.shape[axis] for axis in along)
-    rows = ids.transpose(across + along).reshape(-1, group_size)
-    if {frozenset(row) for row in rows.tolist()} == groups:
-      return " x ".join(names[axis] for axis in along)
+  shape = tuple(sizes.values())
+  n_devices = math.prod(shape)
+  groups = _groups(rest, n_devices)
+
+  # Try each set of axes. One device along an axis has nothing to communicate.
+  ids = np.arange(n_devices).reshape(shape)
+  large_axes = [axis for axis, size in enumerate(shape) if size > 1]
+  for n_axes in range(1, len(large_axes) + 1):
+    for axes in itertools.combinations(large_axes, n_axes):
+      if _groups_along(ids, axes) == groups:
+        return " x ".join(names[axis] for axis in axes)
   group_sizes = sorted({str(len(group)) for group in groups})
   return "groups of " + ", ".join(group_sizes)
+
+
+def _groups_along(ids: np.ndarray, axes: Sequence[int]) -> set[frozenset[int]]:
+  """Groups of devices that differ in their places along these axes only.
+
+  Args:
+    ids: number of each device, an array with an axis for each of the mesh's.
+    axes: axes of `ids`.
+  """
+  other_axes = [axis for axis in range(ids.ndim) if axis not in axes]
+  group_size = math.prod(ids.shape[axis] for axis in axes)
+  rows = ids.transpose([*other_axes, *axes]).reshape(-1, group_size)
+  return {frozenset(row) for row in rows.tolist()}
 
 
 def _groups(rest: str, n_devices: int) -> set[frozenset[int]]:

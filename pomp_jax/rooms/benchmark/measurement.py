@@ -65,11 +65,14 @@ def measure_in_turn(
 ) -> list[dict[str, Any]]:
   """Measures all steps in turn, each between two large products, and prints a table.
 
+  The products tell how fast the machine is at that moment. By a step's share of their
+  rate, steps can be compared on a machine whose speed varies.
+
   Args:
     steps: steps with the measurements to fill in.
     dtype: `dtype` of the benchmark, in which the products are computed.
-    repeats: number of rounds, in each of which every step runs.
-    seconds: time after which no round starts.
+    repeats: number of rounds, in each of which every step runs once.
+    seconds: time after which no round starts; the first one always does.
 
   Returns:
     Rows of `results.json`, in the order of `steps`.
@@ -77,15 +80,19 @@ def measure_in_turn(
   product, product_flops = _large_product(dtype)
   for _, step in steps_of(steps, "compiling and warming up", "steps"):
     step(True)
-  started = time.monotonic()
+
+  start = time.monotonic()
   for round_index in steps_of(range(repeats), "measuring", "rounds"):
-    if round_index and time.monotonic() - started > seconds:
+    if round_index > 0 and time.monotonic() - start > seconds:
       break
     for measurement, step in steps:
-      before = timeit.timeit(product, number=1)
-      measurement.times.append(timeit.timeit(functools.partial(step, False), number=1))
-      after = timeit.timeit(product, number=1)
-      measurement.rates.append(2 * product_flops / (before + after))
+      seconds_before = timeit.timeit(product, number=1)
+      seconds_of_step = timeit.timeit(functools.partial(step, False), number=1)
+      seconds_after = timeit.timeit(product, number=1)
+      rate = 2 * product_flops / (seconds_before + seconds_after)
+      measurement.times.append(seconds_of_step)
+      measurement.rates.append(rate)
+
   rows = [measurement.row() for measurement, _ in steps]
   print(table(rows), flush=True)
   return rows

@@ -65,28 +65,42 @@ class Objects:
     return " ".join(str(facts.get(field)) for field in fields)
 
   def local_copy(self: Any, url: str) -> pathlib.Path:
-    """A file with an object's content, in `~/.cache/pomp_jax/buckets`, beside its
-    SHA-256.
+    """Copies an object into `~/.cache/pomp_jax/buckets`, unless it is there already.
 
-    It serves as long as the object is the same version; a damaged one is fetched again.
+    A record beside the copy has the object's version and the copy's SHA-256. The copy
+    is fetched again if the object has another version or the copy is damaged.
+
+    Args:
+      url: the object.
+
+    Returns:
+      The copy, a file of the object's name.
+
+    Raises:
+      OSError: the object is missing or can't be read, or the answer is incomplete.
     """
     version = self.version_of(url)
     # Files of one folder stay together: tokenizers are read by folder.
     folder, _, name = url.rpartition("/")
-    key = hashlib.sha256(folder.encode()).hexdigest()[:32]
-    copy = cache_folder() / "buckets" / key / name
+    folder_key = hashlib.sha256(folder.encode()).hexdigest()[:32]
+    copy = cache_folder() / "buckets" / folder_key / name
     record = copy.with_name(f".{copy.name}.json")
+
+    # Without a readable record or copy, fetch the object.
     with contextlib.suppress(OSError, ValueError):
-      if json.loads(record.read_text()) == [version, _sha256(copy)]:
+      stored = json.loads(record.read_text())
+      if stored == [version, _sha256(copy)]:
         return copy
+
     copy.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=copy.parent) as temporary:
-      fetched = pathlib.Path(temporary) / "content"
-      self.get_file(url, str(fetched))
-      if fetched.stat().st_size != self.size(url):
+      download = pathlib.Path(temporary) / "content"
+      self.get_file(url, str(download))
+      if download.stat().st_size != self.size(url):
         raise OSError(errno.EIO, "incomplete answer of the store", url)
-      digest = _sha256(fetched)
-      os.replace(fetched, copy)
+      digest = _sha256(download)
+      # Atomic: other processes see the earlier copy, or this one whole.
+      os.replace(download, copy)
     record.write_text(json.dumps([version, digest]))
     return copy
 

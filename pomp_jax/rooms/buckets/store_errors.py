@@ -54,28 +54,48 @@ def translate(
 ) -> None:
   """Makes the methods of a file system that send requests raise `store_error`.
 
-  All methods that the list of paths lacks call the method `request`.
+  These are the methods of _PATH_METHODS, and `request`, which all others call.
 
   Args:
-    store: class of the file system, whose methods are replaced.
+    store: class of the file system, whose methods are replaced, the asynchronous ones
+      and their synchronous twins.
     scheme: scheme of its URLs.
     request: name of the method that sends a request.
     url_of_request: finds the URL among the arguments of `request`.
   """
-  first = lambda path, *_, **__: path[0] if path and isinstance(path, list) else path
-  url_of = dict.fromkeys(_PATH_METHODS, first) | {request: url_of_request}
-  for name in url_of:
-    method = _translated(getattr(store, f"_{name}"), scheme, url_of[name])
-    setattr(store, f"_{name}", method)
-    setattr(store, name, sync_wrapper(method))
+  url_functions: dict[str, Callable[..., str]] = {}
+  for name in _PATH_METHODS:
+    url_functions[name] = _first_path
+  url_functions[request] = url_of_request
+  for name, url_of in url_functions.items():
+    # fsspec's asynchronous method of `info` is `_info`.
+    asynchronous = _translated(getattr(store, f"_{name}"), scheme, url_of)
+    setattr(store, f"_{name}", asynchronous)
+    setattr(store, name, sync_wrapper(asynchronous))
+
+
+def _first_path(path: Any, *_: Any, **__: Any) -> Any:
+  """The path among the arguments of a method, of a list of paths the first."""
+  if isinstance(path, list) and path:
+    return path[0]
+  return path
 
 
 def _translated(method: Callable, scheme: str, url_of: Callable[..., str]) -> Callable:
+  """An asynchronous method whose errors are `store_error`'s, with the URL.
+
+  Args:
+    method: method of a file system.
+    scheme: scheme of its URLs.
+    url_of: finds the path or URL among the arguments of the method.
+  """
+
   @functools.wraps(method)
   async def translated(self: Any, *args: Any, **kwargs: Any) -> Any:
     try:
       return await method(self, *args, **kwargs)
     except (NotImplementedError, TypeError):
+      # A wrong call, not an answer of the store.
       raise
     except Exception as error:
       path = str(url_of(*args, **kwargs)).removeprefix(f"{scheme}://")

@@ -129,11 +129,16 @@ def open_input(
 ) -> Input:
   """Opens the input of one of DATASETS; lists files and headers, reads no image.
 
+  The path depends on the data set:
+
+  imagenet21k: a folder of synset folders (or of train and val with such folders), a
+    folder of synset tar files, or one tar of these.
+  fgvc_aircraft: the extracted archive, or its `data` folder.
+  others: CoOp's `$DATA`.
+
   Args:
     dataset: one of DATASETS.
-    path: for imagenet21k a folder of synset folders (or of train and val with such
-      folders), a folder of synset tar files, or one tar of these; for fgvc_aircraft
-      the extracted archive, or its `data` folder; for the others CoOp's `$DATA`.
+    path: folder or file of the images, see above.
     names: class list whose classes of imagenet21k are stored; "" for all.
     images_per_class: number of stored images a class, by which shards are planned; 0
       for all.
@@ -146,10 +151,15 @@ def open_input(
     return _imagenet21k(path, names, images_per_class)
   if dataset == "fgvc_aircraft":
     return _aircraft(path, images_per_class)
-  name = dataset.removeprefix("coop_")
-  maker = "the images' licence is their makers'."
-  description = f"{name} with CoOp's fixed splits (Zhou et al., 2022); {maker}"
-  return _from_splits(dataset, open_coop(path, name), description, images_per_class)
+
+  # All others are CoOp's, such as coop_dtd.
+  coop_name = dataset.removeprefix("coop_")
+  splits = open_coop(path, coop_name)
+  description = (
+    f"{coop_name} with CoOp's fixed splits (Zhou et al., 2022); "
+    "the images' licence is their makers'."
+  )
+  return _from_splits(dataset, splits, description, images_per_class)
 
 
 def _imagenet21k(path: pathlib.Path, names: str, images_per_class: int) -> Input:

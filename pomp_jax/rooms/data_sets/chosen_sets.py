@@ -10,7 +10,9 @@ from pomp_jax.rooms.data_sets.named_sets import named_sets
 def evaluation_sets(
   evaluate: Evaluate, source: str, of_split: OfSplit
 ) -> list[EvaluationSet]:
-  """Returns the named sets, and after them a user's own.
+  """Lists the sets of an evaluation: published ones by name, then a user's own.
+
+  No image is opened yet.
 
   Args:
     evaluate: fields of the evaluation.
@@ -21,9 +23,10 @@ def evaluation_sets(
     ConfigError: an unknown name of a set, or no folder for it.
     SourceError: an unusable file of sets.
   """
-  settings = evaluate.of(Sets)
-  sets = named_sets(evaluate, source, of_split)
-  return sets + own_sets.evaluation_sets(settings.sets_file, settings.own_sets)
+  fields = evaluate.of(Sets)
+  published = named_sets(evaluate, source, of_split)
+  users = own_sets.evaluation_sets(fields.sets_file, fields.own_sets)
+  return [*published, *users]
 
 
 def facts(evaluate: Evaluate) -> dict[str, str]:

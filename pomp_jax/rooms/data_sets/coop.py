@@ -100,15 +100,20 @@ def open_split(data: Data, split: str) -> StoredImages:
 def open_test_set(
   root: str | os.PathLike, dataset: str, classes: ClassList | None
 ) -> LabelledSet:
-  """Opens a data set's test images.
+  """Opens a data set's test images, under CoOp's names of the classes.
 
   Args:
     root: CoOp's `$DATA`.
     dataset: one of COOP_SETS.
-    classes: ignored; the names are always CoOp's.
+    classes: ignored, since a set's labels fit CoOp's names alone. Other sources take a
+      class list here.
+
+  Raises:
+    SourceError: the files are missing, damaged, or have no test split.
   """
-  source = open_coop(root, dataset)["test"]
-  return LabelledSet(source, class_list_of(dataset, source.names), "test")
+  images = open_coop(root, dataset)["test"]
+  coop_classes = class_list_of(dataset, images.names)
+  return LabelledSet(images, coop_classes, "test")
 
 
 def class_list_of(dataset: str, names: Sequence[str]) -> ClassList:
@@ -175,54 +180,95 @@ def _opened(listing: _Listing, check_files: bool = True) -> dict[str, StoredImag
 
 
 def _from_split_file(root: Path, folder: str, images: str, file: str) -> _Listing:
-  """Reads CoOp's JSON file of a data set's splits."""
+  """Reads CoOp's JSON file of a data set's splits.
+
+  Args:
+    root: CoOp's `$DATA`.
+    folder: folder of the data set in it.
+    images: folder of the images in that.
+    file: name of the file.
+
+  Raises:
+    SourceError: the file is missing or damaged, lacks a split, or has labels that are
+      not 0, 1, .. with one name each.
+  """
   path = root / folder / file
   content = read_user_json(path, SourceError)
-  names: dict[int, str] = {}
+  name_of: dict[int, str] = {}  # of each label, over all splits
   splits = {}
   for part, split in _PARTS.items():
-    items = content.get(part) if isinstance(content, dict) else None
+    items = None
+    if isinstance(content, dict):
+      items = content.get(part)
     if not isinstance(items, list) or not items:
       raise SourceError(f"{path}: no list {part!r} of [path, label, class name] in it")
-    splits[split] = [_item(item, names, path) for item in items]
-  if sorted(names) != list(range(len(names))):
+    splits[split] = [_item(item, name_of, path) for item in items]
+
+  n_classes = len(name_of)
+  if sorted(name_of) != list(range(n_classes)):
     raise SourceError(
-      f"{path}: labels are not 0..{len(names) - 1}; the largest is {max(names)}"
+      f"{path}: labels are not 0..{n_classes - 1}; the largest is {max(name_of)}"
     )
-  names_N = tuple(names[label] for label in range(len(names)))
-  return _Listing(names_N, folder=root / folder, images=images, splits=splits)
+  names = tuple(name_of[label] for label in range(n_classes))
+  return _Listing(names, folder=root / folder, images=images, splits=splits)
 
 
 def _item(item: Any, names: dict[int, str], where: Path) -> tuple[str, int]:
-  """One image of a split file; adds its class to `names`."""
+  """Checks one image of a split file.
+
+  Args:
+    item: JSON value of the image.
+    names: name of each label so far, to which the image's class is added.
+    where: split file, for messages.
+
+  Returns:
+    Path of the image below the folder of images, and its label.
+
+  Raises:
+    SourceError: the item has another form, its path leads out of the folder, or its
+      label has another name in an earlier item.
+  """
   is_item = isinstance(item, list) and [type(part) for part in item] == [str, int, str]
-  parts = pathlib.PurePosixPath(item[0]).parts if is_item else ()
-  # The path must not lead out of the folder of the images.
-  if not parts or parts[0] == "/" or ".." in parts:
+  is_inside = False
+  if is_item:
+    parts = pathlib.PurePosixPath(item[0]).parts
+    # An absolute path or ".." would read files outside the folder of the images.
+    is_inside = len(parts) > 0 and parts[0] != "/" and ".." not in parts
+  if not is_inside:
     raise SourceError(
       f"{where}: {str(item)[:200]!r} is not [path below the images, label, name]"
     )
+
   path, label, name = item
-  if names.setdefault(label, name) != name:
-    raise SourceError(f"{where}: label {label} is both {names[label]!r} and {name!r}")
+  known_name = names.setdefault(label, name)
+  if known_name != name:
+    raise SourceError(f"{where}: label {label} is both {known_name!r} and {name!r}")
   return path, label
 
 
 def _aircraft(folder: Path) -> _Listing:
-  """Reads FGVC-Aircraft's lists: a variant a line, and an image with its variant."""
-  names = tuple(_lines(folder / "variants.txt"))
-  label_of = {name: label for label, name in enumerate(names)}
+  """Reads FGVC-Aircraft's lists of variants and images.
+
+  `variants.txt` has a variant a line. The list of a split has the name of an image and
+  its variant in each line, such as "1025794 707-320".
+
+  Raises:
+    SourceError: a list is missing, or a line is not an image and a known variant.
+  """
+  variants = tuple(_lines(folder / "variants.txt"))
+  label_of = {variant: label for label, variant in enumerate(variants)}
   splits: dict[str, Items] = {}
   for part, split in _PARTS.items():
     path = folder / f"images_variant_{part}.txt"
-    splits[split] = []
+    items = []
     for number, line in enumerate(_lines(path), 1):
-      image, _, name = line.partition(" ")
-      if not image.isalnum() or name not in label_of:
+      image, _, variant = line.partition(" ")
+      if not image.isalnum() or variant not in label_of:
         place = f"line {number}, {line[:100]!r}"
         raise SourceError(f"{path}: {place}, is not an image and a known variant")
-      splits[split].append((f"{image}.jpg", label_of[name]))
-  return _Listing(names, folder=folder, images=_AIRCRAFT[1], splits=splits)
+      items.append((f"{image}.jpg", label_of[variant]))
+    splits[split] = items
+  return _Listing(variants, folder=folder, images=_AIRCRAFT[1], splits=splits)
 
 
 def _imagenet(root: Path, name: str) -> _Listing:

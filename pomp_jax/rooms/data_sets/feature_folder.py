@@ -124,12 +124,22 @@ class FeatureRows:
     return features_BxE.astype(np.float32)
 
   def check_clip(self, model: str, width: int) -> None:
-    """Raises SourceError unless a CLIP of this name and width computed them."""
+    """Checks that the configured CLIP computed the features.
+
+    Args:
+      model: name of the CLIP, `config.clip.model`.
+      width: width of its features, E.
+
+    Raises:
+      SourceError: another CLIP did, by its name or its width.
+    """
     header = self._header
     if model.startswith(PREFIX):
       # A user's files behind a second colon don't change which model it is.
       model = ":".join(model.split(":")[:2])
-    if header.clip_model.removeprefix(HUB_PREFIX) != model.removeprefix(HUB_PREFIX):
+    # The hub's prefix is optional in a CLIP's name.
+    stored_name = header.clip_model.removeprefix(HUB_PREFIX)
+    if stored_name != model.removeprefix(HUB_PREFIX):
       got = printable(repr(header.clip_model), 80)
       raise SourceError(f"{header.path}: clip_model: got {got}, expected {model!r}")
     if header.width != width:
@@ -166,14 +176,18 @@ def open_test_set(
   Raises:
     SourceError: a missing or damaged file.
   """
-  if dataset and is_dir(to_path(root) / dataset):
-    root = to_path(root) / dataset
-  header = read_header(root)
-  split = next(split for split in reversed(_SPLITS) if split in header.splits)
-  source = _open(header, split, classes, all_classes=False)
-  return LabelledSet(
-    source, classes or classes_of(header.names, str(header.path)), split
-  )
+  folder = to_path(root)
+  if dataset and is_dir(folder / dataset):
+    folder = folder / dataset
+  header = read_header(folder)
+
+  # The last of train, validation and test. A header has one split at least.
+  present = [split for split in _SPLITS if split in header.splits]
+  split = present[-1]
+  images = _open(header, split, classes, all_classes=False)
+  if classes is None:
+    classes = classes_of(header.names, str(header.path))
+  return LabelledSet(images, classes, split)
 
 
 def read_header(root: str | os.PathLike) -> Header:
@@ -250,19 +264,28 @@ def _read_keys(header: Header, split: str, paths: Sequence[Path]) -> list[str]:
 def _map_array(
   path: Path, types: tuple[str, ...], shape: tuple[int, ...]
 ) -> np.ndarray:
-  """Maps an .npy file into memory.
+  """Maps an .npy file into memory, or a local copy of a bucket's file.
+
+  Args:
+    path: the file.
+    types: names of the NumPy types that it may have.
+    shape: shape that it must have.
 
   Raises:
-    SourceError: a damaged file, or another type or shape.
+    SourceError: the file is missing or damaged, or of another type or shape.
   """
   try:
     array = np.lib.format.open_memmap(local_copy(path), mode="r")
   except Exception as error:  # a damaged header fails in more ways than NumPy documents
-    reason = getattr(error, "strerror", None) or printable(str(error), 200)
+    # The text of an OSError would repeat the path.
+    reason = getattr(error, "strerror", None)
+    if not reason:
+      reason = printable(str(error), 200)
     raise SourceError(f"{path}: can't be read as an .npy file ({reason})") from error
-  if array.dtype not in map(np.dtype, types) or array.shape != shape:
+
+  accepted_types = [np.dtype(name) for name in types]
+  if array.dtype not in accepted_types or array.shape != shape:
+    actual = f"{array.dtype} {list(array.shape)}"
     expected = f"{' or '.join(types)} {list(shape)}"
-    raise SourceError(
-      f"{path}: got {array.dtype} {list(array.shape)}, expected {expected}"
-    )
+    raise SourceError(f"{path}: got {actual}, expected {expected}")
   return array

@@ -156,29 +156,45 @@ def of_classes(labelled: LabelledSet, classes: Int[np.ndarray, " C"]) -> Labelle
 
 
 def _matched(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:
-  """The class list under a data set's names.
+  """The packaged classes of a data set in the order of its labels, under its names.
+
+  A list with synsets is ImageNet's. Its labels were matched by synset, so only their
+  number can differ: some sets have a part of the classes. Any other list has to have
+  the same names.
+
+  Args:
+    classes: packaged class list of the data set.
+    names: names of the data set's labels.
+    where: data set, for messages.
 
   Raises:
     SourceError: the data set's labels stand for other classes.
   """
   if classes.synsets is None:
-    if len(names) != len(classes):
-      raise SourceError(
-        f"{where}: {len(names)} classes, but its class list has {len(classes)}"
-      )
-    for label, (name, listed) in enumerate(zip(names, classes.names, strict=True)):
-      if name != listed:
-        raise SourceError(
-          f"{where}: label {label} is {name!r}, but {listed!r} in its class list"
-        )
+    _check_names(classes, names, where)
   elif len(names) != len(classes):
     label_of = {name: label for label, name in enumerate(classes.names)}
-    unknown = [name for name in names if name not in label_of]
-    if unknown:
-      raise SourceError(f"{where}: class {unknown[0]!r} is not in its class list")
-    classes = classes.subset([label_of[name] for name in names])
-  # ImageNet's classes were matched by id, so the source may have other names for them.
+    labels = []
+    for name in names:
+      if name not in label_of:
+        raise SourceError(f"{where}: class {name!r} is not in its class list")
+      labels.append(label_of[name])
+    classes = classes.subset(labels)
+  # The source may have other names for ImageNet's classes.
   return dataclasses.replace(classes, names=names)
+
+
+def _check_names(classes: ClassList, names: tuple[str, ...], where: str) -> None:
+  """Raises SourceError unless a data set has the names of a class list, in order."""
+  if len(names) != len(classes):
+    raise SourceError(
+      f"{where}: {len(names)} classes, but its class list has {len(classes)}"
+    )
+  for label, (name, listed) in enumerate(zip(names, classes.names, strict=True)):
+    if name != listed:
+      raise SourceError(
+        f"{where}: label {label} is {name!r}, but {listed!r} in its class list"
+      )
 
 
 def open_test_set(
@@ -203,13 +219,20 @@ def open_test_set(
     SourceError: the folder is missing, or has other classes.
   """
   if reader != "folder":
-    return load(SOURCES[reader].module).open_test_set(root, dataset, classes)
-  if dataset and is_dir(to_path(root) / dataset):
-    root = to_path(root) / dataset
-  folders = split_folders(root)
-  split = next(split for split in ("test", "validation", "train") if split in folders)
-  classes = classes or classes_in(folders.get("train", folders[split]))
-  source = open_folder(folders[split], classes, all_classes)
-  if folders[split] == to_path(root):
-    return LabelledSet(source, classes, "all")  # the folder is not divided
-  return LabelledSet(source, classes, split)
+    source = load(SOURCES[reader].module)
+    return source.open_test_set(root, dataset, classes)
+
+  folder = to_path(root)
+  if dataset and is_dir(folder / dataset):
+    folder = folder / dataset
+  folders = split_folders(folder)
+  splits = ("test", "validation", "train")  # by preference
+  split: str = next(name for name in splits if name in folders)
+  if classes is None:
+    # Of a test set alone they are the names of its own folders.
+    named_by = folders.get("train", folders[split])
+    classes = classes_in(named_by)
+  images = open_folder(folders[split], classes, all_classes)
+  if folders[split] == folder:
+    split = "all"  # the folder is not divided
+  return LabelledSet(images, classes, split)

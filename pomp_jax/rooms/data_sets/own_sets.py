@@ -88,7 +88,10 @@ def evaluation_sets(sets_file: str, own_sets: Sequence[Any]) -> list[EvaluationS
 
 
 def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
-  """Reads the sets of a TOML file, with paths relative to its folder.
+  """Reads the sets of a TOML file, a table [[set]] each.
+
+  Args:
+    path: the file. Paths in it are relative to its folder.
 
   Raises:
     SourceError: an unreadable file, an unknown key, an invalid value or a repeated name.
@@ -96,16 +99,20 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
   path = to_path(path)
   text = read_text(path, SourceError)
   try:
-    tables = tomllib.loads(text)
+    content = tomllib.loads(text)
   except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
     raise SourceError(f"{path}: not TOML ({printable(str(error))})") from error
-  if set(tables) != {"set"} or not isinstance(tables["set"], list):
-    unknown = [repr(printable(key, 80)) for key in tables if key != "set"]
-    got = unknown[0] if unknown else "none"
+
+  entries = content.get("set")
+  unknown = [key for key in content if key != "set"]
+  if unknown or not isinstance(entries, list):
+    got = "none"
+    if unknown:
+      got = repr(printable(unknown[0], 80))
     raise SourceError(
       f"{path}: found {got}, expected a table [[set]] for each data set"
     )
-  return parse_sets(tables["set"], str(path), path.parent)
+  return parse_sets(entries, str(path), path.parent)
 
 
 def parse_sets(
@@ -124,36 +131,62 @@ def parse_sets(
   sets = []
   for number, entry in enumerate(entries, 1):
     sets.append(_parse(entry, number, where, os.fspath(folder)))
-  for index in class_lists.repeats(own.name for own in sets):
-    raise SourceError(f"{where}: set {sets[index].name!r}: key 'name': is repeated")
   if not sets:
     raise SourceError(f"{where}: no data set")
+  repeated = list(class_lists.repeats(own.name for own in sets))
+  if repeated:
+    name = sets[repeated[0]].name
+    raise SourceError(f"{where}: set {name!r}: key 'name': is repeated")
   return sets
 
 
 def open_own_set(own: OwnSet, part: str) -> LabelledSet:
-  """Opens one of a set's `parts`; SourceError names the set and the key."""
+  """Opens a user's data set, or a part of its classes.
+
+  Args:
+    own: entry of the set.
+    part: one of the set's `parts`: `all`, `base` or `novel`.
+
+  Raises:
+    SourceError: a file is missing or damaged, the classes don't fit the images, or the
+      part has no image. The message names the set and, where one is wrong, its key.
+  """
   try:
     labelled = _open_whole(own)
     if part != "all":
-      labelled = of_classes(labelled, _kept_classes(own, labelled.classes, part))
+      classes_of_part = _kept_classes(own, labelled.classes, part)
+      labelled = of_classes(labelled, classes_of_part)
   except (SourceError, class_lists.VocabularyError) as error:
+    # Errors of `_wrong` name the set already, those of readers do not.
     prefix = f"{own.where}: set {own.name!r}: "
-    raise SourceError(prefix + str(error).removeprefix(prefix)) from error
-  if not len(labelled.source):
+    reason = str(error).removeprefix(prefix)
+    raise SourceError(prefix + reason) from error
+  if len(labelled.source) == 0:
     raise _wrong(own, part, "no image of its classes")
   return labelled
 
 
 def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
-  """The set of an entry, which messages call by its name, or by its number without one."""
+  """Parses an entry.
+
+  Args:
+    entry: value of TOML or of the config, with the keys of `OwnSet`.
+    number: number of the entry, which messages have where it has no name.
+    where: file, or field of the config, for messages.
+    folder: start of relative paths.
+
+  Raises:
+    SourceError: an unknown key, or an invalid value.
+  """
   if not isinstance(entry, Mapping):
     raise SourceError(
       f"{where}: entry {number}: got a {type(entry).__name__}, expected a table"
     )
   name = entry.get("name")
   is_name = isinstance(name, str) and _NAME.fullmatch(name) is not None
-  label = f"{where}: set {name!r}" if is_name else f"{where}: set {number}"
+  label = f"{where}: set {number}"
+  if is_name:
+    label = f"{where}: set {name!r}"
   for key in entry:
     if key not in _KEYS:
       got = f"{printable(str(key), 80)!r}{near_match(str(key), _KEYS)}"
@@ -163,12 +196,13 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
       f"{label}: key 'name': got {printable(repr(name), 80)}, expected letters, digits, spaces and"
       " _ - . +, at most 80, and not 'mean' first, which names means in tables"
     )
+
   values: dict[str, Any] = {"root": ""}  # `_check` refuses a set without a root
   for key, value in entry.items():
     values[key] = _value(value, key, label)
-  own = OwnSet(**values, folder=folder, where=where)
-  _check(own)
-  return own
+  own_set = OwnSet(**values, folder=folder, where=where)
+  _check(own_set)
+  return own_set
 
 
 def _value(value: Any, key: str, label: str) -> Any:
@@ -215,30 +249,43 @@ def _check(own: OwnSet) -> None:
 
 
 def _open_whole(own: OwnSet) -> LabelledSet:
-  """Opens a set with all of its classes, under its own names, prompts and ids."""
+  """Opens a set with all of its classes, under its own names, prompts and ids.
+
+  Raises:
+    SourceError: a file is missing or damaged, or the entry has more or fewer names than
+      the data have classes.
+    VocabularyError: a class list is unusable.
+  """
   listed = None
   if own.names:
     listed = _listed(own, "names")
   root = join(own.folder, own.root)
   labelled = open_test_set(own.reader, root, own.dataset, listed, all_classes=False)
-  source = labelled.source
-  classes = listed or labelled.classes
-  assert isinstance(source, StoredImages)
-  if len(classes) != len(source.names):
-    raise _wrong(own, "names", f"{len(classes)} names for {len(source.names)} classes")
-  n_without = len(classes) - len(np.unique(source.labels))
-  if listed and n_without:
+  images = labelled.source
+  assert isinstance(images, StoredImages)
+  classes = labelled.classes if listed is None else listed
+  if len(classes) != len(images.names):
+    raise _wrong(own, "names", f"{len(classes)} names for {len(images.names)} classes")
+
+  # A list may be of more classes than were collected.
+  n_without_images = len(classes) - len(np.unique(images.labels))
+  if listed is not None and n_without_images > 0:
     log.info(
-      "set %s: %d of %d classes have no image", own.name, n_without, len(classes)
+      "set %s: %d of %d classes have no image",
+      own.name,
+      n_without_images,
+      len(classes),
     )
-  source = source.relabelled(classes.names, source.labels)
+
+  images = images.relabelled(classes.names, images.labels)
   if own.templates:
     classes = dataclasses.replace(
       classes, template=own.templates[0], ensemble=own.templates
     )
   if own.synsets:
-    classes = dataclasses.replace(classes, synsets=_synsets(own, len(classes)))
-  return LabelledSet(source, classes, labelled.split)
+    synsets = _synsets(own, len(classes))
+    classes = dataclasses.replace(classes, synsets=synsets)
+  return LabelledSet(images, classes, labelled.split)
 
 
 def _listed(own: OwnSet, key: str) -> class_lists.ClassList:

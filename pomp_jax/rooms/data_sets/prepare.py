@@ -28,7 +28,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from pomp_jax import hosts
-from pomp_jax.config.errors import require
+from pomp_jax.config.errors import ConfigError
 from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import ranked
 from pomp_jax.files.atomic import replacing
@@ -63,17 +63,29 @@ class Selection:
 
 
 def check(config: PrepareConfig, workdir: str) -> None:
-  """Checks the fields, and that the folder can be written; reads and writes nothing."""
+  """Checks the fields; reads no image and writes nothing.
+
+  Args:
+    config: config of the job.
+    workdir: folder that the data set is written to.
+
+  Raises:
+    RunFolderError: a path is in a bucket.
+    ConfigError: the input is missing, or a field has a value that the others forbid.
+  """
   prepare = config.prepare
   for path in (prepare.input, workdir):
     if is_bucket(path):
       raise RunFolderError(f"{path}: job=prepare takes local paths; copy what it makes")
-  is_there = exists(prepare.input)
-  require(is_there, "prepare.input", prepare.input, "a file or folder that exists")
-  expected = f"one of {', '.join(DATASETS)}"
-  require(prepare.dataset in DATASETS, "prepare.dataset", prepare.dataset, expected)
-  fits = not prepare.names or prepare.dataset == "imagenet21k"
-  require(fits, "prepare.names", prepare.names, "'' for other sets than imagenet21k")
+  if not exists(prepare.input):
+    accepted = "a file or folder that exists"
+    raise ConfigError("prepare.input", prepare.input, accepted)
+  if prepare.dataset not in DATASETS:
+    accepted = f"one of {', '.join(DATASETS)}"
+    raise ConfigError("prepare.dataset", prepare.dataset, accepted)
+  if prepare.names and prepare.dataset != "imagenet21k":
+    accepted = "'' for other sets than imagenet21k"
+    raise ConfigError("prepare.names", prepare.names, accepted)
 
 
 def run(config: PrepareConfig, workdir: str) -> dict:
@@ -130,34 +142,25 @@ def build(
     PrepareError: another data set of this name exists, or no image is readable.
   """
   final = pathlib.Path(data_dir) / source.dataset / VERSION
-  identity = {"input": source.identity} | dataclasses.asdict(selection)
+  identity = {"input": source.identity, **dataclasses.asdict(selection)}
   if final.exists():
-    try:
-      report = read_json(final / "report.json")
-    except RunFolderError as error:
-      raise PrepareError(
-        f"{final}: found a data set that was not built here ({error})"
-      ) from error
-    _check_identity(final, report.get("built_from"), identity)
+    report = _report_of(final, identity)
     log.info("%s: is complete; nothing to do", final)
     return report
+
+  # The folder of an interrupted build belongs to one input and selection.
   work = pathlib.Path(data_dir) / f"{source.dataset}.incomplete"
-  parts = Pieces(work / "parts", json.dumps(identity))
   plans = Pieces(work / "parts", "plan")
-  plan = plans.load("plan") or plans.save("plan", {"identity": identity})
+  plan = plans.load("plan")
+  if plan is None:
+    plan = plans.save("plan", {"identity": identity})
   _check_identity(work, plan.facts["identity"], identity)
+
   if source.divided:
+    # The data set has a validation split: hold out no image of the training split.
     selection = dataclasses.replace(selection, held_out=0)
-  store = functools.partial(_store, parts=parts, selection=selection)
-  with contextlib.ExitStack() as stack:
-    map_tasks: Any = map
-    if workers > 1:
-      # Spawned: a fork would inherit locks that this process's threads hold.
-      spawn = multiprocessing.get_context("spawn")
-      pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn)
-      map_tasks = stack.enter_context(pool).map
-    stored = map_tasks(store, source.tasks)
-    pieces = list(steps_of(stored, source.dataset, "shards", len(source.tasks)))
+  parts = Pieces(work / "parts", json.dumps(identity))
+  pieces = _store_all(source, parts, selection, workers)
   report = {"dataset": source.dataset, "built_from": identity}
   report |= _finish(source, work, pieces, selection.held_out > 0)
   write_json(work / "report.json", report)
@@ -166,6 +169,35 @@ def build(
   # Only now: an interrupted build resumes from these pieces.
   Pieces(final / "parts", "").remove()
   return report
+
+
+def _report_of(folder: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any]:
+  """Reads the report of a finished data set; PrepareError if it is another one."""
+  try:
+    report = read_json(folder / "report.json")
+  except RunFolderError as error:
+    raise PrepareError(
+      f"{folder}: found a data set that was not built here ({error})"
+    ) from error
+  _check_identity(folder, report.get("built_from"), identity)
+  return report
+
+
+def _store_all(
+  source: Input, parts: Pieces, selection: Selection, workers: int
+) -> list[Piece]:
+  """Writes the shards of all tasks, by `_store`, in this process or in others."""
+  store = functools.partial(_store, parts=parts, selection=selection)
+  n_tasks = len(source.tasks)
+  with contextlib.ExitStack() as stack:
+    map_tasks: Any = map
+    if workers > 1:
+      # Spawned: a fork would inherit locks that this process's threads hold.
+      spawn = multiprocessing.get_context("spawn")
+      pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn)
+      map_tasks = stack.enter_context(pool).map
+    stored = map_tasks(store, source.tasks)
+    return list(steps_of(stored, source.dataset, "shards", n_tasks))
 
 
 def _check_identity(
@@ -179,14 +211,26 @@ def _check_identity(
 
 
 def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
-  """Writes a task's shards, unless an earlier build has, and returns their piece.
+  """Writes a task's shards, unless an earlier build has.
 
-  The piece has the bytes of each split's shard, the unreadable images, and the labels
-  and keys of the others.
+  A task of the training split may write two shards: images that are held out go to the
+  validation split.
+
+  Args:
+    task: images to write.
+    parts: finished tasks, and the folder of their shards.
+    selection: choice of each class's images.
+
+  Returns:
+    The finished piece. Its facts are `bytes`, the size of each split's shard, and
+    `unreadable`, the images that can't be decoded. Its arrays are the labels and keys
+    of each split.
   """
   name = _part(task.split, task.index)
-  if piece := parts.load(name):
-    return piece
+  finished = parts.load(name)
+  if finished is not None:
+    return finished
+
   shards: dict[str, Shard] = {}
   unreadable: list[dict[str, str]] = []
   for unit in task.units:
@@ -194,12 +238,16 @@ def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
       if split not in shards:
         shards[split] = Shard(parts.folder / _part(split, task.index))
       shards[split].write(image, label, key)
+
+  sizes: dict[str, int] = {}
   arrays: dict[str, np.ndarray] = {}
   for split, shard in shards.items():
     shard.close()
+    sizes[split] = shard.num_bytes
     arrays[f"{split}_labels"] = np.array(shard.labels, np.int32)
+    # As bytes: NumPy stores a text with four bytes a character.
     arrays[f"{split}_keys"] = np.char.encode(np.array(shard.keys, str), "utf-8")
-  sizes = {split: shard.num_bytes for split, shard in shards.items()}
+  # Only now is the task finished: an interrupted one starts again.
   return parts.save(name, {"bytes": sizes, "unreadable": unreadable}, arrays)
 
 
@@ -325,20 +373,22 @@ class Shard:
     self.num_bytes = 0  # of all records
 
   def write(self, image: bytes, label: int, key: str) -> None:
-    """Appends an image file as a record.
+    """Appends an image file as a record, a `tf.train.Example` as TFDS reads it.
 
     Args:
-      image: content of the file.
+      image: content of the file, which is stored as it is.
       label: class of the image.
       key: path of the image in the input.
     """
     example = tf_example_pb2.Example()
-    feature = example.features.feature
-    feature["image"].bytes_list.value.append(image)
-    feature["label"].int64_list.value.append(label)
-    feature["file_name"].bytes_list.value.append(key.encode())
+    features = example.features.feature
+    features["image"].bytes_list.value.append(image)
+    features["label"].int64_list.value.append(label)
+    features["file_name"].bytes_list.value.append(key.encode())
     record = example.SerializeToString()
     self._writer.write(record)
+
+    # For the index of the split, and the sizes in TFDS's metadata.
     self.labels.append(label)
     self.keys.append(key)
     self.num_bytes += len(record)

@@ -12,7 +12,7 @@ import logging
 import os
 import pathlib
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
@@ -97,13 +97,25 @@ def open_test_set(
   """
   has_table = dataset in CLASS_LISTS and dataset not in _PREPARED
   if has_table and classes == load_class_list(dataset):
-    classes = None  # its table maps TFDS's labels, which are spelled differently
-  names = tfds_splits(dataset, os.fspath(root))
-  if set(names) <= {"train"}:
-    raise SourceError(f"{root}: {dataset} has no test split (found {', '.join(names)})")
-  split = names[-1]
-  source = open_tfds(dataset, split, root=root, classes=classes)
-  return LabelledSet(source, classes or class_list_of(dataset, source.names), split)
+    # The data set's table maps TFDS's labels, which are spelled differently.
+    classes = None
+  splits = tfds_splits(dataset, os.fspath(root))
+  if set(splits) <= {"train"}:
+    present = ", ".join(splits)
+    raise SourceError(f"{root}: {dataset} has no test split (found {present})")
+  split = splits[-1]  # in the order of train, validation, test
+  images = open_tfds(dataset, split, root=root, classes=classes)
+  if classes is None:
+    classes = class_list_of(dataset, images.names)
+  return LabelledSet(images, classes, split)
+
+
+class _OpenRecords(NamedTuple):
+  """Records of a split that this process has opened."""
+
+  rows: Any  # encoded records by row, with a length
+  image_key: str  # feature with the image
+  label_key: str  # feature with the label
 
 
 class Records:
@@ -116,20 +128,19 @@ class Records:
     self._dataset = dataset
     self._root = root
     self.split = split
-    # Records, and the names of the features with the image and the label.
-    self._opened: tuple[Any, str, str] | None = None
+    self._opened: _OpenRecords | None = None
 
   def __getstate__(self) -> dict[str, Any]:
     return self.__dict__ | {"_opened": None}
 
   def __len__(self) -> int:
-    return len(self._open()[0])
+    return len(self._open().rows)
 
   def read(self, row: int, key: str) -> bytes:
     """Reads an encoded image; of a video the middle frame."""
-    source, image_key, _ = self._open()
+    records = self._open()
     try:
-      frames = _features(source[row])[image_key].bytes_list.value
+      frames = _features(records.rows[row])[records.image_key].bytes_list.value
       return frames[len(frames) // 2]
     # Damaged records raise errors of ArrayRecord and protobuf, or hold no image.
     except (
@@ -150,19 +161,20 @@ class Records:
 
   def labels(self) -> np.ndarray:
     """Reads the label of every record, int64."""
-    source, _, label_key = self._open()
-    log.info("%s: reading the labels of %d records", self._dataset, len(source))
+    records = self._open()
+    n_records = len(records.rows)
+    log.info("%s: reading the labels of %d records", self._dataset, n_records)
 
     def read_chunk(start: int) -> list[int]:
       labels = []
-      for row in range(start, min(start + _CHUNK, len(source))):
-        features = _features(source[row])
-        labels.append(features[label_key].int64_list.value[0])
+      for row in range(start, min(start + _CHUNK, n_records)):
+        features = _features(records.rows[row])
+        labels.append(features[records.label_key].int64_list.value[0])
       return labels
 
     try:
       with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        chunks = list(pool.map(read_chunk, range(0, len(source), _CHUNK)))
+        chunks = list(pool.map(read_chunk, range(0, n_records, _CHUNK)))
     except (ValueError, RuntimeError, IndexError, OSError) as error:
       where = self._root or self._dataset
       raise SourceError(
@@ -170,22 +182,32 @@ class Records:
       ) from error
     return np.array([label for chunk in chunks for label in chunk], np.int64)
 
-  def _open(self) -> tuple[Any, str, str]:
-    """Records of the split, and the names of the features with image and label."""
-    if self._opened is None:
-      builder = _builder(self._dataset, self._root)
-      raw = tfds.decode.DeserializeMethod.RAW_BYTES
-      try:
-        if scheme_of(str(builder.data_path)) == "s3":
-          source = _CopiedShards(builder.info.splits[self.split])
-        else:
-          source = builder.as_data_source(self.split, deserialize_method=raw)
-      except (NotImplementedError, ValueError, KeyError) as error:
-        raise SourceError(
-          f"{builder.data_path}: split {self.split!r} can't be opened by index"
-          f" ({_first_line(error)}); prepare it with --file_format=array_record"
-        ) from error
-      self._opened = source, _key(builder, "image"), _key(builder, "label")
+  def _open(self) -> _OpenRecords:
+    """Opens the records of the split on the first call of this process.
+
+    Raises:
+      SourceError: the data set is unknown, or its files can't be read by row.
+    """
+    if self._opened is not None:
+      return self._opened
+    builder = _builder(self._dataset, self._root)
+    # Records stay encoded, since `data.images` decodes them as it does all images.
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    try:
+      if scheme_of(str(builder.data_path)) == "s3":
+        rows = _CopiedShards(builder.info.splits[self.split])
+      else:
+        rows = builder.as_data_source(self.split, deserialize_method=raw)
+    except (NotImplementedError, ValueError, KeyError) as error:
+      raise SourceError(
+        f"{builder.data_path}: split {self.split!r} can't be opened by index"
+        f" ({_first_line(error)}); prepare it with --file_format=array_record"
+      ) from error
+    self._opened = _OpenRecords(
+      rows=rows,
+      image_key=_key(builder, "image"),
+      label_key=_key(builder, "label"),
+    )
     return self._opened
 
 
@@ -336,26 +358,54 @@ def _classes(
 def _index(
   builder: Any, records: Records, cache: str | os.PathLike
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """Labels of all records, and their keys if the data set stores them."""
+  """Labels of all records, and their keys if the data set stores them.
+
+  The job `prepare` writes an index beside the records. Without it all records are read
+  for their labels.
+
+  Args:
+    builder: TFDS's builder of the data set.
+    records: records of a split.
+    cache: folder in which to store labels that were read from records; "" for none.
+
+  Raises:
+    SourceError: the index or a record is damaged.
+  """
   path = to_path(builder.data_path) / f"index-{records.split}.npz"
-  if is_file(path):  # written by the job `prepare`
+  if is_file(path):
     try:
       with np.load(local_copy(path), allow_pickle=False) as index:
-        return index["labels"].astype(np.int64), np.char.decode(index["keys"], "utf-8")
+        labels = index["labels"].astype(np.int64)
+        keys = np.char.decode(index["keys"], "utf-8")
     except Exception as error:  # NumPy does not document all errors of damaged archives
       raise SourceError(f"{path}: can't be read ({_first_line(error)})") from error
-  info = builder.info.splits.get(records.split)
+    return labels, keys
+
+  # A data set that is prepared anew has other shards, if it has other images.
   shards = ""
+  info = builder.info.splits.get(records.split)
   if info is not None:
     shards = f"{info.num_bytes} {info.shard_lengths}"
-  key = fingerprint([builder.info.full_name, records.split, str(len(records)), shards])
-  return ArrayCache(cache).get(key, records.labels), None
+  n_records = str(len(records))
+  key = fingerprint([builder.info.full_name, records.split, n_records, shards])
+  labels = ArrayCache(cache).get(key, records.labels)
+  return labels, None
 
 
 def _builder(dataset: str, root: str | os.PathLike) -> Any:
-  """TFDS's builder of a data set; TFDS's errors are a SourceError."""
+  """Opens TFDS's builder of a data set.
+
+  Args:
+    dataset: TFDS's "name/config:version".
+    root: TFDS's data_dir; "" for its default.
+
+  Raises:
+    SourceError: TFDS does not know the data set, can't open it without TensorFlow, or
+      finds its files damaged.
+  """
+  data_dir = os.fspath(root) or None
   try:
-    return tfds.builder(dataset, data_dir=os.fspath(root) or None)
+    return tfds.builder(dataset, data_dir=data_dir)
   except registered.DatasetNotFoundError as error:
     where = f" and not prepared in {root}" if root else ""
     raise SourceError(f"data set {dataset!r} is unknown to TFDS{where}") from error

@@ -24,26 +24,38 @@ TREE_LEVELS = (4, 6, 8)
 
 
 def relations(data: Data, names: Sequence[str]) -> SamplingArrays | None:
-  """Groups, group sizes, kin and levels of training classes; None if not known.
+  """Groups, group sizes, kin and levels of training classes.
 
-  Known are those of the embedded world, and of a class list with a synset a name.
+  Args:
+    data: source and class list of the training images.
+    names: names of the training classes, in the order of their labels.
+
+  Returns:
+    The arrays of the embedded world, or of a class list with a synset a name. None for
+    other classes, whose relations are not known.
   """
   if data.source == WORLD:
-    row_of = {name: row for row, name in enumerate(world_names.class_names("base"))}
+    base_names = world_names.class_names("base")
+    row_of = {name: row for row, name in enumerate(base_names)}
     rows_N = np.array([row_of[name] for name in names])
-    return attribute_relations(world_names.class_attributes("base")[rows_N])
+    attributes = world_names.class_attributes("base")
+    return attribute_relations(attributes[rows_N])
+
   try:
     classes = load_class_list(data.names or data.dataset)
   except ValueError:
+    # A user's data set without a list.
     return None
   if classes.synsets is None:
     return None
   synset_of = dict(zip(classes.names, classes.synsets, strict=True))
   # A name that several classes share has no known synset.
-  if not set(names) <= set(synset_of) or len(synset_of) < len(classes):
+  has_shared_names = len(synset_of) < len(classes)
+  if has_shared_names or not set(names) <= set(synset_of):
     return None
+  synsets = [synset_of[name] for name in names]
   tree = load_tree()
-  return wordnet_relations(tree, tree.nodes([synset_of[name] for name in names]))
+  return wordnet_relations(tree, tree.nodes(synsets))
 
 
 def wordnet_relations(

@@ -80,20 +80,31 @@ def categories_of(export: Export) -> tuple[class_lists.Category, ...]:
 def load_categories(
   name_or_path: str | os.PathLike,
 ) -> tuple[class_lists.Category, ...]:
-  """Loads the names of a class list, or those of annotations with their synonyms.
+  """Loads the names of a class list, or the categories of annotations.
+
+  Categories of annotations are in ascending order of their ids and have synonyms; a
+  list's have none.
+
+  Args:
+    name_or_path: name of a packaged list, or a file: a list of names, or JSON
+      annotations of any suffix.
 
   Raises:
     VocabularyError: an unusable file, or repeated names.
   """
-  if name_or_path not in class_lists.CLASS_LISTS and is_annotation_file(name_or_path):
+  is_packaged = name_or_path in class_lists.CLASS_LISTS
+  if not is_packaged and is_annotation_file(name_or_path):
     path = to_path(name_or_path)
     content = read_user_json(path, class_lists.VocabularyError)
-    if path.suffix.lower() != ".json" or class_lists.has_categories(content):
+    is_json = path.suffix.lower() == ".json"
+    # A .json file without categories may be a list of names, which is read below.
+    if not is_json or class_lists.has_categories(content):
       by_id = class_lists.categories_by_id(path, content)
       return tuple(by_id[number] for number in sorted(by_id))
+
   names = class_lists.load_class_list(name_or_path).names
   class_lists.check_names(names, os.fspath(name_or_path))
-  return tuple(map(class_lists.Category, names))
+  return tuple(class_lists.Category(name) for name in names)
 
 
 def is_annotation_file(path: str | os.PathLike) -> bool:
@@ -180,10 +191,13 @@ def category_features(
 
 
 def read_class_features(path: str | os.PathLike) -> ClassFeatures:
-  """Reads Detic's class features, such as `lvis_v1_clip_pomp+cname.npy`, with unit
-  rows.
+  """Reads Detic's class features, such as `lvis_v1_clip_pomp+cname.npy`.
 
-  The file is a `.npy` of floats [C,E], rows of any norm. Nothing is unpickled.
+  Args:
+    path: `.npy` file of floats [C,E], rows of any norm. Nothing is unpickled.
+
+  Returns:
+    The features with unit rows.
 
   Raises:
     PromptFileError: a file that is missing, damaged, or of another type or shape, or a
@@ -196,20 +210,28 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
   except Exception as error:  # a damaged file fails in more ways than NumPy documents
     got = f"not a NumPy array ({one_line(error, 200)})"
     refuse(path, "the file", got, ".npy of class features [C,E]")
-  if not isinstance(stored, np.memmap) or stored.dtype.kind != "f" or stored.ndim != 2:
+  # NumPy returns an .npz as another class.
+  is_array = isinstance(stored, np.memmap)
+  if not is_array or stored.dtype.kind != "f" or stored.ndim != 2:
     dtype = getattr(stored, "dtype", "no array")
     shape = list(getattr(stored, "shape", []))
     refuse(path, "the array", f"{dtype} {shape}", "floats [C,E], one row a class")
-  content: Any = np.memmap(file, np.uint8, mode="r")
+
   # Our own files have a checksum behind the array, Detic's do not.
+  content: Any = np.memmap(file, np.uint8, mode="r")
   has_checksum = len(content) > stored.offset + stored.nbytes
-  if has_checksum and _crc32(content[:-4]) != bytes(content[-4:]):
-    part = "the checksum at its end"
-    refuse(path, part, "that of another content", "an undamaged file")
+  if has_checksum:
+    checksum = bytes(content[-4:])
+    if checksum != _crc32(content[:-4]):
+      part = "the checksum at its end"
+      refuse(path, part, "that of another content", "an undamaged file")
+
   features_CxE = np.asarray(stored, np.float32)
   _check(path, features_CxE, PromptFileError)
+  # In float64, where the square of a large float32 is finite.
   norms_Cx1 = np.linalg.norm(features_CxE.astype(np.float64), axis=-1, keepdims=True)
-  return ClassFeatures((features_CxE / norms_Cx1).astype(np.float32))
+  unit_CxE = (features_CxE / norms_Cx1).astype(np.float32)
+  return ClassFeatures(unit_CxE)
 
 
 def write_detic(
@@ -217,19 +239,25 @@ def write_detic(
 ) -> None:
   """Writes the `.npy` file, float16 [C,E], that Detic loads as `ZEROSHOT_WEIGHT_PATH`.
 
-  Detic normalises the rows; those of the published files are the text tower's output.
-  They are in ascending order of the annotation's category ids. NumPy ignores the
-  checksum at the end.
+  A CRC-32 follows the array, which NumPy ignores.
+
+  Args:
+    path: file to write.
+    features_CxE: a row for each category, in ascending order of the ids. Rows may have
+      any norm: Detic normalises them, and those of its published files are the text
+      tower's output.
 
   Raises:
     ClassFeatureError: values that are not finite in float16, or a row of zeros.
   """
+  # A value beyond float16 becomes infinite, which `_check` refuses.
   with np.errstate(over="ignore"):
     half_CxE = np.ascontiguousarray(features_CxE, np.float16)
   _check(path, half_CxE)
-  content = io.BytesIO()
-  np.save(content, half_CxE, allow_pickle=False)
-  write_file(path, content.getvalue() + _crc32(content.getvalue()))
+  file = io.BytesIO()
+  np.save(file, half_CxE, allow_pickle=False)
+  content = file.getvalue()
+  write_file(path, content + _crc32(content))
 
 
 def write_open_clip(
@@ -273,16 +301,25 @@ def write_open_clip(
 
 def _check(
   path: str | os.PathLike,
-  features_CxE: np.ndarray,
+  features_CxE: Float[np.ndarray, "C E"],
   error: type[Exception] = ClassFeatureError,
 ) -> None:
-  """Raises `error` for features that are not finite, or for a row of zeros."""
+  """Checks that features have a direction, so that cosines to them are numbers.
+
+  Args:
+    path: file of the features, for the message.
+    features_CxE: a row for each class.
+    error: class of the error to raise.
+
+  Raises:
+    ClassFeatureError, or `error`: a value is not finite, or a row is all zeros.
+  """
   if not np.isfinite(features_CxE).all():
     raise error(f"{path}: features are not finite; accepted: finite values")
-  nonzero_C = features_CxE.any(axis=-1)
-  if not nonzero_C.all():
-    zero = int(np.argmin(nonzero_C))
-    raise error(f"{path}: features of class {zero} are all zero; accepted: other rows")
+  is_zero_C = ~features_CxE.any(axis=-1)
+  if is_zero_C.any():
+    first = int(np.argmax(is_zero_C))
+    raise error(f"{path}: features of class {first} are all zero; accepted: other rows")
 
 
 def _crc32(content: Any) -> bytes:

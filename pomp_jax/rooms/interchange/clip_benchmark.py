@@ -28,18 +28,32 @@ _PART_CHARACTERS = 80  # of a file name
 
 
 def write(folder: Path, results: Mapping[str, Any]) -> None:
-  """Writes `clip_benchmark.csv`, and `clip_benchmark/` with a file per set and prompt."""
+  """Writes the records of an evaluation in CLIP_benchmark's two forms.
+
+  `clip_benchmark/` gets a JSON file for each set and prompt. `clip_benchmark.csv` gets
+  a row for each, as the command `clip_benchmark build` makes from the files.
+
+  Args:
+    folder: folder of the run.
+    results: content of `results.json`.
+  """
   records = benchmark_records(results)
-  files = folder / "clip_benchmark"
-  remove_folder(files)  # an earlier evaluation may have left records of other prompts
-  files.mkdir()
-  for name, record in records.items():
-    write_json(files / f"{name}.json", record, checksum=False)
+
+  json_folder = folder / "clip_benchmark"
+  # An earlier evaluation may have left records of other prompts.
+  remove_folder(json_folder)
+  json_folder.mkdir()
+  for stem, record in records.items():
+    write_json(json_folder / f"{stem}.json", record, checksum=False)
+
   rows = []
   for record in records.values():
-    row = record["metrics"] | record
-    row["model_fullname"] = f"{record['model']} {record['pretrained']}"
-    rows.append([row[column] for column in _COLUMNS])
+    values = {
+      **record,
+      **record["metrics"],
+      "model_fullname": f"{record['model']} {record['pretrained']}",
+    }
+    rows.append([values[column] for column in _COLUMNS])
   write_csv(folder / "clip_benchmark.csv", _COLUMNS, rows)
 
 

@@ -53,14 +53,24 @@ class Upload(Group):
   )
 
   def check_in(self, config: Any) -> None:
-    """Checks that a prompt can be uploaded so."""
+    """Checks that the prompt of `export` can be uploaded, if a repository is named.
+
+    Raises:
+      ConfigError: the repository or the licence has another form, or a field of
+        `export` asks for something else than an upload as npz.
+    """
     if not self.hub:
       return
     assert isinstance(config, ExportConfig)
-    export, where = config.export, "where export.hub is given"
+    export = config.export
+    where = "where export.hub is given"
     require(is_hub(self.hub), "export.hub", self.hub, "hf:OWNER/NAME")
     require(export.format == "npz", "export.format", export.format, f"npz {where}")
     require(not export.output, "export.output", export.output, f"'' {where}")
-    accepted = "a licence by the hub's identifiers, such as mit, cc-by-4.0, other"
-    known = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license)
-    require(known, "export.license", self.license, f"{accepted}, {where}")
+
+    # The hub shows a licence by its identifier. An unknown one is the user's affair.
+    has_form = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license)
+    accepted = (
+      "a licence by the hub's identifiers, such as mit, cc-by-4.0, other, " + where
+    )
+    require(has_form, "export.license", self.license, accepted)

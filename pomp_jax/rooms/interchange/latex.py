@@ -41,15 +41,24 @@ _BREAK = ", "  # where a heading has a line's end
 
 
 def latex(report: Report) -> str:
-  """Formats the brief sections as floats, below a comment that names their packages.
+  """Formats the brief sections of a report, those that a paper would have.
 
-  Absolute paths are cut to their last name.
+  A table becomes a float. The text of a section without a table becomes a comment. The
+  first comment names the packages that the tables need.
+
+  Args:
+    report: report of a job. Its absolute paths are cut to their last name.
+
+  Returns:
+    LaTeX to be included by \\input, without a preamble.
   """
   parts = [_comment(report.title, report.text), _HEADER]
   for section in report.sections:
-    if section.brief and section.table:
+    if not section.brief:
+      continue
+    if section.table:
       parts += _tables(section)
-    elif section.brief:
+    else:
       parts.append(_comment(section.title, section.text, *section.notes))
   return "\n\n".join(parts) + "\n"
 
@@ -153,17 +162,23 @@ def _part(table: Table, row: int) -> str:
 
 
 def _headings(table: Table, upright: bool) -> list[str]:
-  """Headings broken behind commas; if upright, all but the first stand."""
+  """LaTeX of a table's headings.
+
+  A heading has a line's end behind each comma. If `upright`, it is one line that is
+  turned by 90 degrees, except for the first column's, which has the width of its names.
+  """
   texts = []
   for column, heading in enumerate(headings(table)):
     parts = [_escaped(part) for part in heading.split(_BREAK)]
-    if upright and column:
-      texts.append(rf"\rotatebox{{90}}{{{_BREAK.join(parts)}}}")
+    is_turned = upright and column > 0
+    if is_turned:
+      line = _BREAK.join(parts)
+      texts.append(rf"\rotatebox{{90}}{{{line}}}")
     elif len(parts) > 1:
-      stacked = r" \\ ".join(parts)
-      texts.append(rf"\shortstack{{{stacked}}}")
+      lines = r" \\ ".join(parts)
+      texts.append(rf"\shortstack{{{lines}}}")
     else:
-      texts += parts
+      texts.append(parts[0])
   return texts
 
 

@@ -78,11 +78,15 @@ def parse(name: str | os.PathLike) -> tuple[str, str | None, str]:
 
 
 def load_from_hub(name: str | os.PathLike) -> Prompt:
-  """Loads the prompt that `hf:OWNER/NAME` names.
+  """Downloads and loads a prompt.
+
+  Args:
+    name: `hf:OWNER/NAME[@REVISION][/FILE]`, see `parse`.
 
   Raises:
-    HubError: a file that is neither on the hub nor in the cache, or may not be read.
-    PromptFileError: a file that is no prompt.
+    HubError: the file is neither on the hub nor in the cache, or may not be read.
+    PromptFileError: the file is no prompt, or is a torch checkpoint, which is not read
+      from the hub whatever its suffix.
   """
   file = _download(name)
   if prompt_file.format_of_content(file) == "pth":
@@ -90,9 +94,9 @@ def load_from_hub(name: str | os.PathLike) -> Prompt:
   try:
     return prompt_file.load_prompt(file)
   except prompt_file.PromptFileError as error:
-    raise prompt_file.PromptFileError(
-      f"{name}: {str(error).removeprefix(f'{file}: ')}"
-    ) from error
+    # Name the file as the user did, not its copy in the cache.
+    reason = str(error).removeprefix(f"{file}: ")
+    raise prompt_file.PromptFileError(f"{name}: {reason}") from error
 
 
 def _download(name: str | os.PathLike) -> pathlib.Path:
@@ -246,9 +250,14 @@ def push_prompt(
 
 
 def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
-  """Reads `results.json` beside a prompt file, `path` of `load_prompt`.
+  """Reads `results.json` beside a prompt file.
 
-  Returns {} unless the folder is of the run that learned the prompt.
+  Args:
+    path: file or folder of the prompt, as of `load_prompt`.
+    prompt: its content.
+
+  Returns:
+    The results; {} unless the folder is of the run that learned the prompt.
 
   Raises:
     RunFolderError: the file is damaged.
@@ -265,16 +274,26 @@ def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
     return {}  # the run has learned another prompt
   results = read_json(run.results)
   is_training = isinstance(results, dict) and results.get("job") == "pretrain"
-  return results if is_training and "eval" in results else {}
+  if not is_training or "eval" not in results:
+    return {}
+  return results
 
 
 def check_upload(name: str | os.PathLike, private: bool = False) -> str:
-  """Checks that an upload to `hf:OWNER/NAME` may succeed, and returns `OWNER/NAME`.
+  """Checks, before a job computes anything, that its upload may succeed.
+
+  Args:
+    name: `hf:OWNER/NAME`. The repository is created if it does not exist.
+    private: whether the repository must not be public.
+
+  Returns:
+    The repository, `OWNER/NAME`.
 
   Raises:
     HubError: another form of a name, no token, no answer of the hub, or a public
       repository where a private one is wanted.
   """
+  # Imported here, since most commands do without the hub.
   from huggingface_hub import HfApi, get_token
   from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -285,17 +304,18 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
     )
   if not get_token():
     raise HubError(f"{name}: an upload needs {_LOG_IN}")
+
   with _as_hub_error(name, HubError):
     try:
-      is_private = HfApi().model_info(repository, timeout=_TIMEOUT).private
+      info = HfApi().model_info(repository, timeout=_TIMEOUT)
     except RepositoryNotFoundError as error:
-      if _status_of(error) == 401:  # with a token that the hub knows it is 404
+      # The hub answers 404 if it knows the token, and 401 if it does not.
+      if _status_of(error) == 401:
         raise
+      # The upload creates the repository, private or not.
       return repository
-    if private and not is_private:
-      raise HubError(
-        f"{name}: the repository is public, expected a private or a new one"
-      )
+  if private and not info.private:
+    raise HubError(f"{name}: the repository is public, expected a private or a new one")
   return repository
 
 

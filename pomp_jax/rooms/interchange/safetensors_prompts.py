@@ -25,18 +25,30 @@ from pomp_jax.rooms.interchange.torch_archive import context_name
 
 
 def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
-  """Encodes the tensor `context`, with text fields, version and CRC-32 as metadata.
+  """Encodes a prompt as a safetensors file.
+
+  Args:
+    context: context vectors, float32 [M,D] or [N,M,D], the tensor `context`.
+    text: text fields of the prompt, which become metadata beside the format version
+      and a CRC-32.
+
+  Returns:
+    Content of the file.
 
   Raises:
-    UnicodeEncodeError: a text that is not Unicode.
+    UnicodeEncodeError: a text has a lone surrogate, which is no Unicode.
   """
+  # The library writes such a text without an error, and can't read the file again.
+  for value in text.values():
+    value.encode()
   metadata = {
     **text,
     "format_version": str(FORMAT_VERSION),
     "crc32": _crc32(context, text),
   }
-  "".join(text.values()).encode()  # raises, which the library does not
-  return safetensors.numpy.save({"context": np.ascontiguousarray(context)}, metadata)
+  # The library writes an array's memory, whatever its strides.
+  tensors = {"context": np.ascontiguousarray(context)}
+  return safetensors.numpy.save(tensors, metadata)
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:

@@ -264,30 +264,43 @@ class TorchArchive(contextlib.AbstractContextManager):
 def open_torch(path: Path) -> Iterator[weights.Weights]:
   """Opens the weights of a state dict, of a training checkpoint, or of TorchScript.
 
+  Args:
+    path: the file, a torch archive.
+
+  Yields:
+    Shapes of the tensors, a function that reads one as float32, and the texts beside
+    the state dict.
+
   Raises:
-    ClipError: a file that is missing, damaged, or without tensors.
+    ClipError: a file that is missing, damaged, or without tensors; while a tensor is
+      read, one that is damaged or has no floats.
   """
+  accepted = "a state dict of weights"
   with TorchArchive(path) as archive:
-    value = archive.value
-    text: dict[str, str] = {}  # beside the state dict
-    if isinstance(value, dict):
-      text = {name: item for name, item in value.items() if isinstance(item, str)}
+    content = archive.value
+    texts: dict[str, str] = {}
+    if isinstance(content, dict):
+      for name, item in content.items():
+        if isinstance(item, str):
+          texts[name] = item
+    # A training checkpoint has the state dict under one of these names.
     for name in _STATE_DICTS:
-      if isinstance(value, dict) and isinstance(value.get(name), dict):
-        value = value[name]
-    accepted = "a state dict of weights"
+      if isinstance(content, dict) and isinstance(content.get(name), dict):
+        content = content[name]
+
     try:
-      tensors = dict(_named_tensors(value))
+      tensors = dict(_named_tensors(content))
     except RecursionError:
       weights.refuse(path, "the checkpoint", "a module inside itself", accepted)
     if not tensors:
-      kind = value.name if isinstance(value, PickledObject) else type(value).__name__
+      kind = type(content).__name__
+      if isinstance(content, PickledObject):
+        kind = content.name
       weights.refuse(path, "the checkpoint", f"a {kind} without tensors", accepted)
     # Distributed training wraps the model in another module.
-    if all(name.startswith("module.") for name in tensors):
-      tensors = {
-        name.removeprefix("module."): tensor for name, tensor in tensors.items()
-      }
+    prefix = "module."
+    if all(name.startswith(prefix) for name in tensors):
+      tensors = {name.removeprefix(prefix): tensors[name] for name in tensors}
 
     def read(name: str) -> np.ndarray:
       values = archive.array(tensors[name], name)
@@ -296,21 +309,39 @@ def open_torch(path: Path) -> Iterator[weights.Weights]:
       return np.asarray(values, np.float32)
 
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    yield weights.Weights(str(path), shapes, read, text)
+    yield weights.Weights(str(path), shapes, read, texts)
 
 
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]:
-  """Yields the tensors of a state dict, or of a TorchScript module and its submodules."""
-  children: dict[Any, Any] = {}
+  """Yields the tensors of a state dict, or of a TorchScript module and its submodules.
+
+  A dict inside a state dict has no weights, such as the state of an optimizer, and is
+  skipped.
+
+  Args:
+    value: content of a torch archive, or a part of it.
+    name: dotted name of the part; "" for the whole.
+
+  Yields:
+    Dotted name and tensor.
+
+  Raises:
+    RecursionError: a module is inside itself.
+  """
   if isinstance(value, StoredTensor):
     yield name, value
-  elif isinstance(value, PickledObject) and value.name.startswith("__torch__."):
+    return
+  is_module = isinstance(value, PickledObject) and value.name.startswith("__torch__.")
+  if is_module:
     children = value.attributes
   elif isinstance(value, dict) and not name:
     children = value
+  else:
+    return
   for key, child in children.items():
     if isinstance(key, str):
-      yield from _named_tensors(child, f"{name}.{key}" if name else key)
+      child_name = f"{name}.{key}" if name else key
+      yield from _named_tensors(child, child_name)
 
 
 def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
@@ -345,7 +376,14 @@ def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads the context of a checkpoint as float32, and our fields beside it.
+  """Reads a prompt of a torch checkpoint.
+
+  Args:
+    path: the file: CoOp's, POMP's, a whole model's, or one of our own.
+
+  Returns:
+    `context`, float32 [M,D] or [N,M,D]; class tokens where the file has some; and the
+    fields that our files have beside them.
 
   Raises:
     PromptFileError: a file that is missing, damaged, or has no context of floats.
@@ -356,15 +394,18 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
       refuse(path, field, _kind(tensor), "a tensor [M, D] or [N, M, D]")
     context = archive.array(tensor, field)
     class_tokens = _class_tokens(archive, context.shape[-1:])
-    ours = archive.value.get(_OURS, OF_OTHERS)
+    our_fields = archive.value.get(_OURS, OF_OTHERS)
   if context.dtype.kind != "f":
     refuse(path, field, f"{context.dtype} {list(context.shape)}", "a float tensor")
+  if not isinstance(our_fields, dict):
+    refuse(path, _OURS, _kind(our_fields), "a dict")
+
   with np.errstate(over="ignore"):  # infinities are refused later
     context = context.astype(np.float32, order="C")
-  if not isinstance(ours, dict):
-    refuse(path, _OURS, _kind(ours), "a dict")
-  more = {} if class_tokens is None else {CLASS_TOKENS: class_tokens}
-  return {**ours, "context": context, **more}
+  prompt = {**our_fields, "context": context}
+  if class_tokens is not None:
+    prompt[CLASS_TOKENS] = class_tokens
+  return prompt
 
 
 def _class_tokens(archive: TorchArchive, width: tuple[int, ...]) -> np.ndarray | None:

@@ -84,7 +84,10 @@ class Wandb(Tracker):
 
   @contextlib.contextmanager
   def _stop_on_error(self) -> Iterator[None]:
-    """Turns an error into a warning, after which nothing is sent."""
+    """Context that turns an error of wandb into a warning.
+
+    Nothing is sent after it: a training must not end because its tracker does.
+    """
     try:
       yield
     except Exception as error:  # whatever a library of this size may raise
@@ -93,8 +96,9 @@ class Wandb(Tracker):
       log.warning(
         "wandb: nothing more is sent (%s); the training continues without", reason
       )
+      # Otherwise wandb reports the same error again when the process exits.
       with contextlib.suppress(Exception):
-        sys.modules["wandb"].teardown()  # else it reports the same error at exit
+        sys.modules["wandb"].teardown()
 
 
 def _start_wandb(folder: RunFolder, config: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import functools
 import itertools
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 import numpy as np
@@ -148,6 +148,39 @@ def is_waffle(name: str) -> bool:
   return _WAFFLE.fullmatch(name) is not None
 
 
+class _WaffleSizes(NamedTuple):
+  """Sizes of WaffleCLIP's texts."""
+
+  words: int  # in a text of words
+  letters_of_word: int  # a longer word is cut
+  runs: int  # of characters, in a text of characters
+  letters_of_run: int
+
+
+def _waffle_sizes(classes: Sequence[str]) -> _WaffleSizes:
+  """Sizes by means over the names of the classes, rounded as in WaffleCLIP's code."""
+  n_words = []
+  longest = []
+  mean_lengths = []
+  for name in classes:
+    lengths = [len(word) for word in normalized_name(name).split(" ")]
+    n_words.append(len(lengths))
+    longest.append(max(lengths))
+    mean_lengths.append(np.mean(lengths))
+  n_spaces = [n - 1 for n in n_words]
+  n_runs = round(np.mean(n_spaces)) + 1
+  # Letters of all runs together, increased to a multiple of their number. A multiple
+  # gets one letter a run more.
+  n_letters = int(np.ceil(np.mean(longest)))
+  letters_of_run = (n_letters + n_runs - n_letters % n_runs) // n_runs
+  return _WaffleSizes(
+    words=max(round(np.mean(n_words)), 1),
+    letters_of_word=round(np.mean(mean_lengths)),
+    runs=n_runs,
+    letters_of_run=letters_of_run,
+  )
+
+
 @functools.cache
 def waffle_texts(
   seed: int,
@@ -165,32 +198,31 @@ def waffle_texts(
     words: words to draw from.
     characters: characters to draw from.
     classes: names of the classes.
+
+  Returns:
+    2 * _PAIRS texts with a {} for the name, of words and of characters in turn.
   """
+  sizes = _waffle_sizes(classes)
+  short_words = [word[: sizes.letters_of_word] for word in words]
   rng = np.random.RandomState(seed)
-  names = [normalized_name(name).split(" ") for name in classes]
-  lengths = [[len(word) for word in name] for name in names]
-  # Means of N numbers, rounded as there.
-  n_words = max(round(np.mean([len(name) for name in names])), 1)
-  n_runs = round(np.mean([len(name) - 1 for name in names])) + 1
-  n_letters = int(np.ceil(np.mean([max(word_lengths) for word_lengths in lengths])))
-  n_letters = (n_letters + n_runs - n_letters % n_runs) // n_runs
-  n_kept = round(np.mean([np.mean(word_lengths) for word_lengths in lengths]))
-  short_words = [word[:n_kept] for word in words]
 
   def draw(items: Sequence[str]) -> str:
     # `choice` without replacement draws so too, but checks more.
     return items[rng.permutation(len(items))[0]]
 
-  texts = []
   # All classes draw, and one of them gives its texts to all.
-  for _ in range(len(names) * _PAIRS):
-    texts.append(" ".join(draw(short_words) for _ in range(n_words)))
+  texts = []
+  for _ in range(len(classes) * _PAIRS):
+    drawn_words = [draw(short_words) for _ in range(sizes.words)]
+    texts.append(" ".join(drawn_words))
     runs = []
-    for _ in range(n_runs):
-      runs.append("".join(draw(characters) for _ in range(n_letters)))
+    for _ in range(sizes.runs):
+      letters = [draw(characters) for _ in range(sizes.letters_of_run)]
+      runs.append("".join(letters))
     texts.append(", ".join(runs))
-  first = 2 * _PAIRS * rng.choice(len(names))
-  texts_of_class = texts[first : first + 2 * _PAIRS]
+  n_texts = 2 * _PAIRS
+  first = n_texts * rng.choice(len(classes))
+  texts_of_class = texts[first : first + n_texts]
   return tuple(f"A photo of a {{}}, {_verb(text)} {text}." for text in texts_of_class)
 
 

@@ -137,26 +137,39 @@ def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
   """
   if is_waffle(item):
     return Waffle(item)
-  if item.endswith(".json") and is_prompt_file(item) and " + " not in item:
+  is_mixture = " + " in item
+  if item.endswith(".json") and is_prompt_file(item) and not is_mixture:
     return read_descriptions(item)
-  parts = [_weight(part) for part in item.split(" + ")]
-  weights = [weight for weight, _ in parts]
-  names = [name for _, name in parts]
-  if len(names) == 1 or (is_prompt_file(item) and not is_hub(item)):
+  if not is_mixture:
     return None
+  if is_prompt_file(item) and not is_hub(item):
+    # A file whose path has the signs of a mixture.
+    return None
+
+  names = []
+  weights = []
+  for part in item.split(" + "):
+    weight, name = _weight(part)
+    names.append(name)
+    if weight is not None:
+      weights.append(weight)
+  all_have_weights = len(weights) == len(names)
   # A text may contain the signs too. It is one unless each part has a weight, or one is
   # a name.
-  if item.count("{}") == 1 and None in weights and not any(map(_is_name, names)):
+  is_text = item.count("{}") == 1
+  if is_text and not all_have_weights and not any(map(_is_name, names)):
     return None
-  numbers = [weight for weight in weights if weight is not None]
-  has_weights = len(numbers) == len(names) and all(0 < x < math.inf for x in numbers)
-  require(has_weights or (chosen and not numbers), field, item, _TAKES)
-  prompts_of_parts = [named_prompts.read_prompts([name], field) for name in names]
-  require(all(len(prompts) == 1 for prompts in prompts_of_parts), field, item, _TAKES)
-  named_parts = []
-  for name, [named] in zip(names, prompts_of_parts, strict=True):
-    named_parts.append(named._replace(label=name))
-  return Mixture(named_parts, numbers)
+
+  are_positive = all(0 < weight < math.inf for weight in weights)
+  lacks_weights = not weights and chosen
+  require((all_have_weights and are_positive) or lacks_weights, field, item, _TAKES)
+  parts = []
+  for name in names:
+    prompts = named_prompts.read_prompts([name], field)
+    # A name may stand for several prompts, such as a folder of checkpoints.
+    require(len(prompts) == 1, field, item, _TAKES)
+    parts.append(prompts[0]._replace(label=name))
+  return Mixture(parts, weights)
 
 
 def _weight(part: str) -> tuple[float | None, str]:

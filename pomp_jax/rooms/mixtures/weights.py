@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.config import WORLD
-from pomp_jax.config.errors import require
+from pomp_jax.config.errors import ConfigError
 from pomp_jax.config.fields import Clip, Data, Eval
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
@@ -25,7 +25,8 @@ from pomp_jax.rooms.mixtures.prompts import Mixture, mixed
 log = logging.getLogger(__name__)
 
 # Steps of the grid from one part to the other, and between more than two.
-_STEPS, _STEPS_OF_MORE = 10, 4
+_STEPS = 10
+_STEPS_OF_MORE = 4
 
 
 class Weights:
@@ -34,36 +35,60 @@ class Weights:
   def __init__(
     self, prompts: Sequence[NamedPrompt], clip: Clip, data: Data, evaluation: Eval
   ):
-    """Opens the validation images of `config.data` if one is needed; ConfigError for
-    none."""
-    self._prompts, self._clip, self._data, self._source = prompts, clip, data, None
-    self._open = [
-      x for x in prompts if isinstance(x.prompt, Mixture) and not x.prompt.weights
-    ]
-    if self._open:
-      # The world's pictures are those of its own CLIP.
-      fits = clip.model == WORLD or data.source != WORLD
-      expected = (
+    """Opens the validation images of `config.data`, if a mixture lacks weights.
+
+    Args:
+      prompts: prompts of the job, mixtures and others.
+      clip: name of the CLIP.
+      data: source of the validation images.
+      evaluation: number of validation images, and the template of their classes.
+
+    Raises:
+      ConfigError: a mixture lacks weights, and there are no validation images.
+      InputError: the images or their class list are unusable.
+    """
+    self._prompts = prompts
+    self._clip = clip
+    self._data = data
+    self._source: Any = None
+    self._unweighted: list[NamedPrompt] = []
+    for named in prompts:
+      if isinstance(named.prompt, Mixture) and not named.prompt.weights:
+        self._unweighted.append(named)
+    if not self._unweighted:
+      return
+
+    # The world's pictures are those of its own CLIP.
+    fits_clip = clip.model == WORLD or data.source != WORLD
+    if not fits_clip or not opening.has_validation(data):
+      accepted = (
         "weights, such as 0.5*A + 0.5*B, where config.data has no validation images"
       )
-      is_there = fits and opening.has_validation(data)
-      require(is_there, "evaluate.prompts", self._open[0].label, expected)
-      self._source = opening.open_source(data, "validation", n_images=evaluation.images)
-      self._classes = opening.class_list(data, evaluation.template, self._source.names)
+      raise ConfigError("evaluate.prompts", self._unweighted[0].label, accepted)
+    self._source = opening.open_source(data, "validation", n_images=evaluation.images)
+    self._classes = opening.class_list(data, evaluation.template, self._source.names)
 
   def check(self) -> None:
-    """Raises InputError for a mixture that does not fit the validation images."""
-    if self._source is not None:
-      model = self._clip.model
-      config, tokenizer = opening.clip_config_and_tokenizer(
-        model, self._clip.image_tower
-      )
-      opening.check_features(self._source, model, config)
-      names = [(name,) for name in self._classes.names]
-      for label, mixture, _ in self._open:
-        where = f"{label}, validation images"
-        check_prompt(NamedPrompt(where, mixture), names, config, model)
-        check_lengths(mixture, self._classes, tokenizer, config.text_config, where)
+    """Checks that mixtures without weights fit the validation images.
+
+    Raises:
+      InputError: the images have stored features of another CLIP, or a part of a
+        mixture misfits the CLIP, or the validation classes and their lengths.
+    """
+    if self._source is None:
+      return
+    model = self._clip.model
+    clip_config, tokenizer = opening.clip_config_and_tokenizer(
+      model, self._clip.image_tower
+    )
+    opening.check_features(self._source, model, clip_config)
+    # A validation class has one name.
+    synonyms = [(name,) for name in self._classes.names]
+    for named in self._unweighted:
+      label = f"{named.label}, validation images"
+      mixture = named.prompt
+      check_prompt(NamedPrompt(label, mixture), synonyms, clip_config, model)
+      check_lengths(mixture, self._classes, tokenizer, clip_config.text_config, label)
 
   def key(self, encoder: Encoder) -> list[str]:
     """What the weights depend on beside the prompts; nothing if all are given."""

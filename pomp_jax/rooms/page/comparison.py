@@ -62,7 +62,12 @@ class Comparison:
     self._features = ArrayCache(in_memory=_MOST_FEATURES)
 
   def under(self, prompts: Sequence[NamedPrompt]) -> "Comparison":
-    """The same under other prompts, with what is computed by now.
+    """Returns this comparison with other prompts.
+
+    Both share the encoder and the features that are computed by now.
+
+    Args:
+      prompts: prompts side by side, in the place of the present ones.
 
     Raises:
       FormError: a prompt is of one list of classes, or misfits the CLIP.
@@ -73,11 +78,12 @@ class Comparison:
         problem = "is of one list of classes, expected one that fits any names"
         raise FormError(f"{named.label}: {problem}")
       try:
+        # No names yet: a visitor enters them.
         named_prompts.check_prompt(named, (), clip.config, clip.name)
       except PromptFileError as error:
+        # A visitor must not learn the folders of this machine.
         raise FormError(without_folders(str(error))) from error
-    # A shallow copy: both have the encoder and the features of names.
-    other = copy.copy(self)
+    other = copy.copy(self)  # shallow, so that the cache of features is shared
     other.prompts = list(prompts)
     return other
 

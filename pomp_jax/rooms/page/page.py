@@ -42,20 +42,34 @@ _SECONDS = 0.2
 
 
 def check(config: PageConfig, workdir: str) -> None:
-  """Checks libraries, prompts, folder and port; writes nothing."""
+  """Checks libraries, prompts, folder and port; writes nothing.
+
+  Args:
+    config: config of the job.
+    workdir: ignored, since the page writes nothing.
+
+  Raises:
+    InputError: a library is missing, or a field, a prompt or the address is unusable.
+  """
   for library in _LIBRARIES:
     if importlib.util.find_spec(library) is None:
       raise InputError(f"the page needs {library}: pip install 'pomp-jax[page]'")
-  page, model = config.page, config.clip.model
+
+  page = config.page
+  clip_model = config.clip.model
   if is_bucket(page.runs):
     raise ConfigError("page.runs", page.runs, "a local folder")
   if REGIONS_ON_PAGE:
-    REGIONS_ON_PAGE.open().check(page, model)
-  clip_config = opening.clip_config(model)
+    REGIONS_ON_PAGE.open().check(page, clip_model)
+
+  clip_config = opening.clip_config(clip_model)
   for named in read_prompts(page.prompts, "page.prompts"):
     if of_one_list(named.prompt):
       raise ConfigError("page.prompts", named.label, "a prompt that fits any names")
-    check_prompt(named, (), clip_config, model)
+    # No names yet: a visitor enters them.
+    check_prompt(named, (), clip_config, clip_model)
+
+  # Opens the port to see whether it can be opened.
   _listen(page.host, page.port).close()
 
 
@@ -106,13 +120,22 @@ def run(config: PageConfig, _: str) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-  """Opens a port, 0 for a free one; ConfigError: no such address, or the port is in
-  use."""
+  """Opens a port.
+
+  Args:
+    host: address of this machine, IPv4 or IPv6, or its name.
+    port: number of the port; 0 for a free one.
+
+  Raises:
+    ConfigError: this machine has no such address, or the port is in use or reserved.
+  """
+  # Only an IPv6 address has colons.
   family = socket.AF_INET6 if ":" in host else socket.AF_INET
   try:
     return socket.create_server((host, port), family=family)
   except OSError as error:
-    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+    is_wrong_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+    if is_wrong_port:
       expected = f"a free port of {host!r} ({error.strerror})"
       raise ConfigError("page.port", port, expected) from error
     expected = f"an address of this machine ({error.strerror})"

@@ -274,7 +274,16 @@ def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -
 
 
 def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
-  """A regular file of a folder that is not too large; None for a link, or below one."""
+  """A regular file below a folder, which anybody may have written.
+
+  Args:
+    folder: folder of the run.
+    *names: folders below it, and the file.
+
+  Returns:
+    The file's path. None if it is missing, no regular file or larger than _MAX_BYTES,
+    or if any of the names is a link, which could lead out of the folder.
+  """
   path = folder
   try:
     for name in names:
@@ -282,7 +291,7 @@ def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
       status = path.lstat()
       if stat.S_ISLNK(status.st_mode):
         return None
-  except (OSError, ValueError):
+  except (OSError, ValueError):  # ValueError: a name with a NUL
     return None
   if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
     return None
@@ -292,32 +301,50 @@ def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
 def read_file(
   folder: pathlib.Path, *names: str, most: int = _MAX_BYTES
 ) -> bytes | None:
-  """The first bytes of a file as `_file` finds it, at most `most`.
+  """Reads the first bytes of a file of a run.
 
-  A link that just took its place is not followed.
+  Args:
+    folder: folder of the run.
+    *names: folders below it, and the file.
+    most: number of bytes to read, at most.
+
+  Returns:
+    The bytes; None if `_file` does not find a regular file, or it can't be read.
   """
   path = _file(folder, *names)
-  with contextlib.suppress(OSError):
-    if path is not None:
-      with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        return file.read(most)
-  return None
+  if path is None:
+    return None
+  try:
+    # O_NOFOLLOW: a link may have taken the file's place since `_file` looked.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with open(descriptor, "rb") as file:
+      return file.read(most)
+  except OSError:
+    return None
 
 
 def _json(folder: pathlib.Path, name: str, most: int = _MAX_BYTES) -> dict[str, Any]:
-  """A JSON object, empty if there is no such file.
+  """Reads a JSON object of a run, which anybody may have written.
+
+  Args:
+    folder: folder of the run.
+    name: name of the file.
+    most: largest size of the file, bytes.
+
+  Returns:
+    The object, empty if `read_file` finds no such file.
 
   Raises:
-    RunFileError: the file holds something else, or more than `most` bytes.
+    RunFileError: the file is larger, damaged, or holds no JSON object of Unicode texts.
   """
+  content = read_file(folder, name, most=most + 1)
+  if content is None:
+    return {}
+  if len(content) > most:
+    raise RunFileError(f"{name}: too large, expected at most {most // 2**10:,} KiB")
   try:
-    content = read_file(folder, name, most=most + 1)
-    if content is None:
-      return {}
-    if len(content) > most:
-      raise RunFileError(f"{name}: too large, expected at most {most // 2**10:,} KiB")
     value = parse_json(content, name)
-    # Fails for a lone surrogate.
+    # JSON may have lone surrogates, which the page could not encode.
     json.dumps(value, ensure_ascii=False).encode()
   except UnicodeEncodeError as error:
     raise RunFileError(

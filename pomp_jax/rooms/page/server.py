@@ -138,22 +138,25 @@ def make_app(
   app.config["MAX_CONTENT_LENGTH"] = int(fields.max_upload * _MIB) + _FORM_BYTES
   app.config["MAX_FORM_MEMORY_SIZE"] = _FORM_BYTES
   app.config["MAX_FORM_PARTS"] = 20
-  app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+  app.jinja_env.trim_blocks = True
+  app.jinja_env.lstrip_blocks = True
+
   page = _Page(comparison, fields, turns, examples or {})
   app.before_request(functools.partial(_check_origin, fields.host, fields.hosts))
   app.after_request(_secure)
   app.register_error_handler(Exception, page.fail)
-  tabs = {
-    "classify": "/",
-    "regions": "/regions",
-    "runs": "/runs",
-    "reports": "/reports",
-  }
-  if comparison.regions is None:
-    del tabs["regions"]
-  app.jinja_env.globals |= {"tabs": tabs, "limits": fields, "longest": form.LONGEST}
-  for tab in tabs.keys() & {"classify", "regions"}:
-    app.add_url_rule(tabs[tab], tab, page.enter, methods=["GET", "POST"])
+
+  # Tabs with a form come first; "/" is the first tab.
+  form_tabs = {"classify": "/"}
+  if comparison.regions is not None:
+    form_tabs["regions"] = "/regions"
+  for tab, rule in form_tabs.items():
+    app.add_url_rule(rule, tab, page.enter, methods=["GET", "POST"])
+  tabs = {**form_tabs, "runs": "/runs", "reports": "/reports"}
+  app.jinja_env.globals["tabs"] = tabs
+  app.jinja_env.globals["limits"] = fields
+  app.jinja_env.globals["longest"] = form.LONGEST
+
   for rule, view in (
     ("/picture/<key>", page.picture),
     ("/runs", page.run_list),
@@ -163,11 +166,11 @@ def make_app(
     ("/report/<path:name>", page.report),
   ):
     app.add_url_rule(rule, view.__name__, view)
-  for name, kind in (("style.css", "text/css"), ("page.js", "text/javascript")):
+
+  for name, mimetype in (("style.css", "text/css"), ("page.js", "text/javascript")):
     content = pathlib.Path(app.root_path, "templates", name).read_text()
-    app.add_url_rule(
-      f"/{name}", name, functools.partial(Response, content, mimetype=kind)
-    )
+    answer = functools.partial(Response, content, mimetype=mimetype)
+    app.add_url_rule(f"/{name}", name, answer)
   return app
 
 
@@ -218,7 +221,9 @@ class _Page:
           entered |= examples[example]
         else:
           image = self._image(entered)
-          comparison = self._chosen(entered["templates"], offered, **picked)
+          comparison = self._chosen(
+            entered["templates"], offered, picked["prompt"], picked["run"]
+          )
           names = form.read_names(entered["names"], self._limits.max_names)
           with self._turns.turn():
             results = self._compute(tab, comparison, image, names, entered["boxes"])
@@ -288,33 +293,56 @@ class _Page:
     self,
     templates: str,
     offered: dict[str, runs.Run],
-    prompt: list[str],
-    run: list[str],
+    labels: list[str],
+    run_names: list[str],
   ) -> Comparison:
-    """The comparison under some of its prompts, and those of runs and texts."""
-    unknown = [name for name in run if name not in offered]
-    if unknown:
-      raise FormError(f"prompts: there is no run {quoted(unknown[0])} with a prompt")
-    texts = [text for text in form.read_templates(templates) if text not in prompt]
-    run_names = dict.fromkeys(run)
-    n_added = len(run_names) + len(texts)
+    """The comparison under the prompts that a visitor has chosen.
+
+    Args:
+      templates: texts with a {} each, one a line.
+      offered: runs with a prompt, by name.
+      labels: labels of the page's own prompts.
+      run_names: names of runs.
+
+    Raises:
+      FormError: an unknown run, too many prompts, or an unusable one.
+    """
+    for name in run_names:
+      if name not in offered:
+        raise FormError(f"prompts: there is no run {quoted(name)} with a prompt")
+    distinct_runs = dict.fromkeys(run_names)
+    # A text that is a prompt of the page is shown once.
+    texts = [text for text in form.read_templates(templates) if text not in labels]
+    n_added = len(distinct_runs) + len(texts)
     if n_added > form.MAX_PROMPTS:
       expected = f"expected at most {form.MAX_PROMPTS} of runs and templates"
       raise FormError(f"prompts: got {n_added}, {expected}")
-    prompts = [named for named in self._comparison.prompts if named.label in prompt]
-    prompts += [runs.read_prompt(offered[name]) for name in run_names]
+
+    prompts = [named for named in self._comparison.prompts if named.label in labels]
+    prompts += [runs.read_prompt(offered[name]) for name in distinct_runs]
     prompts += [NamedPrompt(text, text) for text in texts]
     return self._comparison.under(prompts)
 
   def _image(self, entered: dict[str, str]) -> Image.Image:
-    """The uploaded picture, or the one whose key the form has; `entered` gets its
-    key."""
+    """The uploaded picture, or else the one that the form names by its key.
+
+    Args:
+      entered: fields of the form. `picture` is the key of a picture on the shelf, or
+        "". An uploaded picture goes to the shelf, and its key into this field.
+
+    Raises:
+      BusyError: too many computations wait.
+      FormError: no picture was uploaded, and the shelf has none of this key.
+      ImageError: the uploaded file is no picture.
+    """
     upload = request.files.get("file")
+    # Browsers send an empty file without a name where none was chosen.
     if upload and upload.filename:
       with self._turns.turn():
         image = form.read_picture(upload.read())
       entered["picture"] = self._shelf.add(form.png_of(image))
       return image
+
     content = self._shelf.get(entered["picture"])
     if content is None:
       raise FormError("the picture: none given, or forgotten by now; choose a file")
@@ -382,10 +410,19 @@ class _Page:
 
 
 def _check_origin(host: str, hosts: Collection[str]) -> None:
-  """Refuses requests of another site, or under a name that is not the page's.
+  """Checks that a request comes from the page itself, under a name of the page.
 
-  No other site can reach the page by a name of its own. Loopback names and `hosts` are
-  the page's; so are addresses and this machine's name, unless `host` is a loopback one.
+  Another site could let a name of its own lead to this machine (DNS rebinding), or send
+  a form to the page. The page's names are those of loopback and `hosts`. Unless `host`
+  is a loopback name, they are also this machine's name and any address.
+
+  Args:
+    host: `page.host`, the address that the page listens at.
+    hosts: `page.hosts`, further names of the page.
+
+  Raises:
+    FormError: the request's name is not the page's.
+    HTTPException: 400 for a malformed request, 403 for a form of another site.
   """
   origin = request.headers.get("Origin") or f"//{request.host}"
   try:
@@ -393,14 +430,15 @@ def _check_origin(host: str, hosts: Collection[str]) -> None:
     sender = urlsplit(origin).netloc
   except ValueError:
     abort(400)
-  names = {*LOOPBACK, *hosts}
+
+  known_names = {*LOOPBACK, *hosts}
   if host not in LOOPBACK:
-    names.add(socket.gethostname().lower())
+    known_names.add(socket.gethostname().lower())
+    # No site can make an address a name of its own.
     with contextlib.suppress(ValueError):
       ipaddress.ip_address(name)
-      # It is an address, which no other site can make a name of its own.
-      names.add(name)
-  if name not in names:
+      known_names.add(name)
+  if name not in known_names:
     raise FormError(
       f"this page does not answer to {printable(name, 80)!r}; page.hosts can name it"
     )
@@ -436,16 +474,18 @@ class _Channel(HTTPChannel):
 
 @contextlib.contextmanager
 def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[None]:
-  """Serves the application in a thread.
+  """Context in which a thread serves the application.
 
-  Closes the oldest idle connections, slow uploads, and clients that read nothing of an
-  answer.
+  Every second the connections of `_channels_to_close` are closed, so that clients
+  cannot occupy all places.
 
   Args:
     app: the application.
     listener: socket that is bound already.
     max_upload: size of a picture, MiB; far larger bodies are not read.
   """
+  # A little too large an upload is read, so that the page can answer with its limit.
+  max_body = int(4 * max_upload * 2**20) + _FORM_BYTES
   server = waitress.create_server(
     app,
     sockets=[listener],
@@ -455,24 +495,13 @@ def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[
     channel_timeout=_SILENCE,
     cleanup_interval=1,
     asyncore_use_poll=True,
-    # Uploads that are too large are told so by the page. What is far larger is not
-    # read.
-    max_request_body_size=int(4 * max_upload * 2**20) + _FORM_BYTES,
+    max_request_body_size=max_body,
   )
   server.channel_class = _Channel
 
   def maintenance(now: float) -> None:
     """Called every second in the server's own thread."""
-    channels = list(server.active_channels.values())
-    waiting = [channel for channel in channels if not channel.requests]
-    newest_first = sorted(waiting, key=lambda channel: -channel.creation_time)
-    silent = [
-      channel
-      for channel in channels
-      if now - channel.last_activity > _SILENCE
-      and (channel.total_outbufs_len or not channel.requests)
-    ]
-    for channel in {*newest_first[_IDLE:], *silent}:
+    for channel in _channels_to_close(list(server.active_channels.values()), now):
       # At once: with `will_close` alone it would wait until the client reads.
       channel.handle_close()
 
@@ -483,3 +512,25 @@ def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[
   finally:
     # In the server's own thread. Connections that are open end with the process.
     server.trigger.pull_trigger(server.close)
+
+
+def _channels_to_close(channels: Sequence[Any], now: float) -> set[Any]:
+  """Connections that only take a place.
+
+  They are the idle ones beyond the newest `_IDLE`. They are also those that were silent
+  for `_SILENCE` seconds, unless a request of theirs is being computed: slow uploads,
+  and clients that do not read their answer.
+
+  Args:
+    channels: waitress's open connections.
+    now: time in seconds since the epoch.
+  """
+  idle = [channel for channel in channels if not channel.requests]
+  idle.sort(key=lambda channel: channel.creation_time, reverse=True)
+  superfluous = set(idle[_IDLE:])
+  for channel in channels:
+    is_silent = now - channel.last_activity > _SILENCE
+    is_computed = channel.requests and not channel.total_outbufs_len
+    if is_silent and not is_computed:
+      superfluous.add(channel)
+  return superfluous

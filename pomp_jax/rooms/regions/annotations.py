@@ -169,16 +169,19 @@ def read_annotations(
 ) -> Annotations:
   """Reads a COCO or LVIS JSON file.
 
-  The classes are those of `names`, compared as words, so that "a_b" equals "a b"; names
-  without a category are kept. Without a list they are the file's categories in
-  ascending order of their ids.
+  Args:
+    path: file to read.
+    names: classes, in the order of their numbers. They are compared with the file's
+      categories as words, so that "a_b" equals "a b". A name without a category is
+      kept, and has no objects. None: the file's categories, by ascending id.
 
   Raises:
     VocabularyError: the file is no JSON, or its categories are unusable.
     RegionError: anything else is not as COCO describes it, a box or polygon is outside
       its image, or `names` lacks a category.
   """
-  return annotations_of(read_user_json(path, VocabularyError), str(path), names)
+  content = read_user_json(path, VocabularyError)
+  return annotations_of(content, str(path), names)
 
 
 def annotations_of(
@@ -277,21 +280,27 @@ def run_lengths(
     RegionError: it is no mask of H x W.
   """
   _check_segmentation(path, where, segmentation, height, width)
-  if isinstance(segmentation, list):
+  is_polygons = isinstance(segmentation, list)
+  if is_polygons:
     # COCO has polygons of one or two points, which have no area; the library takes some
     # for boxes.
     segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
     if not segmentation:
-      return mask_api.encode(np.zeros((height, width), np.uint8, order="F"))
-  elif isinstance(segmentation["counts"], str):  # the library decodes bytes only
-    segmentation = segmentation | {"counts": segmentation["counts"].encode()}
+      empty_HxW = np.zeros((height, width), np.uint8, order="F")
+      return mask_api.encode(empty_HxW)
+  elif isinstance(segmentation["counts"], str):
+    # The library decodes bytes only.
+    counts = segmentation["counts"].encode()
+    segmentation = {**segmentation, "counts": counts}
+
   try:
     rle = mask_api.segmToRle(segmentation, width, height)
-    if isinstance(segmentation, dict):
+    if not is_polygons:
       # Check the runs here: some versions of the library read beyond the image.
       runs = _runs(rle["counts"])
-      if min(runs, default=0) < 0 or sum(runs) != height * width:
-        raise ValueError(f"runs of {sum(runs)} pixels")
+      n_pixels = sum(runs)
+      if min(runs, default=0) < 0 or n_pixels != height * width:
+        raise ValueError(f"runs of {n_pixels} pixels")
   except Exception as error:  # the library's errors share no base
     refuse(path, where, f"damaged ({error})", f"polygons or RLE of {height} x {width}")
   return rle
@@ -381,18 +390,24 @@ def objects_of(
     field: member that is the list.
     within: place of `value` in the file, for messages, with a dot behind it.
 
+  Yields:
+    The object's place, such as `images[3]`, and the object.
+
   Raises:
     RegionError: the member is no list of objects.
   """
-  rows = value.get(field) if isinstance(value, dict) else None
-  where = f"{within}{field}"
+  rows = None
+  if isinstance(value, dict):
+    rows = value.get(field)
+  where_list = f"{within}{field}"
   if not isinstance(rows, list):
-    found = f"a {type(rows).__name__}" if rows else "missing"
-    refuse(path, where, found, "a list of objects")
+    actual = f"a {type(rows).__name__}" if rows else "missing"
+    refuse(path, where_list, actual, "a list of objects")
   for index, row in enumerate(rows):
+    where = f"{where_list}[{index}]"
     if not isinstance(row, dict):
-      refuse(path, f"{where}[{index}]", f"a {type(row).__name__}", "an object")
-    yield f"{where}[{index}]", row
+      refuse(path, where, f"a {type(row).__name__}", "an object")
+    yield where, row
 
 
 def _image(path: str, where: str, row: Mapping[str, Any]) -> ImageEntry:
@@ -453,7 +468,18 @@ def _check_annotation(
   image: ImageEntry,
   categories: Mapping[int, Any],
 ) -> None:
-  """Raises RegionError for the first member of an annotation that can't be used."""
+  """Checks the members of an annotation.
+
+  Args:
+    path: file, for messages.
+    where: place of the annotation in the file, for messages.
+    row: the annotation.
+    image: its image.
+    categories: categories of the file, by id.
+
+  Raises:
+    RegionError: a member can't be used, or leaves the image.
+  """
   category = row.get("category_id")
   if type(category) is not int or category not in categories:
     refuse(path, f"{where}.category_id", repr(category), "the id of a category")
@@ -461,17 +487,20 @@ def _check_annotation(
     refuse(path, f"{where}.iscrowd", repr(row["iscrowd"]), "0 or 1")
   if not is_number(row.get("area", 0.0)):
     refuse(path, f"{where}.area", repr(row["area"]), "a number")
+
   box = row.get("bbox")
   if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
     refuse(path, f"{where}.bbox", repr(box), "x, y, width, height")
   x, y, width, height = box
-  begins_inside = min(x, y) >= -_SLACK
-  ends_inside = (
-    x + width <= image.width + _SLACK and y + height <= image.height + _SLACK
-  )
+  # Rounding may move a box a little out of its image.
+  right = x + width
+  bottom = y + height
+  begins_inside = x >= -_SLACK and y >= -_SLACK
+  ends_inside = right <= image.width + _SLACK and bottom <= image.height + _SLACK
   if min(width, height) < 0 or not begins_inside or not ends_inside:
     accepted = f"a box in image {image.id} of {image.width} x {image.height}"
     refuse(path, f"{where}.bbox", repr(box), accepted)
+
   if "segmentation" in row:
     _check_segmentation(
       path,

@@ -175,7 +175,7 @@ class Comparison:
     version: str,
     encoder: Encoder,
     data: BoxSet | PixelSet,
-    own: Detect | Segment,
+    settings: Detect | Segment,
     regions: Regions,
     propose: Propose,
     clip: Clip,
@@ -186,7 +186,7 @@ class Comparison:
       version: version of the job's computation, which the key has.
       encoder: the CLIP.
       data: images with annotations.
-      own: fields of the job, with the names of the prompts.
+      settings: fields of the job, with the names of the prompts.
       regions: where regions come from and how they are scored.
       propose: fields of the network.
       clip: fields of the CLIP.
@@ -196,13 +196,13 @@ class Comparison:
     """
     self._encoder = encoder
     self._data = data
-    self._plain = prompts_of(own, propose)
+    self._plain = prompts_of(settings, propose)
     self.prompts = compared(regions.alone, self._plain)
     parts = [
       version,
       encoder.image_fingerprint,
       encoder.clip.name,
-      str(own),
+      str(settings),
       clip.text_tower,
       str(tuple(data.keys)),
       str(data.classes),
@@ -227,13 +227,16 @@ class Comparison:
     return [class_matrix(self._encoder, synonyms, named) for named in self._plain]
 
   def write(
-    self, blocks: Blocks, own: Mapping[str, Any], draw: Callable[[dict[str, Any]], None]
+    self,
+    blocks: Blocks,
+    figures: Mapping[str, Any],
+    draw: Callable[[dict[str, Any]], None],
   ) -> dict[str, Any]:
     """Writes pictures, report and results, and removes the store of the blocks.
 
     Args:
       blocks: finished blocks of the run, whose files are checked first.
-      own: figures of the job, which join those that all such jobs have.
+      figures: figures of the job, which join those that all such jobs have.
       draw: draws the pictures of the results.
 
     Returns:
@@ -251,7 +254,7 @@ class Comparison:
       "regions": record["regions"]["source"],
       "classes": self._data.classes.names,
       "groups": self._data.classes.groups,
-      **own,
+      **figures,
     }
     # Draw and report what a reader of the file will get: plain numbers, no arrays.
     plain = json.loads(to_json(results))
@@ -266,15 +269,15 @@ class Comparison:
 
 
 def check_prompts(
-  own: Detect | Segment,
+  settings: Detect | Segment,
   propose: Propose,
   synonyms: Sequence[Sequence[str]],
   clip_model: str,
 ) -> None:
-  """Reads the prompts of a job and checks them.
+  """Reads each prompt of a job and checks that the CLIP can apply it to the classes.
 
   Args:
-    own: fields of the job, with the names of the prompts.
+    settings: fields of the job, with the names of its prompts.
     propose: fields of the network, whose prompt the job may name.
     synonyms: names of each class.
     clip_model: name of the CLIP.
@@ -283,5 +286,5 @@ def check_prompts(
     InputError: a prompt is unusable, or misfits the CLIP or the classes.
   """
   clip_config = opening.clip_config(clip_model)
-  for named in prompts_of(own, propose):
-    check_prompt(named, synonyms, clip_config, clip_model)
+  for prompt in prompts_of(settings, propose):
+    check_prompt(prompt, synonyms, clip_config, clip_model)

@@ -8,6 +8,7 @@ its padding, S side of a crop, E embedding.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,30 +85,41 @@ def crop_region(
 ) -> Float[Array, "S S 3"]:
   """Crops one region and resizes it as torch's bicubic `interpolate` does.
 
-  Values are not clipped.
-
   Args:
     image_HxWx3: image with padding below and to the right.
     shape_2: height and width of the image without its padding.
     range_4: a row of `pixel_ranges`.
     mask_HxW: pixels of the region, the others are filled; None for all of the crop.
     cropping: size and fill of the crop.
+
+  Returns:
+    Square image. Values may exceed those of the image a little, since bicubic weights
+    may be negative; they are not clipped.
   """
-  n_rows, n_columns, _ = image_HxWx3.shape
-  fill = jnp.array(cropping.fill)
-  is_row = jnp.arange(n_rows) < shape_2[0]
-  is_column = jnp.arange(n_columns) < shape_2[1]
-  inside_HxW = is_row[:, None] & is_column
+  height, width, _ = image_HxWx3.shape
+  is_row_H = jnp.arange(height) < shape_2[0]
+  is_column_W = jnp.arange(width) < shape_2[1]
+  is_inside_HxW = is_row_H[:, None] & is_column_W
   if mask_HxW is not None:
-    inside_HxW &= mask_HxW
+    is_inside_HxW &= mask_HxW
   # The weights of a new pixel add up to 1: what is zero here becomes the fill.
-  image_HxWx3 = jnp.where(inside_HxW[..., None], image_HxWx3 - fill, 0)
+  fill_3 = jnp.array(cropping.fill)
+  shifted_HxWx3 = jnp.where(is_inside_HxW[..., None], image_HxWx3 - fill_3, 0)
+
   x0, y0, x1, y1 = range_4
-  rows_SxH = bicubic_matrix(cropping.size, n_rows, y0, y1)
-  columns_SxW = bicubic_matrix(cropping.size, n_columns, x0, x1)
+  rows_SxH = bicubic_matrix(cropping.size, height, y0, y1)
+  columns_SxW = bicubic_matrix(cropping.size, width, x0, x1)
   # TF32 would lose a quarter of a grey value.
   with jax.default_matmul_precision("highest"):
-    return jnp.einsum("sh,hwc,tw->stc", rows_SxH, image_HxWx3, columns_SxW) + fill
+    crop_SxSx3 = jnp.einsum("sh,hwc,tw->stc", rows_SxH, shifted_HxWx3, columns_SxW)
+  return crop_SxSx3 + fill_3
+
+
+class _Chunk(NamedTuple):
+  """Regions that all devices compute together."""
+
+  sides: tuple[int, ...]  # height and width of their images with the padding
+  rows: list[tuple[int, int]]  # number of the image, and of the region in it
 
 
 class RegionEncoder:
@@ -152,9 +164,9 @@ class RegionEncoder:
     results = [np.zeros((len(boxes_Rx4), width), np.float32) for boxes_Rx4 in boxes]
 
     def computed() -> Iterator[tuple[list[tuple[int, int]], jax.Array]]:
-      for shape, rows in self._rows_of_chunks(images, boxes, masks):
-        crops = self._crops(*self._inputs(shape, rows, images, boxes, masks))
-        yield rows, self._encoder.features_of_images(crops)
+      for chunk in self._chunks(images, boxes, masks):
+        crops = self._crops(*self._inputs(chunk, images, boxes, masks))
+        yield chunk.rows, self._encoder.features_of_images(crops)
 
     for rows, features in fetched(computed()):
       # The last features of a chunk are padding.
@@ -162,70 +174,99 @@ class RegionEncoder:
         results[image][region] = feature
     return results
 
-  def _rows_of_chunks(
+  def _chunks(
     self,
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     boxes: Sequence[Float[np.ndarray, "_ 4"]],
     masks: Sequence[Bool[np.ndarray, "_ _ _"]] | None,
-  ) -> Iterator[tuple[tuple[int, ...], list[tuple[int, int]]]]:
-    """Yields the padded shape and the (image, region) pairs of each chunk.
+  ) -> Iterator[_Chunk]:
+    """Yields the regions with a pixel in chunks, each of images of one padded shape.
 
-    Regions without a pixel are left out.
+    Args:
+      images: images [H,W,3] of any size.
+      boxes: boxes of each image [R,4].
+      masks: masks of each image's boxes [R,H,W], or None.
     """
-    rows_of_shape: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    rows_of_sides: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for index, (image, boxes_Rx4) in enumerate(zip(images, boxes, strict=True)):
       height, width, _ = image.shape
-      low = np.maximum(boxes_Rx4[:, :2], 0)
-      high = np.minimum(boxes_Rx4[:, 2:], [width, height])
-      has_pixels_R = (low < high).all(axis=1)
+      has_pixels_R = _has_pixels(boxes_Rx4, height, width)
       if masks is not None:
         has_pixels_R &= masks[index].any(axis=(1, 2))
-      shape = tuple(_BUCKET * -(-side // _BUCKET) for side in (height, width))
-      rows = rows_of_shape.setdefault(shape, [])
-      rows += [(index, int(region)) for region in np.flatnonzero(has_pixels_R)]
-    for shape, rows in rows_of_shape.items():
+      sides = tuple(_BUCKET * -(-side // _BUCKET) for side in (height, width))
+      rows = rows_of_sides.setdefault(sides, [])
+      for region in np.flatnonzero(has_pixels_R).tolist():
+        rows.append((index, region))
+
+    for sides, rows in rows_of_sides.items():
       while rows:
         chunk = rows[: self._chunk]
-        # A chunk ends where it would need more images than it has room for.
-        kept = list(dict.fromkeys(image for image, _ in chunk))[:_IMAGES]
-        chunk = [row for row in chunk if row[0] in kept]
-        yield shape, chunk
+        # A chunk ends where it would need more images than it has room for. Rows are
+        # in the order of the images, so these are the first rows.
+        distinct = list(dict.fromkeys(image for image, _ in chunk))
+        images_of_chunk = distinct[:_IMAGES]
+        chunk = [row for row in chunk if row[0] in images_of_chunk]
+        yield _Chunk(sides, chunk)
         rows = rows[len(chunk) :]
 
   def _inputs(
     self,
-    shape: tuple[int, ...],
-    rows: Sequence[tuple[int, int]],
+    chunk: _Chunk,
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     boxes: Sequence[Float[np.ndarray, "_ 4"]],
     masks: Sequence[Bool[np.ndarray, "_ _ _"]] | None,
   ) -> tuple[UInt8[Array, "N H W 3"], Int[Array, "N 2"], _Rows]:
-    """Arguments of `_crops` on the devices."""
-    distinct = dict.fromkeys(image for image, _ in rows)
+    """Places a chunk on the devices, padded to its static shape.
+
+    Args:
+      chunk: regions to crop.
+      images: all images [H,W,3].
+      boxes: boxes of each image [R,4].
+      masks: masks of each image's boxes [R,H,W], or None.
+
+    Returns:
+      Arguments of `_crops`.
+    """
+    # An image is sent once, in a slot, for all its regions.
+    distinct = dict.fromkeys(image for image, _ in chunk.rows)
     slot_of = {image: slot for slot, image in enumerate(distinct)}
-    pixels = np.zeros((_IMAGES, *shape, 3), np.uint8)
-    sizes = np.ones((_IMAGES, 2), np.int32)
+    pixels_NxHxWx3 = np.zeros((_IMAGES, *chunk.sides, 3), np.uint8)
+    sizes_Nx2 = np.ones((_IMAGES, 2), np.int32)
     for image, slot in slot_of.items():
-      height, width = images[image].shape[:2]
-      sizes[slot] = (height, width)
-      pixels[slot, :height, :width] = images[image]
+      height, width, _ = images[image].shape
+      sizes_Nx2[slot] = (height, width)
+      pixels_NxHxWx3[slot, :height, :width] = images[image]
+
     # Rows of padding crop one pixel of the first image.
     slot_R = np.zeros(self._chunk, np.int32)
     ranges_Rx4 = np.tile(np.array([0, 0, 1, 1], np.int32), (self._chunk, 1))
-    mask_RxHxW = None
-    if masks is not None:
-      mask_RxHxW = np.zeros((self._chunk, *shape), bool)
-    for number, (image, region) in enumerate(rows):
-      height, width = images[image].shape[:2]
+    for number, (image, region) in enumerate(chunk.rows):
+      height, width, _ = images[image].shape
+      box_1x4 = boxes[image][region : region + 1]
       slot_R[number] = slot_of[image]
-      box = boxes[image][region : region + 1]
-      ranges_Rx4[number] = pixel_ranges(box, height, width, self._cropping)[0]
-      if masks is not None and mask_RxHxW is not None:
-        mask_RxHxW[number, :height, :width] = masks[image][region]
+      ranges_Rx4[number] = pixel_ranges(box_1x4, height, width, self._cropping)[0]
+
+    masks_RxHxW = None
+    if masks is not None:
+      masks_RxHxW = np.zeros((self._chunk, *chunk.sides), bool)
+      for number, (image, region) in enumerate(chunk.rows):
+        mask_HxW = masks[image][region]
+        height, width = mask_HxW.shape
+        masks_RxHxW[number, :height, :width] = mask_HxW
+
     mesh = self._encoder.mesh
-    images_of_chunk, sizes_of_chunk = replicate((pixels, sizes), mesh)
-    crops = split_rows((slot_R, ranges_Rx4, mask_RxHxW), mesh)
-    return images_of_chunk, sizes_of_chunk, crops
+    images_of_chunk, sizes_of_chunk = replicate((pixels_NxHxWx3, sizes_Nx2), mesh)
+    rows = split_rows((slot_R, ranges_Rx4, masks_RxHxW), mesh)
+    return images_of_chunk, sizes_of_chunk, rows
+
+
+def _has_pixels(
+  boxes_Rx4: Float[np.ndarray, "R 4"], height: int, width: int
+) -> Bool[np.ndarray, " R"]:
+  """Whether each box has an area inside the image."""
+  low_Rx2 = np.maximum(boxes_Rx4[:, :2], 0)
+  high_Rx2 = np.minimum(boxes_Rx4[:, 2:], [width, height])
+  return (low_Rx2 < high_Rx2).all(axis=1)
 
 
 def _crops(

@@ -166,26 +166,35 @@ class DenseSegmenter:
     return find
 
   def _cut(self, image: UInt8[np.ndarray, "_ _ 3"]) -> _Windows:
-    """Resizes an image and places its windows."""
+    """Resizes an image and places its windows.
+
+    Windows follow each other by `segment.stride`; the last ones end at the border.
+    """
     segment = self._segment
     patch = self._encoder.clip.config.vision_config.patch_size
-    shorter, longer = sorted(image.shape[:2])
-    factor = 1
+    old_height, old_width, _ = image.shape
+    factor = 1.0
     if segment.size:
+      shorter, longer = sorted((old_height, old_width))
       factor = min(segment.size / shorter, _LONGEST / longer)
     # A very narrow image becomes one patch wide.
-    shape = tuple(max(int(side * factor + 0.5), patch) for side in image.shape[:2])
-    if shape != image.shape[:2]:
-      for axis, side in enumerate(shape):
-        image = resize(image, axis, taps(side, image.shape[axis]))
-      image = np.rint(image).astype(np.uint8)
-    height, width = shape
+    height = max(int(old_height * factor + 0.5), patch)
+    width = max(int(old_width * factor + 0.5), patch)
+    if (height, width) != (old_height, old_width):
+      resized = resize(image, 0, taps(height, old_height))
+      resized = resize(resized, 1, taps(width, old_width))
+      image = np.rint(resized).astype(np.uint8)
+
     window_height = min(segment.window or height, height)
     window_width = min(segment.window or width, width)
-    y = _starts(height - window_height, segment.stride)
-    x = _starts(width - window_width, segment.stride)
-    corners_Nx2 = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
-    return _Windows(image, corners_Nx2, (window_height, window_width))
+    top = _starts(height - window_height, segment.stride)
+    left = _starts(width - window_width, segment.stride)
+    corners_Nx2 = np.stack(np.meshgrid(top, left, indexing="ij"), axis=-1)
+    return _Windows(
+      image_HxWx3=image,
+      corners_Nx2=corners_Nx2.reshape(-1, 2),
+      sides=(window_height, window_width),
+    )
 
   def _patch_features(
     self, images: Sequence[_Windows]
@@ -275,20 +284,34 @@ def resize(array: _Array, axis: int, taps: Taps) -> _Array:
   return low * (1 - weight) + high * weight
 
 
-def _chunks(matrix: ClassMatrix, most: int) -> tuple[np.ndarray, np.ndarray]:
-  """Text features in n chunks of at most `most` names, and the names' classes.
+class _Chunks(NamedTuple):
+  """Names of all classes in n chunks of K names."""
 
-  Returns:
-    Features [n,K,E] and classes [n,K]; -1 for a row that is no name.
+  text_nxKxE: Float32[np.ndarray, "n K E"]  # text features
+  class_nxK: Int[np.ndarray, "n K"]  # class of each name; -1 for a row that is none
+
+
+def _chunks(matrix: ClassMatrix, most: int) -> _Chunks:
+  """Divides the names of a class matrix into as few chunks as possible, equally long.
+
+  Args:
+    matrix: classes with their names, under one prompt.
+    most: number of names in a chunk, at most.
   """
-  n_names = len(matrix.features)
+  n_names, width = matrix.features.shape
   n_chunks = -(-n_names // most)
-  padding = n_chunks * -(-n_names // n_chunks) - n_names
+  names_of_chunk = -(-n_names // n_chunks)
+  padding = n_chunks * names_of_chunk - n_names
+
+  n_classes = len(matrix.starts)
   n_names_C = np.diff(matrix.starts, append=n_names)
-  class_S = np.repeat(np.arange(len(matrix.starts)), n_names_C)
+  class_S = np.repeat(np.arange(n_classes), n_names_C)
   text = np.pad(matrix.features, ((0, padding), (0, 0)))
   classes = np.pad(class_S, (0, padding), constant_values=-1)
-  return text.reshape(n_chunks, -1, text.shape[1]), classes.reshape(n_chunks, -1)
+  return _Chunks(
+    text_nxKxE=text.reshape(n_chunks, names_of_chunk, width),
+    class_nxK=classes.reshape(n_chunks, names_of_chunk),
+  )
 
 
 def padded_sides(*sides: int) -> tuple[int, ...]:
@@ -401,31 +424,58 @@ def _scores_of_names(
   out: tuple[int, int],
   refine: bool,
 ) -> Float[Array, "K _ _"]:
-  """Cosines of every pixel of the label map with each name: [K, *out]."""
+  """Cosines of every pixel of the label map with each name.
+
+  Args:
+    padded: image, windows and patches.
+    text_KxE: text features of K names.
+    out_shape_2: height and width of the label map without its padding.
+    steps: steps of `pamr`.
+    sides: height and width of a window.
+    out: height and width of the label map.
+    refine: whether to refine the cosines by `pamr`.
+
+  Returns:
+    Cosines [K, *out].
+  """
+  n_names = len(text_KxE)
+  window_height, window_width = sides
+  _, n_patch_rows, n_patch_columns, _ = padded.patches_NxhxwxE.shape
+  window_rows = taps(window_height, n_patch_rows, xp=jnp)
+  window_columns = taps(window_width, n_patch_columns, xp=jnp)
 
   def add_window(
     number: Int[Array, ""], total_KxHxW: Float[Array, "K H W"]
   ) -> Float[Array, "K H W"]:
+    """Adds the cosines of a window's patches, resized to the window."""
+    patches_hxwxE = padded.patches_NxhxwxE[number]
     with jax.default_matmul_precision("highest"):
-      cosine_Kxhxw = jnp.einsum("hwe,ke->khw", padded.patches_NxhxwxE[number], text_KxE)
-    for axis in (1, 2):
-      line = taps(sides[axis - 1], cosine_Kxhxw.shape[axis], xp=jnp)
-      cosine_Kxhxw = resize(cosine_Kxhxw, axis, line)
-    corner = (0, *padded.corners_Nx2[number])
-    old = jax.lax.dynamic_slice(total_KxHxW, corner, cosine_Kxhxw.shape)
-    return jax.lax.dynamic_update_slice(total_KxHxW, old + cosine_Kxhxw, corner)
+      cosine_KxHxW = jnp.einsum("hwe,ke->khw", patches_hxwxE, text_KxE)
+    cosine_KxHxW = resize(cosine_KxHxW, 1, window_rows)
+    cosine_KxHxW = resize(cosine_KxHxW, 2, window_columns)
+    top, left = padded.corners_Nx2[number]
+    corner = (0, top, left)
+    total_of_window = jax.lax.dynamic_slice(total_KxHxW, corner, cosine_KxHxW.shape)
+    total_of_window += cosine_KxHxW
+    return jax.lax.dynamic_update_slice(total_KxHxW, total_of_window, corner)
 
-  total = jnp.zeros((len(text_KxE), *padded.coverage_HxW.shape), jnp.float32)
-  total = jax.lax.fori_loop(0, padded.n_windows, add_window, total)
-  scores = total / padded.coverage_HxW
-  rows = taps(out[0], padded.shape_2[0], out_shape_2[0], xp=jnp)
-  columns = taps(out[1], padded.shape_2[1], out_shape_2[1], xp=jnp)
-  scores = resize(resize(scores, 1, rows), 2, columns)
-  if refine:
-    image = padded.image_HxWx3.astype(jnp.float32)
-    image = resize(resize(image, 0, rows), 1, columns)
-    scores = pamr(scores, image, out_shape_2, steps)
-  return scores
+  # The mean over the windows that cover a pixel, at the size of the resized image.
+  total_KxHxW = jnp.zeros((n_names, *padded.coverage_HxW.shape), jnp.float32)
+  total_KxHxW = jax.lax.fori_loop(0, padded.n_windows, add_window, total_KxHxW)
+  scores_KxHxW = total_KxHxW / padded.coverage_HxW
+
+  # Then to the size of the label map.
+  out_height, out_width = out
+  rows = taps(out_height, padded.shape_2[0], out_shape_2[0], xp=jnp)
+  columns = taps(out_width, padded.shape_2[1], out_shape_2[1], xp=jnp)
+  scores_KxHxW = resize(scores_KxHxW, 1, rows)
+  scores_KxHxW = resize(scores_KxHxW, 2, columns)
+  if not refine:
+    return scores_KxHxW
+  image_HxWx3 = padded.image_HxWx3.astype(jnp.float32)
+  image_HxWx3 = resize(image_HxWx3, 0, rows)
+  image_HxWx3 = resize(image_HxWx3, 1, columns)
+  return pamr(scores_KxHxW, image_HxWx3, out_shape_2, steps)
 
 
 def pamr(
@@ -437,9 +487,8 @@ def pamr(
   """Fits scores to edges by pixel-adaptive mask refinement (Araslanov & Roth, 2020).
 
   Each pixel's scores become, `steps` times, a weighted mean of its neighbours', the
-  eight of each dilation. Their weights are the softmax of -|colour difference| / (1e-8 +
-  0.1 deviation), a mean over the channels. The deviation is that of the neighbours,
-  with the pixel once a dilation. Beyond the border the border repeats.
+  eight of each dilation. Neighbours of a similar colour have the larger weights, see
+  `_pamr_weights`.
 
   Args:
     scores_SxHxW: scores of each name.
@@ -447,35 +496,69 @@ def pamr(
     shape_2: height and width without the padding, which is below and to the right.
     steps: number of steps; may be traced.
   """
-  _, n_rows, n_columns = scores_SxHxW.shape
+  _, height, width = scores_SxHxW.shape
+  # Rows and columns with a margin on all sides, in which the border repeats.
   margin = max(_DILATIONS)
-  # Rows and columns with the border repeated on all sides.
-  rows = jnp.clip(jnp.arange(-margin, n_rows + margin), 0, shape_2[0] - 1)
-  columns = jnp.clip(jnp.arange(-margin, n_columns + margin), 0, shape_2[1] - 1)
-
-  def neighbours(maps: Float[Array, "*X H W"]) -> Iterator[Float[Array, "*X H W"]]:
-    """Maps [.., H, W] moved to each neighbour, without a copy of each."""
-    around = maps[..., rows, :][..., columns]
-    for dilation, y, x in itertools.product(_DILATIONS, (-1, 0, 1), (-1, 0, 1)):
-      if y == 0 and x == 0:
-        continue
-      top = margin + dilation * y
-      left = margin + dilation * x
-      yield around[..., top : top + n_rows, left : left + n_columns]
-
+  rows = jnp.clip(jnp.arange(-margin, height + margin), 0, shape_2[0] - 1)
+  columns = jnp.clip(jnp.arange(-margin, width + margin), 0, shape_2[1] - 1)
   image_3xHxW = jnp.moveaxis(image_HxWx3, -1, 0)
-  around_Qx3xHxW = jnp.stack(list(neighbours(image_3xHxW)))
-  centre = jnp.broadcast_to(image_3xHxW, (len(_DILATIONS), *image_3xHxW.shape))
-  colours = jnp.concatenate([around_Qx3xHxW, centre])
-  deviation_3xHxW = jnp.std(colours, axis=0, ddof=1)
-  difference = jnp.abs(around_Qx3xHxW - image_3xHxW)
-  difference = difference / (1e-8 + 0.1 * deviation_3xHxW)
-  weights_QxHxW = jax.nn.softmax(-difference.mean(axis=1), axis=0)
+  weights_QxHxW = _pamr_weights(image_3xHxW, rows, columns)
 
   def step(_: Int[Array, ""], maps: Float[Array, "S H W"]) -> Float[Array, "S H W"]:
-    total = jnp.zeros_like(maps)
-    for weight_HxW, moved in zip(weights_QxHxW, neighbours(maps), strict=True):
-      total += weight_HxW * moved
-    return total
+    mean_SxHxW = jnp.zeros_like(maps)
+    for weight_HxW, neighbour_SxHxW in zip(
+      weights_QxHxW, _neighbours(maps, rows, columns), strict=True
+    ):
+      mean_SxHxW += weight_HxW * neighbour_SxHxW
+    return mean_SxHxW
 
   return jax.lax.fori_loop(0, steps, step, scores_SxHxW)
+
+
+def _pamr_weights(
+  image_3xHxW: Float[Array, "3 H W"],
+  rows: Int[Array, " H_and_margins"],
+  columns: Int[Array, " W_and_margins"],
+) -> Float[Array, "Q H W"]:
+  """Weights of each pixel's Q neighbours, which sum to 1.
+
+  The softmax of -|colour difference| / (1e-8 + 0.1 deviation), a mean over the
+  channels. The deviation is that of the neighbours, with the pixel once a dilation.
+
+  Args:
+    image_3xHxW: colours on any scale.
+    rows: see `_neighbours`.
+    columns: see `_neighbours`.
+  """
+  around_Qx3xHxW = jnp.stack(list(_neighbours(image_3xHxW, rows, columns)))
+  n_dilations = len(_DILATIONS)
+  centre_Dx3xHxW = jnp.broadcast_to(image_3xHxW, (n_dilations, *image_3xHxW.shape))
+  colours = jnp.concatenate([around_Qx3xHxW, centre_Dx3xHxW])
+  deviation_3xHxW = jnp.std(colours, axis=0, ddof=1)
+  difference_Qx3xHxW = jnp.abs(around_Qx3xHxW - image_3xHxW)
+  difference_Qx3xHxW = difference_Qx3xHxW / (1e-8 + 0.1 * deviation_3xHxW)
+  return jax.nn.softmax(-difference_Qx3xHxW.mean(axis=1), axis=0)
+
+
+def _neighbours(
+  maps: Float[Array, "*X H W"],
+  rows: Int[Array, " H_and_margins"],
+  columns: Int[Array, " W_and_margins"],
+) -> Iterator[Float[Array, "*X H W"]]:
+  """Yields the maps of each pixel's Q neighbours, as slices of one enlarged array.
+
+  Args:
+    maps: numbers of each pixel.
+    rows: old row of each row of the enlarged array, which repeats the border by the
+      longest dilation.
+    columns: old column of each of its columns.
+  """
+  margin = max(_DILATIONS)
+  *_, height, width = maps.shape
+  enlarged = maps[..., rows, :][..., columns]
+  for dilation, y, x in itertools.product(_DILATIONS, (-1, 0, 1), (-1, 0, 1)):
+    if y == 0 and x == 0:
+      continue
+    top = margin + dilation * y
+    left = margin + dilation * x
+    yield enlarged[..., top : top + height, left : left + width]

@@ -98,14 +98,21 @@ def _resampled(
 
 
 def _nearness(grid: tuple[int, int], deviation: float) -> np.ndarray | None:
-  """exp(-d^2 / (2 s^2)) of every two patches d apart (NACLIP): [1,1,T,T].
+  """How near patches are to each other: exp(-d^2 / (2 s^2)) (NACLIP).
 
-  0 for the class token.
+  Args:
+    grid: rows and columns of the patches.
+    deviation: s, patches; 0 for no such term.
+
+  Returns:
+    [1,1,T,T] for T tokens, the class token first, which is near to none: 0. None
+    without a deviation.
   """
-  if not deviation:
+  if deviation == 0:
     return None
   places_Px2 = np.indices(grid).reshape(2, -1).T
-  squares_PxP = ((places_Px2[:, None] - places_Px2) ** 2).sum(axis=-1)
-  near_PxP = np.exp(-squares_PxP / (2 * deviation**2))
+  difference_PxPx2 = places_Px2[:, None] - places_Px2
+  squared_distance_PxP = (difference_PxPx2**2).sum(axis=-1)
+  near_PxP = np.exp(-squared_distance_PxP / (2 * deviation**2))
   near_TxT = np.pad(near_PxP, ((1, 0), (1, 0)))
   return near_TxT[None, None].astype(np.float32)

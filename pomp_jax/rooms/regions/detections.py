@@ -95,7 +95,7 @@ def select_detections(
 
 
 def detections_of(
-  found: Regions,
+  regions: Regions,
   scores_RxC: Float[np.ndarray, "R C"],
   sides: Sequence[int],
   detect: fields.Detect,
@@ -105,7 +105,7 @@ def detections_of(
   """Selects the detections of an image, with masks if the regions have some.
 
   Args:
-    found: regions of the image.
+    regions: regions of the image.
     scores_RxC: scores of the regions under each class.
     sides: height and width of the masks in pixels.
     detect: settings of the selection.
@@ -113,25 +113,25 @@ def detections_of(
     most: number of detections where `detect.top` is 0.
   """
   selected = select_detections(
-    found.boxes,
+    regions.boxes,
     scores_RxC,
     min_score=detect.min_score,
     max_iou=detect.nms,
     top=detect.top or most,
   )
-  masks = None
-  if found.masks is not None:
-    # Each region once, though it may be detected as several classes.
+  masks_D = None
+  if regions.masks is not None:
+    # Encode each region once, though it may be detected as several classes.
     distinct, number_D = np.unique(selected.regions, return_inverse=True)
     height, width = sides
-    hard = hard_masks(found.masks[distinct], height, width, mask_threshold)
-    encoded = [run_lengths_of(mask_HxW) for mask_HxW in hard]
-    masks = [encoded[number] for number in number_D]
+    masks = hard_masks(regions.masks[distinct], height, width, mask_threshold)
+    rles = [run_lengths_of(mask_HxW) for mask_HxW in masks]
+    masks_D = [rles[number] for number in number_D]
   return Detections(
-    boxes=found.boxes[selected.regions],
+    boxes=regions.boxes[selected.regions],
     scores=selected.scores.astype(np.float32),
     classes=selected.classes.astype(np.int32),
-    masks=masks,
+    masks=masks_D,
   )
 
 
@@ -145,18 +145,21 @@ def result_rows(
     category_ids: id of each class's category; detections of a class with -1 are
       dropped.
     detections: detections of the image.
+
+  Returns:
+    A dict for each detection, ready for JSON. Boxes are x, y, width, height in pixels.
   """
   rows = []
-  for number, box in enumerate(detections.boxes.astype(float)):
-    category = int(category_ids[detections.classes[number]])
-    if category < 0:
+  for number, box in enumerate(detections.boxes.tolist()):
+    label = detections.classes[number]
+    category_id = int(category_ids[label])
+    if category_id < 0:
       continue
-    corner = box[:2]
-    size = box[2:] - corner
+    x0, y0, x1, y1 = box
     row: dict[str, Any] = {
       "image_id": image_id,
-      "category_id": category,
-      "bbox": [*corner.tolist(), *size.tolist()],
+      "category_id": category_id,
+      "bbox": [x0, y0, x1 - x0, y1 - y0],
       "score": float(detections.scores[number]),
     }
     if detections.masks is not None:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from pomp_jax.config.errors import require
+from pomp_jax.config.errors import ConfigError, require
 from pomp_jax.config.fields import Checkpoint, Data, Log, Loop, Mesh, Predict
 from pomp_jax.config.group import Group
 from pomp_jax.config.jobs import EvaluateConfig, PredictConfig, TrainingConfig
@@ -264,89 +264,96 @@ _ACCEPTED: dict[Callable[..., bool], str] = {
 def check_task(
   predict: Predict, regions: Regions, segment: Segment, propose: Propose
 ) -> None:
-  """Checks the regions of `predict`.
+  """Checks the regions of the job `predict`.
 
   Args:
-    predict: the task of the job.
-    regions: where regions come from.
-    segment: names of the background.
-    propose: the network.
+    predict: task of the job, `segment` or `detect` among others.
+    regions: where the regions of a picture come from.
+    segment: names of the background, and the threshold below which a pixel gets it.
+    propose: the network that finds regions, if the config names one.
 
   Raises:
-    ConfigError: a field has a value that the others forbid.
+    ConfigError: a field has a value that the others forbid, or a path does not exist.
   """
-  network = propose.network
-  origins = "none, file or network where job='predict'"
-  require(regions.source != "truth", "regions.source", "truth", origins)
-  of_file = regions.source == "file"
-  require(
-    not (network and of_file),
-    "propose.network",
-    network,
-    "'' where regions.source='file'",
-  )
-  # A network's name is enough to ask for its regions.
-  if network or (predict.task == "detect" and regions.source == "none"):
-    expected = f"{_NETWORK}, or regions.source='file'"
-    require(exists(network), "propose.network", network, expected)
-  _check_regions(regions, network)
-  require(not regions.alone, "regions.alone", True, "False where job='predict'")
+  if regions.source == "truth":
+    accepted = "none, file or network where job='predict'"
+    raise ConfigError("regions.source", "truth", accepted)
+  if propose.network and regions.source == "file":
+    accepted = "'' where regions.source='file'"
+    raise ConfigError("propose.network", propose.network, accepted)
+
+  # Naming a network is enough to ask for its regions. Detection has no other default.
+  lacks_regions = predict.task == "detect" and regions.source == "none"
+  if propose.network or lacks_regions:
+    accepted = f"{_NETWORK}, or regions.source='file'"
+    require(exists(propose.network), "propose.network", propose.network, accepted)
+  _check_regions(regions, propose.network)
+
+  if regions.alone:
+    # It compares accuracies, and pictures to predict have no labels.
+    raise ConfigError("regions.alone", True, "False where job='predict'")
   if predict.task == "segment":
     _check_background(segment)
 
 
 def check_segment(segment: Segment, regions: Regions, propose: Propose) -> None:
-  """Checks the fields of `segment`.
+  """Checks the fields of the job `segment`.
 
   Args:
     segment: images, labels and prompts.
-    regions: where regions come from.
-    propose: the network.
+    regions: where the regions of an image come from.
+    propose: the network, which finds the regions where `regions.source` is `network`.
 
   Raises:
     ConfigError: a field has a value that the others forbid, or a path does not exist.
   """
   _check_regions(regions, propose.network)
   _check_background(segment)
-  if segment.background:
-    values = segment.label_values
+  if segment.background and segment.label_values == "reduce_zero_label":
+    # That meaning of the values drops 0, which is the background's.
     accepted = "index where there is a background, whose value is 0"
-    require(values != "reduce_zero_label", "segment.label_values", values, accepted)
+    raise ConfigError("segment.label_values", segment.label_values, accepted)
+
   if segment.source == "world":
     _check_world("segment", segment, ("images", "labels", "names", "background"))
     return
   _check_path("segment.images", segment.images, is_dir)
+  # Without labels there is no accuracy, but there are pictures.
   if segment.labels or regions.source == "truth":
     _check_path("segment.labels", segment.labels, is_dir)
 
 
 def check_detect(detect: Detect, regions: Regions, propose: Propose) -> None:
-  """Checks the fields of `detect`.
+  """Checks the fields of the job `detect`.
 
   Args:
     detect: images, annotations and prompts.
-    regions: where regions come from.
-    propose: the network.
+    regions: where the regions of an image come from.
+    propose: the network, which finds the regions where `regions.source` is `network`.
 
   Raises:
     ConfigError: a field has a value that the others forbid, or a path does not exist.
   """
   _check_regions(regions, propose.network)
-  origins = "truth, file or network where job='detect'"
-  require(regions.source != "none", "regions.source", "none", origins)
+  if regions.source == "none":
+    accepted = "truth, file or network where job='detect'"
+    raise ConfigError("regions.source", "none", accepted)
   _check_detect_images(detect)
 
 
 def check_propose(
   propose: Propose, segment: Segment, detect: Detect, regions: Regions
 ) -> None:
-  """Checks the fields of `propose`.
+  """Checks the fields of the job `propose`.
+
+  It takes its images from the fields of another job, `segment` or `detect`. Only the
+  fields of that job are checked.
 
   Args:
-    propose: the network, and the job whose images it gets.
-    segment: images of `segment`.
-    detect: images of `detect`.
-    regions: where the regions of that job come from.
+    propose: the network, and the job whose images it takes.
+    segment: images of the job `segment`.
+    detect: images of the job `detect`.
+    regions: where the regions of the job `segment` come from.
 
   Raises:
     ConfigError: a field has a value that the others forbid, or a path does not exist.
@@ -355,6 +362,7 @@ def check_propose(
   if propose.images == "segment":
     check_segment(segment, regions, propose)
   else:
+    # Not `check_detect`, which asks for a source of regions: these are to be found.
     _check_detect_images(detect)
 
 
@@ -393,13 +401,21 @@ def check_train_masks(
     _check_path("train_masks.annotations", train_masks.annotations, is_file)
 
 
-def _check_world(group: str, own: Any, unread: Sequence[str]) -> None:
-  """Checks that the world's scenes are counted, and that no files are named beside
-  them."""
+def _check_world(group: str, settings: Any, unread: Sequence[str]) -> None:
+  """Checks the fields of a job on the world's scenes.
+
+  Args:
+    group: name of the job's group of fields.
+    settings: the group.
+    unread: fields of the group that name files, which a scene does not have.
+
+  Raises:
+    ConfigError: the number of scenes is 0, or a field names a file.
+  """
   where = f"where {group}.source='world'"
-  require(own.n_images > 0, f"{group}.n_images", 0, f"1 or more {where}")
+  require(settings.n_images > 0, f"{group}.n_images", 0, f"1 or more {where}")
   for field in unread:
-    value = getattr(own, field)
+    value = getattr(settings, field)
     require(not value, f"{group}.{field}", value, f"nothing {where}")
 
 

@@ -211,7 +211,7 @@ def with_background(classes: ClassSplit, names: Sequence[str]) -> ClassSplit:
   )
 
 
-def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
+def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
   """Opens the training images of `config.train_masks`.
 
   The classes are those of the list, or the JSON's categories, without the novel ones.
@@ -219,51 +219,51 @@ def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
   region of its own, except that crowds are left out.
 
   Args:
-    own: the fields `config.train_masks`.
+    settings: the fields `config.train_masks`.
     seed: random seed of the world's scenes.
 
   Raises:
     InputError: a class list, an annotation or a file is unusable.
   """
-  if own.source == "world":
-    scenes = Scenes("train", own.n_images, own.scene_classes, seed=seed)
+  if settings.source == "world":
+    scenes = Scenes("train", settings.n_images, settings.scene_classes, seed=seed)
     read = functools.partial(_of_scene, scenes)
     rows = np.arange(len(scenes))
     return RegionMaps(_classes_of(scenes), rows, read, "scene {}".format)
   classes = None
-  if own.names:
-    classes = read_class_split(own.names)
-  if own.source == "folder":
-    return _masks_of_folder(own, classes)
+  if settings.names:
+    classes = read_class_split(settings.names)
+  if settings.source == "folder":
+    return _masks_of_folder(settings, classes)
   names = classes.names if classes else None
   owners = None
-  if own.source == "panoptic":
-    panoptic = read_panoptic(own.annotations, names)
-    panoptic.check_files(own.labels)
+  if settings.source == "panoptic":
+    panoptic = read_panoptic(settings.annotations, names)
+    panoptic.check_files(settings.labels)
     # Segments do not overlap; their masks are in PNGs.
     annotations = panoptic.annotations
-    owners = functools.partial(panoptic.owners, root=own.labels)
+    owners = functools.partial(panoptic.owners, root=settings.labels)
   else:
-    annotations = read_annotations(own.annotations, names)
+    annotations = read_annotations(settings.annotations, names)
     _check_masks(annotations)
-  annotations.check_images(own.images)
+  annotations.check_images(settings.images)
   if classes is None:
     classes = undivided(annotations.names, "base")
   return RegionMaps(
     classes,
-    spread_evenly(own.n_images, len(annotations)),
-    functools.partial(_of_objects, annotations, owners, own.images),
-    functools.partial(annotations.image_path, root=own.images),
+    spread_evenly(settings.n_images, len(annotations)),
+    functools.partial(_of_objects, annotations, owners, settings.images),
+    functools.partial(annotations.image_path, root=settings.images),
   )
 
 
-def _masks_of_folder(own: TrainMasks, classes: ClassSplit | None) -> RegionMaps:
+def _masks_of_folder(settings: TrainMasks, classes: ClassSplit | None) -> RegionMaps:
   """Training images with label images; SourceError without a class list."""
   if classes is None:
     raise SourceError(
       "train_masks.names is empty; accepted: the classes of the label images"
     )
-  folder = _pixel_folder(own, classes)
+  folder = _pixel_folder(settings, classes)
   images = [image for image, _ in folder.files]
   read = functools.partial(_of_labels, folder)
   return RegionMaps(classes, np.arange(len(images)), read, images.__getitem__)
@@ -315,12 +315,12 @@ def _classes_of(scenes: Scenes) -> ClassSplit:
   return ClassSplit(tuple((name,) for name in scenes.names), scenes.groups)
 
 
-def _pixel_folder(own: Segment | TrainMasks, classes: ClassSplit) -> PixelFolder:
+def _pixel_folder(settings: Segment | TrainMasks, classes: ClassSplit) -> PixelFolder:
   return open_pixels(
-    own.images,
-    own.labels,
+    settings.images,
+    settings.labels,
     classes,
-    own.label_values,
-    own.ignore,
-    n_images=own.n_images,
+    settings.label_values,
+    settings.ignore,
+    n_images=settings.n_images,
   )

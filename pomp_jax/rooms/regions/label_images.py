@@ -130,25 +130,38 @@ def open_pixels(
 
 
 def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
-  """Class of each value in a label image, IGNORED, or -2 for no class."""
-  table = np.full(_N_VALUES, _UNKNOWN, np.int32)
+  """Class of each value in a label image.
+
+  Args:
+    classes: the classes, with their values where these are listed.
+    values: meaning of the values, see `VALUES`.
+    ignore: value of pixels without a class.
+
+  Returns:
+    int32 [2^16]: the class, IGNORED, or _UNKNOWN for a value that is no class.
+
+  Raises:
+    RegionError: the values are not listed, or the ignored one is a class.
+  """
+  class_of_value = np.full(_N_VALUES, _UNKNOWN, np.int32)
   if values == "listed":
     if classes.values is None:
       raise RegionError(
         "the class list has no values of label images, expected a third column"
       )
-    for label, of_class in enumerate(classes.values):
-      table[list(of_class)] = label
+    for label, values_of_class in enumerate(classes.values):
+      class_of_value[list(values_of_class)] = label
   else:
+    # With reduce_zero_label 0 is ignored, and class 0 has the value 1.
     first = 1 if values == "reduce_zero_label" else 0
-    table[first : first + len(classes)] = np.arange(len(classes))
-    table[:first] = IGNORED
-  if not 0 <= ignore < _N_VALUES or table[ignore] >= 0:
+    class_of_value[:first] = IGNORED
+    class_of_value[first : first + len(classes)] = np.arange(len(classes))
+  if not 0 <= ignore < _N_VALUES or class_of_value[ignore] >= 0:
     raise RegionError(
       f"the ignored value {ignore} is a class or not in [0, {_N_VALUES})"
     )
-  table[ignore] = IGNORED
-  return table
+  class_of_value[ignore] = IGNORED
+  return class_of_value
 
 
 def read_rgb(
@@ -167,17 +180,30 @@ def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int
 
 
 def read_values(path: Path) -> np.ndarray:
-  """Values of a label image, uint8 or uint16 [H,W]; ImageError or RegionError."""
+  """Reads the pixels of a label image as they are stored.
+
+  Returns:
+    Values [H,W] between 0 and 2^16 - 1; uint8, uint16 or int32, by the file's mode.
+
+  Raises:
+    ImageError: the file can't be decoded.
+    RegionError: the file has several channels, or values beyond 16 bits.
+  """
   image = open_image(path)
   if image.mode not in _MODES:
     raise RegionError(
       f"{path}: pixels of mode {image.mode}, expected one channel of class numbers"
     )
+
   try:
     values_HxW = np.asarray(image)
-  except Exception as error:  # broken files raise errors of many classes
+  except Exception as error:  # PIL's decoders raise many classes of errors
     raise ImageError(f"{path}: not a readable image ({error})") from error
-  if values_HxW.min() < 0 or values_HxW.max() >= _N_VALUES:
+
+  # Pixels of mode I have 32 bits and a sign.
+  lowest = values_HxW.min()
+  highest = values_HxW.max()
+  if lowest < 0 or highest >= _N_VALUES:
     raise RegionError(f"{path}: values beyond 16 bits, expected class numbers")
   return values_HxW
 
@@ -188,20 +214,27 @@ def write_labels(
   n_classes: int,
   colours: UInt8[np.ndarray, "256 3"] | None = None,
 ) -> str:
-  """Writes a label image, PNG, and returns the file's checksum.
-
-  IGNORED becomes the largest value.
+  """Writes a label image as a PNG with one channel.
 
   Args:
     path: file to write.
-    labels_HxW: class of each pixel, or IGNORED.
-    n_classes: number of classes; up to 255 of them take 8 bits a pixel, more 16.
+    labels_HxW: class of each pixel, or IGNORED, which becomes 255 or 65,535.
+    n_classes: number of classes. Up to 255 of them take 8 bits a pixel, more take 16.
     colours: sRGB of each value, which viewers show for a file of 8 bits.
+
+  Returns:
+    Checksum of the file.
+
+  Raises:
+    OSError: the file can't be written.
   """
-  kind = np.uint8 if n_classes <= 255 else np.uint16
-  image = Image.fromarray(labels_HxW.astype(kind))  # -1 wraps to the largest value
-  if colours is not None and kind is np.uint8:
+  fits_8_bits = n_classes <= 255
+  dtype = np.uint8 if fits_8_bits else np.uint16
+  # The cast wraps IGNORED, which is -1, to the largest value of the type.
+  image = Image.fromarray(labels_HxW.astype(dtype))
+  # PNG has palettes for 8 bits only.
+  if colours is not None and fits_8_bits:
     image.putpalette(colours.tobytes())
-  content = io.BytesIO()
-  image.save(content, "PNG")
-  return write_file(path, content.getvalue())
+  png = io.BytesIO()
+  image.save(png, "PNG")
+  return write_file(path, png.getvalue())

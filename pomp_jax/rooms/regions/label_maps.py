@@ -99,39 +99,60 @@ def _label_maps(
   out: tuple[int, int],
   block: tuple[int, int],
 ) -> Int32[Array, "P H W"]:
-  """Label maps [P, *out]; blocks in the padding of the image are not computed.
+  """Computes label maps, a block of pixels at a time.
 
-  Masks keep their scale, since a factor on all weights changes no argmax.
+  Blocks in the padding of the image are not computed. Masks keep their scale, since a
+  factor on all weights changes no argmax.
+
+  Args:
+    scores_PxRxC: scores of the padded regions under each prompt.
+    masks_Rxhxw: padded masks.
+    sides_2: height and width of the masks without their padding.
+    out_sides_2: height and width of the image.
+    out: height and width of the label maps, with padding; multiples of `block`.
+    block: rows and columns of a block.
+
+  Returns:
+    Label maps [P, *out], -1 where all masks are 0.
   """
-  lines = [taps(n, sides_2[i], out_sides_2[i], xp=jnp) for i, n in enumerate(out)]
+  n_prompts, n_regions, _ = scores_PxRxC.shape
+  block_rows, block_columns = block
   n_blocks_2 = -(-out_sides_2 // np.array(block))
-
-  def samples(axis: int, start: Int[Array, ""]) -> Taps:
-    """Taps of a block's rows or columns."""
-    return Taps(
-      *(jax.lax.dynamic_slice_in_dim(part, start, block[axis]) for part in lines[axis])
-    )
+  out_height, out_width = out
+  rows = taps(out_height, sides_2[0], out_sides_2[0], xp=jnp)
+  columns = taps(out_width, sides_2[1], out_sides_2[1], xp=jnp)
 
   def add_block(
     number: Int[Array, ""], labels_PxHxW: Int32[Array, "P H W"]
   ) -> Int32[Array, "P H W"]:
+    """Writes the labels of one block; blocks are numbered row by row."""
     block_row, block_column = divmod(number, n_blocks_2[1])
-    top = block_row * block[0]
-    left = block_column * block[1]
-    weights_Rxhxw = resize(masks_Rxhxw, 1, samples(0, top))
-    weights_Rxhxw = resize(weights_Rxhxw, 2, samples(1, left))
-    weights_PixelsxR = weights_Rxhxw.reshape(len(weights_Rxhxw), -1).T
+    top = block_row * block_rows
+    left = block_column * block_columns
+    weights = resize(masks_Rxhxw, 1, _part_of_taps(rows, top, block_rows))
+    weights = resize(weights, 2, _part_of_taps(columns, left, block_columns))
+    weights_PixelsxR = weights.reshape(n_regions, -1).T
 
     def classes_under(scores_RxC: Float[Array, "R C"]) -> Int32[Array, " Pixels"]:
-      sums = jnp.matmul(
+      sums_PixelsxC = jnp.matmul(
         weights_PixelsxR, scores_RxC, precision=jax.lax.Precision.HIGHEST
       )
-      return jnp.argmax(sums, axis=1).astype(jnp.int32)
+      return jnp.argmax(sums_PixelsxC, axis=1).astype(jnp.int32)
 
-    classes = jax.lax.map(classes_under, scores_PxRxC)
-    is_inside = jnp.any(weights_PixelsxR > 0, axis=1)
-    classes_Pxhxw = jnp.where(is_inside, classes, -1).reshape(-1, *block)
-    return jax.lax.dynamic_update_slice(labels_PxHxW, classes_Pxhxw, (0, top, left))
+    # One prompt at a time, since the sums fill the memory.
+    classes_PxPixels = jax.lax.map(classes_under, scores_PxRxC)
+    is_inside_Pixels = jnp.any(weights_PixelsxR > 0, axis=1)
+    classes_PxPixels = jnp.where(is_inside_Pixels, classes_PxPixels, -1)
+    classes_of_block = classes_PxPixels.reshape(n_prompts, block_rows, block_columns)
+    return jax.lax.dynamic_update_slice(labels_PxHxW, classes_of_block, (0, top, left))
 
-  labels = jnp.full((len(scores_PxRxC), *out), -1, jnp.int32)
-  return jax.lax.fori_loop(0, jnp.prod(n_blocks_2), add_block, labels)
+  labels_PxHxW = jnp.full((n_prompts, out_height, out_width), -1, jnp.int32)
+  return jax.lax.fori_loop(0, jnp.prod(n_blocks_2), add_block, labels_PxHxW)
+
+
+def _part_of_taps(line: Taps, start: Int[Array, ""], length: int) -> Taps:
+  """Samples of `length` new pixels of a line from a traced `start` on."""
+  low = jax.lax.dynamic_slice_in_dim(line.low, start, length)
+  high = jax.lax.dynamic_slice_in_dim(line.high, start, length)
+  weight = jax.lax.dynamic_slice_in_dim(line.weight, start, length)
+  return Taps(low, high, weight)

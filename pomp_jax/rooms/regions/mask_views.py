@@ -49,19 +49,20 @@ class RegionMaps:
     Args:
       classes: classes of the labels that `read` returns.
       rows: row of each image.
-      read: image of a row, with labels of all classes.
-      where: name of a row's image for messages.
+      read: reads the image of a row, with labels of all classes.
+      where: returns the name of a row's image, for messages.
     """
-    kept = classes.not_novel()
-    self.names: Sequence[str] = tuple(classes.names[c] for c in kept)
+    classes_to_train = classes.not_novel()
+    names = [classes.names[number] for number in classes_to_train]
+    self.names: Sequence[str] = tuple(names)
     self.labels = np.zeros(len(rows), np.int32)
     self._rows = rows
     self._read = read
     self._where = where
-    # Number of each class of the list among those that are kept. The last entry is that
-    # of -1.
+    # New number of each class of the list, -1 for a novel one. A region without a class
+    # indexes the last entry by its -1, which stays -1.
     self._number = np.full(len(classes) + 1, -1, np.int32)
-    self._number[kept] = np.arange(len(kept))
+    self._number[classes_to_train] = np.arange(len(classes_to_train))
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -107,18 +108,21 @@ class MaskViews:
 
   @property
   def record(self) -> np.dtype:
-    """Type of a view: `image` uint8 [S,S,3], `sides` int32 [2], `owners` int16 [S,S],
-    `labels` [T].
+    """Type of a view, a structured array's.
 
-    A view begins in the upper left corner and has `sides` rows and columns. `owners`
-    has numbers of targets, or -1. Labels are -1 where there are fewer than T targets.
+    A view has its content in the upper left corner; the rest is padding. The fields:
+
+    image: uint8 [S,S,3], the pixels.
+    sides: int32 [2], rows and columns of the content.
+    owners: int16 [S,S], number of each pixel's target, or -1.
+    labels: int32 [T], class of each target, -1 where there are fewer than T.
     """
-    s = self.size
+    side = self.size
     return np.dtype(
       [
-        ("image", np.uint8, (s, s, 3)),
+        ("image", np.uint8, (side, side, 3)),
         ("sides", np.int32, (2,)),
-        ("owners", np.int16, (s, s)),
+        ("owners", np.int16, (side, side)),
         ("labels", np.int32, (self.n_targets,)),
       ]
     )
@@ -232,7 +236,7 @@ def cut(whole: RegionMap, place: Place) -> RegionMap:
 def largest_regions(
   owners: Int16[np.ndarray, "H W"], labels: Int32[np.ndarray, " R"], most: int
 ) -> tuple[Int16[np.ndarray, "H W"], Int32[np.ndarray, " _"]]:
-  """Owners and labels of the largest regions with a pixel and a class.
+  """Keeps the largest regions that have a pixel and a class, and numbers them anew.
 
   Args:
     owners: number of each pixel's region, or -1.
@@ -240,16 +244,21 @@ def largest_regions(
     most: number of regions to keep, at most.
 
   Returns:
-    Owners, with -1 for the other regions, and labels, in falling order of the areas.
+    Owners, with -1 for the pixels of dropped regions, and the labels of the kept ones.
+    Region 0 is the largest.
   """
-  areas = np.bincount(owners[owners >= 0], minlength=len(labels))
-  areas[labels < 0] = 0
-  order = np.argsort(-areas, kind="stable")[:most]
-  order = order[areas[order] > 0]
-  # The last entry is that of -1.
-  number = np.full(len(labels) + 1, -1, np.int16)
-  number[order] = np.arange(len(order))
-  return number[owners], labels[order]
+  n_regions = len(labels)
+  area_R = np.bincount(owners[owners >= 0], minlength=n_regions)
+  # A region without a class is dropped like one without a pixel.
+  area_R[labels < 0] = 0
+  largest = np.argsort(-area_R, kind="stable")[:most]
+  largest = largest[area_R[largest] > 0]
+
+  # New number of each old one. Pixels without a region index the last entry by their
+  # -1, which stays -1.
+  new_number = np.full(n_regions + 1, -1, np.int16)
+  new_number[largest] = np.arange(len(largest))
+  return new_number[owners], labels[largest]
 
 
 def map_of_masks(masks: Bool[np.ndarray, "R H W"]) -> Int16[np.ndarray, "H W"]:

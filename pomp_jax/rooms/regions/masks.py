@@ -98,18 +98,22 @@ def resized_sides(
 def resized_image(
   image_HxWx3: UInt8[np.ndarray, "H W 3"], size: int, multiple: int = 1
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-  """The image with the sides of `resized_sides`, as detectron2 resizes it.
+  """Resizes an image to `resized_sides` as detectron2 does.
 
-  That is bilinear, with antialiasing.
+  The samples are bilinear, with antialiasing.
 
   Args:
     image_HxWx3: image.
     size: new shorter side; 0 for the image as it is.
     multiple: number that both new sides divide by.
+
+  Returns:
+    The resized image, or the same array if the sides stay.
   """
   old_height, old_width, _ = image_HxWx3.shape
   height, width = resized_sides(old_height, old_width, size, multiple)
   if (height, width) == (old_height, old_width):
     return image_HxWx3
   image = Image.fromarray(image_HxWx3)
-  return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+  resized = image.resize((width, height), Image.Resampling.BILINEAR)
+  return np.asarray(resized)

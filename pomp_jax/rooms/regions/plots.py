@@ -130,21 +130,30 @@ def detection_sheet(
     names: names of the classes.
     title: title of the sheet.
   """
-  drawn = [[strongest(detections) for detections in sets] for sets in boxes]
+  strongest_of_rows = []
   colours_of_rows = []
-  for sets in drawn:
-    classes = [label for detections in sets for label in detections.classes.tolist()]
-    colours_of_rows.append(colours_of(classes))
+  legends = []
+  for sets in boxes:
+    strongest_sets = [strongest(detections) for detections in sets]
+    strongest_of_rows.append(strongest_sets)
+    # One legend for all pictures of a row.
+    classes: list[int] = []
+    for detections in strongest_sets:
+      classes += detections.classes.tolist()
+    colours = colours_of(classes)
+    colours_of_rows.append(colours)
+    legends.append(_named(colours, names))
+
   pictures = [[image] * len(titles) for image in images]
-  legends = [_named(colours, names) for colours in colours_of_rows]
   figure, axes_of_rows = sheet(pictures, legends, titles, title)
   for row, colours in enumerate(colours_of_rows):
     for column, axes in enumerate(axes_of_rows[row]):
-      detections = drawn[row][column]
+      detections = strongest_of_rows[row][column]
       count = _shown(detections, boxes[row][column], "box")
       _draw_label(axes, (0.02, 0.02), count, va="bottom", of_axes=True)
       for box, label in zip(detections.boxes, detections.classes, strict=True):
-        _draw_frame(axes, box.tolist(), colours.get(int(label), OTHER))
+        colour = colours.get(int(label), OTHER)
+        _draw_frame(axes, box.tolist(), colour)
   drawing.save(path, figure)
 
 

@@ -50,17 +50,26 @@ class _Pictures(Task):
   """A task on whole pictures, by their regions or patches, and its files."""
 
   def __init__(self, settings: Predict, data: Data, clip: Clip):
-    """Takes what this room adds to the fields of `predict`, too."""
+    """Takes the fields of `predict`, with those that this room adds to them.
+
+    Args:
+      settings: task, classes, prompts, and where the regions of a picture come from.
+      data: how pictures are read.
+      clip: name and compute type of the CLIP.
+    """
     super().__init__(settings, data, clip)
     self._segment = settings.of(fields.Segment)
     self._detect = settings.of(fields.Detect)
     self._propose = settings.of(fields.Propose)
-    regions = settings.of(fields.Regions)
-    # A `propose.network` without other regions is their source.
-    if regions.source == "none" and self._propose.network:
-      regions = dataclasses.replace(regions, source="network")
-    self._regions = regions
-    self._classes = undivided([name for (name,) in self._synonyms])
+
+    self._regions = settings.of(fields.Regions)
+    # Naming a network is enough to ask for its regions.
+    if self._propose.network and self._regions.source == "none":
+      self._regions = dataclasses.replace(self._regions, source="network")
+
+    # A class of this task has no synonyms.
+    names = [name for (name,) in self._synonyms]
+    self._classes = undivided(names)
 
   def check(self, files: Mapping[str, Path]) -> None:
     super().check(files)

@@ -84,40 +84,49 @@ def open_network(
   network = published_weights.read_mask_former(path)
   classes_NxE = None
   if network.trained_classes:
+    # A trained class has one name.
     synonyms = [(name,) for name in network.trained_classes]
-    classes_NxE = class_matrix(encoder, synonyms, _prompt_of_classes(propose)).features
+    prompt = _prompt_of_classes(propose)
+    classes_NxE = class_matrix(encoder, synonyms, prompt).features
   return Proposer(network, encoder.mesh, classes_NxE, propose, clip, mask_threshold)
 
 
 def network_key_parts(propose: Propose, mask_threshold: float, dtype: str) -> list[Any]:
-  """Cache key parts of a network's regions, beside those of the CLIP and the images.
+  """Parts of a cache key on which a network's regions depend.
+
+  The CLIP and the images are parts that the caller adds.
 
   Args:
     propose: file, sizes, and the prompt of the trained classes.
     mask_threshold: probability above which a pixel is inside a mask.
     dtype: type that the network computes in.
+
+  Raises:
+    InputError: the network's file or its prompt can't be read.
   """
-  parts = [
+  network_file = network_path(propose.network)
+  # No names of classes: they are in the network's file.
+  prompt_parts = key_parts(_prompt_of_classes(propose), [])
+  return [
     str(propose),
     str(mask_threshold),
     dtype,
-    file_stamps([network_path(propose.network)]),
+    file_stamps([network_file]),
+    *prompt_parts,
   ]
-  # The names of its classes are in the file.
-  return parts + key_parts(_prompt_of_classes(propose), [])
 
 
-def prompts_of(own: Detect | Segment, propose: Propose) -> list[NamedPrompt]:
+def prompts_of(settings: Detect | Segment, propose: Propose) -> list[NamedPrompt]:
   """Reads the prompts of a job's fields.
 
   Raises:
     InputError: a prompt is unusable, or is the network's and there is no network.
   """
-  field = f"{type(own).__name__.lower()}.prompts"
-  if _NETWORK_PROMPT in own.prompts:
+  field = f"{type(settings).__name__.lower()}.prompts"
+  if _NETWORK_PROMPT in settings.prompts:
     accepted = f"a network where {field} has {_NETWORK_PROMPT!r}"
     require(bool(propose.network), "propose.network", "", accepted)
-  prompts = read_prompts([_file_of(name, propose) for name in own.prompts], field)
+  prompts = read_prompts([_file_of(name, propose) for name in settings.prompts], field)
   # Boxes and label images are those of the pictures as they are stored.
   warn_of_turns(prompts, False, f"{field}: annotated images")
   return prompts
@@ -283,17 +292,23 @@ def _mean_inside(
 def decisive_masks(
   logits_BxQxhxw: Float[Array, "B Q h w"],
 ) -> Float16[Array, "B Q h w"]:
-  """2^15 times the probabilities, in 16 bits that keep the ratios of a pixel's masks.
+  """Probabilities of masks times 2^15, which keep their ratios in 16 bits.
 
-  A pixel gets its class by these ratios, but float16 loses digits below 2^-14. Where
-  the largest of a pixel's masks is lower, all are scaled up until it is not. Masks below
-  2^-12 of the largest become 0, so that files stay small.
+  A pixel gets its class by the ratios of its Q masks, but float16 loses digits below
+  2^-14. Where the largest of a pixel's values would be smaller, all of them are scaled
+  up until it is 2^-14. Values below 2^-12 of the largest become 0, so that files
+  compress well.
+
+  Args:
+    logits_BxQxhxw: logit of each pixel in each query's mask.
   """
-  log_p = jax.nn.log_sigmoid(logits_BxQxhxw.astype(jnp.float32))
-  largest = log_p.max(axis=1, keepdims=True)
-  ratio = jnp.exp(log_p - largest)
-  masks = ratio * jnp.maximum(ONE[np.float16] * jnp.exp(largest), 2.0**-14)
-  return jnp.where(ratio < 2.0**-12, 0, masks).astype(jnp.float16)
+  log_p_BxQxhxw = jax.nn.log_sigmoid(logits_BxQxhxw.astype(jnp.float32))
+  largest_Bx1xhxw = log_p_BxQxhxw.max(axis=1, keepdims=True)
+  ratio_BxQxhxw = jnp.exp(log_p_BxQxhxw - largest_Bx1xhxw)
+  scale_Bx1xhxw = jnp.maximum(ONE[np.float16] * jnp.exp(largest_Bx1xhxw), 2.0**-14)
+  masks_BxQxhxw = ratio_BxQxhxw * scale_Bx1xhxw
+  is_faint_BxQxhxw = ratio_BxQxhxw < 2.0**-12
+  return jnp.where(is_faint_BxQxhxw, 0, masks_BxQxhxw).astype(jnp.float16)
 
 
 def mask_boxes(

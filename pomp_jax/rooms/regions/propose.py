@@ -32,6 +32,16 @@ log = logging.getLogger(__name__)
 _BLOCK = 32
 _LEAST_IOU = 0.5
 _VERSION = f"2, pixels {PREPROCESSING_VERSION}"
+# Fields of `segment` and `detect` that name images. Either job lacks some of them.
+_IMAGE_FIELDS = (
+  "source",
+  "images",
+  "labels",
+  "annotations",
+  "names",
+  "n_images",
+  "scene_classes",
+)
 
 
 def check(config: ProposeConfig, workdir: str) -> None:
@@ -64,8 +74,8 @@ def run(config: ProposeConfig, workdir: str) -> dict[str, Any]:
       encoder.clip.name,
       config.clip.text_tower,
       # The prompts of these jobs are left out: a network does not see them.
-      str(_data(config.segment)),
-      str(_data(config.detect)),
+      str(_image_fields(config.segment)),
+      str(_image_fields(config.detect)),
       str(images.keys),
       file_stamps(images.files),
       *proposals.network_key_parts(config.propose, threshold, config.clip.dtype),
@@ -110,18 +120,13 @@ def run(config: ProposeConfig, workdir: str) -> dict[str, Any]:
   return json.loads(to_json(results))
 
 
-def _data(group: Segment | Detect) -> dict[str, Any]:
-  """The fields that say which images there are."""
-  names = (
-    "source",
-    "images",
-    "labels",
-    "annotations",
-    "names",
-    "n_images",
-    "scene_classes",
-  )
-  return {name: getattr(group, name) for name in names if hasattr(group, name)}
+def _image_fields(settings: Segment | Detect) -> dict[str, Any]:
+  """The fields of a job, by name, that say which images it has."""
+  values = {}
+  for name in _IMAGE_FIELDS:
+    if hasattr(settings, name):
+      values[name] = getattr(settings, name)
+  return values
 
 
 def _recall(

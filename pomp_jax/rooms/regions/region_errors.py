@@ -11,18 +11,18 @@ class RegionError(InputError, ValueError):
   """An unusable file: one line with the file, the field, and what is accepted."""
 
 
-def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
-  """Raises the one line for a field of a file.
+def refuse(path: str | os.PathLike, field: str, actual: str, accepted: str) -> NoReturn:
+  """Raises the error of an unusable field of a file, in one line.
 
   Args:
     path: file.
-    field: place in the file.
-    found: what is there.
-    accepted: what would be accepted.
+    field: place in the file, such as `boxes`.
+    actual: value of the field, or what is wrong with it.
+    accepted: values that the field may have.
 
   Raises:
     RegionError: always.
   """
   raise RegionError(
-    f"{path}: {printable(field)} is {printable(found)}; accepted: {accepted}"
+    f"{path}: {printable(field)} is {printable(actual)}; accepted: {accepted}"
   )

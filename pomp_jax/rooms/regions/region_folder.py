@@ -120,17 +120,29 @@ class RegionFolder:
   def check(
     self, images: Iterable[_ImageSize], most: int | None = None
   ) -> str | int | None:
-    """Checks the regions of all images as `read`, of masks and embeddings only type and
-    shape.
+    """Checks the file of each image as `read` does.
 
-    Returns the key of the first image that has boxes without masks, or None.
+    Only the type and the shape of masks and embeddings are read.
+
+    Args:
+      images: name, height and width in pixels of each image.
+      most: ignored, since a file's arrays are checked whole. `RegionResults.check` has
+        the same parameters.
+
+    Returns:
+      Name of the first image that has boxes without masks, or None.
+
+    Raises:
+      RegionError: a file is missing or unusable.
     """
-    boxes_alone = []
+    first_without_masks = None
     for key, height, width in images:
       regions = self.read(key, height, width, header_only=True)
-      if regions.masks is None and len(regions.boxes):
-        boxes_alone.append(key)
-    return next(iter(boxes_alone), None)
+      has_boxes_alone = regions.masks is None and len(regions.boxes) > 0
+      # No early return: an unusable file of a later image is an error.
+      if has_boxes_alone and first_without_masks is None:
+        first_without_masks = key
+    return first_without_masks
 
   def read(
     self,
@@ -437,6 +449,16 @@ def boxes_inside(
   return np.clip(boxes, 0, ends).astype(np.float32)
 
 
+class _ImageResults(NamedTuple):
+  """Results of one image, by falling score."""
+
+  boxes_Rx4: Float32[np.ndarray, "R 4"]  # x0, y0, x1, y1 in pixels
+  scores_R: Float32[np.ndarray, " R"]  # 0 to 1
+  rles: list[
+    dict[str, Any] | None
+  ]  # COCO's run lengths of each mask; None: a box alone
+
+
 class RegionResults:
   """COCO results as regions, one of each box and mask of any category; scores are
   objectness."""
@@ -467,33 +489,60 @@ class RegionResults:
   def check(
     self, images: Iterable[_ImageSize], most: int | None = None
   ) -> str | int | None:
-    """Checks the regions of all images as `read`, and that the file names one of the
-    images.
+    """Checks the results of each image as `read` does, and that there are any.
 
-    Returns the key of the first image of which a region has no mask, or None.
+    Images without results are logged as a warning.
+
+    Args:
+      images: id, height and width in pixels of each image.
+      most: number of results of an image that are read; None: all.
+
+    Returns:
+      Id of the first image that has a result without a mask, or None.
+
+    Raises:
+      RegionError: a box or a mask misfits its image, or all results are about other
+        images.
     """
-    images = list(images)
-    boxes_alone = [image[0] for image in images if None in self._best(*image, most)[2]]
-    missing = [key for key, *_ in images if key not in self._rows]
-    known = len(images) - len(missing)
-    if self._rows and not known:
-      found = f"about other images, such as {next(iter(self._rows))}"
-      refuse(self._path, "the file", found, "results of the data set")
+    first_without_mask = None
+    n_images = 0
+    missing = []
+    for key, height, width in images:
+      n_images += 1
+      if key not in self._rows:
+        missing.append(key)
+        continue
+      results = self._results(key, height, width, most)
+      # No early return: an unusable result of a later image is an error.
+      if None in results.rles and first_without_mask is None:
+        first_without_mask = key
+
+    n_known = n_images - len(missing)
+    if self._rows and n_known == 0:
+      other_image = next(iter(self._rows))
+      refuse(
+        self._path,
+        "the file",
+        f"about other images, such as {other_image}",
+        "results of the data set",
+      )
     if missing:
       log.warning(
         "%s: results of %d of %d images; %d have none, such as %s",
         self._path,
-        known,
-        len(images),
+        n_known,
+        n_images,
         len(missing),
         missing[0],
       )
-    return next(iter(boxes_alone), None)
+    return first_without_mask
 
   def read(
     self, key: str | int, height: int, width: int, most: int | None = None
   ) -> Regions:
-    """Regions of an image, by falling score; masks if all of them have one.
+    """Reads the regions of an image, by falling score.
+
+    They have masks if every result has one. An image without results has no regions.
 
     Args:
       key: id of the image.
@@ -504,36 +553,54 @@ class RegionResults:
     Raises:
       RegionError: a box or a mask misfits the image.
     """
-    boxes, scores, rles = self._best(key, height, width, most)
-    masks = None
-    if rles and None not in rles:
-      masks = np.stack([mask_api.decode(rle).astype(bool) for rle in rles])
-    return Regions(boxes, scores, masks)
+    results = self._results(key, height, width, most)
+    masks_RxHxW = None
+    if results.rles and None not in results.rles:
+      masks = [mask_api.decode(rle).astype(bool) for rle in results.rles]
+      masks_RxHxW = np.stack(masks)
+    return Regions(results.boxes_Rx4, results.scores_R, masks_RxHxW)
 
-  def _best(
+  def _results(
     self, key: str | int, height: int, width: int, most: int | None
-  ) -> tuple[
-    Float32[np.ndarray, "R 4"],
-    Float32[np.ndarray, " R"],
-    list[dict[str, Any] | None],
-  ]:
-    """Boxes, scores, and masks as RLE or None each."""
-    rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])
+  ) -> _ImageResults:
+    """The `most` results of an image with the highest scores, checked.
+
+    Args:
+      key: id of the image.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
+      most: number of results that are kept; None: all.
+
+    Raises:
+      RegionError: a box or a mask misfits the image.
+    """
+    rows = sorted(
+      self._rows.get(key, {}).values(), key=lambda row: row["score"], reverse=True
+    )
     rows = rows[:most]
+
+    boxes_Rx4 = np.zeros((len(rows), 4), np.float64)
     rles: list[dict[str, Any] | None] = []
-    for row in rows:
+    for number, row in enumerate(rows):
       rle = None
       if row.get("segmentation"):
         where = f"a segmentation of image {key}"
         rle = run_lengths(self._path, where, row["segmentation"], height, width)
       rles.append(rle)
-    boxes = np.zeros((len(rows), 4), np.float64)
-    for number, (row, rle) in enumerate(zip(rows, rles, strict=True)):
-      boxes[number] = row["bbox"] if "bbox" in row else mask_api.toBbox(rle)
+      if "bbox" in row:
+        boxes_Rx4[number] = row["bbox"]
+      else:
+        boxes_Rx4[number] = mask_api.toBbox(rle)
     # From x, y, width, height to the two corners.
-    boxes[:, 2:] += boxes[:, :2]
-    scores = np.minimum([row["score"] for row in rows], 1.0).astype(np.float32)
-    return boxes_inside(self._path, boxes, height, width), scores, rles
+    boxes_Rx4[:, 2:] += boxes_Rx4[:, :2]
+
+    # A score up to _MAX_SCORE was accepted.
+    scores = [min(row["score"], 1.0) for row in rows]
+    return _ImageResults(
+      boxes_Rx4=boxes_inside(self._path, boxes_Rx4, height, width),
+      scores_R=np.array(scores, np.float32),
+      rles=rles,
+    )
 
 
 def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt8
 import numpy as np
 
 from pomp_jax.data.class_lists import normalized_names
@@ -124,7 +124,7 @@ def fuse(
 
 
 def region_scores(
-  found: Regions,
+  regions: Regions,
   header: RegionHeader | None,
   clip_RxE: Float[np.ndarray, "R E"] | None,
   matrix: ClassMatrix,
@@ -139,7 +139,7 @@ def region_scores(
   returned; without `clip_RxE` the network's.
 
   Args:
-    found: regions of the image.
+    regions: regions of the image.
     header: how embeddings are compared.
     clip_RxE: unit features of the crops, a row of zeros where there is no crop.
     matrix: classes under one prompt.
@@ -151,7 +151,7 @@ def region_scores(
   Raises:
     EvaluationError: scores are not finite.
   """
-  n_regions = len(found.boxes)
+  n_regions = len(regions.boxes)
   # A power of two, for fewer compilations.
   n_rows = 1 << max(n_regions - 1, 1).bit_length()
 
@@ -167,11 +167,11 @@ def region_scores(
     return Scores(matrix.over_names(np.asarray(scores.classes)), scores.null)
 
   net = None
-  if found.embeddings is not None and header is not None:
+  if regions.embeddings is not None and header is not None:
     null_E = None
     if header.null is not None:
       null_E = np.array(header.null, np.float32)
-    net = scores_of(found.embeddings, header.activation, header.scale, null_E)
+    net = scores_of(regions.embeddings, header.activation, header.scale, null_E)
   clip = None
   is_valid_R = np.ones(n_rows, bool)
   if clip_RxE is not None:
@@ -180,8 +180,8 @@ def region_scores(
   fused = fuse(net, clip, fusion, trained_C, is_valid_R)
   scores_RxC = np.asarray(fused)[:n_regions]
   check_finite(scores_RxC, "regions")
-  if fusion.objectness and found.objectness is not None:
-    return np.asarray(jnp.sqrt(scores_RxC * found.objectness[:, None]))
+  if fusion.objectness and regions.objectness is not None:
+    return np.asarray(jnp.sqrt(scores_RxC * regions.objectness[:, None]))
   return scores_RxC
 
 
@@ -202,6 +202,15 @@ class Scored(NamedTuple):
   regions: Regions
   # by each of `shares_of` under each class matrix
   scores: Sequence[Float[np.ndarray, "R C"]]
+
+
+class _ToCrop(NamedTuple):
+  """A resized image and the regions that are cropped from it."""
+
+  image_HxWx3: UInt8[np.ndarray, "H W 3"]
+  boxes_Rx4: Float[np.ndarray, "R 4"]  # in pixels of the resized image
+  # None: all pixels of the box
+  masks_RxHxW: Bool[np.ndarray, "R H W"] | None = None
 
 
 class RegionScorer:
@@ -273,8 +282,8 @@ class RegionScorer:
     """Scores images, of which all crops are made together."""
     features: Sequence[np.ndarray | None] = [None] * len(part)
     if self._crops is not None and part:
-      cropped = [self._cropped(row, pixels, regions) for row, pixels, regions in part]
-      images, boxes, masks = zip(*cropped, strict=True)
+      to_crop = [self._to_crop(row, pixels, regions) for row, pixels, regions in part]
+      images, boxes, masks = zip(*to_crop, strict=True)
       if self._settings.crop == "masked":
         features = self._crops.features(images, boxes, masks)
       else:
@@ -295,20 +304,34 @@ class RegionScorer:
           scores.append(scores_RxC)
       yield row, Scored(regions, scores)
 
-  def _cropped(self, row: int, pixels: np.ndarray, regions: Regions) -> tuple:
-    """Image at the size of `regions.size`; boxes, and masks if cropped, in its pixels."""
-    image = resized_image(pixels, self._settings.size)
-    height, width = image.shape[:2]
+  def _to_crop(self, row: int, pixels: np.ndarray, regions: Regions) -> _ToCrop:
+    """Resizes an image to `regions.size`, with the regions that are cropped from it.
+
+    Args:
+      row: number of the image, for messages.
+      pixels: image as it is stored, uint8 [H,W,3].
+      regions: regions of the image.
+
+    Raises:
+      RegionError: boxes without masks where masks are needed.
+    """
+    settings = self._settings
+    image = resized_image(pixels, settings.size)
+    height, width, _ = image.shape
     if not self._by_masks:
-      old_height, old_width = pixels.shape[:2]
-      factors = np.array([width / old_width, height / old_height] * 2, np.float32)
-      return image, regions.boxes * factors, None
-    soft = regions.drawn(f"image {self._source.images.keys[row]}")
-    hard = hard_masks(soft, height, width, self._settings.mask_threshold)
-    if self._settings.crop != "masked":
-      return image, boxes_of_masks(hard), None
-    masks = np.array(list(hard), bool).reshape(-1, height, width)
-    return image, boxes_of_masks(masks), masks
+      old_height, old_width, _ = pixels.shape
+      x_factor = width / old_width
+      y_factor = height / old_height
+      factors_4 = np.array([x_factor, y_factor, x_factor, y_factor], np.float32)
+      return _ToCrop(image, regions.boxes * factors_4)
+
+    soft_masks = regions.drawn(f"image {self._source.images.keys[row]}")
+    masks = hard_masks(soft_masks, height, width, settings.mask_threshold)
+    if settings.crop != "masked":
+      # One mask at a time: only the boxes are kept.
+      return _ToCrop(image, boxes_of_masks(masks))
+    masks_RxHxW = np.array(list(masks), bool).reshape(-1, height, width)
+    return _ToCrop(image, boxes_of_masks(masks_RxHxW), masks_RxHxW)
 
 
 def shares_of(alone: bool) -> Mapping[str, tuple[bool, bool]]:

@@ -9,9 +9,10 @@ of the one split.
 
 from collections.abc import Callable
 import functools
+from typing import NamedTuple
 
 from faster_coco_eval.core import mask as mask_api
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32, UInt8
 import numpy as np
 
 from pomp_jax.config.fields import Data
@@ -34,23 +35,34 @@ def splits(data: Data) -> tuple[str, ...]:
 
 
 def open_split(data: Data, split: str) -> StoredImages:
-  """Opens all regions of `data.annotations`, of images below `data.root`.
+  """Opens every annotated region as an image; those of novel classes are left out.
 
-  SourceError if there is no region of the classes.
+  Args:
+    data: `annotations`, a COCO or LVIS JSON file or a folder of label images; `root`,
+      the folder of the images; `names`, the classes, which label images need.
+    split: name of the split, always `train`.
+
+  Raises:
+    SourceError: the classes of label images are not named, or no region has a class.
+    InputError: the class list, an annotation or a label image is unusable.
   """
-  classes = read_class_split(data.names) if data.names else None
+  classes = None
+  if data.names:
+    classes = read_class_split(data.names)
+
   path = data.of(RegionData).annotations
   if path.lower().endswith(".json"):
-    source = _objects(data, path, classes)
+    regions = _objects(data, path, classes)
   elif classes is None:
     raise SourceError("data.names is empty; accepted: the classes of the label images")
   else:
-    source = _labels(data, path, classes)
+    regions = _labels(data, path, classes)
+
   if classes is not None:
-    source = source.of_classes(classes.not_novel())
-  if not len(source):
-    raise SourceError(f"{path}: no region of the {len(source.names)} classes")
-  return source
+    regions = regions.of_classes(classes.not_novel())
+  if len(regions) == 0:
+    raise SourceError(f"{path}: no region of the {len(regions.names)} classes")
+  return regions
 
 
 def _objects(data: Data, path: str, classes: ClassSplit | None) -> StoredImages:
@@ -74,7 +86,13 @@ def _objects(data: Data, path: str, classes: ClassSplit | None) -> StoredImages:
 
 
 def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
-  """Every class of every label image."""
+  """Every class of every label image, a crop each.
+
+  Args:
+    data: folder of the images, and the cache.
+    path: folder of the label images.
+    classes: classes of the labels, with their values if these are listed.
+  """
   values = "index" if classes.values is None else "listed"
   folder = open_pixels(data.root, path, classes, values)
 
@@ -90,34 +108,58 @@ def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
 
   label_files = [labels for _, labels in folder.files if labels is not None]
   stamps = file_stamps(label_files)
-  key = fingerprint(["region crops", str(classes), *folder.keys, stamps])
-  rows_nx2 = ArrayCache(data.cache).get(key, classes_of_images)
-  keys = [f"{folder.keys[index]}:{label}" for index, label in rows_nx2.tolist()]
-  storage = _Crops(data.root, rows_nx2, functools.partial(_class_of, folder))
+  cache_key = fingerprint(["region crops", str(classes), *folder.keys, stamps])
+  rows_nx2 = ArrayCache(data.cache).get(cache_key, classes_of_images)
+
+  keys = []
+  for index, label in rows_nx2.tolist():
+    keys.append(f"{folder.keys[index]}:{label}")
+  read = functools.partial(_class_of, folder)
+  storage = _Crops(data.root, rows_nx2, read)
   return StoredImages(classes.names, rows_nx2[:, 1], keys, storage)
 
 
-class _Crops:
-  """Storage of crops.
+class _MaskedImage(NamedTuple):
+  """An image, and the pixels of one region in it."""
 
-  A row is an image and an object of it, or a class. `masked` reads the image and the
-  mask of a row.
+  image_HxWx3: UInt8[np.ndarray, "H W 3"]
+  mask_HxW: Bool[np.ndarray, "H W"]
+
+
+class _Crops:
+  """Storage of crops, each of one region of an image.
+
+  A row is a pair of numbers: an image, and an object or a class in it.
   """
 
   def __init__(
-    self, root: str, rows_nx2: np.ndarray, masked: Callable[[int, int], tuple]
+    self,
+    root: str,
+    rows_nx2: Int32[np.ndarray, "n 2"],
+    read_region: Callable[[int, int], _MaskedImage],
   ):
+    """Reads nothing yet.
+
+    Args:
+      root: folder of the images, for messages.
+      rows_nx2: image and region of each crop.
+      read_region: reads the region of a row; worker processes unpickle it.
+    """
     self._root = root
-    self._rows = rows_nx2
-    self._masked = masked
+    self._rows_nx2 = rows_nx2
+    self._read_region = read_region
 
   def read(self, row: int, key: str) -> bytes:
-    """The crop of a mask, as PPM, which takes no time to encode or decode."""
-    image, mask = self._masked(*self._rows[row].tolist())
-    rows = np.flatnonzero(mask.any(axis=1))
-    columns = np.flatnonzero(mask.any(axis=0))
+    """The crop of a region as PPM, which takes no time to encode or decode.
+
+    Pixels outside the mask get CLIP's mean colour.
+    """
+    image_HxWx3, mask_HxW = self._read_region(*self._rows_nx2[row].tolist())
+    rows = np.flatnonzero(mask_HxW.any(axis=1))
+    columns = np.flatnonzero(mask_HxW.any(axis=0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    crop = np.where(mask[box][..., None], image[box], np.array(_FILL, np.uint8))
+    is_inside = mask_HxW[box][..., None]
+    crop = np.where(is_inside, image_HxWx3[box], np.array(_FILL, np.uint8))
     height, width, _ = crop.shape
     return f"P6 {width} {height} 255\n".encode() + crop.tobytes()
 
@@ -125,27 +167,39 @@ class _Crops:
     return f"{self._root}/{key}"
 
 
-def _object_of(annotations: Annotations, root: str, index: int, number: int) -> tuple:
-  """An image, and the mask of an object: its own, or its box if that is empty."""
-  image = annotations.image(index, root)
+def _object_of(
+  annotations: Annotations, root: str, index: int, number: int
+) -> _MaskedImage:
+  """An annotated object and its image.
+
+  Its mask is the annotated one, or its box if there is none or it is empty.
+
+  Args:
+    annotations: content of the JSON file.
+    root: folder of the images.
+    index: number of the image.
+    number: number of the object in the image.
+  """
+  image_HxWx3 = annotations.image(index, root)
   annotation = annotations.rows[index][number]
   if annotation.get("segmentation"):
-    lengths = annotations.run_lengths_of(index, annotation)
-    mask = mask_api.decode(lengths).astype(bool)
-    if mask.any():
-      return image, mask
-  height, width = image.shape[:2]
+    rle = annotations.run_lengths_of(index, annotation)
+    mask_HxW = mask_api.decode(rle).astype(bool)
+    if mask_HxW.any():
+      return _MaskedImage(image_HxWx3, mask_HxW)
+
+  height, width, _ = image_HxWx3.shape
   x, y, box_width, box_height = annotation["bbox"]
   # At least one pixel inside the image: boxes may begin a little outside.
   left = max(min(int(x), width - 1), 0)
   top = max(min(int(y), height - 1), 0)
   right = int(np.ceil(x + box_width))
   bottom = int(np.ceil(y + box_height))
-  mask = np.zeros((height, width), bool)
-  mask[top:bottom, left:right] = True
-  return image, mask
+  mask_HxW = np.zeros((height, width), bool)
+  mask_HxW[top:bottom, left:right] = True
+  return _MaskedImage(image_HxWx3, mask_HxW)
 
 
-def _class_of(folder: PixelFolder, index: int, label: int) -> tuple:
-  """An image, and the mask of one class in it."""
-  return folder.image(index), folder.labels(index) == label
+def _class_of(folder: PixelFolder, index: int, label: int) -> _MaskedImage:
+  """The pixels of one class in the label image of an image."""
+  return _MaskedImage(folder.image(index), folder.labels(index) == label)

@@ -37,25 +37,41 @@ class NormConv(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B _ _ _"]:
-    """Pads with zeros, so that a stride of 1 keeps the sides."""
+    """Convolves and normalises a map.
+
+    The map is padded with zeros, so that a stride of 1 keeps its height and width.
+
+    Args:
+      x: map of D channels.
+
+    Returns:
+      Map of `channels` channels, of height H / stride and width W / stride, rounded up.
+    """
+    # An odd kernel whose taps are `dilation` pixels apart reaches this far.
     margin = self.dilation * (self.size // 2)
-    x = nn.Conv(
-      self.channels,
-      (self.size, self.size),
-      self.stride,
-      padding=[(margin, margin)] * 2,
+    convolution = nn.Conv(
+      features=self.channels,
+      kernel_size=(self.size, self.size),
+      strides=self.stride,
+      padding=[(margin, margin), (margin, margin)],
       kernel_dilation=self.dilation,
       use_bias=False,
       dtype=self.dtype,
       kernel_init=self.kernel_init,
       name="conv",
-    )(x)
-    if not self.groups:
+    )
+    x = convolution(x)
+    if self.groups == 0:
       return FrozenBatchNorm(self.dtype, name="norm")(x)
-    # As torch's.
-    return nn.GroupNorm(
-      self.groups, epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="norm"
-    )(x)
+    # Epsilon and variance as in torch's group norm, whose weights are loaded.
+    norm = nn.GroupNorm(
+      num_groups=self.groups,
+      epsilon=1e-5,
+      use_fast_variance=False,
+      dtype=self.dtype,
+      name="norm",
+    )
+    return norm(x)
 
 
 class DeepLabResNet(nn.Module):
@@ -69,18 +85,35 @@ class DeepLabResNet(nn.Module):
   def __call__(
     self, pixels_BxHxWx3: Float[Array, "B H W 3"]
   ) -> list[Float[Array, "B _ _ _"]]:
-    """Maps of the four stages; H and W are multiples of 32."""
-    width, layers, dilations = self.sizes.width, self.sizes.layers, self.sizes.dilations
-    if len(dilations) != layers[-1]:
-      raise ValueError(
-        f"dilations: got {len(dilations)}, expected one a block, {layers[-1]}"
-      )
+    """Maps of the stages res2 to res5, at strides 4, 8, 16 and 32.
+
+    Args:
+      pixels_BxHxWx3: normalised pixels; H and W are multiples of 32.
+
+    Raises:
+      ValueError: the number of dilations is not that of the last stage's blocks.
+    """
+    n_blocks_of_stages = self.sizes.layers
+    n_stages = len(n_blocks_of_stages)
+    n_last = n_blocks_of_stages[-1]
+    n_dilations = len(self.sizes.dilations)
+    if n_dilations != n_last:
+      raise ValueError(f"dilations: got {n_dilations}, expected one a block, {n_last}")
+
     x = _Stem(self.sizes.stem, self.dtype, name="stem")(pixels_BxHxWx3)
     maps = []
-    for i, n_blocks in enumerate(layers):
-      of_blocks = dilations if i == len(layers) - 1 else (1,) * n_blocks
+    for i, n_blocks in enumerate(n_blocks_of_stages):
+      # The stem has stride 4 already. Each later stage halves the map.
+      stride = 1 if i == 0 else 2
+      dilations = (1,) * n_blocks
+      if i == n_stages - 1:
+        dilations = self.sizes.dilations
       stage = _Stage(
-        width * 2**i, 1 if i == 0 else 2, of_blocks, self.dtype, name=f"res{i + 2}"
+        width=self.sizes.width * 2**i,
+        stride=stride,
+        dilations=dilations,
+        dtype=self.dtype,
+        name=f"res{i + 2}",
       )
       x = stage(x)
       maps.append(x)
@@ -152,15 +185,22 @@ class SmallBackbone(nn.Module):
   def __call__(
     self, pixels_BxHxWx3: Float[Array, "B H W 3"]
   ) -> list[Float[Array, "B _ _ _"]]:
-    """Maps of the four stages; H and W are multiples of 32."""
-    channels = self.sizes.channels
+    """Maps of the four stages, at strides 4, 8, 16 and 32.
+
+    Args:
+      pixels_BxHxWx3: normalised pixels; H and W are multiples of 32.
+    """
     convolution = functools.partial(
       NormConv, size=3, groups=self.sizes.groups, dtype=self.dtype
     )
-    x = nn.relu(convolution(channels[0], stride=2, name="stem")(pixels_BxHxWx3))
+    stem = convolution(self.sizes.channels[0], stride=2, name="stem")
+    x = nn.relu(stem(pixels_BxHxWx3))
+
     maps = []
-    for i, n_channels in enumerate(channels):
-      x = nn.relu(convolution(n_channels, stride=2, name=f"down{i + 2}")(x))
-      x = nn.relu(x + convolution(n_channels, name=f"res{i + 2}")(x))
+    for stage, n_channels in enumerate(self.sizes.channels, start=2):
+      halve = convolution(n_channels, stride=2, name=f"down{stage}")
+      x = nn.relu(halve(x))
+      residual = convolution(n_channels, name=f"res{stage}")
+      x = nn.relu(x + residual(x))
       maps.append(x)
     return maps

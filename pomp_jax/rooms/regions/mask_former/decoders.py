@@ -41,26 +41,45 @@ class PixelDecoder(nn.Module):
   def __call__(
     self, maps: Sequence[Float[Array, "B _ _ _"]]
   ) -> Float[Array, "B h w D"]:
-    """Embeddings [B,h,w,mask_width] at the first map's size; each map's sides halve
-    the last's."""
-    width, groups, n_maps = self.config.width, self.config.groups, len(maps)
-    block = functools.partial(
-      NormConv, width, groups=groups, dtype=self.dtype, kernel_init=_lecun_uniform
+    """Embeds the pixels of the finest map, from the coarsest map down.
+
+    At each level the coarser result is enlarged twice, added to the level's own map,
+    and convolved (Lin et al., 2017, arXiv:1612.03144).
+
+    Args:
+      maps: maps of a backbone, from fine to coarse. Each has half the height and half
+        the width of the one before.
+
+    Returns:
+      Embeddings [B,h,w,mask_width] of the pixels of the first map.
+    """
+    convolution = functools.partial(
+      NormConv,
+      self.config.width,
+      groups=self.config.groups,
+      dtype=self.dtype,
+      kernel_init=_lecun_uniform,
     )
-    x = nn.relu(block(3, name=f"layer_{n_maps}")(maps[-1]))
-    for i in range(n_maps - 1, 0, -1):
-      # Nearest neighbour, as in feature pyramids.
-      x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-      x = x + block(1, name=f"adapter_{i}")(maps[i - 1])
-      x = nn.relu(block(3, name=f"layer_{i}")(x))
-    return nn.Conv(
-      self.config.mask_width,
-      (3, 3),
-      padding=[(1, 1)] * 2,
+    # Levels are numbered from 1, the finest, as in detectron2.
+    n_levels = len(maps)
+    x = nn.relu(convolution(3, name=f"layer_{n_levels}")(maps[-1]))
+    for level in range(n_levels - 1, 0, -1):
+      # To the nearest neighbour, as in feature pyramids.
+      x = jnp.repeat(x, 2, axis=1)
+      x = jnp.repeat(x, 2, axis=2)
+      adapter = convolution(1, name=f"adapter_{level}")
+      x = x + adapter(maps[level - 1])
+      x = nn.relu(convolution(3, name=f"layer_{level}")(x))
+
+    to_embeddings = nn.Conv(
+      features=self.config.mask_width,
+      kernel_size=(3, 3),
+      padding=[(1, 1), (1, 1)],
       dtype=self.dtype,
       kernel_init=_lecun_uniform,
       name="mask_features",
-    )(x)
+    )
+    return to_embeddings(x)
 
 
 class TransformerDecoder(nn.Module):
@@ -73,25 +92,38 @@ class TransformerDecoder(nn.Module):
   def __call__(
     self, map_BxhxwxC: Float[Array, "B h w C"], train: bool = False
   ) -> Float[Array, "J B Q D"]:
-    """Queries after each layer, normalised; `train` drops out by the random stream
-    "dropout"."""
+    """Lets the queries attend to a map.
+
+    Args:
+      map_BxhxwxC: the backbone's last map.
+      train: whether to drop out, by the random stream "dropout".
+
+    Returns:
+      The queries after each of the J layers, normalised.
+    """
     n_images, height, width, _ = map_BxhxwxC.shape
-    config, n_channels = self.config, self.config.width
+    n_channels = self.config.width
+
+    # The pixels of the map become the source tokens, row by row.
     project = nn.Conv(
-      n_channels,
-      (1, 1),
+      features=n_channels,
+      kernel_size=(1, 1),
       dtype=self.dtype,
       kernel_init=_lecun_uniform,
       name="input_proj",
     )
-    memory_BxTxD = project(map_BxhxwxC).reshape(n_images, height * width, n_channels)
+    memory_BxhxwxD = project(map_BxhxwxC)
+    memory_BxTxD = memory_BxhxwxD.reshape(n_images, height * width, n_channels)
     positions_TxD = jnp.asarray(sine_positions(height, width, n_channels), self.dtype)
-    normal = nn.initializers.normal(1.0)
-    queries_QxD = self.param("query_embed", normal, (config.n_queries, n_channels))
-    layers = _Layers(config, self.dtype, name="layers")
-    states = layers(
-      memory_BxTxD, positions_TxD, jnp.asarray(queries_QxD, self.dtype), train
+
+    queries_QxD = self.param(
+      "query_embed", nn.initializers.normal(1.0), (self.config.n_queries, n_channels)
     )
+    queries_QxD = jnp.asarray(queries_QxD, self.dtype)
+
+    layers = _Layers(self.config, self.dtype, name="layers")
+    states = layers(memory_BxTxD, positions_TxD, queries_QxD, train)
+    # One norm is shared by all layers, as in DETR.
     norm = nn.LayerNorm(epsilon=_LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")
     return norm(jnp.stack(states))
 
@@ -110,12 +142,15 @@ class _Layers(nn.Module):
     queries_QxD: Float[Array, "Q D"],
     train: bool,
   ) -> list[Float[Array, "B Q D"]]:
-    state = jnp.zeros((memory_BxTxD.shape[0], *queries_QxD.shape), self.dtype)
+    # As in DETR, the learned queries are positions, and the states begin with zeros.
+    n_images = memory_BxTxD.shape[0]
+    n_queries, width = queries_QxD.shape
+    state_BxQxD = jnp.zeros((n_images, n_queries, width), self.dtype)
     states = []
     for j in range(self.config.n_layers):
       layer = _Layer(self.config, self.dtype, name=str(j))
-      state = layer(state, memory_BxTxD, positions_TxD, queries_QxD, train)
-      states.append(state)
+      state_BxQxD = layer(state_BxQxD, memory_BxTxD, positions_TxD, queries_QxD, train)
+      states.append(state_BxQxD)
     return states
 
 
@@ -172,23 +207,24 @@ class _Attention(nn.Module):
     values_BxTxD: Float[Array, "B T D"],
     train: bool,
   ) -> Float[Array, "B Q D"]:
-    width, n_heads, dropout = (
-      queries_BxQxD.shape[-1],
-      self.config.n_heads,
-      self.config.dropout,
-    )
+    width = queries_BxQxD.shape[-1]
+    n_heads = self.config.n_heads
 
     def heads(rows: Float[Array, "B T D"], name: str) -> Float[Array, "B T n e"]:
       dense = nn.Dense(width, dtype=self.dtype, kernel_init=_stacked_xavier, name=name)
-      return dense(rows).reshape(*rows.shape[:2], n_heads, width // n_heads)
+      n_images, n_tokens, _ = rows.shape
+      return dense(rows).reshape(n_images, n_tokens, n_heads, width // n_heads)
 
+    dropout_key = None
+    if train and self.config.dropout:
+      dropout_key = self.make_rng("dropout")
     attended_BxQxnxe = nn.dot_product_attention(
       heads(queries_BxQxD, "q_proj"),
       heads(keys_BxTxD, "k_proj"),
       heads(values_BxTxD, "v_proj"),
       broadcast_dropout=False,
-      dropout_rng=self.make_rng("dropout") if train and dropout else None,
-      dropout_rate=dropout,
+      dropout_rng=dropout_key,
+      dropout_rate=self.config.dropout,
       deterministic=not train,
     )
     out = nn.Dense(width, dtype=self.dtype, kernel_init=_xavier, name="out_proj")
@@ -213,22 +249,28 @@ class Mlp(nn.Module):
 def sine_positions(height: int, width: int, channels: int) -> Float[np.ndarray, "T D"]:
   """Sines and cosines of the positions of a map, row by row (DETR, Carion et al., 2020).
 
-  Rows and columns are numbered from 1 and scaled to (0, 2 pi]. Half of the channels are
-  of the row, half of the column; even ones are sines, odd ones cosines.
+  Rows and columns are numbered from 1 and scaled to (0, 2 pi]. The first half of the
+  channels is of the row, the second of the column. Even channels are sines, odd ones
+  cosines.
 
   Args:
     height: rows of the map.
     width: columns of the map.
     channels: channels of a position, D; even.
   """
-  half = channels // 2
-  frequencies = _TEMPERATURE ** (-2 * (np.arange(half) // 2) / half)
+  n_channels = channels // 2  # of the row, and as many of the column
+  channel = np.arange(n_channels)
+  # A sine and the cosine behind it have the same frequency.
+  frequencies = _TEMPERATURE ** (-2 * (channel // 2) / n_channels)
 
-  def waves(n: int) -> Float[np.ndarray, "n half"]:
+  def waves(n: int) -> Float[np.ndarray, "n channels"]:
+    """Channels of n rows, or of n columns."""
     phases = (np.arange(n) + 1) / (n + 1e-6) * 2 * math.pi
     angles = phases[:, None] * frequencies
-    return np.where(np.arange(half) % 2 == 0, np.sin(angles), np.cos(angles))
+    return np.where(channel % 2 == 0, np.sin(angles), np.cos(angles))
 
-  rows, columns = np.broadcast_arrays(waves(height)[:, None], waves(width)[None])
-  both = np.concatenate([rows, columns], axis=-1)
-  return both.reshape(height * width, channels).astype(np.float32)
+  rows = waves(height)[:, None]
+  columns = waves(width)[None]
+  rows, columns = np.broadcast_arrays(rows, columns)
+  both_hxwxD = np.concatenate([rows, columns], axis=-1)
+  return both_hxwxD.reshape(height * width, channels).astype(np.float32)

@@ -59,6 +59,7 @@ def make_mask_step(
     optimizer: transformation of the gradient.
     weights: weights of the terms of the loss.
   """
+  # Predictions are [J,B,..], targets [B,..]: devices split B.
   of_layers = P(None, DATA)
   # The loops of a matching take different numbers of turns, so devices do not
   # communicate.
@@ -72,37 +73,50 @@ def make_mask_step(
   )
 
   def loss_of(
-    params: Params, classes_NxE: Float[Array, "N E"], batch: Batch, key: jax.Array
+    params: Params,
+    classes_NxE: Float[Array, "N E"],
+    batch: Batch,
+    dropout_key: jax.Array,
   ) -> tuple[Float[Array, ""], MaskLosses]:
+    """The loss to minimise, and its terms."""
     pixels = normalized_pixels(batch["image"], batch["sides"])
     output: Any = model.apply(
-      {"params": params}, pixels, all_layers=True, train=True, rngs={"dropout": key}
+      {"params": params},
+      pixels,
+      all_layers=True,
+      train=True,
+      rngs={"dropout": dropout_key},
     )
     logits = class_logits(output.embeddings_JxBxQxE, classes_NxE, output.non_object_E)
     predictions = Predictions(logits, output.masks_JxBxQxhxw)
     targets = targets_of(batch["owners"], batch["labels"])
+    # Which query is matched to a target has no gradient, as in DETR.
     queries_JxBxT = matched(jax.lax.stop_gradient(predictions), targets)
     losses = mask_losses(predictions, targets, queries_JxBxT, weights)
     return losses.loss, losses
+
+  gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def train_step(
     state: TrainState, classes_NxE: Float[Array, "N E"], batch: Batch
   ) -> tuple[TrainState, dict[str, jax.Array]]:
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), state.step)
-    (_, losses), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-      state.params, classes_NxE, batch, key
-    )
+    # The key depends on seed and step alone, so that a restart drops out the same.
+    seed_key = jax.random.wrap_key_data(state.seed_key)
+    dropout_key = jax.random.fold_in(seed_key, state.step)
+    (_, losses), gradient = gradient_of(state.params, classes_NxE, batch, dropout_key)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     metrics = {
       **losses._asdict(),
       "grad_norm": optax.tree.norm(gradient),
       "param_norm": optax.tree.norm(state.params),
     }
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(
-      step=state.step + 1, params=params, opt_state=opt_state
-    ), metrics
+    new_state = state.replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      opt_state=opt_state,
+    )
+    return new_state, metrics
 
   return train_step
 

@@ -99,13 +99,19 @@ class MaskFormer(nn.Module):
 
 
 def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callable:
-  """Builds `(params, images_BxHxWx3, sizes_Bx2) -> masks, embeddings` of the last
-  layer, for jit.
+  """Builds the function that predicts masks and embeddings, for jit.
 
-  The images are uint8 and fill their upper left corners; the rest is padding, and so
-  are the pixels up to the next multiples of 32. As in detectron2's, positions are
-  relative to the padded sides, so results are the published ones if H and W are an
-  image's own sides, rounded up to multiples of 32.
+  As in detectron2's, positions are relative to the padded sides, so results are the
+  published ones if H and W are an image's own sides, rounded up to multiples of 32.
+
+  Args:
+    config: sizes of the network.
+    dtype: type to compute in.
+
+  Returns:
+    `(params, images_BxHxWx3, sizes_Bx2) -> masks_BxQxhxw, embeddings_BxQxE` of the last
+    decoder layer. Images are uint8 and fill their upper left corners. The rest is
+    padding, and so are the pixels up to the next multiples of 32.
   """
   dtype, products = precision_of(dtype)
   model = MaskFormer(config, dtype)
@@ -135,33 +141,47 @@ def class_logits(
     classes_NxE: class vectors of any norm.
     non_object_E: vector of no object; None: no such column.
     scale: factor of the cosines.
+
+  Returns:
+    Logits [*X,N], or [*X,N+1] with the column of no object.
   """
-  rows = classes_NxE
+  vectors = classes_NxE
   if non_object_E is not None:
-    rows = jnp.concatenate([classes_NxE, non_object_E[None]])
+    vectors = jnp.concatenate([classes_NxE, non_object_E[None]])
+  # In TF32 or bfloat16 the scale would enlarge the rounding of a cosine.
   with jax.default_matmul_precision("highest"):
-    return scale * unit(embeddings) @ unit(rows).T
+    return scale * unit(embeddings) @ unit(vectors).T
 
 
 def normalized_pixels(
   images_BxHxWx3: UInt8[Array | np.ndarray, "B H W 3"],
   sizes_Bx2: Int[Array | np.ndarray, "B 2"] | None = None,
 ) -> Float[Array, "B _ _ 3"]:
-  """The network's input: channels normalised, sides padded to multiples of 32.
+  """Normalises images by ImageNet's mean and deviation, as detectron2 does.
 
-  Pixels beyond the sizes, if these are given, become padding: 0, the mean colour, as in
-  detectron2.
+  Padding is 0, the mean colour.
+
+  Args:
+    images_BxHxWx3: images in the upper left corners.
+    sizes_Bx2: height and width of each image, beyond which pixels become padding; None:
+      all pixels are the images'.
+
+  Returns:
+    The network's input, with sides that are padded to multiples of 32.
   """
   _, height, width, _ = images_BxHxWx3.shape
   colours = jnp.asarray(images_BxHxWx3, jnp.float32)
-  pixels = (colours - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
+  pixels_BxHxWx3 = (colours - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
   if sizes_Bx2 is not None:
     sizes_Bx2 = jnp.asarray(sizes_Bx2)
     is_row_BxH = jnp.arange(height) < sizes_Bx2[:, :1]
     is_column_BxW = jnp.arange(width) < sizes_Bx2[:, 1:]
     is_inside_BxHxW = is_row_BxH[:, :, None] & is_column_BxW[:, None]
-    pixels = jnp.where(is_inside_BxHxW[..., None], pixels, 0)
-  return jnp.pad(pixels, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0)))
+    pixels_BxHxWx3 = jnp.where(is_inside_BxHxW[..., None], pixels_BxHxWx3, 0)
+  rows_below = -height % STRIDE
+  columns_right = -width % STRIDE
+  padding = ((0, 0), (0, rows_below), (0, columns_right), (0, 0))
+  return jnp.pad(pixels_BxHxWx3, padding)
 
 
 def parameter_shapes(config: MaskFormerConfig) -> Params:
@@ -172,17 +192,26 @@ def parameter_shapes(config: MaskFormerConfig) -> Params:
 
 
 def parameter_groups(params: Params) -> Params:
-  """Names the group of each parameter, as a tree: `frozen` (batch norms), `backbone`
-  or `heads`."""
-  flat = flatten_dict(params)
-  frozen = {path[:-1] for path in flat if path[-1] == "var"}
+  """Names the group of each parameter, by which the optimizer treats it.
 
-  def group(path: tuple[str, ...]) -> str:
-    if path[:-1] in frozen:
-      return "frozen"
-    return "backbone" if path[0] == "backbone" else "heads"
+  Args:
+    params: parameters of the network, or anything in their places.
 
-  return unflatten_dict({path: group(path) for path in flat})
+  Returns:
+    The same tree of names: `frozen` for batch norms, `backbone`, or `heads`.
+  """
+  leaves = flatten_dict(params)
+  # Only a batch norm has a variance among its parameters.
+  batch_norms = {path[:-1] for path in leaves if path[-1] == "var"}
+  groups = {}
+  for path in leaves:
+    if path[:-1] in batch_norms:
+      groups[path] = "frozen"
+    elif path[0] == "backbone":
+      groups[path] = "backbone"
+    else:
+      groups[path] = "heads"
+  return unflatten_dict(groups)
 
 
 def unit(rows: Float[Array | np.ndarray, "*X E"]) -> Float[Array, "*X E"]:

@@ -8,7 +8,6 @@ files are taken to be as published.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-import itertools
 import json
 import os
 from typing import Any, BinaryIO, NamedTuple
@@ -220,71 +219,100 @@ def check_clip(path: str | os.PathLike, clip: Clip) -> None:
 
 
 def _read_facts(file: weights.Weights) -> dict[str, Any]:
-  """The metadata of our files, checked."""
+  """Reads what the shapes of a network do not tell: see `_FACTS`, and its classes.
+
+  A published file has no metadata, and gets the published values without classes.
+
+  Raises:
+    RegionError: the metadata is unreadable, of another program, or damaged.
+  """
   stored = file.text.get(_OURS)
   if stored is None:
+    # JSON in other metadata is of another program, whose sizes would be guessed.
     if any(text.startswith("{") for text in file.text.values()):
-      refuse(
-        file.path, "the metadata", f"of {', '.join(file.text)}", f"{_OURS}, or none"
-      )
+      fields = ", ".join(file.text)
+      refuse(file.path, "the metadata", f"of {fields}", f"{_OURS}, or none")
     return {**_FACTS, "trained_classes": ()}
+
   try:
-    items = json.loads(stored)
-    checksum = items.pop("crc32", None)
-    if checksum not in (None, _checksum(items, file.shapes, file.read)):
-      refuse(
-        file.path, "crc32", f"{checksum}, not that of the rest", "an undamaged file"
-      )
-    lists = {key: tuple(items[key]) for key in ("dilations", "trained_classes")}
-    if strange := items.keys() - {*_FACTS, "trained_classes"}:
-      raise ValueError(f"unknown {', '.join(sorted(strange))}")
-    if not all(isinstance(name, str) for name in lists["trained_classes"]):
+    facts = json.loads(stored)
+    checksum = facts.pop("crc32", None)
+    # A file without a checksum is read too.
+    if checksum is not None and checksum != _checksum(facts, file.shapes, file.read):
+      actual = f"{checksum}, not that of the rest"
+      refuse(file.path, "crc32", actual, "an undamaged file")
+    facts["dilations"] = tuple(facts["dilations"])
+    facts["trained_classes"] = tuple(facts["trained_classes"])
+    unknown = sorted(facts.keys() - _FACTS.keys() - {"trained_classes"})
+    if unknown:
+      raise ValueError(f"unknown {', '.join(unknown)}")
+    if not all(isinstance(name, str) for name in facts["trained_classes"]):
       raise ValueError("a class without a name")
   except RegionError:
     raise
+  # What `json` and the lines above raise for JSON of another form.
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
     refuse(file.path, _OURS, f"unreadable ({error})", "the JSON that is written here")
-  return _FACTS | items | lists
+  return {**_FACTS, **facts}
 
 
 def _config_of(
   shapes: Shapes, facts: Mapping[str, Any], where: str
 ) -> MaskFormerConfig:
-  """Infers the sizes; what is missing or of no network is left to `check_weights`."""
+  """Infers a network's sizes from its tensors.
+
+  Tensors that are missing or superfluous beside these are left to `check_weights`.
+
+  Args:
+    shapes: shape of each tensor of the network, by ZSSeg's names.
+    facts: what shapes do not tell, see `_FACTS`.
+    where: file, for messages.
+
+  Raises:
+    RegionError: a tensor that tells a size is missing, or has an axis less, or an empty
+      one.
+  """
 
   def size(name: str, axis: int = 0) -> int:
-    if len(shapes.get(name, ())) <= axis or 0 in shapes[name]:
+    """Length of an axis of a tensor."""
+    shape = shapes.get(name, ())
+    if len(shape) <= axis or 0 in shape:
       accepted = "a MaskFormer of ZSSeg with the backbone R101c, or one written here"
       refuse(where, name, f"of shape {shapes.get(name)}", accepted)
-    return shapes[name][axis]
+    return shape[axis]
 
   def count(name: str) -> int:
-    """Number of tensors of a name with {} for 0, 1, .."""
-    return next(i for i in itertools.count() if name.format(i) not in shapes)
+    """How many of the names with 0, 1, .. in the place of {} are there in a row."""
+    n_tensors = 0
+    while name.format(n_tensors) in shapes:
+      n_tensors += 1
+    return n_tensors
 
-  stages = [f"backbone.res{i}" for i in range(2, 6)]
+  stages = ("backbone.res2", "backbone.res3", "backbone.res4", "backbone.res5")
   backbone: SmallSizes | ResNetSizes
   if facts["backbone_groups"]:
     channels = tuple(size(f"{stage}.weight") for stage in stages)
     backbone = SmallSizes(channels, facts["backbone_groups"])
   else:
+    n_blocks = tuple(count(stage + ".{}.conv1.weight") for stage in stages)
     backbone = ResNetSizes(
-      layers=tuple(count(stage + ".{}.conv1.weight") for stage in stages),
+      layers=n_blocks,
       width=size("backbone.res2.0.conv1.weight"),
       stem=size("backbone.stem.conv3.weight"),
       dilations=facts["dilations"],
     )
-  layer = _PREFIXES["transformer_decoder"] + ".layers.{}.linear1.weight"
+
+  mlp_of_layer = _PREFIXES["transformer_decoder"] + ".layers.{}.linear1.weight"
   return MaskFormerConfig(
-    embedding=size(_PREFIXES["non_object"], 1),
+    embedding=size(_PREFIXES["non_object"], axis=1),
     backbone=backbone,
     width=size(f"{_PREDICTOR}.input_proj.weight"),
     mask_width=size("sem_seg_head.pixel_decoder.mask_features.weight"),
     groups=facts["groups"],
     n_queries=size(f"{_PREDICTOR}.query_embed.weight"),
-    n_layers=count(layer),
+    n_layers=count(mlp_of_layer),
     n_heads=facts["n_heads"],
-    mlp=size(layer.format(0)),
+    mlp=size(mlp_of_layer.format(0)),
     embedding_mlp=size(f"{_PREDICTOR}.class_embed.layers.0.weight"),
     dropout=facts["dropout"],
   )
