@@ -12,6 +12,7 @@ from pomp_jax.config import validate
 from pomp_jax.data.source import LabelledSet, StoredImages
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.named_prompts import AnyPrompt
+from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.rooms.reproduce import (
   controls_stage,
@@ -76,6 +77,8 @@ class Reproduction:
   # By set: why it was stopped.
   stopped: dict[str, str] = dataclasses.field(default_factory=dict)
   opened: dict[str, LabelledSet] = dataclasses.field(default_factory=dict)
+  # By set: `StoredImages.stamps`. Paths and times are no part of a record.
+  stamps: dict[str, str] = dataclasses.field(default_factory=dict)
   digests: dict[str, Any] = dataclasses.field(default_factory=dict)
   answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   measured: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -115,6 +118,9 @@ class Reproduction:
       self.stopped[name] = "the set can't be opened"
       return
     self.opened[name] = labelled
+    source = labelled.source
+    # Before any content is read: a file that changes from now on has another stamp.
+    self.stamps[name] = source.stamps() if isinstance(source, StoredImages) else ""
     digests = digests_of_set(labelled)
     self.digests["sets"][name] = digests
     record = self._record_of(name)
@@ -493,7 +499,8 @@ class Reproduction:
     """Answers of a set, which the report lists by their digest."""
     labelled = self.opened[name]
     digests = self.digests["sets"][name]
-    digest = "".join(digests[key] for key in ("pairs", "names", "content"))
+    parts = [digests[key] for key in ("pairs", "names", "content")]
+    digest = fingerprint([*parts, self.stamps[name]])
     together: dict[str, AnyPrompt] = {label: label for label in self.table.controls}
     together |= self.prepared
     first = CONTROLS
