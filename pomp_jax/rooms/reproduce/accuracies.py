@@ -556,27 +556,42 @@ class Reproduction:
     return {"table": self.table.name, "clip": self.digests["clip"], "sets": sets}
 
 
-def retrain(
+def seeds_to_train(
   replace: Callable[[Mapping[str, Any]], Any],
   recipe: Mapping[str, Any],
-  seeds: Sequence[int],
+  n_seeds: int,
   folder: str,
-) -> list[str]:
-  """Trains the seeds that have not finished; returns their folders.
+) -> dict[str, Any]:
+  """Config of each seed's training by its folder, checked as `pretrain` checks it.
 
   Args:
     replace: that of the job's config, which has CLIP and mesh.
     recipe: fields of the training.
-    seeds: random seeds.
-    folder: of the runs.
+    n_seeds: number of seeds, from 0 on.
+    folder: folder of the runs.
+
+  Raises:
+    ConfigError: the folder of a seed holds a training by another recipe, finished or
+      not.
+    InputError: the training can't start.
   """
-  folders = []
-  for seed in seeds:
+  trainings = {}
+  for seed in range(n_seeds):
     training = replace({"job": "pretrain", **recipe, "seed": seed})
-    validate(training)
     workdir = os.path.join(folder, f"seed_{seed}")
+    validate(training)
     pretrain.check(training, workdir)
-    log.info("training of seed %d", seed)
+    trainings[workdir] = training
+  return trainings
+
+
+def retrain(trainings: Mapping[str, Any]) -> list[str]:
+  """Trains the seeds that have not finished; returns their folders.
+
+  Args:
+    trainings: result of `seeds_to_train`.
+  """
+  for workdir, training in trainings.items():
+    log.info("training of seed %d", training.seed)
     pretrain.run(training, workdir)
-    folders.append(workdir)
-  return folders
+  return list(trainings)
