@@ -438,8 +438,6 @@ class Reproduction:
     for one in self.table.orders:
       for subject in one.printed:
         self._order(one, subject, answers, reasons)
-    for subject, why in self.table.not_trained.items():
-      self.rows.append(not_run(RETRAINED, subject, "fixed margins", why))
     self.findings += orders_stage.order_findings(self.rows)
 
   def _going_on(self) -> list[str]:

@@ -320,7 +320,7 @@ def _arm(folder: str, training: Training) -> str:
   """The arm of a training; ConfigError for what is none."""
   arm = arm_of(training.fields)
   if arm is None:
-    names = ("k", "correction", "sampling.name")
+    names = ("k", "correction", "margin", "sampling.name")
     found = ", ".join(f"{name}={training.fields.get(name)}" for name in names)
     expected = f"trainings of {', '.join(ARMS)}"
     raise ConfigError("reproduce.runs", f"{folder} ({found})", expected)
