@@ -470,6 +470,11 @@ class Contrast(Group):
     1000, "classes K that an image is contrasted with, its own included", at_least(2)
   )
   correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
+  margin: float = row(
+    0.0,
+    "fixed margin on the negatives' logits, for correction=none",
+    between(-1e3, 1e3),
+  )
   loss: str = row(
     "softmax", "cross-entropy, SigLIP's sum, or a distance", one_of(*LOSSES)
   )

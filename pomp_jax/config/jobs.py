@@ -97,6 +97,11 @@ class TrainingConfig(Loop, Contrast, Config):
       fits = self.correction in ("log", "none")
       expected = f"'log', importance weights, or 'none' {where}"
       require(fits, "correction", self.correction, expected)
+    if self.margin:
+      values = {"correction": "none", "loss": "softmax", "negatives": "sampled"}
+      fits = all(getattr(self, field) == value for field, value in values.items())
+      beside = ", ".join(f"{field}={value}" for field, value in values.items())
+      require(fits, "margin", self.margin, f"0.0 but beside {beside}")
     if self.loss != "softmax":
       weight = self.sampling.ancestors_weight
       require(not weight, "sampling.ancestors_weight", weight, f"0.0 {where}")

@@ -20,7 +20,7 @@ from pomp_jax.data.images import (
   read_image,
 )
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import file_size, read_file, to_path
+from pomp_jax.files.paths import Path, file_size, file_stamps, read_file, to_path
 
 
 class SourceError(InputError, ValueError):
@@ -80,6 +80,10 @@ class Files:
   def where(self, row: int, key: str) -> str:
     """Name of an image for messages."""
     return str(self._root / key)
+
+  def files(self, keys: Sequence[str]) -> list[Path]:
+    """Files that hold the images with these names; a storage may lack this method."""
+    return [self._root / key for key in keys]
 
 
 class StoredImages:
@@ -155,6 +159,16 @@ class StoredImages:
   def where(self, index: int) -> str:
     """File or record of an image, for messages."""
     return self.storage.where(int(self._rows[index]), str(self.keys[index]))
+
+  def stamps(self) -> str:
+    """Cache key of the images' content, without reading it; see `paths.file_stamps`.
+
+    It is "" where the storage names no files.
+    """
+    files = getattr(self.storage, "files", None)
+    if files is None:
+      return ""
+    return file_stamps(files(list(map(str, self.keys))))
 
   def image(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
     """One image under CLIP's test preprocessing; ImageError if it is unreadable."""

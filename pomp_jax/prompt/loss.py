@@ -52,6 +52,7 @@ class ContrastSettings:
   ancestors_weight: float = 0.0  # weight of the loss over kinds of classes; 0 for none
   loss: str = "softmax"  # one of LOSSES
   logit_bias: float = 0.0  # b, added to the logits of `sigmoid`
+  margin: float = 0.0  # m, added to the logits of all negatives beside the correction
 
 
 class Contrast(NamedTuple):
@@ -199,7 +200,7 @@ def kept_with_margin(
 
   Returns:
     Whether a class is a negative of each image [B,S], and what is added to its logit,
-    [B,S], [1,S] or [B,1].
+    the correction and the fixed margin, [B,S], [1,S] or [B,1].
   """
   kept_BxS = negatives.ids[None, :] != labels_B[:, None]
   if negatives.available is not None:
@@ -210,12 +211,13 @@ def kept_with_margin(
   if log_weights is None:
     n_kept_B = jnp.sum(kept_BxS, axis=-1, dtype=jnp.int32)
     margin_B = margin(n_kept_B, settings.n_classes, settings.correction)
-    return kept_BxS, margin_B[:, None]
+    return kept_BxS, margin_B[:, None] + settings.margin
   factor = _factor(settings.correction)
   if log_weights.ndim == 1:
-    return kept_BxS, factor * log_weights[None, :]
+    return kept_BxS, factor * log_weights[None, :] + settings.margin
   # Each image has a draw of its own; the classes of other draws weigh nothing.
-  return kept_BxS & (log_weights > -jnp.inf), factor * log_weights
+  is_drawn_BxS = log_weights > -jnp.inf
+  return kept_BxS & is_drawn_BxS, factor * log_weights + settings.margin
 
 
 def _own_log_weights(negatives: Negatives, margin_BxS: jax.Array) -> jax.Array:

@@ -218,6 +218,7 @@ def _training_facts(results: Mapping[str, Any], method: str) -> dict[str, Any]:
     "classes of the training": f"{results['n_classes']:,}",
     "K, classes of a step": results.get("k"),
     "correction": results.get("correction"),
+    "fixed margin": results.get("margin") or None,
     "steps": results.get("steps"),
     "training (s)": results["seconds"],
     "images a second": results.get("images_per_second"),

@@ -149,6 +149,7 @@ def evaluate_run(
     "productive_share": run.folder.productive_share(),
     "k": run.k,
     "correction": run.contrast.correction,
+    "margin": run.contrast.margin,
     "unreadable_images": len(done.unreadable),
   }
   return results, sets

@@ -191,6 +191,7 @@ class PromptRun(Run):
       ancestors_weight=self.sampling.ancestors_weight,
       loss=self.contrast.loss,
       logit_bias=logit_bias_of(self.contrast, self.encoder),
+      margin=self.contrast.margin,
     )
 
   @property

@@ -22,6 +22,7 @@ FEATURES = {
   "l1": {"loss": "l1"},
   "sigmoid": {"loss": "sigmoid", "logit_bias": -10.0},
   "uncorrected": {"correction": "none"},
+  "margin": {"correction": "none", "margin": 1.0},
   "squared": {"consistency_squared": 1.0},
   "consistency_l1": {"consistency_l1": 1.0},
   "kl": {"consistency_kl": 1.0},
@@ -44,7 +45,7 @@ REFUSED_BY = {
   "maple": f"{_TOKENS} {_DEEP_TEXT}",
   "ivlp": f"{_TOKENS} {_DEEP_TEXT}",
   "protext": f"{_NO_PROMPT} {_DEEP_TEXT} images",
-  "kdpl": "depth images l1 sigmoid uncorrected ancestors dry_run",
+  "kdpl": "depth images l1 sigmoid uncorrected margin ancestors dry_run",
   "zero_shot": f"{_NO_PROMPT} depth images augment",
   "linear_probe": f"{_NO_PROMPT} depth images augment",
   "tip_adapter": f"{_NO_PROMPT} depth images",
@@ -76,12 +77,17 @@ def test_a_method_refuses_the_features_that_it_can_not_have(method):
 DRAWN = {"data.augment": "crop_flip"}
 ADAMW, EPOCH = {"optim.name": "adamw"}, {"optim.schedule": "epoch"}
 SIGMOID = {"loss": "sigmoid"}
+UNCORRECTED = {"correction": "none"}
 BEST = {"prompt.init": "best", "checkpoint.select": "best"}
 # The field that is refused, what it has, and beside what; a neighbour that is accepted
 # there.
 REFUSED = [
   ("correction", "log10", SIGMOID, "log"),
   ("correction", "log10", SIGMOID, "none"),
+  ("margin", 1.0, {}, 0.0),
+  ("margin", 1.0, UNCORRECTED | SIGMOID, 0.0),
+  ("margin", 1.0, UNCORRECTED | {"negatives": "all"}, 0.0),
+  ("margin", 2e3, UNCORRECTED, -1.0),
   ("sampling.ancestors_weight", 0.1, SIGMOID, 0.0),
   ("sampling.ancestors_weight", 0.1, {"loss": "l1"}, 0.0),
   ("optim.momentum", 1.0, ADAMW, 0.999),
@@ -101,6 +107,7 @@ REFUSED = [
 # What is beside it, another value of which lifts the refusal.
 LIFTED = [
   ("correction", SIGMOID | {"correction": "log10"}, {"loss": "softmax"}),
+  ("margin", {"margin": 1.0}, UNCORRECTED),
   (
     "sampling.ancestors_weight",
     {"loss": "l1", "sampling.ancestors_weight": 0.1},

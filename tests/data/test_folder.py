@@ -63,6 +63,22 @@ def test_folders_are_classes_in_order_of_name(root):
   )
 
 
+def test_stamps_are_those_of_the_images_alone(root):
+  source = open_whole(root)
+  before = source.stamps()
+  assert [line.split()[0] for line in before.splitlines()] == [
+    str(root / key) for key in source.keys
+  ]
+  picture(root / "loose.jpg", 90)
+  assert open_whole(root).stamps() == before
+  part = source.subset(np.array([0, 3])).stamps()
+  os.utime(root / "cat/b.jpg", ns=(10**18, 10**18))
+  assert source.stamps() != before
+  assert source.subset(np.array([0, 3])).stamps() == part
+  # A storage that has no files.
+  assert source.replace(storage=object()).stamps() == ""
+
+
 def test_what_is_not_read_is_said_once(root, caplog):
   for name in ("cat/a.heic", "axe/b.HEIC"):
     (root / name).touch()

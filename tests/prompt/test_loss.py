@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from pomp_jax.prompt.loss import CORRECTIONS, ContrastSettings, local_contrast, margin
+from pomp_jax.prompt.loss import (
+  CORRECTIONS,
+  ContrastSettings,
+  kept_with_margin,
+  local_contrast,
+  margin,
+)
 from pomp_jax.prompt.sampling.samplers import Negatives
 from tests.support.checks import assert_close
 from tests.support.oracles import torch_losses, unit
@@ -295,3 +301,60 @@ def test_weights_rejections_and_ancestors_equal_plain_numpy(correction):
         below = sum(mass for c, mass in masses if KIND_OF[c, level] == kind)
         total += ancestors / 2 * (math.log(whole) - math.log(below))
   assert_close(contrast.loss, total / 4)
+
+
+@pytest.mark.parametrize("weights", ["uniform", "of classes", "of images"])
+@pytest.mark.parametrize("m", [0.0, 0.5, 1.5, -2.0])
+def test_a_fixed_margin_equals_plain_numpy(m, weights):
+  """Table 12 of the paper: the same m on every negative, whichever the draw.
+
+  The gradients are NumPy's by the chain rule: (p_ic - [c = y_i]) scale f_i / B, through
+  the normalisation of each row.
+  """
+  features, scale = _features(seed=3), 7.0
+  log_weights = {
+    "uniform": None,
+    "of classes": np.linspace(-1, 1, 5).astype(np.float32),
+    "of images": np.where(np.arange(20).reshape(4, 5) % 7, 0.3, -np.inf),
+  }[weights]
+  is_drawn_BxS = np.ones((4, 5), bool)
+  if weights == "of images":
+    is_drawn_BxS = np.isfinite(log_weights)
+    log_weights = log_weights.astype(np.float32)
+  settings = ContrastSettings(2, N_CLASSES, "none", scale, margin=m)
+  negatives = jax.tree.map(jax.numpy.asarray, Negatives(DRAWN, log_weights=log_weights))
+
+  def loss(features):
+    labels = jax.numpy.asarray(LABELS)
+    return local_contrast(settings, *features, labels, negatives).loss
+
+  found, gradients = jax.jit(jax.value_and_grad(loss))(
+    [np.float32(rows) for rows in features]
+  )
+  images, positives, classes = map(unit, features)
+  own_B = scale * np.sum(images * positives, axis=-1)
+  kept_BxS = is_drawn_BxS & (DRAWN != LABELS[:, None])
+  negative_BxS = np.where(kept_BxS, scale * images @ classes.T + m, -np.inf)
+  whole_B = np.log(np.exp(own_B) + np.exp(negative_BxS).sum(axis=-1))
+  assert_close(found, np.mean(whole_B - own_B))
+  share_BxS = np.exp(negative_BxS - whole_B[:, None]) * scale / len(LABELS)
+  share_B = (np.exp(own_B - whole_B) - 1) * scale / len(LABELS)
+  of_unit = [
+    share_BxS @ classes + share_B[:, None] * positives,
+    share_B[:, None] * images,
+    share_BxS.T @ images,
+  ]
+  for rows, gradient, raw in zip(of_unit, gradients, features, strict=True):
+    units = unit(raw)
+    tangent = rows - units * np.sum(rows * units, axis=-1, keepdims=True)
+    expected = tangent / np.linalg.norm(raw, axis=-1, keepdims=True)
+    assert_close(gradient, expected, 1e-5)
+
+
+def test_a_fixed_margin_counts_no_negatives():
+  """Unlike `log`'s, it is the same whether an image has one negative or five."""
+  settings = ContrastSettings(2, N_CLASSES, "none", 1.0, margin=0.75)
+  negatives = jax.tree.map(jax.numpy.asarray, NEGATIVES)
+  labels = jax.numpy.asarray(LABELS)
+  _, margins = kept_with_margin(settings, labels, negatives)
+  np.testing.assert_array_equal(np.broadcast_to(margins, (4, 5)), 0.75)

@@ -150,6 +150,7 @@ CHANGES = {
   "negatives": ("all", {}, "program", {"k": 16}),
   "k": (8, {}, "program", {"k": 8}),
   "correction": ("none", {}, "program", {"correction": "none"}),
+  "margin": (1.5, {"correction": "none"}, "program", {"margin": 1.5}),
   "loss": ("sigmoid", BIASED, "program", {"loss": "sigmoid", "logit_bias": -15.0}),
   "logit_bias": (-9.0, BIASED | {"loss": "sigmoid"}, "program", {"logit_bias": -9.0}),
   **{

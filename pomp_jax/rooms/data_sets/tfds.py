@@ -159,6 +159,11 @@ class Records:
     """Names the record and the folder of the data set."""
     return f"record {key} of {self._root or 'the default folder of TFDS'}"
 
+  def files(self, keys: Sequence[str]) -> list[str]:
+    """Files of all records of the split, whichever the keys are."""
+    builder = _builder(self._dataset, self._root)
+    return list(map(str, builder.info.splits[self.split].filepaths))
+
   def labels(self) -> np.ndarray:
     """Reads the label of every record, int64."""
     records = self._open()

@@ -389,6 +389,7 @@ def _training(name: str, config: Mapping[str, Any]) -> str:
     "shots": data.get("shots") or "all",
     "contrast over": contrast,
     "correction": config.get("correction"),
+    "fixed margin": config.get("margin") or None,
     "epochs": config.get("epochs"),
     "seed": config.get("seed"),
   }

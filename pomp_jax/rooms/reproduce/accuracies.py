@@ -12,6 +12,7 @@ from pomp_jax.config import validate
 from pomp_jax.data.source import LabelledSet, StoredImages
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.named_prompts import AnyPrompt
+from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.rooms.reproduce import (
   controls_stage,
@@ -76,6 +77,8 @@ class Reproduction:
   # By set: why it was stopped.
   stopped: dict[str, str] = dataclasses.field(default_factory=dict)
   opened: dict[str, LabelledSet] = dataclasses.field(default_factory=dict)
+  # By set: `StoredImages.stamps`. Paths and times are no part of a record.
+  stamps: dict[str, str] = dataclasses.field(default_factory=dict)
   digests: dict[str, Any] = dataclasses.field(default_factory=dict)
   answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   measured: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -115,6 +118,9 @@ class Reproduction:
       self.stopped[name] = "the set can't be opened"
       return
     self.opened[name] = labelled
+    source = labelled.source
+    # Before any content is read: a file that changes from now on has another stamp.
+    self.stamps[name] = source.stamps() if isinstance(source, StoredImages) else ""
     digests = digests_of_set(labelled)
     self.digests["sets"][name] = digests
     record = self._record_of(name)
@@ -432,8 +438,6 @@ class Reproduction:
     for one in self.table.orders:
       for subject in one.printed:
         self._order(one, subject, answers, reasons)
-    for subject, why in self.table.not_trained.items():
-      self.rows.append(not_run(RETRAINED, subject, "fixed margins", why))
     self.findings += orders_stage.order_findings(self.rows)
 
   def _going_on(self) -> list[str]:
@@ -493,7 +497,8 @@ class Reproduction:
     """Answers of a set, which the report lists by their digest."""
     labelled = self.opened[name]
     digests = self.digests["sets"][name]
-    digest = "".join(digests[key] for key in ("pairs", "names", "content"))
+    parts = [digests[key] for key in ("pairs", "names", "content")]
+    digest = fingerprint([*parts, self.stamps[name]])
     together: dict[str, AnyPrompt] = {label: label for label in self.table.controls}
     together |= self.prepared
     first = CONTROLS
@@ -549,27 +554,42 @@ class Reproduction:
     return {"table": self.table.name, "clip": self.digests["clip"], "sets": sets}
 
 
-def retrain(
+def seeds_to_train(
   replace: Callable[[Mapping[str, Any]], Any],
   recipe: Mapping[str, Any],
-  seeds: Sequence[int],
+  n_seeds: int,
   folder: str,
-) -> list[str]:
-  """Trains the seeds that have not finished; returns their folders.
+) -> dict[str, Any]:
+  """Config of each seed's training by its folder, checked as `pretrain` checks it.
 
   Args:
     replace: that of the job's config, which has CLIP and mesh.
     recipe: fields of the training.
-    seeds: random seeds.
-    folder: of the runs.
+    n_seeds: number of seeds, from 0 on.
+    folder: folder of the runs.
+
+  Raises:
+    ConfigError: the folder of a seed holds a training by another recipe, finished or
+      not.
+    InputError: the training can't start.
   """
-  folders = []
-  for seed in seeds:
+  trainings = {}
+  for seed in range(n_seeds):
     training = replace({"job": "pretrain", **recipe, "seed": seed})
-    validate(training)
     workdir = os.path.join(folder, f"seed_{seed}")
+    validate(training)
     pretrain.check(training, workdir)
-    log.info("training of seed %d", seed)
+    trainings[workdir] = training
+  return trainings
+
+
+def retrain(trainings: Mapping[str, Any]) -> list[str]:
+  """Trains the seeds that have not finished; returns their folders.
+
+  Args:
+    trainings: result of `seeds_to_train`.
+  """
+  for workdir, training in trainings.items():
+    log.info("training of seed %d", training.seed)
     pretrain.run(training, workdir)
-    folders.append(workdir)
-  return folders
+  return list(trainings)

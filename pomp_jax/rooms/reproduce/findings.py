@@ -30,8 +30,8 @@ _SAME = (
   "the same command: digests of ids, labels, names and weights are keys of pieces/"
 )
 _OF_IMAGES = (
-  "delete pieces/, if there is one: of a set's images 64 have a digest; then the same"
-  " command"
+  "the same command: sizes and times of the image files are keys of pieces/; delete"
+  " pieces/ only if another file has the size and the time of the one before"
 )
 _OF_TRAINING = (
   "train again in another folder, or delete that seed below trainings/; then the same"

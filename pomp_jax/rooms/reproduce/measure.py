@@ -135,7 +135,7 @@ class Measurer:
 
     Args:
       name: of the set and the stage, a file name.
-      digest: of the set's pairs, names and content.
+      digest: fingerprint of the set's pairs, names, content and image files.
       labelled: the set, whole.
       prompts: by label.
     """

@@ -100,6 +100,8 @@ def check(config: ReproduceConfig, workdir: str) -> None:
       by_length[training.prompt.context.shape[-2]] = training.prompt
     named = NamedPrompt(training.label, training.prompt)
     check_prompt(named, (), clip, config.clip.model)
+  # Also of seeds that have finished: before hours of the stages that come first.
+  _trainings(config, table, workdir)
   if table.suite:
     items = _items(settings, table, config.replace)
     if all(_problem(item.open) for item in items):
@@ -169,9 +171,7 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
   if settings.train and set(sets.names) <= state.stopped.keys():
     why_not = "stopped: every set was stopped before"
   elif settings.train:
-    runs = accuracies.retrain(
-      config.replace, recipe, range(settings.train), os.path.join(workdir, _TRAININGS)
-    )
+    runs = accuracies.retrain(_trainings(config, table, workdir))
     finished = [read_training(one) for one in runs]
   if table.arms:
     state.orders(_arms(table, finished))
@@ -320,7 +320,7 @@ def _arm(folder: str, training: Training) -> str:
   """The arm of a training; ConfigError for what is none."""
   arm = arm_of(training.fields)
   if arm is None:
-    names = ("k", "correction", "sampling.name")
+    names = ("k", "correction", "margin", "sampling.name")
     found = ", ".join(f"{name}={training.fields.get(name)}" for name in names)
     expected = f"trainings of {', '.join(ARMS)}"
     raise ConfigError("reproduce.runs", f"{folder} ({found})", expected)
@@ -381,6 +381,19 @@ def _fields_of(method: Method) -> dict[str, Any]:
   packaged = unpack(load_config(method.recipe), "pretrain").replace(method.changes)
   fields = dict(packaged.flat())
   return {name: value for name, value in fields.items() if name not in method.unstated}
+
+
+def _trainings(
+  config: ReproduceConfig, table: Accuracies, workdir: str
+) -> dict[str, Any]:
+  """Configs of the trainings of `reproduce.train`, by their folders."""
+  settings = config.reproduce
+  return accuracies.seeds_to_train(
+    config.replace,
+    recipe=_recipe(table, settings.root, config.clip.model),
+    n_seeds=settings.train,
+    folder=os.path.join(workdir, _TRAININGS),
+  )
 
 
 def _recipe(table: Accuracies, root: str, clip_model: str) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """TFDS's own evaluation sets through its `mock_data`, what can't be opened, and
 buckets."""
 
+import os
 import pickle
 import re
 from types import SimpleNamespace
@@ -186,6 +187,18 @@ def test_images_come_from_their_records(prepared):
   assert two.keys.tolist() == [f"shades/train/{row:08d}" for row in (0, 2, 3, 5, 6)]
   assert two.labels.tolist() == [1, 0, 1, 0, 1]
   assert two.encoded(1) == png(60)
+
+
+def test_the_stamps_of_a_split_are_those_of_its_shards(prepared):
+  source = open_tfds("shades", "train", root=prepared)
+  before = source.stamps()
+  folder = prepared / "shades/1.0.0"
+  (folder / "dataset_info.json").touch()
+  assert source.stamps() == source.subset(np.array([6])).stamps() == before
+  path = folder / shard_name("shades", "train", 1, 2)
+  os.utime(path, ns=(10**18, 10**18))
+  assert path.name in before
+  assert open_tfds("shades", "train", root=prepared).stamps() != before
 
 
 @pytest.mark.parametrize(

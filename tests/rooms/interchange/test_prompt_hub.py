@@ -31,6 +31,7 @@ CONFIG = {
   },
   "eval": {"template": "a photo of a {}."},
   "k": 64,
+  "margin": 0.5,
   "seed": 1,
   "evaluate": {
     "own_sets": ["gs://bucket/folder/set", "0.5*/home/me/a + 0.5*b", {"root": "~/x"}]
@@ -97,6 +98,7 @@ def test_the_card_says_what_was_measured_on_what(hub):
   assert "| `novel` | 300 | 10 | 51.2 |  | 40.0 |\n" in text
   assert "--config=configs/own.py:root=pictures,k=64 --workdir=a\n" in text
   assert "/home" not in card and "bucket" not in card
+  assert "fixed margin `0.5`" in text
   # The library's own parser takes it, and the code in it can be compiled.
   assert huggingface_hub.ModelCard(card).data.license == "mit"
   code = text.split("```python\n")[1].split("```")[0]

@@ -392,13 +392,14 @@ def test_an_ablation_stops_at_the_controls_of_random_weights(
   content, status = read(tmp_path / "run")
   assert status["Controls", "dtd"] == {"FAIL"}
   rows = of_orders(content)
-  assert len(rows) == 3 * 5 + 1
+  assert len(rows) == 3 * 5 + 6
   assert {row["status"] for row in rows.values()} == {"NOT RUN"}
   why = rows["mean of 4", "K = 1000 over K = 500"]["why"]
   assert why == "stopped: dtd: Controls failed for the set"
   why = rows["mean of 4", "K = 500 over K = 100"]["why"]
   assert why.startswith("no training of K = 100")
-  assert status["Retrained", "table 12"] == {"NOT RUN"}
+  why = rows["mean of 10", "K = 1000, m = 1 over K = 1000, m = 1.5"]["why"]
+  assert why.startswith("no training of K = 1000, m = 1:")
   assert main([f"--config=reproduce:verify={tmp_path / 'run'}"]) == 0
 
 

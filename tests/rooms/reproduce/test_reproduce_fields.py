@@ -1,6 +1,8 @@
 """Each field of the job reaches the run, and what can't be is one line."""
 
 import json
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from pomp_jax.rooms.reproduce.fields import TABLES
 from pomp_jax.rooms.reproduce.measure import QUICK
 from pomp_jax.rooms.reproduce.region_tables import REGION_TABLES
 from pomp_jax.rooms.reproduce.rows import CONTROLS, compared
-from pomp_jax.rooms.reproduce.tables import ACCURACIES, RELEASED
+from pomp_jax.rooms.reproduce.tables import ACCURACIES, RELEASED, WORLD_RECIPE
+from tests.rooms.reproduce.rehearsals import WORLD_CLIP
 
 
 class Recorder(accuracies.Reproduction):
@@ -52,8 +55,9 @@ def recorded(monkeypatch, tmp_path, world_data):
     reproduce.run(config, str(tmp_path / "run"))
     return Recorder.seen
 
-  def retrain(replace, recipe, seeds, folder):
-    Recorder.seen["seeds"] = list(seeds)
+  def retrain(trainings):
+    Recorder.seen["seeds"] = [one.seed for one in trainings.values()]
+    Recorder.seen["folders"] = [*map(pathlib.Path, trainings)]
     return []
 
   monkeypatch.setattr(accuracies, "Reproduction", Recorder)
@@ -79,6 +83,8 @@ def test_each_field_reaches_the_run(recorded, tmp_path, world_data):
   found = recorded(prompts=(str(tmp_path / "own.npz"),))
   assert found["prompts"] == ["released, M = 16"]
   assert recorded(train=3)["seeds"] == [0, 1, 2]
+  folder = tmp_path / "run" / "trainings"
+  assert Recorder.seen["folders"] == [folder / f"seed_{seed}" for seed in range(3)]
   runs = (finished_training(tmp_path / "a", 5), finished_training(tmp_path / "b", 6))
   assert recorded(runs=runs)["trainings"] == ["seed 5", "seed 6"]
   assert not (tmp_path / "run" / "digests.json").exists()
@@ -173,6 +179,36 @@ def test_a_split_file_that_cannot_be(rehearsal, change, message):
   path.write_text(json.dumps(content))
   with pytest.raises(world_sets.SourceError, match=message):
     world_sets.open_set(rehearsal.data, "known")
+
+
+def test_a_seed_of_another_recipe_is_refused_first(tmp_path, monkeypatch):
+  """Also a finished one, and nothing is written."""
+  workdir = tmp_path / "run"
+  config = defaults("reproduce").replace({"reproduce.train": 2})
+  reproduce.check(config, str(workdir))
+  (first, training), (second, _) = reproduce._trainings(
+    config, ACCURACIES["world"], str(workdir)
+  ).items()
+  RunFolder(first).create(training.to_dict())
+  RunFolder(first).write_results({"job": "pretrain"})
+  # The same recipe; the second seed has not begun.
+  reproduce.check(config, str(workdir))
+
+  monkeypatch.setitem(WORLD_RECIPE, "optim.lr", 0.2)
+  with pytest.raises(ConfigError, match="seed_0") as error:
+    reproduce.check(config, str(workdir))
+  assert error.value.field == "optim.lr"
+  assert "\n" not in str(error.value)
+  reproduce.check(config.replace({"reproduce.train": 0}), str(workdir))
+
+  monkeypatch.setitem(WORLD_RECIPE, "optim.lr", 0.1)
+  shutil.copytree(WORLD_CLIP, tmp_path / "clip")
+  other = config.replace({"clip.model": str(tmp_path / "clip")})
+  with pytest.raises(ConfigError) as error:
+    reproduce.check(other, str(workdir))
+  assert error.value.field == "clip.model"
+  assert {path.name for path in pathlib.Path(first).parent.iterdir()} == {"seed_0"}
+  assert not pathlib.Path(second).exists()
 
 
 def test_released_prompts_have_two_lengths():
