@@ -56,7 +56,15 @@ class Readers(NamedTuple):
   workers: int  # processes that read; 0: the run's own
 
 
+class Shard(NamedTuple):
+  """The part of each batch that a process reads."""
+
+  number: int
+  n_shards: int  # of one size
+
+
 _READERS = Readers(threads=2, workers=0)
+_WHOLE = Shard(0, 1)
 
 
 class Loader(Iterator[dict[str, np.ndarray]]):
