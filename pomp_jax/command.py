@@ -24,19 +24,24 @@ def run() -> None:
   signal.signal(signal.SIGTERM, _end)
   if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
     signal.signal(signal.SIGHUP, _end)
-  if {"-version", "--version"} & {*sys.argv[1:]}:
-    jax = importlib.metadata.version("jax")
-    print(f"pomp_jax {__version__} (jax {jax}, Python {platform.python_version()})")
+
+  asks_for_version = {"-version", "--version"}.intersection(sys.argv[1:])
+  if asks_for_version:
+    jax_version = importlib.metadata.version("jax")
+    python_version = platform.python_version()
+    print(f"pomp_jax {__version__} (jax {jax_version}, Python {python_version})")
     sys.exit()
-  # Read when transformers is imported, which would else import PyTorch: two seconds for
-  # nothing.
+
+  # transformers reads it when it is imported. Otherwise it would import PyTorch: two
+  # seconds for nothing.
   os.environ.setdefault("USE_TORCH", "0")
-  importlib.import_module("pomp_jax.main").start()
+  main = importlib.import_module("pomp_jax.main")
+  main.start()
 
 
 def _end(number: int, frame: object) -> NoReturn:
-  """Ends the process with one line: nothing is open yet."""
-  is_dry = any(one.startswith("--config.dry_run") for one in sys.argv)
+  """Ends the process with one line at a signal: nothing is open yet."""
+  is_dry = any(argument.startswith("--config.dry_run") for argument in sys.argv)
   remains = "nothing was written" if is_dry else "the same command resumes"
   line = f"error: stopped by {signal.Signals(number).name}; {remains}\n"
   with contextlib.suppress(OSError):

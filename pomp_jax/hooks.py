@@ -72,13 +72,17 @@ class ByClass(Protocol):
     reference: str,
     labels: Mapping[str, str],
   ) -> dict[str, dict[str, Any]]:
-    """Returns sets as the other functions take them.
+    """Converts the scores of splits to sets, which `write`, `summary` and `sections`
+    take.
 
     Args:
-      names: names of the classes, by split.
-      scores: figures of a split by prompt.
+      names: names of the N classes, by split.
+      scores: figures by split and prompt; shares are fractions of 1.
       reference: prompt that the others are compared with.
-      labels: label of each prompt.
+      labels: texts that explain prompts, by prompt.
+
+    Returns:
+      The sets by split.
     """
 
   def write(self, folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
@@ -145,14 +149,19 @@ class Words(Protocol):
     clip: ClipConfig,
     model: str,
   ) -> None:
-    """Raises ConfigError for texts and files that don't fit the CLIP.
+    """Checks that the texts and files of anchors and candidates fit the CLIP.
+
+    It runs before the weights are read.
 
     Args:
-      contrast: `config.contrast`.
-      prompt: `config.prompt`.
-      data: `config.data`.
+      contrast: `config.contrast`, with the anchors.
+      prompt: `config.prompt`, with the candidates.
+      data: `config.data`, with the class names.
       clip: sizes of the CLIP.
       model: name of the CLIP.
+
+    Raises:
+      ConfigError: a text or file does not fit.
     """
 
   def start(
@@ -164,17 +173,19 @@ class Words(Protocol):
     classes: ClassList,
     folder: RunFolder,
   ) -> tuple[fields.Prompt, Mapping[str, float]]:
-    """Returns the prompt's fields with the best candidate, and each one's accuracy.
-
-    The accuracy is that on the validation images.
+    """Chooses the candidate from which training starts, on the validation images.
 
     Args:
-      prompt: `config.prompt`.
+      prompt: `config.prompt`, with the candidates.
       data: `config.data`.
-      evaluation: `config.eval`.
+      evaluation: `config.eval`, with the number of images.
       encoder: CLIP of the run.
       classes: classes of the training.
-      folder: folder of the run.
+      folder: folder of the run, which stores features of the images.
+
+    Returns:
+      The fields with the best candidate in the place of `init`, and the accuracy of
+      each candidate, a fraction of 1, by name.
     """
 
   def candidates(self, prompt: fields.Prompt) -> tuple[str, ...]:
@@ -190,13 +201,16 @@ class Words(Protocol):
     encoder: Encoder,
     classes: ClassList,
   ) -> np.ndarray | None:
-    """Returns unit features [N,E] that learned ones stay near; None without a term.
+    """Computes the class features that the learned ones stay near.
 
     Args:
-      contrast: `config.contrast`.
-      candidates: candidates and their accuracies, see `start`; None without them.
+      contrast: `config.contrast`, which names the anchors.
+      candidates: accuracy of each candidate by name, see `start`; None without them.
       encoder: CLIP of the run.
-      classes: classes of the training.
+      classes: the N classes of the training.
+
+    Returns:
+      Unit vectors [N,E]; None if the loss has no such term.
     """
 
   def choose(self, run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Any:

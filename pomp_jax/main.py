@@ -67,13 +67,13 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
   except InputError as error:
     return _end(error, error.status)
+
   stop = hosts.StopSignals(lambda: _what_remains(options))
   try:
     stop.start()
     return _run_job(options, stop)
-  except (
-    hosts.Preempted
-  ) as error:  # `_run_job` was about to return, or to handle another error
+  except hosts.Preempted as error:
+    # The signal came while `_run_job` returned, or handled another error.
     return _status_after(error, TryAgain.status, stop, options)
 
 
@@ -149,70 +149,97 @@ def _status_after(
   stop: hosts.StopSignals,
   options: argparse.Namespace,
 ) -> int:
-  """Reports what ended the job, or raises it again.
+  """Reports what ended the job, to the user and to the other processes.
 
   Args:
-    error: what was raised.
-    status: exit status of a disk that fails, which depends on how far the job was.
-    stop: the signals that were received.
-    options: the command line.
+    error: exception that ended the job.
+    status: exit status after an error of the disk: bad input or a failed run, by how
+      far the job was.
+    stop: signals that were received.
+    options: command line.
 
   Returns:
     The exit status.
+
+  Raises:
+    BaseException: the error itself, unless one line can explain it; Python prints the
+      stack trace.
   """
   stop.ignore()
-  error = stop.received or error  # whatever it has become on the way
-  if isinstance(error, InputError | RunError | TryAgain):
-    return _end(error, error.status)
-  if isinstance(error, hosts.Preempted):
-    if error.together:  # all processes stop at the same step, each by itself
-      hosts.finish()
-    return _end(error, TryAgain.status, error.together)
-  if isinstance(error, KeyboardInterrupt):
-    return _end(f"interrupted; {_what_remains(options)}", 130)
-  if not isinstance(error, Exception):
-    raise error
-  if line := disk_failure(error):
-    return _end(line, status)
+  if stop.received is not None:
+    error = stop.received  # a library may have replaced it on the way
+  match error:
+    case InputError() | RunError() | TryAgain():
+      return _end(error, error.status)
+    case hosts.Preempted():
+      if error.together:  # all processes stop at the same step, each by itself
+        hosts.finish()
+      return _end(error, TryAgain.status, error.together)
+    case KeyboardInterrupt():
+      return _end(f"interrupted; {_what_remains(options)}", 130)
+    case Exception():
+      pass
+    case _:
+      raise error
+
+  disk_line = disk_failure(error)
+  if disk_line:
+    return _end(disk_line, status)
   if not jax.distributed.is_initialized():
     raise error
+  # The other processes must not wait for this one.
   if hosts.is_lost_contact(error):
     hosts.fail_after_lost_contact(error)
   traceback.print_exception(error)
-  hosts.fail(one_line(f"{type(error).__name__}: {error}", None), 1)
-  return status
+  hosts.fail(one_line(f"{type(error).__name__}: {error}", None), RunError.status)
 
 
 def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
-  """Starts JAX's distributed runtime where this run has more than one process."""
-  config, timeout = options.settings, options.start_timeout
+  """Joins the other processes of the run; does nothing if it has only this one.
+
+  Args:
+    options: command line.
+    stop: signals, which are handled anew after joining.
+
+  Raises:
+    HostError: this process can't start, or its config, code or data differ from the
+      others'.
+    LostHostError: another process does not answer.
+  """
+  config = options.settings
   cluster = hosts.detect(
     coordinator=options.coordinator,
     num_processes=options.num_processes,
     process_id=options.process_id,
-    timeout=timeout,
+    timeout=options.start_timeout,
   )
   if cluster is None:
     return
   hosts.start(
-    cluster, start_timeout=timeout, heartbeat_timeout=options.heartbeat_timeout
+    cluster,
+    start_timeout=options.start_timeout,
+    heartbeat_timeout=options.heartbeat_timeout,
   )
   if not config.stops_together:
-    # Joining gave the signal to JAX, which only tells those who ask for it.
+    # Joining gave SIGTERM to JAX, which only tells those who ask for it.
     stop.handle(signal.SIGTERM)
   elif stop.handles(signal.SIGHUP):
+    # JAX forwards SIGTERM to all processes, but not SIGHUP.
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
   if jax.default_backend() == "cpu":
     drop_native_output()  # Gloo tells each of its connections
   hosts.watch_failures()
-  fields = {f"config.{name}": repr(value) for name, value in config.flat().items()}
-  hosts.agree(
-    fields | {"workdir": options.workdir} | hosts.fingerprint_of_package(),
-    seconds=timeout,
-  )
-  hosts.share_cores(timeout)
+
+  facts: dict[str, object] = {}
+  for field, value in config.flat().items():
+    facts[f"config.{field}"] = repr(value)
+  facts["workdir"] = options.workdir
+  facts |= hosts.fingerprint_of_package()
+  hosts.agree(facts, seconds=options.start_timeout)
+  hosts.share_cores(options.start_timeout)
+
   log.info(hosts.describe(cluster, config.mesh.class_size, config.clip.dtype))
-  if not hosts.is_first():  # it logs what all have in common
+  if not hosts.is_first():  # process 0 logs what all have in common
     logging.getLogger("pomp_jax").setLevel(logging.WARNING)
 
 
@@ -227,9 +254,11 @@ def _end(message: object, status: int, together: bool = False) -> int:
 
 def start() -> NoReturn:
   """Runs the command line `sys.argv`; ends the process with its exit status."""
-  # a log's disk may be full
-  sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
-  if {"-h", "-help", "--help"} & {*sys.argv[1:]}:
+  # A log's disk may be full.
+  sys.stdout = Output(sys.stdout)
+  sys.stderr = Output(sys.stderr)
+  arguments = sys.argv[1:]
+  if {"-h", "-help", "--help"}.intersection(arguments):
     print(f"{__doc__}\n{help_text()}")
     sys.exit()
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(main(arguments))

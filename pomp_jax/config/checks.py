@@ -3,7 +3,7 @@
 Each field is checked by its row first, then fields together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import re
 import types
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pomp_jax import registry
-from pomp_jax.config.errors import ConfigError, check_name
+from pomp_jax.config.errors import ConfigError, check_name, require
 from pomp_jax.config.rows import check_value
 from pomp_jax.config.settings import (
   Config,
@@ -36,12 +36,21 @@ def base(job: str = "pretrain", *others: str) -> ConfigDict:
 
 
 def with_jobs(config: ConfigDict, job: str, *others: str) -> ConfigDict:
-  """A config as that of another job: with the fields that it and `others` read, too."""
-  of_all = ConfigDict()
-  for name in (*(other for other in others if other in registry.JOBS), job):
-    of_all.update(defaults(name).to_dict())
-  of_all.update({name: value for name, value in config.items() if name != "job"})
-  return of_all.lock()
+  """Returns a config with the fields that `job` and `others` read, and its own values.
+
+  Args:
+    config: config of a job.
+    job: job of the result.
+    *others: jobs whose fields it has too, if they are installed.
+  """
+  fields = ConfigDict()
+  for other in others:
+    if other in registry.JOBS:
+      fields.update(defaults(other).to_dict())
+  fields.update(defaults(job).to_dict())
+  values = {name: value for name, value in config.items() if name != "job"}
+  fields.update(values)
+  return fields.lock()
 
 
 def with_argument(
@@ -53,43 +62,68 @@ def with_argument(
 ) -> ConfigDict:
   """Applies the string behind a config file's colon: `configs/demo.py:k=64,seed=1`.
 
-  The config is changed in place. `argument` has `name=value` or the names of `variants`
-  (values of several fields), separated by commas. A comma in a text stays in it, unless
-  a field or a variant follows. `short` has names of fields beside their own.
+  It has items `name=value`, or names of `variants`, separated by commas. A comma within
+  a value stays in it, unless an item follows.
 
   Args:
     config: config of a job, changed in place.
     argument: text behind the colon; None for none.
     variants: values of several fields, by a name.
+    **short: dotted name of a field, by another name that the text may have for it.
+
+  Raises:
+    ConfigError: a value does not fit its field, or a variant does not exist.
+    UnknownFieldError: the job reads no such field.
   """
-  begins = [r"[\w.]+=", *(rf"{re.escape(name)}(?:,|$)" for name in variants)]
-  for item in filter(None, re.split(rf",(?={'|'.join(begins)})", argument or "")):
-    if item.rstrip(",") in variants:
-      config.update_from_flattened_dict(dict(variants[item.rstrip(",")]))
+  for item in _items_of(argument or "", variants):
+    variant = item.rstrip(",")
+    if variant in variants:
+      config.update_from_flattened_dict(dict(variants[variant]))
       continue
     name, equals, text = item.partition("=")
     if variants and not equals:
-      raise ConfigError(
-        name, "nothing", f"a value, or one of the variants {', '.join(variants)}"
-      )
+      expected = f"a value, or one of the variants {', '.join(variants)}"
+      raise ConfigError(name, "nothing", expected)
+
     field = short.get(name, name)
     check_name(field, {*fields_of(), *short})
-    known = flatten(config.to_dict())
-    check_read(field, config.job, known)
+    config_fields = flatten(config.to_dict())
+    check_read(field, config.job, config_fields)
     if fields_of()[field].type not in (str, tuple[str, ...]):
       text = text.rstrip(",")  # of an empty item
     value = value_of_text(field, text)
-    if (
-      field == "job"
-      and value in registry.JOBS
-      and not fields_of(value).keys() <= known.keys()
-    ):
-      expected = (
-        f"{config.job!r}, whose fields this config has; --config.job={value} changes it"
-      )
-      raise ConfigError("job", value, expected)
+    if field == "job":
+      _check_job(value, config.job, config_fields)
     config.update_from_flattened_dict({field: value})
   return config
+
+
+def _items_of(argument: str, variants: Iterable[str]) -> list[str]:
+  """Splits the text behind a colon at the commas that an item follows."""
+  starts = [r"[\w.]+="]
+  for name in variants:
+    starts.append(rf"{re.escape(name)}(?:,|$)")
+  items = re.split(rf",(?={'|'.join(starts)})", argument)
+  return [item for item in items if item]
+
+
+def _check_job(value: str, job: str, config_fields: Mapping[str, Any]) -> None:
+  """Checks that a config has all fields of another job.
+
+  A job that does not exist is left to the check of the field.
+
+  Args:
+    value: name of the other job.
+    job: job of the config.
+    config_fields: fields of the config by dotted name.
+
+  Raises:
+    ConfigError: fields are missing.
+  """
+  if value in registry.JOBS:
+    has_fields = fields_of(value).keys() <= config_fields.keys()
+    expected = f"{job!r}, whose fields this config has; --config.job={value} changes it"
+    require(has_fields, "job", value, expected)
 
 
 def unpack(config: ConfigDict, job: str = "") -> Any:
@@ -98,18 +132,22 @@ def unpack(config: ConfigDict, job: str = "") -> Any:
   Fields of other jobs are dropped.
 
   Args:
-    config: the fields, as a config file leaves them.
-    job: another job for which the file has fields too; "": the config's own.
+    config: fields, as a config file leaves them.
+    job: another job for which the file has fields too; "" for the config's own.
 
   Raises:
     ConfigError: an unknown field, or a value of another type.
   """
-  values = flatten(config.to_dict()) | ({"job": job} if job else {})
+  values = flatten(config.to_dict())
+  if job:
+    values["job"] = job
   settings = defaults(values.get("job", "pretrain"))
-  others = fields_of().keys() - fields_of(settings.job).keys()
-  return settings.replace(
-    {field: v for field, v in values.items() if field not in others}
-  )
+  fields_of_job = fields_of(settings.job)
+  for field in fields_of():
+    if field not in fields_of_job:
+      values.pop(field, None)
+  # Raises for those that no job reads.
+  return settings.replace(values)
 
 
 def validate(config: Config) -> None:
@@ -121,16 +159,17 @@ def validate(config: Config) -> None:
     ConfigError: the first wrong field.
   """
   values = config.flat()
+  rows = fields_of()
   for field, value in values.items():
-    check_value(field, fields_of()[field].metadata["check"], value)
+    check_value(field, rows[field].metadata["check"], value)
   try:
     config.check()
-    for added in config.all_extensions():
-      added.check_in(config)
+    for extension in config.all_extensions():
+      extension.check_in(config)
   except OSError as error:
     # A bucket can't be asked; its error holds the value of the field.
-    named = [field for field, value in values.items() if value == error.filename]
-    if not named:
-      raise
-    expected = f"a bucket that can be read ({error.strerror})"
-    raise ConfigError(named[0], error.filename, expected) from error
+    for field, value in values.items():
+      if value == error.filename:
+        expected = f"a bucket that can be read ({error.strerror})"
+        raise ConfigError(field, value, expected) from error
+    raise

@@ -171,15 +171,18 @@ def _readers_of(group: str) -> list[str]:
 
 
 def packaged_configs() -> dict[str, pathlib.Path]:
-  """Returns the file of each packaged config by its name, in alphabetical order.
+  """Finds the packaged configs that can be used here.
 
-  A config whose `ROOMS` names a room that is not installed is left out.
+  Returns:
+    The file of each config by its name, in alphabetical order. A config whose `ROOMS`
+    names a room that is not installed is left out.
   """
   configs = {}
   for file in sorted(FOLDER.glob("*.py")):
     text = file.read_text("utf-8")
-    # The others are values that several share.
-    if "\ndef get_config(" in text and _has_rooms(text):
+    # Files without it hold values that several configs share.
+    is_config = "\ndef get_config(" in text
+    if is_config and _has_rooms(text):
       configs[file.stem] = file
   return configs
 

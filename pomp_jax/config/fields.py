@@ -64,33 +64,39 @@ class Clip(Group):
   )
 
   def check_model(self, dry_run: str) -> None:
-    """Checks what can be known of the CLIP before it is opened.
+    """Checks everything that is known of the CLIP before it is opened.
+
+    Args:
+      dry_run: `config.dry_run`; a dry run gives a published architecture random
+        weights.
 
     Raises:
       ConfigError: a name that can't be a CLIP, or a text tower that is not installed.
     """
     name = self.model.removeprefix(SYNTHETIC_CLIP)
-    is_synthetic = name != self.model
-    is_published = False
-    # A dry run gives a published architecture random weights.
-    if hooks.SYNTHETIC_CLIPS and (dry_run or is_synthetic):
-      is_published = hooks.SYNTHETIC_CLIPS.open().is_synthetic(name)
-    if is_synthetic:
-      published = (
-        hooks.SYNTHETIC_CLIPS.open().SYNTHETIC_CLIPS if hooks.SYNTHETIC_CLIPS else ()
-      )
-      expected = f"{SYNTHETIC_CLIP} and one of {', '.join(published)}"
-      require(is_published, "clip.model", self.model, expected)
+    asks_for_synthetic = name != self.model
+    is_synthetic = False
+    architectures: tuple[str, ...] = ()
+    if hooks.SYNTHETIC_CLIPS and (dry_run or asks_for_synthetic):
+      synthetic_clips = hooks.SYNTHETIC_CLIPS.open()
+      is_synthetic = synthetic_clips.is_synthetic(name)
+      architectures = synthetic_clips.SYNTHETIC_CLIPS
+    if asks_for_synthetic:
+      expected = f"{SYNTHETIC_CLIP} and one of {', '.join(architectures)}"
+      require(is_synthetic, "clip.model", self.model, expected)
+
     try:
-      name = named_clip(name).source
+      source = named_clip(name).source
     except InputError as error:
       raise ConfigError("clip.model", self.model, str(error)) from error
-    if not (exists(name) or is_published):
+    if not is_synthetic and not exists(source):
       # A hub id starts with a letter or a digit and has at most one slash.
-      of_open_clip = re.match(r"(ViT|RN\d|EVA\d|convnext|PE-)[\w-]*(/|$)", name)
-      is_hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
-      fits = is_hub_id and not of_open_clip and not name.endswith(_WEIGHT_SUFFIXES)
-      require(fits, "clip.model", name, _CLIPS)
+      is_hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source)
+      of_open_clip = re.match(r"(ViT|RN\d|EVA\d|convnext|PE-)[\w-]*(/|$)", source)
+      is_file = source.endswith(_WEIGHT_SUFFIXES)
+      fits = is_hub_id and not of_open_clip and not is_file
+      require(fits, "clip.model", source, _CLIPS)
+
     if self.text_tower == "reference":
       require(has_flax_clip(), "clip.text_tower", self.text_tower, WITHOUT_FLAX)
 
@@ -183,12 +189,14 @@ class Data(Group):
     check_cache("data.cache", self.cache)
 
   def check_source(self, n_images: int, dry_run: str) -> None:
-    """Raises ConfigError for data of a training or evaluation that does not fit its
-    source.
+    """Checks that the data of a training or evaluation fits its source.
 
     Args:
-      n_images: images of each split in an evaluation, as `eval.images`.
-      dry_run: as `config.dry_run`.
+      n_images: images of each split in an evaluation, `config.eval.images`.
+      dry_run: `config.dry_run`.
+
+    Raises:
+      ConfigError: a field does not fit, or a file or folder is missing.
     """
     of_file = self.source == "features"
     expected = f"'online' or 'stored' where data.source={self.source!r}"
@@ -214,6 +222,7 @@ class Data(Group):
       check_class_list("data.names", self.names)
     if source.generated or not source.stored:
       return
+
     if self.root or source.root:
       require(is_dir(self.root), "data.root", self.root, "a folder that exists")
     expected = source.expected_dataset(self.dataset)
@@ -223,34 +232,42 @@ class Data(Group):
     require(self.test_share + share < 1, "data.validation_share", share, expected)
     fits = not self.base or self.classes == "all"
     require(fits, "data.classes", self.classes, "'all' where data.base has a list")
-    require(
-      self.base or not self.novel,
-      "data.novel",
-      self.novel,
-      "'' where data.base is empty",
-    )
-    for field, names in (
-      ("names", self.names),
-      ("base", self.base),
-      ("novel", self.novel),
-    ):
-      if names and not (source.lists and names in registry.load(source.lists)):
-        check_class_list(f"data.{field}", names)
+    fits = bool(self.base) or not self.novel
+    require(fits, "data.novel", self.novel, "'' where data.base is empty")
+    lists = {
+      "data.names": self.names,
+      "data.base": self.base,
+      "data.novel": self.novel,
+    }
+    lists_of_source = registry.load(source.lists) if source.lists else ()
+    for field, names in lists.items():
+      if names and names not in lists_of_source:
+        check_class_list(field, names)
 
   def check_views(self, batch_size: int) -> None:
-    """Raises ConfigError for an augmentation that does not fit the features or the
-    batches."""
-    unchanged = self.augment == "none"
-    fits = unchanged or self.features != "file"
+    """Checks that the augmentation fits the features and the batches.
+
+    Args:
+      batch_size: `config.batch_size`, in views.
+
+    Raises:
+      ConfigError: a field does not fit.
+    """
+    augments = self.augment != "none"
+    fits = not augments or self.features != "file"
     require(fits, "data.augment", self.augment, "'none' where data.features='file'")
+    fits = augments or self.views == 1
     expected = "1 where data.augment='none': all views are equal"
-    require(not unchanged or self.views == 1, "data.views", self.views, expected)
-    expected = f"a multiple of data.views = {self.views}"
-    require(batch_size % self.views == 0, "batch_size", batch_size, expected)
-    repeats = self.features != "stored" or unchanged or self.view_epochs
+    require(fits, "data.views", self.views, expected)
+    fits = batch_size % self.views == 0
+    require(fits, "batch_size", batch_size, f"a multiple of data.views = {self.views}")
+
+    # Stored features serve later epochs only if these show the same views.
+    repeats = not augments or self.view_epochs > 0
+    fits = self.features != "stored" or repeats
     where = f"data.augment={self.augment!r} and data.view_epochs=0"
     expected = f"'online' where {where}: no view repeats"
-    require(repeats, "data.features", self.features, expected)
+    require(fits, "data.features", self.features, expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,16 +421,15 @@ class Predict(Group):
   )
 
   def check(self) -> None:
-    """Raises ConfigError without pictures, a prompt or names."""
-    require(
-      exists(self.images),
-      "predict.images",
-      self.images,
-      "a file or a folder that exists",
-    )
-    require(
-      self.prompt, "predict.prompt", self.prompt, f"{_PROMPTS}, or a text with {{}}"
-    )
+    """Checks that there are pictures, a prompt and names.
+
+    Raises:
+      ConfigError: one is missing.
+    """
+    expected = "a file or a folder that exists"
+    require(exists(self.images), "predict.images", self.images, expected)
+    expected = f"{_PROMPTS}, or a text with {{}}"
+    require(self.prompt, "predict.prompt", self.prompt, expected)
     check_class_list("predict.names", self.names, self.prompt)
 
 
@@ -435,25 +451,25 @@ class Export(Group):
   )
 
   def check(self) -> None:
-    """Raises ConfigError without a prompt, or for names and files that do not fit
-    the format."""
+    """Checks that there is a prompt, and that names and files fit the format.
+
+    Raises:
+      ConfigError: a field does not fit.
+    """
     kind = registry.FORMATS[self.format]
     if kind.features:
-      require(
-        self.prompt,
-        "export.prompt",
-        self.prompt,
-        f"{_PROMPTS}, or a template with {{}}",
-      )
+      expected = f"{_PROMPTS}, or a template with {{}}"
+      require(self.prompt, "export.prompt", self.prompt, expected)
       check_class_list("export.names", self.names, self.prompt)
     else:
       require(is_prompt_file(self.prompt), "export.prompt", self.prompt, _PROMPTS)
-    fits = not self.output or (
-      os.path.basename(self.output) == self.output
-      and self.output.endswith(kind.suffixes)
-    )
-    expected = f"a file name that ends with {' or '.join(kind.suffixes)}"
-    require(fits, "export.output", self.output, expected)
+
+    if self.output:
+      # It lies in the run's folder, so a path is refused.
+      is_name = os.path.basename(self.output) == self.output
+      fits = is_name and self.output.endswith(kind.suffixes)
+      expected = f"a file name that ends with {' or '.join(kind.suffixes)}"
+      require(fits, "export.output", self.output, expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -508,16 +524,19 @@ def check_cache(field: str, folder: str) -> None:
 
 
 def check_class_list(field: str, names: str, prompt: str = "") -> None:
-  """Raises ConfigError for no class list.
-
-  It may be empty beside the prompt of a run, which has names of its own.
+  """Checks that a field names a class list: a packaged one, a file, or a run's.
 
   Args:
     field: dotted name of the field, for messages.
     names: class list or file; "" for the names of the prompt's run.
-    prompt: prompt of a run, or "".
+    prompt: prompt of a run; "" where a class list is required.
+
+  Raises:
+    ConfigError: there is no such list, or the run has recorded none.
   """
   if prompt and not names:
-    require(recorded_classes(prompt), field, names, f"{_NAMES}; {prompt!r} {NO_NAMES}")
+    has_names = recorded_classes(prompt)
+    require(has_names, field, names, f"{_NAMES}; {prompt!r} {NO_NAMES}")
     return
-  require(names in CLASS_LISTS or is_file(names), field, names, _NAMES)
+  is_list = names in CLASS_LISTS or is_file(names)
+  require(is_list, field, names, _NAMES)

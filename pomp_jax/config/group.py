@@ -17,6 +17,10 @@ class Extension(NamedTuple):
   prefix: str  # of their names, such as `kdpl`; "" if they stand among the group's own
   fields: "Group"
 
+  def dotted_prefix(self, prefix: str) -> str:
+    """Start of the fields' dotted names, in a group whose names have this prefix."""
+    return f"{self.prefix}." if self.prefix else prefix
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -63,10 +67,12 @@ class Group:
 
   def groups(self) -> dict[str, "Group"]:
     """The groups among the fields, by name."""
-    values = {
-      field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-    }
-    return {name: value for name, value in values.items() if isinstance(value, Group)}
+    groups = {}
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, Group):
+        groups[field.name] = value
+    return groups
 
   def all_extensions(self) -> list["Group"]:
     """What rooms add to this group, and to the groups in it."""
@@ -79,14 +85,18 @@ class Group:
     """Returns the value of each field by its dotted name.
 
     Fields of groups in this group, and those that rooms add, are among them.
+
+    Args:
+      prefix: start of this group's dotted names, such as `optim.`; "" for a job's
+        config.
     """
-    values = {prefix + name: getattr(self, name) for name in own_rows(type(self))}
+    values = {}
+    for name in own_rows(type(self)):
+      values[f"{prefix}{name}"] = getattr(self, name)
     for name, group in self.groups().items():
       values |= group.flat(f"{prefix}{name}.")
     for extension in self.extensions:
-      values |= extension.fields.flat(
-        f"{extension.prefix}." if extension.prefix else prefix
-      )
+      values |= extension.fields.flat(extension.dotted_prefix(prefix))
     return values
 
   def to_dict(self) -> dict[str, Any]:
@@ -99,28 +109,34 @@ class Group:
 
     Args:
       values: value by dotted name; names of other groups are ignored.
-      prefix: of this group's dotted names, such as `optim.`.
+      prefix: start of this group's dotted names, such as `optim.`; "" for a job's
+        config.
 
     Raises:
       ConfigError: a value of another type.
     """
     changes: dict[str, Any] = {}
     for name, row in own_rows(type(self)).items():
-      field = prefix + name
+      field = f"{prefix}{name}"
       if field in values:
-        value = row.metadata["spellings"].get(str(values[field]).lower(), values[field])
+        value = values[field]
+        # Such as "true" for a text, where the field is a flag as well.
+        value = row.metadata["spellings"].get(str(value).lower(), value)
         changes[name] = typed(field, row.type, value)
     for name, group in self.groups().items():
       changes[name] = group.changed(values, f"{prefix}{name}.")
-    changes["extensions"] = tuple(
-      Extension(added, fields.changed(values, f"{added}." if added else prefix))
-      for added, fields in self.extensions
-    )
+    extensions = []
+    for extension in self.extensions:
+      fields = extension.fields.changed(values, extension.dotted_prefix(prefix))
+      extensions.append(extension._replace(fields=fields))
+    changes["extensions"] = tuple(extensions)
     return dataclasses.replace(self, **changes)
 
 
 def own_rows(kind: type[Group]) -> dict[str, dataclasses.Field]:
   """The rows of a group by name, without those of groups in it."""
-  return {
-    field.name: field for field in dataclasses.fields(kind) if "help" in field.metadata
-  }
+  rows = {}
+  for field in dataclasses.fields(kind):
+    if "help" in field.metadata:
+      rows[field.name] = field
+  return rows

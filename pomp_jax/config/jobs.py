@@ -62,12 +62,18 @@ class TrainingConfig(Loop, Contrast, Config):
     return bool(METHODS[self.method].steps)
 
   def check(self) -> None:
-    """See `Config.check`."""
+    """Checks the fields of a training together; opens no data.
+
+    Raises:
+      ConfigError: a field does not fit the method, the loss or the data.
+    """
     super().check()
     values = self.flat()
-    for field, value in self._fixed_by_method().items():
-      expected = f"{value!r} where method={self.method!r}"
-      require(values.get(field, value) == value, field, values.get(field), expected)
+    for field, only_value in self._fixed_by_method().items():
+      # A field of a room that is not installed has no value.
+      if field in values:
+        expected = f"{only_value!r} where method={self.method!r}"
+        require(values[field] == only_value, field, values[field], expected)
     self._check_loss()
     fits = hooks.WORDS or self.prompt.init != BEST
     require(fits, "prompt.init", self.prompt.init, "words or a file")
@@ -75,11 +81,12 @@ class TrainingConfig(Loop, Contrast, Config):
     self.data.check_source(self.eval.images, self.dry_run)
 
   def _fixed_by_method(self) -> dict[str, Any]:
-    """The only value that the method accepts, of each field that it does not read."""
+    """The only value that the method accepts, for each field that it can't read."""
     method = METHODS[self.method]
     fixed = dict(method.fixes)
     if not method.saves_prompt:
-      fixed |= {"prompt.class_specific": False, "dry_run": ""}
+      fixed["prompt.class_specific"] = False
+      fixed["dry_run"] = ""
       # The bank holds class features under a context.
       if "bank" in SAMPLERS[self.sampling.name].needs:
         fixed["sampling.name"] = "uniform"
@@ -87,11 +94,14 @@ class TrainingConfig(Loop, Contrast, Config):
         fixed["sampling.exclude"] = "none"
     if method.pixels:
       fixed["data.features"] = "online"
-    if self.dry_run != HERE:  # the step of each method is compiled
+    # Only a dry run on these devices is fixed: for others the step of any method is
+    # compiled.
+    if self.dry_run != HERE:
       fixed.pop("dry_run", None)
     return fixed
 
   def _check_loss(self) -> None:
+    """Raises ConfigError for a correction or a term that the loss does not have."""
     where = f"where loss={self.loss!r}"
     if self.loss == "sigmoid":
       fits = self.correction in ("log", "none")
@@ -104,7 +114,7 @@ class TrainingConfig(Loop, Contrast, Config):
       require(fits, "margin", self.margin, f"0.0 but beside {beside}")
     if self.loss != "softmax":
       weight = self.sampling.ancestors_weight
-      require(not weight, "sampling.ancestors_weight", weight, f"0.0 {where}")
+      require(weight == 0, "sampling.ancestors_weight", weight, f"0.0 {where}")
 
 
 @dataclasses.dataclass(frozen=True)

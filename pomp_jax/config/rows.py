@@ -67,17 +67,22 @@ def row(
   parse: Callable[[str], Any] = str,
   spellings: Mapping[str, Any] = {},
 ) -> Any:
-  """Declares one field of a group.
+  """Declares one field of a group: a dataclass field whose metadata are the table's row.
 
   Args:
-    default: value where the user gives none.
+    default: value where the user sets none.
     help: noun phrase with the unit, for `--help` and docs/reference/config.md.
     check: test of a value.
     parse: reads an item of a tuple from text.
-    spellings: other texts for some values, in lower case. With one of "true" the field
-      is a flag as well.
+    spellings: value by a text in lower case that stands for it. With one for "true" the
+      field is a flag as well.
   """
-  metadata = {"check": check, "help": help, "parse": parse, "spellings": spellings}
+  metadata = {
+    "check": check,
+    "help": help,
+    "parse": parse,
+    "spellings": spellings,
+  }
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -86,22 +91,28 @@ def typed(field: str, kind: Any, value: Any) -> Any:
 
   Args:
     field: dotted name, for the message.
-    kind: the field's type, such as `int` or `tuple[str, ...]`.
-    value: the value, of any type.
+    kind: type of the field, such as `int` or `tuple[str, ...]`.
+    value: value of any type.
 
   Raises:
     ConfigError: the value is of another type.
   """
-  if kind is float and type(value) is int:
-    return float(value)
   if kind in (bool, int, float, str):
+    if kind is float and type(value) is int:
+      return float(value)
+    # `isinstance` would take a bool for an int.
     if type(value) is kind:
       return value
   elif isinstance(value, list | tuple):
-    value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
-    part = typing.get_origin(kind.__args__[0]) or kind.__args__[0]
-    if all(isinstance(item, part) and not isinstance(item, bool) for item in value):
-      return value
+    items = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+    kind_of_items = kind.__args__[0]
+    # `tuple[int, int]` of an item is no class to compare with, but `tuple` is.
+    kind_of_items = typing.get_origin(kind_of_items) or kind_of_items
+    fits = [
+      isinstance(item, kind_of_items) and not isinstance(item, bool) for item in items
+    ]
+    if all(fits):
+      return items
   raise ConfigError(field, value, f"a value of type {name_of_type(kind)}")
 
 
@@ -115,16 +126,18 @@ def check_value(field: str, check: Check, value: Any) -> None:
 
   Args:
     field: dotted name, for the message.
-    check: the row's test.
-    value: the value, in the field's type.
+    check: test of the row.
+    value: value in the field's type.
 
   Raises:
     ConfigError: a URL of an unknown scheme, or a value that the check refuses.
   """
-  for text in value if isinstance(value, tuple) else (value,):
-    if isinstance(text, str) and (problem := problem_of(text)):
-      raise ConfigError(field, text, problem)
+  items = value if isinstance(value, tuple) else (value,)
+  for item in items:
+    if isinstance(item, str):
+      problem = problem_of(item)
+      if problem:
+        raise ConfigError(field, item, problem)
   if not check.accepts(value):
-    raise ConfigError(
-      field, value, check.expected + near_match(str(value), check.choices)
-    )
+    hint = near_match(str(value), check.choices)
+    raise ConfigError(field, value, f"{check.expected}{hint}")

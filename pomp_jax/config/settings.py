@@ -27,6 +27,8 @@ from pomp_jax.registry import JOBS, load
 # Value of `config.dry_run` for these devices; others name a machine to compile for.
 HERE = "here"
 
+_BOOLS = {"true": True, "1": True, "false": False, "0": False}
+
 # Nested dicts -> dotted name -> value.
 flatten = functools.partial(flatten_dict, sep=".")
 
@@ -76,24 +78,31 @@ class Config(Group):
       check_cache("compilation_cache", self.compilation_cache)
 
   def replace(self, changes: Mapping[str, Any]) -> Any:
-    """Returns a copy with other values, by dotted names.
+    """Returns a copy with other values.
 
-    Another `job` keeps the fields that it reads too; the copy has the type of its
-    config.
+    The config of another `job` keeps the values of the fields that both jobs read.
+
+    Args:
+      changes: value by dotted name.
+
+    Returns:
+      A config of the class of its job.
 
     Raises:
-      ConfigError: a field that does not exist or that the job does not read, or another
-      type.
+      UnknownFieldError: a field does not exist, or the job does not read it.
+      ConfigError: there is no such job, or a value has another type.
     """
     job = changes.get("job", self.job)
     check_value("job", one_of(*JOBS), job)
-    known = fields_of(job)
+    fields = fields_of(job)
     for field in changes:
-      check_read(field, job, known)
+      check_read(field, job, fields)
     if job == self.job:
       return self.changed(changes)
-    kept = {field: value for field, value in self.flat().items() if field in known}
-    return defaults(job).changed({**kept, **changes})
+
+    values = {field: value for field, value in self.flat().items() if field in fields}
+    values |= changes
+    return defaults(job).changed(values)
 
 
 # Classes whose fields have no prefix, and their titles.
@@ -117,17 +126,25 @@ class Part(NamedTuple):
 
 @functools.cache
 def defaults(job: str = "pretrain") -> Any:
-  """Returns the config of a job with its defaults.
+  """Returns the config of a job with its defaults, and those of fields that rooms add.
 
-  It is an instance of the class that `JOBS` names.
+  Args:
+    job: name of the job, a key of `JOBS`.
+
+  Returns:
+    An instance of the class that the row of `JOBS` names.
 
   Raises:
     ConfigError: there is no such job.
   """
   check_value("job", one_of(*JOBS), job)
   kind = load(JOBS[job].config)
-  groups = {name: _extended(group, group) for name, group in _groups_of(kind).items()}
-  return dataclasses.replace(_extended(kind, *kind.__mro__), job=job, **groups)
+  groups = {}
+  for name, group in _groups_of(kind).items():
+    groups[name] = _extended(group, group)
+  # A room may extend a base class of the config, such as `Contrast`.
+  config = _extended(kind, *kind.__mro__)
+  return dataclasses.replace(config, job=job, **groups)
 
 
 def parts_of(job: str) -> Iterator[Part]:
@@ -189,15 +206,17 @@ def check_read(field: str, job: str, known: Collection[str]) -> None:
   Args:
     field: dotted name.
     job: name of the job, for the message.
-    known: the fields that it reads.
+    known: fields that the job reads.
 
   Raises:
     UnknownFieldError: the field does not exist, or only other jobs read it.
   """
   check_name(field, fields_of())
-  if field not in known:
-    readers = ", ".join(name for name in JOBS if field in fields_of(name))
-    raise UnknownFieldError(field, f" of job {job!r}: it is a field of {readers}")
+  if field in known:
+    return
+  readers = [name for name in JOBS if field in fields_of(name)]
+  hint = f" of job {job!r}: it is a field of {', '.join(readers)}"
+  raise UnknownFieldError(field, hint)
 
 
 def value_of_text(field: str, text: str) -> Any:
@@ -205,23 +224,31 @@ def value_of_text(field: str, text: str) -> Any:
 
   Integers of a tuple are separated by "+" or "/", other items by ";".
 
+  Args:
+    field: dotted name.
+    text: text that stands for the value.
+
   Raises:
+    UnknownFieldError: there is no such field.
     ConfigError: the text stands for no value of the field's type.
   """
   check_name(field, fields_of())
-  kind = fields_of()[field].type
+  row = fields_of()[field]
+  kind = row.type
   try:
     if kind is bool:
-      return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+      return _BOOLS[text.lower()]
     if kind in (int, float, str):
       return kind(text)
     if kind == tuple[int, ...]:
-      return tuple(int(part) for part in re.split(r"[+/]", text) if text)
-    if re.match(r"""[(\[]\s*['"]""", text):
-      raise ConfigError(
-        field, text, "items separated by ';', without brackets and quotes"
-      )
-    parse = fields_of()[field].metadata["parse"]
-    return tuple(parse(part) for part in map(str.strip, text.split(";")) if part)
+      parts = re.split(r"[+/]", text) if text else []
+      return tuple(int(part) for part in parts)
+    # A tuple as Python writes it would be one item.
+    is_python = re.match(r"""[(\[]\s*['"]""", text)
+    expected = "items separated by ';', without brackets and quotes"
+    require(not is_python, field, text, expected)
+    parts = [part.strip() for part in text.split(";")]
+    parse = row.metadata["parse"]
+    return tuple(parse(part) for part in parts if part)
   except (ValueError, KeyError) as error:
     raise ConfigError(field, text, f"a value of type {name_of_type(kind)}") from error

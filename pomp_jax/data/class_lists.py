@@ -182,23 +182,28 @@ def check_names(
   """
   if not names:
     raise VocabularyError(f"{where} is empty, expected one class name a line")
-  repeated = repeats(names) if distinct else {}
+  earlier = repeats(names) if distinct else {}
   for index, name in enumerate(names):
-    problem = None
+    problem = _problem_of(name)
     if not name.strip():
+      # A count that differs from the file's lines helps to find the blank one.
       problem = f"is blank ({len(names)} names); remove it"
-    elif not is_unicode(name):
-      problem = "is not Unicode text"
-    elif len(name) > _MAX_NAME:
-      problem = f"is too long, expected at most {_MAX_NAME} characters"
-    elif control := control_character(name):
-      problem = (
-        f"contains the control character {control}; lines end with \\n or \\r\\n"
-      )
-    elif index in repeated:
-      problem = f"repeats name {repeated[index] + 1}"
+    elif not problem and index in earlier:
+      problem = f"repeats name {earlier[index] + 1}"
     if problem:
       raise VocabularyError(f"{where}: name {index + 1}, {quoted(name)}, {problem}")
+
+
+def _problem_of(name: str) -> str:
+  """Why a name can't be used, in words that follow it; "" if it can be."""
+  if not is_unicode(name):
+    return "is not Unicode text"
+  if len(name) > _MAX_NAME:
+    return f"is too long, expected at most {_MAX_NAME} characters"
+  control = control_character(name)
+  if control:
+    return f"contains the control character {control}; lines end with \\n or \\r\\n"
+  return ""
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
@@ -213,50 +218,72 @@ def read_lines(path: str | os.PathLike) -> list[str]:
 
 
 def read_names(path: str | os.PathLike, *, distinct: bool = True) -> tuple[str, ...]:
-  """Reads a text file of class names, one a line; VocabularyError as `check_names`.
+  """Reads a text file of class names, one a line.
 
   Empty lines are skipped, with a warning that has their numbers.
+
+  Args:
+    path: UTF-8 file.
+    distinct: whether the names must differ.
+
+  Raises:
+    VocabularyError: the file can't be read, has no names, or has unusable ones.
   """
-  lines = [line.strip() for line in read_lines(path)]
-  empty = [number for number, line in enumerate(lines, 1) if not line]
+  names = []
+  empty = []
+  for number, line in enumerate(read_lines(path), 1):
+    name = line.strip()
+    if name:
+      names.append(name)
+    else:
+      empty.append(number)
   if empty:
     _warn_of_empty_lines(str(path), tuple(empty))
-  names = tuple(filter(None, lines))
   check_names(names, str(path), distinct=distinct)
-  return names
+  return tuple(names)
 
 
 def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Builds a JSON object; ValueError if a key is repeated, which `json` would accept."""
   for index in repeats(key for key, _ in pairs):
-    raise ValueError(f"the key {pairs[index][0]!r} is repeated")
+    key, _ = pairs[index]
+    raise ValueError(f"the key {key!r} is repeated")
   return dict(pairs)
 
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-  """Names of a JSON file of any form, and their synsets if it has them."""
+  """Reads the names of a JSON file of any form, and their synsets if it has them.
+
+  Raises:
+    VocabularyError: the file has another form, or unusable names.
+  """
   content = read_user_json(path, VocabularyError, object_pairs_hook=_with_distinct_keys)
+  synsets = None
   if is_class_file(content):
     try:
       names = names_in(content, path)
     except DamagedFileError as error:
       raise VocabularyError(str(error)) from error
+    # A run may have classes of one name.
     check_names(names, str(path), distinct=False)
-    return names, None
-  if has_categories(content):
+  elif has_categories(content):
     by_id = categories_by_id(path, content)
-    return tuple(by_id[number].name for number in sorted(by_id)), None
-  if isinstance(content, list):
-    return _from_list(content, path)
-  if not isinstance(content, dict):
+    names = tuple(by_id[number].name for number in sorted(by_id))
+  elif isinstance(content, list):
+    names, synsets = _from_list(content, path)
+  elif isinstance(content, dict):
+    names = tuple(content)
+    if names and all(name.isdecimal() for name in names):
+      # Such a file maps labels to names, in no certain order.
+      raise VocabularyError(
+        f"{path}: the object's keys are numbers, expected class names"
+      )
+    check_names(names, str(path))
+  else:
     raise VocabularyError(
       f"{path}: found {shown(content)}, expected a list or an object"
     )
-  if content and all(map(str.isdecimal, content)):
-    raise VocabularyError(
-      f"{path}: the object's keys are numbers, expected class names"
-    )
-  check_names(tuple(content), str(path))
-  return tuple(content), None
+  return names, synsets
 
 
 def _from_list(

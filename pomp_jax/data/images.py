@@ -89,8 +89,7 @@ def read_image(
   where: str = "",
   resize: Resize = CLIPS_RESIZE,
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Prepares one image, of a path or the content at `where` (`prepare`); ImageError
-  if it can't.
+  """Decodes one image and applies the CLIP's test preprocessing; see `prepare`.
 
   Args:
     file: path, or the content of a file.
@@ -98,8 +97,12 @@ def read_image(
     upright: whether the image is turned as its EXIF orientation says.
     where: name of the image in errors; its path if "".
     resize: how the image becomes S x S pixels.
+
+  Raises:
+    ImageError: the image can't be read, or `prepare` rejects its pixels.
   """
-  with _as_image_error(where or str(file)), _open(file) as image:
+  where = where or str(file)
+  with _as_image_error(where), _open(file) as image:
     return prepare(image, size, upright, resize)
 
 
@@ -112,8 +115,11 @@ def sides(image: Image.Image, upright: bool) -> tuple[int, int]:
 
 
 def open_image(file: File, where: str = "") -> Image.Image:
-  """Reads an image's header; ImageError if it is none of FORMATS, or above
-  MAX_PIXELS."""
+  """Reads an image's header.
+
+  Raises:
+    ImageError: the file is none of FORMATS, or has more than MAX_PIXELS.
+  """
   with _as_image_error(where or str(file)):
     return _open(file)
 
@@ -121,23 +127,27 @@ def open_image(file: File, where: str = "") -> Image.Image:
 def load_rgb(
   image: Image.Image, where: str, shrink: int = 1, upright: bool = False
 ) -> tuple[Image.Image, int]:
-  """Decodes the pixels of an image from `open_image`; see `to_rgb`.
+  """Decodes the pixels of an image from `open_image`, a large JPEG at a smaller size.
 
-  `shrink` is a factor 1, 2, 4 or 8 by which a JPEG's sides are divided in decoding,
-  from fewer of its stored cosines. Also returns the factor that was applied: `shrink`,
-  or 1 for other formats.
+  A JPEG stores cosines of 8 x 8 blocks. Decoding fewer of them divides the sides by the
+  factor, in less time than decoding all and shrinking.
 
   Args:
     image: image whose pixels are not decoded yet.
     where: name of the image in errors.
-    shrink: factor 1, 2, 4 or 8.
+    shrink: factor 1, 2, 4 or 8 by which the sides of a JPEG are divided.
     upright: whether the image is turned as its EXIF orientation says.
+
+  Returns:
+    RGB image, see `to_rgb`, and the factor that was applied: 1 for another format.
+
+  Raises:
+    ImageError: the pixels can't be decoded, or `to_rgb` rejects them.
   """
   with _as_image_error(where):
-    if shrink > 1 and isinstance(image, JpegImageFile):
-      image.draft(None, (image.width // shrink, image.height // shrink))
-    else:
-      shrink = 1
+    if shrink == 1 or not isinstance(image, JpegImageFile):
+      return to_rgb(image, upright), 1
+    image.draft(None, (image.width // shrink, image.height // shrink))
     return to_rgb(image, upright), shrink
 
 
@@ -145,9 +155,7 @@ def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
   """Converts an image of any Pillow mode to RGB, 8 bits a channel, as CLIP's
   preprocessing does.
 
-  With `upright` it is turned as its EXIF orientation says, which CLIP's preprocessing
-  ignores. Transparency is dropped. Pillow clips deep greys at 255, so they are scaled
-  here:
+  Transparency is dropped. Pillow clips deep greys at 255, so they are scaled here:
 
   - 16 bits (PNG, PPM, TIFF) or 12 (TIFF): the high byte, as Pillow reads 16-bit
     colours.
@@ -155,15 +163,27 @@ def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
   - float (TIFF, PFM), rounded: values up to 1 times 255, up to 255 unchanged, up to
     65535 over 257.
 
-  ImageError for negative, non-finite or larger values, or colours that Pillow can't
-  convert.
+  Args:
+    image: Pillow image.
+    upright: whether the image is turned as its EXIF orientation says, which CLIP's
+      preprocessing ignores.
+
+  Raises:
+    ImageError: grey values are negative, not finite or above 65535, or Pillow can't
+      convert the colours.
   """
   image.load()
-  turn = _TURNS.get(_orientation(image)) if upright else None
-  return _unturned_rgb(image) if turn is None else _unturned_rgb(image).transpose(turn)
+  rgb = _unturned_rgb(image)
+  if not upright:
+    return rgb
+  turn = _TURNS.get(_orientation(image))
+  if turn is None:
+    return rgb
+  return rgb.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
+  """EXIF orientation, 1 to 8 if valid; 1 (as stored) for an image without one."""
   try:
     return int(image.getexif().get(ExifTags.Base.Orientation, 1))
   except Exception:  # broken EXIF fails in many ways, and makes no picture unreadable
@@ -171,59 +191,96 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _unturned_rgb(image: Image.Image) -> Image.Image:
+  """Converts decoded pixels to RGB as they are stored; see `to_rgb`.
+
+  Raises:
+    ImageError: Pillow can't convert the colours, or greys are out of range.
+  """
   if image.mode == "RGB":  # convert would copy it
     return image
-  if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
-    try:
-      return image.convert("RGB")
-    except ValueError as error:
-      raise ImageError(f"colours of mode {image.mode}") from error
+  is_deep_grey = image.mode in ("I", "F") or image.mode.startswith("I;")
+  if is_deep_grey:
+    return _deep_grey_as_rgb(image)
+  try:
+    return image.convert("RGB")
+  except ValueError as error:
+    raise ImageError(f"colours of mode {image.mode}") from error
+
+
+def _deep_grey_as_rgb(image: Image.Image) -> Image.Image:
+  """Scales greys of more than 8 bits, in bands of rows so that memory stays small.
+
+  Raises:
+    ImageError: values are negative, not finite or above 65535.
+  """
   tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-  factor = _grey_factor(image, tags.get(_TIFF_BITS, (16,))[0])
-  inverted = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
+  bits = tags.get(_TIFF_BITS, (16,))[0]
+  factor = _grey_factor(image, bits)
+  is_inverted = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
+
   grey = Image.new("L", image.size)
-  rows = max(1, _BAND_PIXELS // image.width)
-  for top in range(0, image.height, rows):
-    box = (0, top, image.width, min(top + rows, image.height))
+  n_rows = max(1, _BAND_PIXELS // image.width)
+  for top in range(0, image.height, n_rows):
+    bottom = min(top + n_rows, image.height)
+    box = (0, top, image.width, bottom)
     values = np.asarray(image.crop(box))
     if not np.isfinite(values).all():
       raise ImageError("values that are not finite")
     scaled = values * factor
     # Integers lose their low bits. Floats are measurements, so they are rounded.
-    band = (np.rint(scaled) if image.mode == "F" else np.floor(scaled)).astype(np.uint8)
-    grey.paste(Image.fromarray(255 - band if inverted else band), box)
+    whole = np.rint(scaled) if image.mode == "F" else np.floor(scaled)
+    band = whole.astype(np.uint8)
+    if is_inverted:
+      band = 255 - band
+    grey.paste(Image.fromarray(band), box)
   return grey.convert("RGB")
 
 
 def _grey_factor(image: Image.Image, bits: int) -> float:
-  """Factor that scales a deep grey value to 0..255; `bits` is its size unless it has
-  32."""
+  """Factor that scales the deep greys of an image to 0..255; see `to_rgb`.
+
+  Args:
+    image: image of mode "F", "I" or "I;..".
+    bits: bits of a value of mode "I;..".
+
+  Raises:
+    ImageError: values are outside 0..65535.
+  """
   if image.mode.startswith("I;"):
     return 2.0 ** (8 - bits)
   low, high = np.asarray(image.getextrema()).tolist()
   if not 0 <= low <= high <= 65535:
     raise ImageError(f"grey values from {low} to {high}, expected 0 to 65535")
   if image.mode == "F":
-    return 255.0 if high <= 1 else 1.0 if high <= 255 else 1 / 257
-  return 1 / 256 if image.format in ("PNG", "PPM") or high > 255 else 1.0
+    if high <= 1:
+      return 255.0
+    return 1.0 if high <= 255 else 1 / 257
+  has_16_bits = image.format in ("PNG", "PPM") or high > 255
+  return 1 / 256 if has_16_bits else 1.0
 
 
 def _open(file: File) -> Image.Image:
+  """Opens an image of one of FORMATS without decoding its pixels.
+
+  Raises:
+    ImageError: the file has another format, or more than MAX_PIXELS by its header.
+  """
   if not isinstance(file, bytes) and is_bucket(file):
     file = read_bytes(file)
   try:
     opened = io.BytesIO(file) if isinstance(file, bytes) else local_copy(file)
     image = Image.open(opened, formats=FORMATS)
   except UnidentifiedImageError as error:
-    if _is_heic(file):
-      raise ImageError(UNREAD_REASON) from error
     # Pillow's own message contains the object's address.
-    raise ImageError(f"none of {', '.join(FORMATS)}") from error
-  if image.width * image.height > MAX_PIXELS:
+    reason = f"none of {', '.join(FORMATS)}"
+    if _is_heic(file):
+      reason = UNREAD_REASON
+    raise ImageError(reason) from error
+
+  width, height = image.size
+  if width * height > MAX_PIXELS:
     image.close()
-    raise ImageError(
-      f"{image.width} x {image.height} pixels, expected at most {MAX_PIXELS}"
-    )
+    raise ImageError(f"{width} x {height} pixels, expected at most {MAX_PIXELS}")
   return image
 
 
@@ -255,39 +312,52 @@ def prepare(
   upright: bool = False,
   resize: Resize = CLIPS_RESIZE,
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """A CLIP's test preprocessing: RGB (`to_rgb`), resized, by default with a centre
-  crop.
+  """Applies a CLIP's test preprocessing: RGB (`to_rgb`), resized to S x S pixels.
 
-  ImageError for another array, pixels that `to_rgb` rejects, or sides too unequal to
-  resize.
+  By default the shorter side is resized to S and the centre is cropped, with the
+  rounding of torchvision, which CLIP uses.
 
   Args:
     image: Pillow image of any mode, or uint8 [H,W,3].
     size: S, pixels.
     upright: whether the image is turned as its EXIF orientation says.
     resize: how the image becomes S x S pixels.
+
+  Raises:
+    ImageError: the array has another type or shape, `to_rgb` rejects the pixels, or the
+      sides are too unequal to resize.
   """
   if not isinstance(image, Image.Image):
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-      found = f"{image.dtype} {list(image.shape)}"
-      raise ImageError(f"an image is {found}, expected uint8 [H,W,3] or a Pillow image")
-    image = Image.fromarray(image)
+    image = _from_array(np.asarray(image))
   image = to_rgb(image, upright)
-  resampling = (
-    Image.Resampling.BILINEAR if resize.bilinear else Image.Resampling.BICUBIC
-  )
+  resampling = Image.Resampling.BICUBIC
+  if resize.bilinear:
+    resampling = Image.Resampling.BILINEAR
   if resize.squash:
     return np.asarray(image.resize((size, size), resampling))
+
+  # Truncated as in torchvision's Resize.
   shorter = min(image.size)
-  # Truncated as in torchvision's Resize, which CLIP uses.
-  width, height = (int(size * side / shorter) for side in image.size)
+  width = int(size * image.width / shorter)
+  height = int(size * image.height / shorter)
   if width * height > MAX_PIXELS:
     raise ImageError(f"{image.width} x {image.height} pixels are too narrow")
   image = image.resize((width, height), resampling)
-  # Rounded to even as in torchvision's CenterCrop.
-  left, top = round((width - size) / 2), round((height - size) / 2)
+
+  # Halves are rounded to even as in torchvision's CenterCrop.
+  left = round((width - size) / 2)
+  top = round((height - size) / 2)
   return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+  """Wraps uint8 [H,W,3]; ImageError for another array."""
+  if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    description = f"{pixels.dtype} {list(pixels.shape)}"
+    raise ImageError(
+      f"an image is {description}, expected uint8 [H,W,3] or a Pillow image"
+    )
+  return Image.fromarray(pixels)
 
 
 def check_decodes(image: bytes) -> None:
@@ -301,30 +371,33 @@ def check_decodes(image: bytes) -> None:
 def resized_crop(
   image: Image.Image, box: tuple[float, float, float, float], size: int
 ) -> Image.Image:
-  """Crops an RGB image and resizes the crop to S x S (bicubic); pixels outside have no
-  influence.
+  """Crops an RGB image and resizes the crop to S x S (bicubic).
 
-  `cykooz-resizer` agrees with Pillow within rounding, six times as fast by vector
-  instructions. `box` is left, top, right, bottom in pixels; fractions weight the border
-  pixels.
+  Pixels outside the box have no influence, and fractions of the box weight its border
+  pixels. `cykooz-resizer` agrees with Pillow within rounding and is six times as fast,
+  by vector instructions.
 
   Args:
     image: RGB image.
     box: left, top, right, bottom, pixels.
     size: S, pixels.
   """
-  left, top = math.floor(box[0]), math.floor(box[1])
-  part = image.crop((left, top, math.ceil(box[2]), math.ceil(box[3])))
-  x, y, right, bottom = within = (
-    box[0] - left,
-    box[1] - top,
-    box[2] - left,
-    box[3] - top,
-  )
+  left, top, right, bottom = box
+  # The whole pixels that the box touches, and the box within them.
+  first_column = math.floor(left)
+  first_row = math.floor(top)
+  part = image.crop((first_column, first_row, math.ceil(right), math.ceil(bottom)))
+  left -= first_column
+  right -= first_column
+  top -= first_row
+  bottom -= first_row
   if Resizer is None:
-    return part.resize((size, size), Image.Resampling.BICUBIC, box=within)
-  options = ResizeOptions(_BICUBIC, crop_box=CropBox(x, y, right - x, bottom - y))
+    return part.resize(
+      (size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom)
+    )
+
+  crop_box = CropBox(left, top, right - left, bottom - top)
   result = Image.new("RGB", (size, size))
   # A Resizer keeps buffers, so threads must not share one.
-  Resizer().resize_pil(part, result, options)
+  Resizer().resize_pil(part, result, ResizeOptions(_BICUBIC, crop_box=crop_box))
   return result

@@ -56,7 +56,15 @@ class Readers(NamedTuple):
   workers: int  # processes that read; 0: the run's own
 
 
+class Shard(NamedTuple):
+  """The part of each batch that a process reads."""
+
+  number: int
+  n_shards: int  # of one size
+
+
 _READERS = Readers(threads=2, workers=0)
+_WHOLE = Shard(0, 1)
 
 
 class Loader(Iterator[dict[str, np.ndarray]]):
@@ -67,37 +75,50 @@ class Loader(Iterator[dict[str, np.ndarray]]):
   replaced by the next one.
 
   Yields:
-    {"image": [G/count,..], "label": int32 [G/count]}; the V views of an image are
-    adjacent. Of
-      records, their fields instead of "image".
+    {"image": [G/n_shards,..], "label": int32 [G/n_shards]}; the V views of an image are
+    adjacent. Views that are records give an array for each of their fields instead of
+    "image".
   """
 
   def __init__(
     self,
     source: Labelled,
-    fetch: Fetch,  # reads pixels or features; pickled for workers
+    fetch: Fetch,
     *,
-    batch_size: int,  # G
-    seed: int,  # random seed of the shuffles, 0 to 2^32 - 1
-    n_views: int = 1,  # V
-    start: int = 0,  # batches to skip
-    # index and count of this process, which gets its part of each
-    shard: tuple[int, int] = (0, 1),
+    batch_size: int,
+    seed: int,
+    n_views: int = 1,
+    start: int = 0,
+    shard: Shard = _WHOLE,
     readers: Readers = _READERS,
-    max_corrupt: float = 0.0,  # see `SkippedImages`
-    unreadable: frozenset[int] = frozenset(),  # images known already
+    max_corrupt: float = 0.0,
+    unreadable: frozenset[int] = frozenset(),
   ):
-    """Starts reading when the first batch is requested; ValueError if G does not
-    divide."""
-    if batch_size % (n_views * shard[1]):
-      parts = f"{n_views} views x {shard[1]} processes"
+    """Prepares the order of the images; reading starts with the first batch.
+
+    Args:
+      source: images with labels.
+      fetch: function that reads pixels or features; worker processes unpickle it.
+      batch_size: G, rows of a batch over all processes.
+      seed: random seed of the shuffles, 0 to 2^32 - 1.
+      n_views: V, views of an image, which are rows of one batch.
+      start: number of the first batch.
+      shard: part of each batch that this process reads.
+      readers: threads and worker processes.
+      max_corrupt: share of images that may be unreadable; see `SkippedImages`.
+      unreadable: indices of images that are known to be unreadable.
+
+    Raises:
+      ValueError: G is no multiple of views times shards.
+    """
+    if batch_size % (n_views * shard.n_shards):
+      parts = f"{n_views} views x {shard.n_shards} processes"
       raise ValueError(f"a batch of {batch_size} does not divide by {parts}")
-    names = {index: name_of(source, index) for index in unreadable}
-    self.skipped = SkippedImages(source, max_corrupt, names)
+    reasons = {index: name_of(source, index) for index in unreadable}
+    self.skipped = SkippedImages(source, max_corrupt, reasons)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    read = functools.partial(
-      _read_batch, source.labels, fetch, order, batch_size // n_views, shard
-    )
+    n_images = batch_size // n_views
+    read = functools.partial(_read_batch, source.labels, fetch, order, n_images, shard)
     self._batches = map_ahead(read, range(start, _N_BATCHES), readers)
 
   def __next__(self) -> dict[str, np.ndarray]:
@@ -153,8 +174,7 @@ def _free_shared_memory() -> int:
 
 
 def map_ahead(read: Callable[[int], Any], numbers: range, readers: Readers) -> Iterator:
-  """Iterates over `read(number)` in order, some of them ahead, from threads or worker
-  processes.
+  """Yields `read(number)` in order, computed ahead by threads or worker processes.
 
   Workers start when the first element is requested. `close()` ends them.
 
@@ -163,55 +183,63 @@ def map_ahead(read: Callable[[int], Any], numbers: range, readers: Readers) -> I
     numbers: numbers to read.
     readers: threads and worker processes.
   """
-  threads, workers = readers
   # Many workers hold few batches each: a batch of pixels takes 100 MB and more.
-  ahead = -(-_AHEAD // max(1, workers))
+  n_readers = max(1, readers.workers)
+  ahead = -(-_AHEAD // n_readers)
   options = grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=max(ahead, threads)
+    num_threads=readers.threads, prefetch_buffer_size=max(ahead, readers.threads)
   )
   order = grain.MapDataset.range(numbers.start, numbers.stop)
   elements = order.map(read).to_iter_dataset(options)
-  if not workers:
+  if readers.workers == 0:
     return iter(elements)
+
   if not flags.FLAGS.is_parsed():
     # Grain reads flags of its own, which a program without a command line has not
     # parsed.
     flags.FLAGS.mark_as_parsed()
-  processes = grain.MultiprocessingOptions(workers, ahead)
+  processes = grain.MultiprocessingOptions(readers.workers, ahead)
   return _spawned(iter(elements.mp_prefetch(processes, _begin_worker)))
 
 
 def _spawned(elements: grain.DatasetIterator) -> Iterator:
-  """Iterates over workers' elements, with stop signals blocked while the workers
-  start."""
-  # A worker imports for seconds before `_begin_worker` runs. It inherits the signal
-  # mask of Grain's thread that starts it, which inherits it from this thread.
+  """Yields the elements of worker processes, which start with stop signals blocked.
+
+  A worker imports for seconds before `_begin_worker` runs, and a signal would end it
+  meanwhile. It inherits the signal mask of Grain's thread that starts it, which
+  inherits it from this thread.
+  """
   _start_resource_tracker()
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+  mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
   try:
     try:
-      # Grain's threads are made for the first element, and keep the signals blocked.
+      # Grain makes its threads for the first element. They keep the signals blocked.
       first = list(itertools.islice(elements, 1))
     finally:
-      signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    # Not from `elements` alone: the end of this generator would close them first.
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    # `chain` keeps the end of this generator from closing `elements`, one worker after
+    # the other, before `_close_together` does.
     yield from itertools.chain(first, elements)
   finally:
     _close_together(elements)
 
 
 def _start_resource_tracker() -> None:
-  """Starts the process that removes, without warnings, shared memory that is left at
-  the end."""
-  # Grain leaves that of workers which end while they hand over a batch. A tracker
-  # started later would unblock the stop signals in the thread that starts it.
-  before = dict(os.environ)
+  """Starts Python's process that removes shared memory which is left at the end.
+
+  Grain leaves that of workers which end while they hand over a batch. The tracker
+  starts here, before the stop signals are blocked: one started later would unblock
+  them in the thread that starts it.
+  """
+  # The tracker takes the environment of its start, and must not warn of what it
+  # removes.
+  environment = dict(os.environ)
   os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
   try:
     multiprocessing.resource_tracker.ensure_running()
   finally:
     del os.environ["PYTHONWARNINGS"]
-    os.environ.update(before)
+    os.environ.update(environment)
 
 
 def _close_together(elements: Any) -> None:
@@ -227,49 +255,81 @@ def _close_together(elements: Any) -> None:
 
 
 def _begin_worker(*_: int) -> None:
-  """Makes a worker ignore stop signals, because the run saves first, and end with
-  the run."""
+  """Sets how a worker process ends: with the run, and not by a stop signal.
+
+  The run saves after a stop signal, and needs its workers until then.
+  """
   for number in _STOP_SIGNALS:
     signal.signal(number, signal.SIG_IGN)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
-  def exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+  def exit_with_run() -> None:
+    run = multiprocessing.parent_process()
+    assert run is not None
+    run.join()
     os._exit(1)
 
-  threading.Thread(target=exit_with_parent, daemon=True).start()
+  threading.Thread(target=exit_with_run, daemon=True).start()
 
 
 def _read_batch(
   labels_n: np.ndarray,
   fetch: Fetch,
   order: grain.MapDataset,
-  batch_size: int,
-  shard: tuple[int, int],
+  n_images: int,
+  shard: Shard,
   batch: int,
 ) -> dict[str, np.ndarray]:
-  """Reads this process's part of a batch of images; pickled for worker processes."""
-  part = batch_size // shard[1]
-  positions_B = batch * batch_size + shard[0] * part + np.arange(part)
+  """Reads this process's part of a batch; pickled for worker processes.
+
+  An unreadable image is replaced by the one with the next number, under the label of
+  that one.
+
+  Args:
+    labels_n: class of each image.
+    fetch: function that reads views of images.
+    order: number of the image at each position of the endless sequence of epochs.
+    n_images: images of the batch, over all processes.
+    shard: part of the batch that is read here.
+    batch: number of the batch.
+
+  Returns:
+    The arrays of `Loader`, and `unreadable`: numbers of the images that were replaced.
+
+  Raises:
+    CorruptDataError: too many consecutive images are unreadable.
+  """
+  size = n_images // shard.n_shards
+  first = batch * n_images + shard.number * size
+  positions_B = first + np.arange(size)
   epochs_B = positions_B // len(labels_n)
-  shown_B = np.array([order[position] for position in positions_B.tolist()])
-  views, readable_B = fetch(shown_B, epochs_B)
+  images_B = np.array([order[position] for position in positions_B.tolist()])
+  views_BxV, readable_B = fetch(images_B, epochs_B)
   unreadable: list[int] = []
   for _ in range(_MAX_SKIPS):
-    again = np.flatnonzero(~readable_B)
-    if not len(again):
-      labels = np.repeat(labels_n[shown_B].astype(np.int32), views.shape[1])
-      counted = {"label": labels, "unreadable": np.array(unreadable, np.int64)}
-      views = views.reshape(-1, *views.shape[2:])
-      if views.dtype.names is None:
-        return {"image": views} | counted
-      return {
-        name: np.ascontiguousarray(views[name]) for name in views.dtype.names
-      } | counted
-    unreadable += shown_B[again].tolist()
-    shown_B[again] = (shown_B[again] + 1) % len(labels_n)
-    views[again], readable_B[again] = fetch(shown_B[again], epochs_B[again])
-  found = f"{_MAX_SKIPS} consecutive images, up to number {shown_B[again[0]]}"
-  raise CorruptDataError(f"{found}, can't be read")
+    rows = np.flatnonzero(~readable_B)
+    if not len(rows):
+      labels_B = labels_n[images_B].astype(np.int32)
+      arrays = _arrays_of_views(views_BxV)
+      arrays["label"] = np.repeat(labels_B, views_BxV.shape[1])
+      arrays["unreadable"] = np.array(unreadable, np.int64)
+      return arrays
+    unreadable += images_B[rows].tolist()
+    images_B[rows] = (images_B[rows] + 1) % len(labels_n)
+    views_BxV[rows], readable_B[rows] = fetch(images_B[rows], epochs_B[rows])
+  last = images_B[rows[0]]
+  raise CorruptDataError(
+    f"{_MAX_SKIPS} consecutive images, up to number {last}, can't be read"
+  )
+
+
+def _arrays_of_views(views_BxV: np.ndarray) -> dict[str, np.ndarray]:
+  """Views as rows of a batch: one array, or one for each field of records.
+
+  Args:
+    views_BxV: pixels or features [B,V,..], or records [B,V] of a structured type.
+  """
+  rows = views_BxV.reshape(-1, *views_BxV.shape[2:])
+  if rows.dtype.names is None:
+    return {"image": rows}
+  return {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names}

@@ -244,18 +244,24 @@ class LabelledSet(NamedTuple):
 def readable_images(
   source: Source, indices: np.ndarray
 ) -> tuple[np.ndarray, dict[int, str]]:
-  """Images of any source, black where unreadable.
+  """Reads images of any source; unreadable ones are black.
+
+  Args:
+    source: images; only `StoredImages` may have unreadable ones.
+    indices: numbers of the B images.
 
   Returns:
-    Images [B,S,S,3], and index -> reason of the unreadable ones.
+    uint8 [B,S,S,3], and the reason of each unreadable image by its number.
   """
   if not isinstance(source, StoredImages):
     return source.images(indices), {}
-  pixels = np.zeros((len(indices), source.image_size, source.image_size, 3), np.uint8)
+
+  size = source.image_size
+  images_BxSxSx3 = np.zeros((len(indices), size, size, 3), np.uint8)
   reasons = {}
-  for row, index in enumerate(map(int, indices)):
+  for row, index in enumerate(indices.tolist()):
     try:
-      pixels[row] = source.image(index)
+      images_BxSxSx3[row] = source.image(index)
     except ImageError as error:
       reasons[index] = str(error)
-  return pixels, reasons
+  return images_BxSxSx3, reasons

@@ -22,11 +22,11 @@ def few_shot(
   shots: int,
   seed: int = 0,
 ) -> Int[np.ndarray, " m"]:
-  """Chooses `shots` images a class, or all of a class with fewer.
+  """Chooses `shots` images of each class, or all of a class with fewer.
 
-  The first images of each class are taken, ranked by a hash of seed and key. So the
-  subset of k shots lies within that of k+1, and an image added to a class replaces at
-  most one.
+  Images are ranked within their class by a hash of seed and key, and the first ones
+  are taken. So the subset of k shots lies within that of k+1, and an image added to a
+  class replaces at most one.
 
   Args:
     labels: class of each image.
@@ -37,8 +37,9 @@ def few_shot(
   Returns:
     Indices, ascending.
   """
-  order, rank = ranked(labels, keys, seed)
-  return np.sort(order[rank < shots])
+  order_n, rank_n = ranked(labels, keys, seed)
+  is_chosen_n = rank_n < shots
+  return np.sort(order_n[is_chosen_n])
 
 
 def even_sample(
@@ -46,8 +47,8 @@ def even_sample(
 ) -> Int[np.ndarray, " m"]:
   """Chooses `count` images, or all of fewer, evenly over the classes.
 
-  Every class gives one image before any gives a second. A hash decides which classes
-  give the last.
+  Every class gives one image before any gives a second. If the classes can't all give
+  the same number, a hash decides which ones give one more.
 
   Args:
     labels: class of each image.
@@ -57,12 +58,14 @@ def even_sample(
   Returns:
     Indices, ascending.
   """
-  if count >= len(labels):
-    return np.arange(len(labels))
-  order, rank = ranked(labels, keys, seed=0)
-  # Images of the same rank are ordered by hash, not by class.
-  order = order[np.lexsort((_hashes(keys, seed=0)[order], rank))]
-  return np.sort(order[:count])
+  n_images = len(labels)
+  if count >= n_images:
+    return np.arange(n_images)
+  order_n, rank_n = ranked(labels, keys, seed=0)
+  hashes_n = _hashes(keys, seed=0)[order_n]
+  # By rank. Images of one rank are in the order of their hashes, not of their classes.
+  by_rank_n = order_n[np.lexsort((hashes_n, rank_n))]
+  return np.sort(by_rank_n[:count])
 
 
 def held_out(
@@ -72,8 +75,9 @@ def held_out(
 ) -> tuple[Int[np.ndarray, " m"], list[Int[np.ndarray, " k"]]]:
   """Divides each class's images into held-out shares and the rest, for training.
 
-  Images are ranked by a hash of the key, and the first share takes the first of them. A
-  share is rounded to whole images, and one image of each class is left for training.
+  Images are ranked within their class by a hash of the key. The first share takes the
+  first of them, the next share those that follow. A share is rounded to whole images,
+  and one image of each class is left for training.
 
   Args:
     labels: class of each image.
@@ -83,20 +87,24 @@ def held_out(
   Returns:
     Ascending indices of the rest, and of each share's images.
   """
-  order, rank = ranked(labels, keys, _HELD_OUT_SEED)
-  ordered = np.asarray(labels)[order]
-  size_N = np.bincount(ordered) if len(ordered) else np.zeros(0, int)
+  order_n, rank_n = ranked(labels, keys, _HELD_OUT_SEED)
+  class_n = np.asarray(labels)[order_n]  # of the ordered images
+  size_N = np.zeros(0, int)
+  if len(class_n):
+    size_N = np.bincount(class_n)
   most_N = np.maximum(size_N - 1, 0)
-  first_N = np.zeros_like(size_N)
+
+  # Each share takes the ranks from `start` up to `end` of each class.
+  start_N = np.zeros_like(size_N)
   parts = []
   for share in shares:
     count_N = np.floor(size_N * share + 0.5).astype(int)
-    end_N = np.minimum(first_N + count_N, most_N)
-    is_in_share = (rank >= first_N[ordered]) & (rank < end_N[ordered])
-    parts.append(np.sort(order[is_in_share]))
-    first_N = end_N
-  rest = np.sort(order[rank >= first_N[ordered]])
-  return rest, parts
+    end_N = np.minimum(start_N + count_N, most_N)
+    is_in_share_n = (rank_n >= start_N[class_n]) & (rank_n < end_N[class_n])
+    parts.append(np.sort(order_n[is_in_share_n]))
+    start_N = end_N
+  rest = order_n[rank_n >= start_N[class_n]]
+  return np.sort(rest), parts
 
 
 def spread_evenly(count: int, total: int) -> Int[np.ndarray, " m"]:

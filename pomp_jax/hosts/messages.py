@@ -15,7 +15,7 @@ import pathlib
 import platform
 import socket
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -40,6 +40,13 @@ class LostHostError(TryAgain, RuntimeError):
   """A host that does not answer; one line. The same command resumes the run."""
 
 
+class HostValue(NamedTuple):
+  """JSON value of one process."""
+
+  host: str
+  value: Any
+
+
 def client() -> Any:
   """Returns the key-value store, or None for a process that runs alone."""
   return distributed.global_state.client
@@ -60,60 +67,77 @@ def is_first() -> bool:
   return own_index() == 0
 
 
-def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, Any]]:
-  """Returns (host name, JSON value) of each process, in order, on all processes.
+def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[HostValue]:
+  """Collects a JSON value of each process; all processes return the same list.
 
-  After the timeout a LostHostError has the name of the value, `what`, and the missing
-  processes. Process 0 collects and distributes the values, so n processes make 2n
-  requests, not n^2.
+  Process 0 collects and distributes the values, so n processes make 2n requests, not
+  n^2.
 
   Args:
     value: JSON value of this process.
     what: name of the value, for the error.
     seconds: time to wait for each process; 0.1 s after the first that is missing.
 
+  Returns:
+    The values, in the order of the processes.
+
   Raises:
-    LostHostError: a process did not answer.
+    LostHostError: a process did not answer; the message names all that are missing.
   """
-  store, found = client(), [[socket.gethostname(), value]]
+  store = client()
+  values: list[Any] = [[socket.gethostname(), value]]
   missing: list[int] = []
   if store is not None:
     key = f"pomp_jax/{next(_calls)}"
     if not is_first():
-      store.key_value_set(f"{key}/{own_index()}", json.dumps(found[0]))
+      store.key_value_set(f"{key}/{own_index()}", json.dumps(values[0]))
     else:
       for index in range(1, n_processes()):
         # After the first timeout the other processes have had their time too.
-        text = _get(store, f"{key}/{index}", 0.1 if missing else seconds)
-        missing += [index] if text is None else []
-        found.append(json.loads(text or "null"))
+        patience = 0.1 if missing else seconds
+        text = _get(store, f"{key}/{index}", patience)
+        if text is None:
+          missing.append(index)
+        else:
+          values.append(json.loads(text))
   if missing:
+    indices = ", ".join(map(str, missing))
     raise LostHostError(
-      f"{what}: process {', '.join(map(str, missing))} of {n_processes()} did not answer"
+      f"{what}: process {indices} of {n_processes()} did not answer"
       f" within {seconds:.0f} s"
     )
-  return [tuple(pair) for pair in from_first(found, what, 2 * seconds)]
+
+  # Process 0 needs up to `seconds` to collect, and as long to distribute.
+  values = from_first(values, what, 2 * seconds)
+  return [HostValue(host, of_process) for host, of_process in values]
 
 
 def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
-  """Returns process 0's JSON value on all processes; arguments as `gather`'s.
+  """Returns process 0's JSON value on all processes.
+
+  A process that runs alone gets its own value as JSON would give it: lists for tuples.
 
   Args:
-    value: JSON value; that of process 0 counts.
+    value: JSON value; only that of process 0 counts.
     what: name of the value, for the error.
     seconds: time to wait for process 0.
 
   Raises:
     LostHostError: process 0 did not answer.
   """
-  text: str | None = json.dumps(value)
-  if (store := client()) is not None:
-    key = f"pomp_jax/{next(_calls)}"
-    if is_first():
-      store.key_value_set(key, text)
-    elif (text := _get(store, key, seconds)) is None:
-      raise LostHostError(f"{what}: process 0 did not answer within {seconds:.0f} s")
-  return json.loads(text or "null")
+  store = client()
+  if store is None:
+    return json.loads(json.dumps(value))
+
+  key = f"pomp_jax/{next(_calls)}"
+  if is_first():
+    text = json.dumps(value)
+    store.key_value_set(key, text)
+    return json.loads(text)
+  answer = _get(store, key, seconds)
+  if answer is None:
+    raise LostHostError(f"{what}: process 0 did not answer within {seconds:.0f} s")
+  return json.loads(answer)
 
 
 def post(name: str, value: Any) -> None:
@@ -137,65 +161,102 @@ def posted(name: str) -> dict[int, Any]:
 
 
 def agree(facts: Mapping[str, object], *, seconds: float = _SECONDS) -> None:
-  """Checks that all processes have the same facts, as text: the same config, code and
-  data.
+  """Checks that all processes have the same config, code and data.
 
   A host with an older checkout or another class list would not fail by itself: it would
-  average the gradient of another loss into all. HostError names the first that differs,
-  its values and hosts.
+  average the gradient of another loss into all.
+
+  Args:
+    facts: facts of this process by name; they are compared as text.
+    seconds: time to wait for each process.
+
+  Raises:
+    HostError: a fact differs; the message has its values and their hosts.
+    LostHostError: a process did not answer.
   """
-  mine = {name: str(value) for name, value in facts.items()}
-  found = gather(mine, "comparing the hosts", seconds)
-  for name in dict.fromkeys(name for _, theirs in found for name in theirs):
-    holders: dict[str, list[str]] = {}
-    for index, (host, theirs) in enumerate(found):
-      holders.setdefault(theirs.get(name, "nothing"), []).append(
-        f"process {index} on {host}"
+  texts = {name: str(value) for name, value in facts.items()}
+  facts_of_processes = gather(texts, "comparing the hosts", seconds)
+  names: dict[str, None] = {}  # without repetition, in order
+  for _, of_process in facts_of_processes:
+    names |= dict.fromkeys(of_process)
+
+  for name in names:
+    processes_of_value: dict[str, list[str]] = {}
+    for index, (host, of_process) in enumerate(facts_of_processes):
+      value = of_process.get(name, "nothing")
+      processes_of_value.setdefault(value, []).append(f"process {index} on {host}")
+    if len(processes_of_value) > 1:
+      sides = "; ".join(
+        f"{value} for {_some_of(processes)}"
+        for value, processes in processes_of_value.items()
       )
-    if len(holders) > 1:
-      sides = []
-      for value, who in holders.items():
-        more = f" and {len(who) - _MAX_NAMED} more" if len(who) > _MAX_NAMED else ""
-        sides.append(f"{value} for {', '.join(who[:_MAX_NAMED])}{more}")
       raise HostError(
-        f"the hosts disagree on {name}: {'; '.join(sides)}. All must start from the same"
+        f"the hosts disagree on {name}: {sides}. All must start from the same"
       )
+
+
+def _some_of(processes: list[str]) -> str:
+  """Names of processes for a message: the first ones, and how many more there are."""
+  text = ", ".join(processes[:_MAX_NAMED])
+  n_more = len(processes) - _MAX_NAMED
+  if n_more > 0:
+    text += f" and {n_more} more"
+  return text
 
 
 def fingerprint_of_package() -> dict[str, str]:
-  """Versions of Python and of the libraries, and a checksum of all files of this
-  package."""
+  """Facts for `agree`: a checksum of this package's files, and versions of Python and
+  of the libraries."""
   package = pathlib.Path(__file__).parent.parent
   digest = hashlib.sha256()
   for file in sorted(package.rglob("*")):
-    if file.is_file() and "__pycache__" not in file.parts:
-      content = file.read_bytes()
-      digest.update(f"{file.relative_to(package).as_posix()} {len(content)}\n".encode())
-      digest.update(content)
-  versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-  return {
+    if not file.is_file() or "__pycache__" in file.parts:
+      continue
+    content = file.read_bytes()
+    # The length keeps the end of a file apart from the name of the next.
+    header = f"{file.relative_to(package).as_posix()} {len(content)}\n"
+    digest.update(header.encode())
+    digest.update(content)
+
+  facts = {
     "the code of pomp_jax": digest.hexdigest()[:12],
     "Python": platform.python_version(),
-    **{f"the version of {name}": version for name, version in versions.items()},
   }
+  for name in _LIBRARIES:
+    facts[f"the version of {name}"] = importlib.metadata.version(name)
+  return facts
 
 
 def _get(store: Any, key: str, seconds: float) -> str | None:
-  """Waits for a key of the store; None after the timeout."""
+  """Waits for a key of the store.
+
+  Args:
+    store: key-value store of the coordinator.
+    key: key to wait for.
+    seconds: timeout.
+
+  Returns:
+    The value, or None after the timeout.
+
+  Raises:
+    LostHostError: the coordinator does not answer.
+  """
   end = time.monotonic() + seconds
-  first = max(1, int(1000 * min(seconds, LISTEN_SECONDS)))
-  ask = functools.partial(store.blocking_key_value_get, key, first)
+  blocking_ms = max(1, int(1000 * min(seconds, LISTEN_SECONDS)))
+  ask = functools.partial(store.blocking_key_value_get, key, blocking_ms)
   while True:
     try:
       return ask()
     except jax.errors.JaxRuntimeError as error:
-      if not any(reason in str(error) for reason in ("DEADLINE_EXCEEDED", "NOT_FOUND")):
-        raise LostHostError(
-          f"the coordinator is lost ({str(error).splitlines()[0]})"
-        ) from error
-    if (left := end - time.monotonic()) <= 0:
+      message = str(error)
+      is_missing = "DEADLINE_EXCEEDED" in message or "NOT_FOUND" in message
+      if not is_missing:
+        first_line = message.splitlines()[0]
+        raise LostHostError(f"the coordinator is lost ({first_line})") from error
+    remaining = end - time.monotonic()
+    if remaining <= 0:
       return None
-    time.sleep(min(left, LISTEN_SECONDS))
+    time.sleep(min(remaining, LISTEN_SECONDS))
     # Poll from here on: JAX keeps each blocking wait that timed out in memory, on both
     # sides.
     ask = functools.partial(store.key_value_try_get, key)

@@ -7,7 +7,6 @@ process alone on its node.
 """
 
 from collections.abc import Mapping
-import itertools
 import os
 import re
 import socket
@@ -29,7 +28,8 @@ from pomp_jax.hosts.stop import OF_OTHERS, Preempted
 _INTERRUPTED = 130  # exit status after SIGINT, by the convention of shells
 # JAX's names, in this order. Open MPI's processes also see the SLURM step of their
 # daemons.
-_TPU, _OTHER = ("gketpu", "gcetpu"), ("ompi", "slurm")
+_TPU = ("gketpu", "gcetpu")
+_OTHER = ("ompi", "slurm")
 # Variables with the number and the index of processes, where JAX does not find the
 # launcher: launch/gke_jobset_gpu.yaml sets the first; Open MPI 5 names no coordinator.
 _COUNTED = {
@@ -49,32 +49,47 @@ class Cluster(NamedTuple):
   local_device_ids: tuple[int, ...] = ()  # empty: all that the process sees
 
 
+class Place(NamedTuple):
+  """Place of a process among the others; None where the launcher does not say."""
+
+  coordinator: str | None  # host:port of process 0
+  num_processes: int | None
+  process_id: int | None
+
+
 def detect(
   *,
-  coordinator: str | None = None,  # host:port; alone it replaces the launcher's
-  num_processes: int | None = None,  # 1: alone, whatever the environment says
+  coordinator: str | None = None,
+  num_processes: int | None = None,
   process_id: int | None = None,
-  timeout: int = 300,  # seconds for the name of a Cloud TPU's coordinator to resolve
+  timeout: int = 300,
 ) -> Cluster | None:
-  """Returns the cluster of this process, or None if it runs alone.
+  """Finds the processes of this run by its flags, or by what the launcher left in the
+  environment.
 
-  HostError for flags that are incomplete or out of range, or variables that can't be
-  read.
+  Args:
+    coordinator: host:port of process 0; without the other two flags it replaces the
+      launcher's.
+    num_processes: number of processes; 1 to run alone, whatever the environment says.
+    process_id: index of this process.
+    timeout: time for the name of a Cloud TPU's coordinator to resolve, s.
+
+  Returns:
+    The processes, or None if this one runs alone.
+
+  Raises:
+    HostError: flags are incomplete or out of range, or variables can't be read.
   """
   if coordinator is not None:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-      raise HostError(f"--coordinator: got {coordinator!r}, expected host:port")
+    _check_address(coordinator)
   launcher = "flags"
   if num_processes is None and process_id is None:
-    uses_tpu = os.environ.get("JAX_PLATFORMS", "").split(",")[0] in ("", "tpu")
-    known = filter(_is_present, (*(_TPU if uses_tpu else ()), *_OTHER))
-    counted = (name for name, (count, _) in _COUNTED.items() if count in os.environ)
-    launcher = next(itertools.chain(known, counted), "")
+    launcher = _launcher()
     if launcher:
       coordinator, num_processes, process_id = _read(launcher, coordinator, timeout)
     elif coordinator is None:
       return None
+
   if num_processes is None or num_processes < 1:
     raise HostError(f"--num_processes: got {num_processes}, expected 1 or more")
   if num_processes == 1 and not process_id:
@@ -87,77 +102,138 @@ def detect(
     raise HostError(
       f"--coordinator: got nothing from {launcher}, expected host:port of process 0"
     )
-  accelerators = _own_accelerator(launcher, os.environ)
-  return Cluster(launcher, coordinator, num_processes, process_id, accelerators)
-
-
-def _is_present(launcher: str) -> bool:
-  kinds = clusters.ClusterEnv._cluster_types
-  # Before JAX 0.9.1 that of Kubernetes, which is not asked for, has no name.
-  return any(
-    getattr(kind, "name", "") == launcher and kind.is_env_present() for kind in kinds
+  return Cluster(
+    launcher,
+    coordinator,
+    num_processes,
+    process_id,
+    local_device_ids=_own_accelerator(launcher, os.environ),
   )
 
 
-def _read(
-  launcher: str, coordinator: str | None, timeout: int
-) -> tuple[str | None, int | None, int | None]:
-  """Address of process 0, number of processes and index of this one, from the
-  environment."""
+def _check_address(coordinator: str) -> None:
+  """Raises HostError for another text than host:port."""
+  host, _, port = coordinator.rpartition(":")
+  if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    raise HostError(f"--coordinator: got {coordinator!r}, expected host:port")
+
+
+def _launcher() -> str:
+  """Name of the launcher that started this process; "" for none."""
+  # A run on another platform has no part in a TPU's slice, even on a TPU's host.
+  platform = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
+  uses_tpu = platform in ("", "tpu")
+  launchers = (*_TPU, *_OTHER) if uses_tpu else _OTHER
+  for launcher in launchers:
+    if _is_present(launcher):
+      return launcher
+  for launcher, (count, _) in _COUNTED.items():
+    if count in os.environ:
+      return launcher
+  return ""
+
+
+def _is_present(launcher: str) -> bool:
+  """Whether JAX's class of this name finds its launcher in the environment."""
+  for kind in clusters.ClusterEnv._cluster_types:
+    # Before JAX 0.9.1 the class of Kubernetes has no name. It is not asked for.
+    if getattr(kind, "name", "") == launcher and kind.is_env_present():
+      return True
+  return False
+
+
+def _read(launcher: str, coordinator: str | None, timeout: int) -> Place:
+  """Reads the place of this process among the others from the environment.
+
+  Args:
+    launcher: "jobset", or JAX's name for another one.
+    coordinator: host:port of process 0; None for the launcher's.
+    timeout: time for the name of a Cloud TPU's coordinator to resolve, s.
+
+  Raises:
+    HostError: a variable is missing, or has no number.
+  """
   try:
     if _is_present(launcher):
-      return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+      detected = clusters.ClusterEnv.auto_detect_unset_distributed_params(
         coordinator, None, None, (), launcher, timeout
-      )[:3]
-    if (
-      launcher == "jobset"
-      and coordinator is None
-      and "JOBSET_COORDINATOR" in os.environ
-    ):
-      coordinator = f"{os.environ['JOBSET_COORDINATOR']}:{_JOBSET_PORT}"
+      )
+      return Place(*detected[:3])
+    host = os.environ.get("JOBSET_COORDINATOR")
+    if launcher == "jobset" and coordinator is None and host is not None:
+      coordinator = f"{host}:{_JOBSET_PORT}"
     count, index = _COUNTED[launcher]
-    return coordinator, int(os.environ[count]), int(os.environ[index])
+    return Place(coordinator, int(os.environ[count]), int(os.environ[index]))
   except (LookupError, ValueError, RuntimeError) as error:
     problem = f"{type(error).__name__}: {error}"
     raise HostError(f"{launcher}: can't read its environment ({problem})") from error
 
 
 def _own_accelerator(launcher: str, environ: Mapping[str, str]) -> tuple[int, ...]:
-  """One accelerator per process where several share a node and see them all.
+  """Chooses one accelerator for this process where several share a node and see all.
 
-  Without CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES they are assumed to see one each.
+  Without CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES a node is assumed to have one for
+  each of its processes.
+
+  Args:
+    launcher: "flags", "jobset", or JAX's name for another one.
+    environ: environment variables.
+
+  Returns:
+    The accelerator's number, or () for all that the process sees.
+
+  Raises:
+    HostError: the processes of a node see another number of accelerators, or the
+      variables of SLURM can't be read.
   """
-  if launcher == "ompi":
-    n_local, index = (
-      int(environ.get(f"OMPI_COMM_WORLD_LOCAL_{k}", 0)) for k in ("SIZE", "RANK")
-    )
-  elif launcher == "slurm":
-    # "2(x3),1" stands for nodes of 2, 2, 2 and 1 tasks.
-    text, index = (
-      environ.get("SLURM_STEP_TASKS_PER_NODE", "1"),
-      int(environ["SLURM_LOCALID"]),
-    )
-    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    counts = [int(count) for count, times in found for _ in range(int(times or 1))]
-    try:
-      n_local = counts[int(environ.get("SLURM_NODEID", 0))]
-    except (IndexError, ValueError):
-      expected = "expected tasks per node"
-      raise HostError(f"SLURM_STEP_TASKS_PER_NODE: got {text!r}, {expected}") from None
-  else:
+  match launcher:
+    case "ompi":
+      n_local = int(environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", 0))
+      index = int(environ.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))
+      n_bound = "1"
+    case "slurm":
+      n_local = _tasks_of_node(environ)
+      index = int(environ["SLURM_LOCALID"])
+      # SLURM binds a task to its own GPUs with --gpus-per-task=2, or =h100:2.
+      n_bound = environ.get("SLURM_GPUS_PER_TASK", "1").rpartition(":")[2]
+    case _:
+      return ()
+  if n_local <= 1:
     return ()
+
   visible = environ.get("CUDA_VISIBLE_DEVICES") or environ.get("ROCR_VISIBLE_DEVICES")
-  n_visible = len(visible.split(",")) if visible else n_local
-  # SLURM binds a task to its own GPUs with --gpus-per-task=2, or =h100:2.
-  n_own = environ.get("SLURM_GPUS_PER_TASK", "1") if launcher == "slurm" else "1"
-  if n_local <= 1 or (visible and str(n_visible) in ("1", n_own.rpartition(":")[2])):
-    return ()
-  if n_visible != n_local and not environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+  n_visible = n_local
+  if visible:
+    n_visible = len(visible.split(","))
+    is_bound = str(n_visible) in ("1", n_bound)
+    if is_bound:
+      return ()
+  on_cpus = environ.get("JAX_PLATFORMS", "").startswith("cpu")
+  if n_visible != n_local and not on_cpus:
     raise HostError(
       f"{launcher}: {n_local} processes on this node see {n_visible} GPUs ({visible}), expected"
       " one each; start one per GPU (SLURM: --gpus-per-task=1) or one per node, which takes all"
     )
   return (index,)
+
+
+def _tasks_of_node(environ: Mapping[str, str]) -> int:
+  """Number of SLURM's tasks on this node.
+
+  Raises:
+    HostError: the variable has another form, or too few nodes.
+  """
+  text = environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
+  # "2(x3),1" stands for nodes of 2, 2, 2 and 1 tasks.
+  tasks_of_nodes: list[int] = []
+  for n_tasks, n_nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+    tasks_of_nodes += [int(n_tasks)] * int(n_nodes or 1)
+  try:
+    return tasks_of_nodes[int(environ.get("SLURM_NODEID", 0))]
+  except (IndexError, ValueError):
+    raise HostError(
+      f"SLURM_STEP_TASKS_PER_NODE: got {text!r}, expected tasks per node"
+    ) from None
 
 
 def start(
@@ -166,16 +242,17 @@ def start(
   """Joins the other processes.
 
   While it waits, SIGTERM (if its handler raises `Preempted`) and SIGINT end the process
-  at once. If not all processes arrive within `start_timeout` seconds, it exits with
-  status 75. After `heartbeat_timeout` seconds of silence JAX ends the other processes.
-
-  HostError: JAX can't start, or the port of process 0 is taken on this host.
-  LostHostError: the other processes can't be reached; another start may succeed.
+  at once. If not all processes arrive in time, it exits with status 75. After
+  `heartbeat_timeout` of silence JAX ends the other processes.
 
   Args:
     cluster: processes of the run, and this one's place.
     start_timeout: time for all processes to arrive, s.
     heartbeat_timeout: silence after which a process counts as lost, s.
+
+  Raises:
+    HostError: JAX can't start, or the port of process 0 is taken on this host.
+    LostHostError: the other processes can't be reached; another start may succeed.
   """
   if cluster.process_id == 0:
     _check_port(cluster)
@@ -191,44 +268,61 @@ def start(
         process_id=cluster.process_id,
         local_device_ids=cluster.local_device_ids or None,
         cluster_detection_method="deactivate",
+        # Longer than this thread is waited for: JAX's own timeout would abort.
         initialization_timeout=start_timeout + 60,
         heartbeat_timeout_seconds=heartbeat_timeout,
       )
-    except Exception as error:  # Raised by the main thread, below.
+    except Exception as error:  # raised by the main thread, below
       errors.append(error)
 
   # In a thread: JAX handles no signals while it waits, and aborts with a stack trace on
   # a timeout.
   joining = threading.Thread(target=join, name="joining", daemon=True)
-  who = (
-    f"process {cluster.process_id} of {cluster.num_processes} on {socket.gethostname()}"
-  )
+  place = f"process {cluster.process_id} of {cluster.num_processes}"
+  who = f"{place} on {socket.gethostname()}"
   try:
     joining.start()
-    end = time.monotonic() + start_timeout
-    while joining.is_alive() and (left := end - time.monotonic()) > 0:
-      joining.join(min(left, LISTEN_SECONDS))
-  except (Preempted, KeyboardInterrupt) as error:
+    _wait_for(joining, start_timeout)
+  except Preempted as error:
+    _exit(str(error), TryAgain.status)
+  except KeyboardInterrupt as error:
     message = str(error) or f"{who} was interrupted while it waited for the others"
-    _exit(message, TryAgain.status if isinstance(error, Preempted) else _INTERRUPTED)
+    _exit(message, _INTERRUPTED)
   if joining.is_alive():
     _exit(
       f"after {start_timeout} s not all processes have arrived at {cluster.coordinator};"
       f" this is {who}. Look at the logs of the others, or raise --start_timeout",
       TryAgain.status,
     )
-  for failed in errors:
-    if not isinstance(failed, RuntimeError | ValueError):
-      raise failed
-    kind = LostHostError if OF_OTHERS.match(str(failed)) else HostError
-    raise kind(f"{who} can't start: {' '.join(str(failed).split())}") from failed
+
+  for failure in errors:
+    if not isinstance(failure, RuntimeError | ValueError):
+      raise failure
+    line = " ".join(str(failure).split())
+    is_of_others = OF_OTHERS.match(str(failure))
+    kind = LostHostError if is_of_others else HostError
+    raise kind(f"{who} can't start: {line}") from failure
+
+
+def _wait_for(thread: threading.Thread, seconds: int) -> None:
+  """Waits for the end of a thread, or for the timeout, and handles signals meanwhile."""
+  end = time.monotonic() + seconds
+  while thread.is_alive():
+    remaining = end - time.monotonic()
+    if remaining <= 0:
+      return
+    thread.join(min(remaining, LISTEN_SECONDS))
 
 
 def _check_port(cluster: Cluster) -> None:
-  """Checks that process 0 can listen, since JAX ends with a segmentation fault where
-  it can't."""
+  """Checks that process 0 can listen; JAX would end with a segmentation fault.
+
+  Raises:
+    HostError: another program has the port.
+  """
   port = int(cluster.coordinator.rpartition(":")[2])
   with socket.socket() as listener:
+    # A port of an earlier start, whose connections the system still closes, is free.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
       listener.bind(("", port))
@@ -246,19 +340,22 @@ def _exit(message: str, status: int) -> NoReturn:
 
 
 def describe(cluster: Cluster | None, class_size: int, dtype: str) -> str:
-  """One line: this process, its devices, the mesh with its class axis, and the
-  compute type.
+  """Line for the log: this process, its devices, the mesh, and the type of the
+  computation.
 
   Args:
     cluster: processes of the run; None if this one runs alone.
     class_size: devices along the class axis.
-    dtype: compute type.
+    dtype: type of the computation.
   """
-  local, n_devices = devices(local=True), len(devices())
-  found = f"{len(local)} of {n_devices} devices ({local[0].device_kind})"
-  mesh = f"mesh data {n_devices // class_size} x class {class_size}"
-  launcher = "" if cluster is None else f", started by {cluster.launcher}"
-  return (
-    f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: {found},"
-    f" {dtype}, {mesh}{launcher}"
+  place = f"process {jax.process_index()} of {jax.process_count()}"
+  local = devices(local=True)
+  n_devices = len(devices())
+  line = (
+    f"{place} on {socket.gethostname()}: {len(local)} of {n_devices} devices"
+    f" ({local[0].device_kind}), {dtype},"
+    f" mesh data {n_devices // class_size} x class {class_size}"
   )
+  if cluster is not None:
+    line += f", started by {cluster.launcher}"
+  return line

@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -88,15 +88,23 @@ class Preempted(BaseException):
     self.together = together
 
 
-def raise_if_preempted() -> None:
-  """Raises `Preempted` if one of several processes was asked to stop; all call it
-  equally often.
+class Failure(NamedTuple):
+  """End of a process that the others learn of."""
 
-  A process that runs alone is stopped by the signal itself.
+  who: str  # process and host
+  message: str  # one line
+  status: int  # exit status
+
+
+def raise_if_preempted() -> None:
+  """Raises `Preempted` if one of several processes was asked to stop.
+
+  All processes call it equally often. A process that runs alone is stopped by the
+  signal itself.
   """
-  if client() is not None and multihost_utils.reached_preemption_sync_point(
-    next(_sync_points)
-  ):
+  if client() is None:
+    return
+  if multihost_utils.reached_preemption_sync_point(next(_sync_points)):
     raise Preempted("asked to stop; the same command resumes", together=True)
 
 
@@ -117,8 +125,9 @@ class StopSignals:
     """Handles no signal yet; `remains` says at a signal what the run leaves."""
     self.received: Preempted | None = None
     self._remains = remains
-    self._ending, self._number = False, 0
-    self._deaf_until = 0.0
+    self._ending = False
+    self._number = 0  # of the signal that was received
+    self._deaf_until = 0.0  # time.monotonic()
     self._next_hook = sys.unraisablehook
 
   def start(self) -> None:
@@ -146,7 +155,8 @@ class StopSignals:
     self._deaf_until = time.monotonic() + _SAME_SECONDS
     if not heard:
       return
-    self._number, name = number, signal.Signals(number).name
+    self._number = number
+    name = signal.Signals(number).name
     self.received = Preempted(f"stopped by {name}; {self._remains()}")
     raise self.received
 
@@ -154,7 +164,8 @@ class StopSignals:
     if self.received is None or unraisable.exc_value is not self.received:
       self._next_hook(unraisable)
       return
-    self.received, self._deaf_until = None, 0.0
+    self.received = None
+    self._deaf_until = 0.0
     again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), self._number))
     again.daemon = True
     again.start()
@@ -162,30 +173,35 @@ class StopSignals:
 
 @contextlib.contextmanager
 def ending_at_once(last: Callable[[], object]) -> Iterator[None]:
-  """Ends the process about a second after a signal in its context, for what writes
-  nothing.
+  """Ends the process about a second after a signal, for code that writes nothing.
 
-  Python's handlers wait for the main thread, which a compiler may hold for minutes.
-  Signals are those with such a handler: SIGTERM, SIGHUP, SIGINT. A main thread that is
-  free handles them as usual; otherwise `last` is called, and nothing that is open is
-  closed.
+  Python's handlers wait for the main thread, which a compiler may hold for minutes. A
+  main thread that is free handles the signal as usual. Otherwise a thread calls `last`
+  and exits, and nothing that is open is closed. Signals are SIGTERM, SIGHUP and SIGINT,
+  if Python handles them.
+
+  Args:
+    last: function to call before the end.
   """
+  # Python's C handler writes the number of each signal to this pipe at once.
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
-  before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-  left = threading.Event()
+  earlier_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  has_left = threading.Event()
 
   def watch() -> None:
-    while number := os.read(reader, 1):
-      status = _STOPPING.get(number[0])
+    while True:
+      numbers = os.read(reader, 1)
+      if not numbers:  # the pipe is closed
+        return
+      status = _STOPPING.get(numbers[0])
       if status is None:
         continue
-      if left.wait(_UNHEARD_SECONDS):
-        return
+      if has_left.wait(_UNHEARD_SECONDS):
+        return  # the main thread handled the signal
       last()
-      line = (
-        f"error: stopped by {signal.Signals(number[0]).name}; nothing was written\n"
-      )
+      name = signal.Signals(numbers[0]).name
+      line = f"error: stopped by {name}; nothing was written\n"
       with contextlib.suppress(OSError):
         os.write(2, line.encode())
       os._exit(status)
@@ -195,9 +211,9 @@ def ending_at_once(last: Callable[[], object]) -> Iterator[None]:
   try:
     yield
   finally:
-    left.set()
-    signal.set_wakeup_fd(before)
-    os.close(writer)  # the watcher reads the end
+    has_left.set()
+    signal.set_wakeup_fd(earlier_writer)
+    os.close(writer)  # ends the watcher
     watcher.join()
     os.close(reader)
 
@@ -215,16 +231,16 @@ class StopRequest(contextlib.AbstractContextManager):
     self._before: dict[int, Any] = {}
 
   def __enter__(self) -> "StopRequest":
-    # Python allows signal handlers in the main thread only.
-    if threading.current_thread() is threading.main_thread():
-      for number in (
-        signal.SIGINT,
-        signal.SIGHUP,
-        *([] if client() else [signal.SIGTERM]),
-      ):
-        # A shell ignores SIGINT for background processes, and nohup ignores SIGHUP.
-        if signal.getsignal(number) != signal.SIG_IGN:
-          self._before[number] = signal.signal(number, self._note)
+    """Handles the signals, if this is the main thread; Python allows no other."""
+    if threading.current_thread() is not threading.main_thread():
+      return self
+    numbers = [signal.SIGINT, signal.SIGHUP]
+    if client() is None:
+      numbers.append(signal.SIGTERM)  # else JAX handles it
+    for number in numbers:
+      # A shell ignores SIGINT for background processes, and nohup ignores SIGHUP.
+      if signal.getsignal(number) != signal.SIG_IGN:
+        self._before[number] = signal.signal(number, self._note)
     return self
 
   def __exit__(self, *exception: object) -> None:
@@ -259,13 +275,16 @@ def watch_failures() -> None:
 
 
 def finish() -> None:
-  """Waits until all processes have finished, and shuts the runtime down.
+  """Waits until all processes have finished, and shuts JAX's runtime down.
 
-  A thread that waits within the runtime while Python exits would abort the process.
+  Does nothing in a process that runs alone. The listener of `watch_failures` waits
+  within the runtime, and would abort the process if Python exited meanwhile, so it is
+  waited for.
   """
   if client() is None:
     return
   _finished.set()
+  # The coordinator may be gone already.
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     jax.distributed.shutdown()
   if _listener is not None:
@@ -273,17 +292,22 @@ def finish() -> None:
 
 
 def fail(message: str, status: int) -> NoReturn:
-  """Ends this process and tells the others the reason, one line; they end with the same
-  status.
+  """Ends this process and tells the others why; they end with the same status.
 
   Skips `sys.exit`: JAX would wait there for processes that may never arrive.
+
+  Args:
+    message: reason, one line.
+    status: exit status.
   """
   _failing.set()
-  if (store := client()) is not None:
+  store = client()
+  if store is not None:
     who = f"process {own_index()} on {socket.gethostname()}"
+    failure = json.dumps([who, message, status])
     # Another process may have failed first, or the coordinator may be gone.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-      store.key_value_set(_KEY, json.dumps([who, message, status]))
+      store.key_value_set(_KEY, failure)
   _exit(status)
 
 
@@ -295,11 +319,16 @@ def is_lost_contact(error: Exception) -> bool:
 
 
 def fail_after_lost_contact(error: Exception) -> NoReturn:
-  """Ends this process after a failed collective, with another process's reason if
-  there is one."""
+  """Ends this process after a failed collective.
+
+  The reason is that of another process which has failed, if one arrives in time.
+
+  Args:
+    error: error of the collective.
+  """
   failure = _wait_for_failure(client(), _REASON_SECONDS)
   if failure is not None:
-    _end_with(*failure)
+    _end_with(failure)
   line = " ".join(str(error).split())[:300]
   message = f"lost contact with another process ({line}); the same command resumes"
   who = f"process {own_index()} on {socket.gethostname()}"
@@ -308,49 +337,72 @@ def fail_after_lost_contact(error: Exception) -> NoReturn:
 
 
 def _watch() -> None:
-  store, failure = client(), None
-  while failure is None and client() is not None and not _finished.is_set():
+  """Waits for the failure of another process, and ends this one with it."""
+  store = client()
+  while client() is not None and not _finished.is_set():
     failure = _wait_for_failure(store, _WAIT_SECONDS)
-    if failure is not None and not _failing.wait(_GRACE_SECONDS):
-      _end_with(*failure)
+    if failure is None:
+      continue
+    if not _failing.wait(_GRACE_SECONDS):
+      _end_with(failure)
+    return  # this process reports the same failure itself
 
 
-def _wait_for_failure(store: Any, seconds: float) -> tuple[str, str, int] | None:
+def _wait_for_failure(store: Any, seconds: float) -> Failure | None:
+  """Waits for the failure of a process.
+
+  Args:
+    store: key-value store of the coordinator.
+    seconds: timeout.
+
+  Returns:
+    The failure; None after the timeout, or without a coordinator.
+  """
   try:
-    who, message, status = json.loads(
-      store.blocking_key_value_get(_KEY, int(1000 * seconds))
-    )
+    text = store.blocking_key_value_get(_KEY, int(1000 * seconds))
   except jax.errors.JaxRuntimeError as error:
     if "DEADLINE_EXCEEDED" not in str(error):
       # The coordinator is gone, or this process is shutting down: JAX's heartbeat
       # decides.
       _finished.wait(seconds)
     return None
-  return who, message, status
+  who, message, status = json.loads(text)
+  return Failure(who, message, status)
 
 
-def _end_with(who: str, message: str, status: int) -> NoReturn:
+def _end_with(failure: Failure) -> NoReturn:
+  """Ends this process because another one has failed."""
   print(
-    f"error: {who} ended: {message}. This process ends with it",
+    f"error: {failure.who} ended: {failure.message}. This process ends with it",
     file=sys.stderr,
     flush=True,
   )
-  _exit(status)
+  _exit(failure.status)
 
 
 def _exit(status: int) -> NoReturn:
-  """Exits at once; the coordinator exits last, since the others read the failure
-  through it."""
+  """Ends this process without waiting for JAX's runtime.
+
+  The coordinator waits until the others have read the failure, which they read through
+  it.
+  """
   sys.stdout.flush()
   sys.stderr.flush()
-  if (store := client()) is not None:
+  store = client()
+  if store is not None:
+    # The coordinator, or the process that it waits for, may be gone.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-      if not is_first():
-        store.key_value_set(f"{_KEY}_heard/{own_index()}", "")
+      if is_first():
+        _wait_for_readers(store)
       else:
-        end = time.monotonic() + _LINGER_SECONDS
-        for index in range(1, n_processes()):
-          left = max(1, int(1000 * (end - time.monotonic())))
-          store.blocking_key_value_get(f"{_KEY}_heard/{index}", left)
-        time.sleep(_PARTING_SECONDS)
+        store.key_value_set(f"{_KEY}_heard/{own_index()}", "")
   os._exit(status)
+
+
+def _wait_for_readers(store: Any) -> None:
+  """Waits until each other process has read the failure, fifteen seconds at most."""
+  end = time.monotonic() + _LINGER_SECONDS
+  for index in range(1, n_processes()):
+    remaining_ms = max(1, int(1000 * (end - time.monotonic())))
+    store.blocking_key_value_get(f"{_KEY}_heard/{index}", remaining_ms)
+  time.sleep(_PARTING_SECONDS)

@@ -18,7 +18,7 @@ import numpy as np
 
 from pomp_jax.config.fields import Data
 from pomp_jax.data.images import RESIZER
-from pomp_jax.data.loader import Fetch, choose_readers, map_ahead
+from pomp_jax.data.loader import Fetch, Shard, choose_readers, map_ahead
 from pomp_jax.data.source import FeatureSource, Source
 from pomp_jax.data.views import Augmentation, stored_views, views
 from pomp_jax.encoder import Encoder
@@ -31,8 +31,8 @@ from pomp_jax.prompt.mesh import DATA
 
 # Views that are decoded, and sent to the devices, together.
 VIEWS = 256
-# Images whose stored features are read together: of all, quickly, and of one, hardly
-# more slowly.
+# Images of a chunk of stored features. Reading all chunks is fast, and reading a single
+# image is hardly slower than without chunks.
 _TOGETHER = 8
 
 
@@ -46,84 +46,105 @@ def augmentation(data: Data) -> Augmentation:
 def open_features(
   data: Data, source: Source, encoder: Encoder, folder: RunFolder
 ) -> Features:
-  """Opens the stored features of the training images, whether they are there or not.
+  """Names the stored features of the training images; the files may not exist yet.
+
+  The folder's name is a fingerprint of everything that the features depend on, so
+  runs that would compute the same features share one folder.
 
   Args:
     data: `config.data`.
     source: training images.
     encoder: CLIP that computes the features.
-    folder: folder of the run, which holds them unless `data.feature_store` names another.
+    folder: folder of the run, which holds them unless `data.feature_store` names
+      another.
   """
-  shown = augmentation(data)
-  # Without augmentation there are no seed and no crops.
-  drawn = data.augment != "none"
+  policy = augmentation(data)
   made_from = {
     **images_key(source, encoder),
     "augment": data.augment,
     "views": data.views,
-    "epochs": shown.n_epochs,
-    "augment_seed": data.augment_seed if drawn else None,
-    "crop_area": data.crop_area if drawn else None,
-    "resizer": RESIZER if drawn else None,
+    "epochs": policy.n_epochs,
+    "augment_seed": data.augment_seed,
+    "crop_area": data.crop_area,
+    "resizer": RESIZER,
   }
-  shape = (
-    len(source),
-    shown.n_epochs * shown.n_views,
-    encoder.clip.config.projection_dim,
+  if data.augment == "none":
+    # Nothing is drawn, so features under another seed or crop are the same ones.
+    for field in ("augment_seed", "crop_area", "resizer"):
+      made_from[field] = None
+  digest = fingerprint([repr(sorted(made_from.items()))])
+
+  n_versions = policy.n_epochs * policy.n_views
+  width = encoder.clip.config.projection_dim
+  return Features(
+    join(data.feature_store or folder.features, "training", digest[:32]),
+    shape=(len(source), n_versions, width),
+    made_from=made_from,
+    together=(_TOGETHER, policy.n_views),
   )
-  key = fingerprint([repr(sorted(made_from.items()))])[:32]
-  path = join(data.feature_store or folder.features, "training", key)
-  return Features(path, shape, made_from, together=(_TOGETHER, shown.n_views))
 
 
 def open_fetch(
   data: Data, source: Source, encoder: Encoder, folder: RunFolder
 ) -> Fetch:
-  """Returns the function with which `Loader` reads the training images, or their stored
-  features.
+  """Chooses how `Loader` reads the training images: features of a file, stored
+  features, or pixels.
 
-  `train.fill_features` completes them before the function is called.
+  `train.fill_features` must complete stored features before the first read.
 
   Args:
     data: `config.data`.
     source: training images, or features of a file.
     encoder: CLIP in use, whose image size the views have.
     folder: folder of the run.
+
+  Returns:
+    Function from indices [B] and epochs [B] to views [B,V,..] and readable [B].
   """
   if isinstance(source, FeatureSource):
     return source.views
+
+  policy = augmentation(data)
   if data.features == "stored":
     features = open_features(data, source, encoder, folder)
-    return functools.partial(stored_views, features, augmentation(data))
-  size = encoder.clip.image_size
-  return functools.partial(views, source, augmentation=augmentation(data), size=size)
+    return functools.partial(stored_views, features, policy)
+
+  # `bytes_of_view` reads the keyword `size`.
+  return functools.partial(
+    views, source, augmentation=policy, size=encoder.clip.image_size
+  )
 
 
 def bytes_of_view(fetch: Fetch) -> int:
-  """Bytes of a view: the function's `view_bytes`, or those of `open_fetch`; 0 for
-  features."""
-  pixels = 3 * getattr(fetch, "keywords", {}).get("size", 0) ** 2
-  return getattr(fetch, "view_bytes", pixels)
+  """Size in bytes of the pixels of a view; 0 for features.
+
+  Args:
+    fetch: function of `open_fetch`, or one that states its own `view_bytes`.
+  """
+  if hasattr(fetch, "view_bytes"):
+    return fetch.view_bytes
+  keywords = getattr(fetch, "keywords", {})
+  side = keywords.get("size", 0)
+  return 3 * side**2
 
 
 def read_ahead(
   data: Data, n_parts: int, read: Callable[[int], Any], *, part_bytes: int = 0
 ) -> Iterator[Any]:
-  """Yields `read(0)`, `read(1)`, .. in order, from threads or worker processes.
+  """Yields `read(0)`, `read(1)`, .. in order, computed ahead by threads or workers.
 
-  `part_bytes` is the size of the pixels of a part, 0 if `read` decodes nothing.
+  Only decoding is slow enough to pay for worker processes; without it, threads read.
 
   Args:
     data: `config.data`, with the numbers of threads and workers.
     n_parts: number of parts to read.
     read: function of a part's number.
-    part_bytes: bytes of a part's pixels; 0 if `read` decodes nothing.
+    part_bytes: bytes of a part's decoded pixels; 0 if `read` decodes nothing.
   """
-  decodes = part_bytes > 0
   readers = choose_readers(
     data.threads,
     data.workers,
-    decodes=decodes,
+    decodes=part_bytes > 0,
     n_batches=n_parts,
     batch_bytes=part_bytes,
   )
@@ -133,41 +154,60 @@ def read_ahead(
 def readable_features(
   data: Data, encoder: Encoder, source: Source, folder: RunFolder
 ) -> SplitFeatures:
-  """`split_features` with the limits of `config.data`, stored for the next start.
+  """Computes the features of a split's readable images, or reads those of an earlier
+  start.
 
   Args:
     data: `config.data`, with the share of images that may be unreadable.
     encoder: CLIP that computes the features.
     source: images, or features of a file.
-    folder: folder of the run, which holds them unless `data.feature_store` names another.
+    folder: folder of the run, which holds them unless `data.feature_store` names
+      another.
+
+  Raises:
+    CorruptDataError: more than `data.max_corrupt` of the images are unreadable.
   """
-  store = join(data.feature_store or folder.features, "evaluation")
+  store = data.feature_store or folder.features
   return split_features(
-    encoder, source, threads=data.threads, max_corrupt=data.max_corrupt, store=store
+    encoder,
+    source,
+    threads=data.threads,
+    max_corrupt=data.max_corrupt,
+    store=join(store, "evaluation"),
   )
 
 
-def own_shard(mesh: Mesh) -> tuple[int, int]:
-  """Shard (index, count) of a batch that this process's devices take."""
+def own_shard(mesh: Mesh) -> Shard:
+  """Shard of a batch that this process reads for its devices."""
   return process_shards(mesh)[jax.process_index()]
 
 
-def process_shards(mesh: Mesh) -> dict[int, tuple[int, int]]:
-  """Shard (index, count) of a batch that the devices of each process take.
+def process_shards(mesh: Mesh) -> dict[int, Shard]:
+  """Shard of a batch that each process reads for its devices.
 
-  Processes whose devices split the classes of the same images take the same shard.
-  Empty if processes share only some of their rows, or have different numbers of rows.
+  The rows of the mesh split a batch. Processes whose devices split the classes of the
+  same images, and so the same rows, read the same shard.
+
+  Args:
+    mesh: devices [data, class] of all processes.
+
+  Returns:
+    Shard by process. Empty if a batch can't be split in equal shards, one for each
+    process: some processes have more rows than others, or share only some of them.
   """
-  rows = collections.defaultdict(set)
+  rows_of_process = collections.defaultdict(set)
   for (row, _), device in np.ndenumerate(mesh.devices):
-    rows[device.process_index].add(row)
-  size = max(map(len, rows.values()))
+    rows_of_process[device.process_index].add(row)
+  rows_per_shard = max(len(rows) for rows in rows_of_process.values())
+  n_shards = mesh.shape[DATA] // rows_per_shard
+
   shards = {}
-  for process, own in rows.items():
-    index = min(own) // size
-    if own != set(range(index * size, (index + 1) * size)):
+  for process, rows in rows_of_process.items():
+    index = min(rows) // rows_per_shard
+    start = index * rows_per_shard
+    if rows != set(range(start, start + rows_per_shard)):
       return {}
-    shards[process] = index, mesh.shape[DATA] // size
+    shards[process] = Shard(index, n_shards)
   return shards
 
 

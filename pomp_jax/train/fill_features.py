@@ -3,9 +3,12 @@
 Each process computes its own blocks; a restart resumes with the block that was
 interrupted. Memory holds the block that is being computed and the pixels of a few parts
 of it.
+
+Shapes: n images, b of them in a block, B in a part, R versions of each, V views in an
+epoch, S side of a view in pixels, E embedding.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 import itertools
 import logging
 import time
@@ -28,17 +31,33 @@ from pomp_jax.train import batches
 
 log = logging.getLogger(__name__)
 
-_NO_END = 7 * 86_400.0  # s
+# Longest wait for the slowest process, in seconds. Heartbeats tell whether it lives.
+_NO_END = 7 * 86_400.0
+
+
+class Part(NamedTuple):
+  """Images of a block that are decoded together."""
+
+  block: int
+  epoch: int
+  indices_B: np.ndarray
+
+
+class DecodedPart(NamedTuple):
+  """Views of a part's images."""
+
+  part: Part
+  versions_BxV: np.ndarray  # column of each view in the block
+  pixels_BxVxSxSx3: np.ndarray
+  readable_B: np.ndarray
 
 
 def fill_features(
   data: Data, clip: Clip, folder: RunFolder, source: Source, encoder: Encoder
 ) -> None:
-  """Computes what the stored features lack, if `data` has any; all processes call it
-  together.
+  """Computes the stored features that are missing; all processes call it together.
 
-  CorruptDataError if too many images can't be read, over all processes and starts;
-  DamagedFeaturesError or RunFolderWriteError for a file.
+  Does nothing unless `data.features` is "stored".
 
   Args:
     data: `config.data`.
@@ -46,35 +65,35 @@ def fill_features(
     folder: folder of the run.
     source: training images.
     encoder: CLIP on the devices of all processes.
+
+  Raises:
+    CorruptDataError: too many images are unreadable, over all processes and starts.
+    DamagedFeaturesError: stored features can't be read back.
+    Preempted: the run is asked to stop; the blocks so far are stored.
+    RunFolderWriteError: features can't be written.
   """
   if data.features != "stored":
     return
   features = batches.open_features(data, source, encoder, folder)
-  missing = None
-  if hosts.is_first():
-    features.create()
-    missing = features.to_compute()
-  # One list for all: a network's file system may show each of them another.
-  missing = hosts.from_first(missing, "the features that are missing", seconds=_NO_END)
-  mine = missing[jax.process_index() :: jax.process_count()]
+  missing = _missing_blocks(features)
+  n_processes = jax.process_count()
+  own_blocks = missing[jax.process_index() :: n_processes]
+
   start = time.monotonic()
   if missing and hosts.n_processes() > 1:
-    # Each process works at its own pace, which no collective allows.
+    # Each process works at its own pace, so its CLIP must not run collectives.
     encoder = opening.open_encoder(clip, devices=hosts.devices(local=True))
-  _fill(data, features, mine, source, encoder)
-  for _ in range(len(mine), -(-len(missing) // jax.process_count())):
-    # As often as the process with the most blocks.
+  _fill(data, features, own_blocks, source, encoder)
+  # `_fill` asks all processes after each block whether to stop. Those with fewer blocks
+  # ask as often as the process with the most.
+  most_blocks = -(-len(missing) // n_processes)
+  for _ in range(most_blocks - len(own_blocks)):
     hosts.raise_if_preempted()
-  # However long the slowest takes: heartbeats tell whether it still lives.
   hosts.gather(None, "the end of the others' work", seconds=_NO_END)
   seconds = time.monotonic() - start
-  # One process reads all that any start has met.
-  unreadable = features.complete() if hosts.is_first() else None
-  unreadable = hosts.from_first(
-    unreadable, "the images that can't be read", seconds=_NO_END
-  )
-  SkippedImages(source, data.max_corrupt).note(unreadable)
-  n_computed = features.shape[1] * sum(map(features.size, missing))
+
+  _note_unreadable(data, features, source)
+  n_computed = features.shape[1] * sum(features.size(block) for block in missing)
   if n_computed and hosts.is_first():
     log.info(
       "%s: %d features of training images computed in %.1f s",
@@ -84,123 +103,140 @@ def fill_features(
     )
 
 
+def _missing_blocks(features: Features) -> list[int]:
+  """Blocks to compute, as process 0 sees the folder.
+
+  A network's file system may show each process another listing.
+  """
+  missing = None
+  if hosts.is_first():
+    features.create()
+    missing = features.to_compute()
+  return hosts.from_first(missing, "the features that are missing", seconds=_NO_END)
+
+
+def _note_unreadable(data: Data, features: Features, source: Source) -> None:
+  """Raises CorruptDataError if all processes and starts met too many unreadable images.
+
+  Process 0 reads all features for it.
+  """
+  unreadable = None
+  if hosts.is_first():
+    unreadable = features.complete()
+  unreadable = hosts.from_first(
+    unreadable, "the images that can't be read", seconds=_NO_END
+  )
+  SkippedImages(source, data.max_corrupt).note(unreadable)
+
+
 def check_same_images(folder: RunFolder, made_from: Mapping[str, Any]) -> None:
-  """FeatureStoreError unless features are `made_from` the same as at the run's first
-  start."""
+  """Compares what the features depend on with the record of the run's first start.
+
+  The first start writes the record, `training_images.json`.
+
+  Args:
+    folder: folder of the run.
+    made_from: everything that the features depend on now, as JSON.
+
+  Raises:
+    FeatureStoreError: a field has another value than at the first start.
+  """
   path = folder.path / "training_images.json"
   if not path.exists():
     write_json(path, made_from)
     return
-  stored = read_json(path)
-  for field, needed in made_from.items():
-    # a run of another version may lack the field
-    if stored.get(field, needed) != needed:
+
+  record = read_json(path)
+  for field, value in made_from.items():
+    # The run may be of a version whose record lacks the field.
+    recorded = record.get(field, value)
+    if recorded == value:
+      continue
+    if field == "images":
+      changed = "features of a file changed, or images were added, removed or renamed"
+    else:
       changed = "the CLIP or its preparation changed"
-      if field == "images":
-        changed = "features of a file changed, or images were added, removed or renamed"
-      raise FeatureStoreError(
-        f"{path}: {field} is {printable(repr(stored.get(field)))}, this start needs {needed!r}:"
-        f" {changed}; start another --workdir, or restore them"
-      )
-
-
-class _Part(NamedTuple):
-  """Some images of a block in one epoch: what is read, and encoded, at once."""
-
-  block: int
-  epoch: int
-  indices: np.ndarray  # [b], of the images
-
-
-class _Views(NamedTuple):
-  """The views of a part, as the reader returns them."""
-
-  part: _Part
-  versions: np.ndarray  # int [b,V], place of each view among the R versions of an image
-  pixels: np.ndarray  # uint8 [b,V,S,S,3]
-  readable: np.ndarray  # bool [b]
+    raise FeatureStoreError(
+      f"{path}: {field} is {printable(repr(recorded))}, this start needs {value!r}:"
+      f" {changed}; start another --workdir, or restore them"
+    )
 
 
 def _fill(
-  data: Data, features: Features, mine: list[int], source: Source, encoder: Encoder
+  data: Data, features: Features, blocks: list[int], source: Source, encoder: Encoder
 ) -> None:
   """Computes and writes blocks, one after the other.
 
+  Threads or workers decode the next parts meanwhile.
+
   Args:
-    data: `config.data`, with the augmentation and the limit of unreadable images.
-    features: array that the blocks are written to.
-    mine: blocks of this process.
+    data: `config.data`.
+    features: stored features, whose blocks are written.
+    blocks: numbers of the blocks of this process.
     source: training images.
-    encoder: CLIP that computes the features.
+    encoder: CLIP on the devices of this process.
 
   Raises:
-    RunFolderWriteError: a block can't be written.
-    Preempted: the run was asked to stop; finished blocks are written.
+    CorruptDataError: this process met more unreadable images than allowed.
   """
-  augmentation = batches.augmentation(data)
-  size = encoder.clip.image_size
-  images_at_once = max(1, batches.VIEWS // augmentation.n_views)
-  parts: list[_Part] = []
-  for block in mine:
-    rows = features.rows(block)
-    for epoch in range(augmentation.n_epochs):
-      for start in range(rows.start, rows.stop, images_at_once):
-        stop = min(start + images_at_once, rows.stop)
-        parts.append(_Part(block, epoch, np.arange(start, stop)))
-
-  def read(number: int) -> _Views:
-    part = parts[number]
-    epochs = np.full(len(part.indices), part.epoch)
-    pixels, readable = views(source, part.indices, epochs, augmentation, size)
-    return _Views(part, augmentation.versions(epochs), pixels, readable)
-
-  part_bytes = 0  # nothing is decoded
-  if isinstance(source, StoredImages):
-    part_bytes = 3 * size**2 * images_at_once * augmentation.n_views
-  decoded: Iterable[_Views] = ()
-  if parts:
-    decoded = batches.read_ahead(data, len(parts), read, part_bytes=part_bytes)
-  decoded = steps_of(decoded, "features of training images", "parts", len(parts))
-
   skipped = SkippedImages(source, data.max_corrupt)
-  for block, views_of_block in itertools.groupby(decoded, lambda item: item.part.block):
+  decoded = _decode_ahead(data, features, blocks, source, encoder.clip.image_size)
+  for block, parts in itertools.groupby(decoded, key=lambda item: item.part.block):
     first = features.rows(block).start
     features_bxRxE = np.empty((features.size(block), *features.shape[1:]), np.float32)
-    for item in views_of_block:
-      row_bx1 = item.part.indices[:, None] - first
-      features_bxRxE[row_bx1, item.versions] = _encoded(encoder, item)
-    _note_unreadable(source, skipped, features_bxRxE, first)
+    for part, versions_BxV, pixels_BxVxSxSx3, readable_B in parts:
+      pixels_BVxSxSx3 = pixels_BxVxSxSx3.reshape(-1, *pixels_BxVxSxSx3.shape[2:])
+      features_BVxE = encoder.image_features(pixels_BVxSxSx3, unit=False)
+      features_BxVxE = features_BVxE.reshape(*versions_BxV.shape, -1)
+      features_BxVxE[~readable_B] = np.nan
+      rows_Bx1 = part.indices_B[:, None] - first
+      features_bxRxE[rows_Bx1, versions_BxV] = features_BxVxE
+
+    is_unreadable_b = np.isnan(features_bxRxE[:, 0, 0])
+    unreadable = (np.flatnonzero(is_unreadable_b) + first).tolist()
+    for index in unreadable:
+      log.warning(
+        "%s: can't be read; another image stands in for it", name_of(source, index)
+      )
+    # Raises as soon as this process alone has met too many. `_note_unreadable` counts
+    # those of the other processes and of earlier starts.
+    skipped.note(unreadable)
     features.write(block, features_bxRxE)
     hosts.raise_if_preempted()
 
 
-def _encoded(encoder: Encoder, item: _Views) -> np.ndarray:
-  """Features of a part's views [b,V,E], of any length; NaN for unreadable images."""
-  pixels = item.pixels
-  flat = pixels.reshape(-1, *pixels.shape[2:])
-  flat_features = encoder.image_features(flat, unit=False)
-  features_bxVxE = flat_features.reshape(*item.versions.shape, -1)
-  features_bxVxE[~item.readable] = np.nan
-  return features_bxVxE
-
-
-def _note_unreadable(
-  source: Source, skipped: SkippedImages, features_bxRxE: np.ndarray, first: int
-) -> None:
-  """Warns of the unreadable images of a block, and counts them.
-
-  They count as soon as this process knows of them. Those of other processes and of
-  earlier starts are added at the end.
+def _decode_ahead(
+  data: Data, features: Features, blocks: list[int], source: Source, size: int
+) -> Iterator[DecodedPart]:
+  """Decodes the views of the blocks' images part by part, in order.
 
   Args:
-    source: training images, for their names.
-    skipped: counter, which raises above its limit.
-    features_bxRxE: features of the block.
-    first: index of the block's first image.
+    data: `config.data`.
+    features: stored features that the blocks belong to.
+    blocks: numbers of the blocks.
+    source: training images.
+    size: side of a view in pixels.
   """
-  is_unreadable_b = np.isnan(features_bxRxE[:, 0, 0])
-  indices = (np.flatnonzero(is_unreadable_b) + first).tolist()
-  for index in indices:
-    name = name_of(source, index)
-    log.warning("%s: can't be read; another image stands in for it", name)
-  skipped.note(indices)
+  policy = batches.augmentation(data)
+  part_size = max(1, batches.VIEWS // policy.n_views)
+  parts = []
+  for block in blocks:
+    rows = features.rows(block)
+    for epoch in range(policy.n_epochs):
+      for start in range(rows.start, rows.stop, part_size):
+        end = min(start + part_size, rows.stop)
+        parts.append(Part(block, epoch, np.arange(start, end)))
+
+  def read(number: int) -> DecodedPart:
+    part = parts[number]
+    epochs_B = np.full(len(part.indices_B), part.epoch)
+    pixels, readable_B = views(source, part.indices_B, epochs_B, policy, size)
+    return DecodedPart(part, policy.versions(epochs_B), pixels, readable_B)
+
+  part_bytes = 0
+  if isinstance(source, StoredImages):
+    part_bytes = part_size * policy.n_views * 3 * size**2
+  decoded: Iterator[DecodedPart] = iter(())
+  if parts:
+    decoded = batches.read_ahead(data, len(parts), read, part_bytes=part_bytes)
+  return steps_of(decoded, "features of training images", "parts", len(parts))

@@ -8,10 +8,12 @@ from collections.abc import Callable
 import contextlib
 import logging
 import time
+from typing import NamedTuple, NoReturn
 
 import jax
 
 from pomp_jax import hosts
+from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.metrics_log import Tracker
@@ -28,11 +30,23 @@ log = logging.getLogger(__name__)
 SPIKE = 5.0
 
 
+class Parts(NamedTuple):
+  """What a training builds once and uses again after each roll-back."""
+
+  take_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # compiled
+  validate: Callable[[TrainState], Accuracy | None]
+  stop: hosts.StopRequest
+  checkpoints: Checkpoints
+  tracker: Tracker | None
+
+
 def train(run: Run, tracker: Tracker | None = None) -> Checkpoint:
   """Trains to the last step and returns what the last checkpoint holds.
 
-  Preempted when asked to stop: everything is saved. TrainingError for a bad loss,
-  CheckpointError for a failed save, as `roll_backs` and `checkpoint.on_failure` say.
+  Raises:
+    TrainingError: a loss is bad, and no roll-back of `roll_backs` is left.
+    CheckpointError: a save failed, and `checkpoint.on_failure` is not "retry".
+    Preempted: the run is asked to stop; everything is saved.
   """
   settings = run.checkpoint
   retry = settings.on_failure == "retry"
@@ -40,55 +54,55 @@ def train(run: Run, tracker: Tracker | None = None) -> Checkpoint:
     last = resume(run, checkpoints)
     if last.step >= run.total_steps:
       return last
-    # Compiled once and reused after each roll-back.
-    take_step, validate, stop = run.build_step(), run.validation(), hosts.StopRequest()
+
+    parts = Parts(
+      take_step=run.build_step(),
+      validate=run.validation(),
+      stop=hosts.StopRequest(),
+      checkpoints=checkpoints,
+      tracker=tracker,
+    )
     while last.step < run.total_steps:
       try:
-        with stop:
-          last = _train_from(last, run, take_step, validate, stop, checkpoints, tracker)
+        with parts.stop:
+          last = _train_from(last, run, parts)
       except BadLossError as error:
         last = _roll_back(run, checkpoints, last, error)
     return last
 
 
-def _train_from(
-  last: Checkpoint,
-  run: Run,
-  take_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-  validate: Callable[[TrainState], Accuracy | None],
-  stop: hosts.StopRequest,
-  checkpoints: Checkpoints,
-  tracker: Tracker | None,
-) -> Checkpoint:
-  """Takes steps from a checkpoint to the end."""
+def _train_from(last: Checkpoint, run: Run, parts: Parts) -> Checkpoint:
+  """Takes steps from a checkpoint to the end; returns the last checkpoint.
+
+  Raises:
+    BadLossError: a loss is bad.
+    CheckpointError: a save failed, and `checkpoint.on_failure` is not "retry".
+    Preempted: the run is asked to stop; everything is saved.
+  """
   state = last.state
+  first_batch = last.step + last.skipped_batches
   monitor = LossMonitor(SPIKE if run.loop.roll_backs else 0.0, last.statistics)
-  loader = run.open_batches(
-    last.step + last.skipped_batches, frozenset(last.unreadable)
-  )
+  loader = run.open_batches(first_batch, frozenset(last.unreadable))
   with (
     contextlib.closing(loader),
-    Watch(run, monitor, first=last.step, tracker=tracker) as watch,
+    Watch(run, monitor, first=last.step, tracker=parts.tracker) as watch,
   ):
     on_devices = batches.on_devices(watch.timed(loader), run.encoder.mesh)
     start = time.monotonic() - last.seconds
     for step in range(last.step + 1, run.total_steps + 1):
-      state, metrics = take_step(state, run.frozen, next(on_devices))
+      state, metrics = parts.take_step(state, run.frozen, next(on_devices))
       watch.step(step, metrics)
-      asked = stop.after_step()
-      if asked or step % run.checkpoint.every == 0 or step == run.total_steps:
-        # Checks all metrics, so only good states are saved.
+
+      must_stop = parts.stop.after_step()
+      is_last = step == run.total_steps
+      if must_stop or is_last or step % run.checkpoint.every == 0:
+        # Raises for a bad loss, so only good states are saved.
         watch.flush()
-        # No validation after a stop request, which may leave seconds only.
-        accuracy = None if asked else validate(state)
-        # a resumed run has the metrics of the steps before
+        # A stop request may leave seconds only, too few to validate.
+        accuracy = None if must_stop else parts.validate(state)
         watch.validated(step, accuracy)
-        # Each process has met other unreadable images. Too many in all raise before the
-        # save.
-        for _, theirs in hosts.gather(
-          sorted(loader.skipped.reasons), "unreadable images"
-        ):
-          loader.skipped.note(theirs)
+        # Raises for too many unreadable images, so it comes before the save.
+        _share_unreadable(loader.skipped)
         last = last._replace(
           step=step,
           state=state,
@@ -97,37 +111,65 @@ def _train_from(
           statistics=monitor.statistics,
         )
         metric = None if accuracy is None else accuracy["macro_top1"]
-        checkpoints.save(step, gather_bank(run, state), last.meta(run), metric=metric)
+        parts.checkpoints.save(
+          step, gather_bank(run, state), last.meta(run), metric=metric
+        )
         watch.restart()
-      if asked:
-        # Only process 0 knows whether the save failed.
-        problem = hosts.from_first(str(checkpoints.failure or ""), "the last save")
-        outcome = problem or f"everything is saved at step {step} of {run.total_steps}"
-        again = f"the same command resumes from {run.folder.path}"
-        raise hosts.Preempted(f"asked to stop: {outcome}; {again}", together=True)
+      if must_stop:
+        _raise_preempted(run, parts.checkpoints, step)
   return last
+
+
+def _share_unreadable(skipped: SkippedImages) -> None:
+  """Adds the unreadable images that the other processes have met.
+
+  Raises:
+    CorruptDataError: all processes together have met more than allowed.
+  """
+  own_images = sorted(skipped.reasons)
+  for _, images in hosts.gather(own_images, "unreadable images"):
+    skipped.note(images)
+
+
+def _raise_preempted(run: Run, checkpoints: Checkpoints, step: int) -> NoReturn:
+  """Ends the run after a stop request, on all processes together."""
+  # Only process 0 knows whether the save failed.
+  problem = hosts.from_first(str(checkpoints.failure or ""), "the last save")
+  outcome = problem or f"everything is saved at step {step} of {run.total_steps}"
+  remedy = f"the same command resumes from {run.folder.path}"
+  raise hosts.Preempted(f"asked to stop: {outcome}; {remedy}", together=True)
 
 
 def _roll_back(
   run: Run, checkpoints: Checkpoints, before: Checkpoint, error: BadLossError
 ) -> Checkpoint:
-  """Returns the last good checkpoint with other draws; TrainingError if no roll-back
-  is left."""
-  most = run.loop.roll_backs
-  if before.roll_backs >= most:
-    again = f" after {before.roll_backs} roll-backs" if before.roll_backs else ""
+  """Returns the last good checkpoint, to resume with other draws and other images.
+
+  Args:
+    run: training of the bad loss.
+    checkpoints: its checkpoints.
+    before: checkpoint from which the bad loss was reached.
+    error: bad loss, with its step.
+
+  Raises:
+    TrainingError: no roll-back is left.
+  """
+  n_allowed = run.loop.roll_backs
+  if before.roll_backs >= n_allowed:
+    count = f" after {before.roll_backs} roll-backs" if before.roll_backs else ""
     raise TrainingError(
-      f"{error}: training stops{again}. The last good checkpoint is in {run.folder.checkpoints};"
+      f"{error}: training stops{count}. The last good checkpoint is in {run.folder.checkpoints};"
       " lower the learning rate, or let config.roll_backs=3 resume from it"
     ) from error
-  good, mesh = resume(run, checkpoints), run.encoder.mesh
-  last = good.rolled_back(before, error.step, run.seed, mesh)
+
+  good = resume(run, checkpoints)
+  last = good.rolled_back(before, error.step, run.seed, run.encoder.mesh)
   log.warning(
     "%s: ROLLED BACK to step %d, with other draws and other images from there on (%d of at most %d"
     " times)",
     error,
     last.step,
     last.roll_backs,
-    most,
+    n_allowed,
   )
   return last

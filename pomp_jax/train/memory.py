@@ -20,34 +20,35 @@ _NO_LIMIT_GIB = 4.0
 
 
 def activation_memory(clip: Clip) -> float:
-  """Returns `clip.memory_gib` in bytes, or where it is 0 a share of the device's own
-  limit.
+  """Memory of a device for activations, in bytes; all processes call it together.
 
-  It is the first process's limit, for equal programs; all processes make the first call
-  together.
+  That of `clip.memory_gib`, or where it is 0 a share of the first process's smallest
+  device, so that all processes compile equal programs.
   """
-  return (clip.memory_gib or memory_of_device()) * 2**30
+  gib = clip.memory_gib or memory_of_device()
+  return gib * 2**30
 
 
 def memory_plan(
   clip: Clip, encoder: Encoder, n_prefix: int, token_budget: int, n_times: int = 1
 ) -> MemoryPlan:
-  """Returns the fastest plan that fits the memory for activations.
+  """Chooses the fastest remat and chunks whose activations fit the memory.
 
-  `n_times` text towers share the memory; see `plan_memory`.
+  All processes call it together.
 
   Args:
     clip: `config.clip`, with the memory and the type of the computation.
     encoder: CLIP in use.
     n_prefix: P, prefix tokens that all classes share.
     token_budget: own tokens of the classes that a device computes.
-    n_times: text towers that share the memory.
+    n_times: text towers that are computed together and share the memory.
   """
+  bytes_of_tower = activation_memory(clip) / n_times
   return plan_memory(
     encoder.clip.config.text_config,
     n_prefix,
     token_budget,
-    activation_memory(clip) / n_times,
+    bytes_of_tower,
     encoder.block,
     clip.dtype,
     encoder.platform,
@@ -55,20 +56,26 @@ def memory_plan(
 
 
 def share_of_device(limit_gib: float) -> float:
-  """Memory for activations, GiB, of a device with this limit; 0 is for none."""
-  return _SHARE * limit_gib or _NO_LIMIT_GIB
+  """Memory for activations, in GiB, of a device with this limit; 0 is for no limit."""
+  if not limit_gib:
+    return _NO_LIMIT_GIB
+  return _SHARE * limit_gib
 
 
 @functools.cache
 def memory_of_device() -> float:
-  """Half of the first process's smallest device, GiB; all processes call it first
-  together."""
-  stats = [device.memory_stats() or {} for device in hosts.devices(local=True)]
-  limit = min(one.get("bytes_limit", 0) for one in stats) / 2**30
-  limit = hosts.from_first(limit, "the memory of a device")
-  gib = share_of_device(limit)
-  why = (
-    f"half of a device's limit of {limit:.1f} GiB" if limit else "a device has no limit"
-  )
-  log.info("memory for activations: %.1f GiB, %s", gib, why)
+  """Memory for activations, in GiB, of the first process's smallest device.
+
+  All processes make the first call together; later calls return the same number.
+  """
+  limits = []
+  for device in hosts.devices(local=True):
+    statistics = device.memory_stats() or {}  # CPUs have none
+    limits.append(statistics.get("bytes_limit", 0))
+  limit_gib = hosts.from_first(min(limits) / 2**30, "the memory of a device")
+  gib = share_of_device(limit_gib)
+  reason = "a device has no limit"
+  if limit_gib:
+    reason = f"half of a device's limit of {limit_gib:.1f} GiB"
+  log.info("memory for activations: %.1f GiB, %s", gib, reason)
   return gib

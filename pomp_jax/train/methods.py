@@ -15,6 +15,7 @@ from pomp_jax.clip.load import Clip
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.clip.tokens import tokenize
 from pomp_jax.config import METHODS, ConfigError, fields
+from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Contrast, Data, Prompt
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.source import Source
@@ -30,6 +31,9 @@ from pomp_jax.files.prompt_file import (
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner
 from pomp_jax.registry import load
+
+# Parameters, arrays of the classes, features of a split, its images -> top-1 and top-5.
+Scorer = Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,35 +56,45 @@ class Pomp:
   def opened(
     self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList
   ) -> "Pomp":
-    """The method with what it opens beside the CLIP; errors of one line.
+    """Returns the method with everything that it needs beside the run's CLIP.
+
+    POMP needs nothing else. A method with a teacher opens it here.
 
     Args:
       clip: `config.clip`.
       data: `config.data`.
       encoder: CLIP of the run.
       classes: classes of the training, with their templates.
+
+    Raises:
+      InputError: a file or a field of the method can't be used.
     """
     return self
 
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """Arrays that the method's steps read, for a list of classes; errors as
-    `vocabulary`'s.
+    """Builds the arrays that the method's steps read, for a list of classes.
 
     Args:
-      prompt: `config.prompt`, with M.
+      prompt: `config.prompt`, whose M vectors need places beside a name.
       template: hand-written prompt with {} for a name.
       encoder: CLIP of the run.
-      names: names of the classes.
+      names: names of the N classes.
+
+    Raises:
+      VocabularyError: a name has no room beside the M vectors.
+      TokenizeError: a name can't be tokenized.
     """
-    return encoder.frozen(encoder.vocabulary(names, prompt.m))
+    vocabulary = encoder.vocabulary(names, prompt.m)
+    return encoder.frozen(vocabulary)
 
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """Builds what is learned; `plain` has the context, text tower and token budget
-    of a run.
+    """Builds the learner: POMP's own learns the context alone.
+
+    Another method wraps `plain` or replaces it.
 
     Args:
       plain: learner with the context, text tower and token budget of a run.
@@ -90,88 +104,115 @@ class Pomp:
     """
     return plain
 
-  def accuracy(
-    self, encoder: Encoder, learner: Learner, data: Data
-  ) -> Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]:
-    """Returns (parameters, arrays, features of a split, its images) -> top-1 and top-5.
+  def accuracy(self, encoder: Encoder, learner: Learner, data: Data) -> Scorer | None:
+    """Builds the function that scores the images of a split; None for a method that
+    learns a prompt.
 
-    Of methods that learn no prompt. The learner has no token budget.
+    A prompt is scored by the class features that it makes. A method without a prompt
+    has image features, or classifiers, of its own.
 
     Args:
       encoder: CLIP of the run.
       learner: result of `make_learner`, without a token budget.
       data: `config.data`.
     """
-    raise NotImplementedError
+    return None
 
 
 def method_of(name: str, contrast: Contrast | None = None) -> Pomp:
-  """Returns a method that learns by steps, with the fields of its training or their
-  defaults."""
-  method: Pomp = load(METHODS[name].steps)(name, contrast or Contrast())
+  """Opens a method that learns by steps.
+
+  Args:
+    name: value of `config.method`.
+    contrast: fields of its training; their defaults if None.
+  """
+  build = load(METHODS[name].steps)
+  method: Pomp = build(name, contrast or Contrast())
   return method
 
 
 def initial_words(
   prompt: Prompt, clip: Clip, fixed_words: bool = False
 ) -> Int[np.ndarray, " T"]:
-  """Token ids of `prompt.init`: of the M learned vectors, and of F fixed words behind
-  them.
+  """Token ids of the words of `prompt.init`: T = M + F.
 
-  Empty for a random start and a prompt file. ConfigError for words of fewer than M
-  tokens, or of more without `fixed_words`.
+  The first M become the learned vectors. F fixed words follow them.
 
   Args:
     prompt: `config.prompt`.
     clip: CLIP with its tokenizer.
     fixed_words: whether words beyond M tokens are allowed, and stay fixed.
+
+  Returns:
+    int32 [T]; empty for a random start and for a prompt file.
+
+  Raises:
+    ConfigError: the words have fewer than M tokens, or more without `fixed_words`.
   """
-  words, n_vectors = prompt.init, prompt.m
+  words = prompt.init
   if not words or _is_prompt(words):
     return np.zeros(0, np.int32)
+
   ids_1xL, _ = tokenize([words], clip.tokenizer, clip.config.text_config)
-  ids_T = ids_1xL[0, :-1]
-  if len(ids_T) < n_vectors or (len(ids_T) > n_vectors and not fixed_words):
-    or_more = " or more" if fixed_words else ""
-    limit = f"words of prompt.m = {n_vectors} tokens{or_more}; these have {len(ids_T)}"
-    raise ConfigError("prompt.init", words, limit)
+  ids_T = ids_1xL[0, :-1]  # without EOT
+  n_tokens = len(ids_T)
+  if fixed_words:
+    fits = n_tokens >= prompt.m
+    or_more = " or more"
+  else:
+    fits = n_tokens == prompt.m
+    or_more = ""
+  if not fits:
+    expected = f"words of prompt.m = {prompt.m} tokens{or_more}; these have {n_tokens}"
+    raise ConfigError("prompt.init", words, expected)
   return ids_T
 
 
 def initial_context(
   prompt: Prompt, clip: Clip, n_classes: int, fixed_words: bool = False
 ) -> np.ndarray | None:
-  """Context [M,D] or [N,M,D] that `prompt.init` names for the start; None for a random
-  one.
-
-  ConfigError for another M or position than the file's, PromptFileError for another D
-  or N.
+  """Context from which the training starts: words, or a prompt file.
 
   Args:
     prompt: `config.prompt`.
     clip: CLIP with its token embeddings.
     n_classes: N, of a class-specific context.
     fixed_words: whether words beyond M tokens are allowed, and stay fixed.
+
+  Returns:
+    float32 [M,D], or [N,M,D] for a class-specific file; None for a random start.
+
+  Raises:
+    ConfigError: the words don't have M tokens, or the file has no context, another M,
+      another position, or a context for each class.
+    PromptFileError: the file can't be read, or its D or N differs.
   """
+  if _is_prompt(prompt.init):
+    return _context_of_file(prompt, clip, n_classes)
+  ids_M = initial_words(prompt, clip, fixed_words)[: prompt.m]
+  if not len(ids_M):
+    return None
+  return np.asarray(token_embeddings(clip.params, ids_M))
+
+
+def _context_of_file(prompt: Prompt, clip: Clip, n_classes: int) -> np.ndarray:
+  """Context of the prompt file `prompt.init`; see `initial_context`."""
   path = prompt.init
-  if not _is_prompt(path):
-    ids_M = initial_words(prompt, clip, fixed_words)[: prompt.m]
-    return np.asarray(token_embeddings(clip.params, ids_M)) if len(ids_M) else None
   stored = load_prompt(path)
   check_fits(stored, clip.text_width, clip.name, n_classes, path)
   if stored.sentences is not None:
-    raise ConfigError(
-      "prompt.init", path, "a context; this file holds sentences, or a mixture"
-    )
-  if stored.context.shape[-2] != prompt.m:
-    raise ConfigError("prompt.m", prompt.m, f"{stored.context.shape[-2]}, as in {path}")
+    expected = "a context; this file holds sentences, or a mixture"
+    raise ConfigError("prompt.init", path, expected)
+
+  n_vectors = stored.context.shape[-2]
+  require(n_vectors == prompt.m, "prompt.m", prompt.m, f"{n_vectors}, as in {path}")
   if stored.context.ndim == 3 and not prompt.class_specific:
     raise ConfigError("prompt.class_specific", False, f"True, as in {path}")
-  # Checkpoints of other code do not tell their position.
-  if stored.position != prompt.position and stored.clip_model != UNKNOWN_CLIP:
-    raise ConfigError(
-      "prompt.position", prompt.position, f"{stored.position!r}, as in {path}"
-    )
+  # Checkpoints of other code do not record their position.
+  has_position = stored.clip_model != UNKNOWN_CLIP
+  if has_position and stored.position != prompt.position:
+    expected = f"{stored.position!r}, as in {path}"
+    raise ConfigError("prompt.position", prompt.position, expected)
   return stored.context
 
 

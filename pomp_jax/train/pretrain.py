@@ -4,7 +4,9 @@
 folder.
 """
 
-from typing import Any
+from collections.abc import Mapping
+import types
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,13 +38,30 @@ from pomp_jax.report import plots
 from pomp_jax.report.labels import counted, method_label
 from pomp_jax.train import batches, loop, methods, results
 from pomp_jax.train.fill_features import check_same_images, fill_features
-from pomp_jax.train.resume import best, check_same_run
+from pomp_jax.train.resume import Checkpoint, best, check_same_run
 from pomp_jax.train.setup import prepare
 from pomp_jax.train.training import PromptRun
 
 
+class Chosen(NamedTuple):
+  """What a finished training keeps and evaluates."""
+
+  checkpoint: Checkpoint
+  prompt: Prompt | None  # None for a method that learns no prompt
+  others: dict[str, Checkpoint]  # also saved as prompts, by name of the file
+  # Prompts to evaluate beside it, by row of the tables.
+  rows: Mapping[str, Prompt | str] = types.MappingProxyType({})
+  reference: str = results.HAND_WRITTEN  # row that the others are compared with
+  # Facts about the choice among words and training, empty without candidates.
+  words: Mapping[str, Any] = types.MappingProxyType({})
+
+
 def check(config: TrainingConfig, workdir: str) -> None:
-  """Checks what is known before weights are read; writes nothing."""
+  """Checks everything that is known before weights are read; writes nothing.
+
+  Raises:
+    InputError: fields, files, the folder and the devices don't fit together.
+  """
   folder = RunFolder(workdir)
   folder.check(config.job)
   n_classes = opening.n_training_classes(config.data)
@@ -50,29 +69,31 @@ def check(config: TrainingConfig, workdir: str) -> None:
     config.clip.model, config.clip.image_tower
   )
   if config.data.features == "file":
-    opening.check_features(
-      opening.open_source(config.data, "train"), config.clip.model, clip
-    )
+    source = opening.open_source(config.data, "train")
+    opening.check_features(source, config.clip.model, clip)
+
   if METHODS[config.method].steps:
     fits = config.negatives != "sampled" or config.k <= n_classes
     require(fits, "k", config.k, f"at most the number of classes, {n_classes}")
-    takes = "2 classes or more to tell apart; the training data has 1"
-    require(n_classes > 1, "negatives", config.negatives, takes)
+    expected = "2 classes or more to tell apart; the training data has 1"
+    require(n_classes > 1, "negatives", config.negatives, expected)
     check_mesh(config.mesh.class_size, config.loop, config.data.views)
     # SOS, a name of one token, "." and EOT need a place.
-    most, m = clip.text_config.max_position_embeddings - 4, config.prompt.m
-    require(m <= most, "prompt.m", m, f"at most {most} for this CLIP")
+    n_places = clip.text_config.max_position_embeddings - 4
+    n_vectors = config.prompt.m
+    expected = f"at most {n_places} for this CLIP"
+    require(n_vectors <= n_places, "prompt.m", n_vectors, expected)
     methods.method_of(config.method).check(config.prompt, clip)
     if WORDS:
       WORDS.open().check(
         config.contrast, config.prompt, config.data, clip, config.clip.model
       )
     if config.checkpoint.select == "best" and not opening.has_validation(config.data):
-      raise ConfigError(
-        "checkpoint.select", "best", "'last' for data without validation images"
-      )
+      expected = "'last' for data without validation images"
+      raise ConfigError("checkpoint.select", "best", expected)
     if SOURCES[config.data.source].stored:
       check_names(config.prompt, config.data, config.eval, clip, tokenizer)
+
   check_same_run(config.flat(), folder)
   if hosts.is_first() and not folder.config.exists():
     opening.check_readable(config.data, config.eval.images)
@@ -85,114 +106,209 @@ def check_names(
   clip: ClipConfig,
   tokenizer: Tokenizer,
 ) -> None:
-  """Raises VocabularyError or TokenizeError for a class name that a text of the run
-  can't hold.
+  """Checks that each text of the run can hold each class name.
 
   Args:
-    prompt: fields of the prompt, whose M vectors or candidates need places beside a
-    name.
-    data: fields of the stored images, whose training and test classes are checked.
-    evaluation: fields with the hand-written prompt.
+    prompt: `config.prompt`, whose M vectors or candidates need places beside a name.
+    data: `config.data`, whose training and test classes are checked.
+    evaluation: `config.eval`, with the hand-written prompt.
     clip: sizes of the CLIP.
-    tokenizer: the CLIP's.
+    tokenizer: tokenizer of the CLIP.
+
+  Raises:
+    VocabularyError: a name has no room in a text, or two classes have one name.
+    TokenizeError: a name can't be tokenized.
   """
-  splits = ("train", *opening.evaluation_splits(data))
-  names = dict.fromkeys(
-    name for one in splits for name in opening.open_source(data, one).names
-  )
+  names: dict[str, None] = {}  # without repetition, in order
+  for split in ("train", *opening.evaluation_splits(data)):
+    names |= dict.fromkeys(opening.open_source(data, split).names)
+  data_set = f"{data.source} {data.root}"
   classes = opening.class_list(data, evaluation.template, list(names))
-  class_lists.check_names(classes.names, f"{data.source} {data.root}")
-  prompts: list[AnyPrompt] = [evaluation.template, "{}."]
-  if WORDS and (candidates := WORDS.open().candidates(prompt)):
-    prompts += [named.prompt for named in read_prompts(candidates, "prompt.candidates")]
+  class_lists.check_names(classes.names, data_set)
+
+  texts: list[AnyPrompt] = [evaluation.template, "{}."]
+  candidates: tuple[str, ...] = ()
+  if WORDS:
+    candidates = WORDS.open().candidates(prompt)
+  if candidates:
+    for candidate in read_prompts(candidates, "prompt.candidates"):
+      texts.append(candidate.prompt)
   if prompt.m:
     # Any context of M vectors leaves the same places.
-    prompts.append(Prompt(np.zeros((prompt.m, 1), np.float32), UNKNOWN_CLIP))
-  for one in prompts:
-    check_lengths(
-      one, classes, tokenizer, clip.text_config, f"{data.source} {data.root}"
-    )
+    context_MxD = np.zeros((prompt.m, 1), np.float32)
+    texts.append(Prompt(context_MxD, UNKNOWN_CLIP))
+  for text in texts:
+    check_lengths(text, classes, tokenizer, clip.text_config, data_set)
 
 
 def check_mesh(
   class_size: int, loop: Loop, n_views: int = 1, devices: Any = None
 ) -> None:
-  """Raises InputError unless the devices, all if None, share classes and batches of
-  a step.
+  """Checks that the devices can share the classes and the images of a step.
 
   Args:
     class_size: devices along the class axis.
     loop: `config.loop`, with the batch size.
     n_views: views of an image in a step.
     devices: devices of the mesh; all if None.
+
+  Raises:
+    ConfigError: `mesh.class_size` or `batch_size` does not fit the devices.
   """
   mesh = make_mesh(class_size, devices)
-  shares = jax.process_index() in batches.process_shards(mesh)
-  n_local = sum(
-    device.process_index == jax.process_index() for device in mesh.devices.flat
+  own_process = jax.process_index()
+  n_local = sum(device.process_index == own_process for device in mesh.devices.flat)
+  has_shard = own_process in batches.process_shards(mesh)
+  expected = f"a divisor or a multiple of the {n_local} devices of each process"
+  require(has_shard, "mesh.class_size", class_size, expected)
+
+  # Each index of the data axis draws negatives for its images of each micro-step.
+  n_data = mesh.shape[DATA]
+  n_groups = n_data * loop.accumulate
+  expected = (
+    f"a multiple of {n_groups} (data axis {n_data} x accumulate {loop.accumulate}),"
+    " or another number of devices"
   )
-  takes = f"a divisor or a multiple of the {n_local} devices of each process"
-  require(shares, "mesh.class_size", class_size, takes)
-  n_data, n_draws = mesh.shape[DATA], loop.accumulate
-  takes = (
-    f"a multiple of {n_data * n_draws} (data axis {n_data} x accumulate {n_draws})"
-  )
-  fits = loop.batch_size % (n_data * n_draws) == 0
-  require(fits, "batch_size", loop.batch_size, f"{takes}, or another number of devices")
+  fits = loop.batch_size % n_groups == 0
+  require(fits, "batch_size", loop.batch_size, expected)
+
+  # All views of an image are read by one process.
   _, n_shards = batches.own_shard(mesh)
-  takes = (
-    f"a multiple of {n_views * n_shards} (data.views {n_views} x processes {n_shards})"
-  )
-  require(
-    loop.batch_size % (n_views * n_shards) == 0, "batch_size", loop.batch_size, takes
-  )
+  n_parts = n_views * n_shards
+  expected = f"a multiple of {n_parts} (data.views {n_views} x processes {n_shards})"
+  fits = loop.batch_size % n_parts == 0
+  require(fits, "batch_size", loop.batch_size, expected)
 
 
 def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
-  """Trains, evaluates, and leaves the run's folder; returns what `results.json` holds.
+  """Trains, evaluates, and writes the run's folder; a restart resumes.
 
-  TrainingError if the loss is bad or the results can't be written, CheckpointError if
-  the state can't be saved, Preempted when asked to stop: everything is saved.
+  Args:
+    config: checked config.
+    workdir: folder of the run.
+
+  Returns:
+    What `results.json` holds.
+
+  Raises:
+    TrainingError: the loss is bad, or the results can't be written.
+    CheckpointError: the state can't be saved.
+    Preempted: the run is asked to stop; everything is saved.
+    RunFolderError: the run has finished, but its prompt file is damaged.
   """
-  folder, method = RunFolder(workdir), METHODS[config.method]
+  folder = RunFolder(workdir)
+  method = METHODS[config.method]
   if method.saves_prompt and hosts.is_first() and exists(folder.results):
-    try:
-      load_prompt(folder.prompt)
-    except PromptFileError as error:
-      again = f"without {folder.results} the same command writes it again from its checkpoints"
-      raise RunFolderError(f"{error}; the run has finished: {again}") from error
-  if (finished := folder.finished()) is not None:
-    return finished
+    _check_finished_prompt(folder)
+  results_of_finished = folder.finished()
+  if results_of_finished is not None:
+    return results_of_finished
+
   if method.steps:
-    run = prepare(config, folder)
-    _start_folder(run)
-    with results.open_tracker(config.log, folder, run.config) as tracker:
-      found = _train(run, tracker)
+    training = prepare(config, folder)
+    _start_folder(training)
+    with results.open_tracker(config.log, folder, training.config) as tracker:
+      outcome = _train(training, tracker)
   else:
-    found = load(method.run)(config, folder)
+    outcome = load(method.run)(config, folder)
   # Barrier: process 0 has written the results.
-  return hosts.from_first(found, "the run's results")
+  return hosts.from_first(outcome, "the run's results")
+
+
+def _check_finished_prompt(folder: RunFolder) -> None:
+  """Raises RunFolderError if the prompt of a finished run can't be read."""
+  try:
+    load_prompt(folder.prompt)
+  except PromptFileError as error:
+    remedy = (
+      f"without {folder.results} the same command writes it again from its checkpoints"
+    )
+    raise RunFolderError(f"{error}; the run has finished: {remedy}") from error
 
 
 def _start_folder(run: PromptRun) -> None:
-  """Writes the config, and computes the features of the training images if they are
-  stored."""
+  """Writes the config, the classes and the stored features of the training images.
+
+  Raises:
+    FeatureStoreError: the features depend on other things than at the first start.
+    CorruptDataError: too many images are unreadable.
+  """
+  folder = run.folder
   if hosts.is_first():
-    run.folder.create(run.config)
-    run.folder.write_classes(run.source.names)
+    folder.create(run.config)
+    folder.write_classes(run.source.names)
     if run.candidates:
-      write_json(run.folder.candidates, run.candidates)
+      write_json(folder.candidates, run.candidates)
     if run.data.features != "online":
-      features = batches.open_features(run.data, run.source, run.images, run.folder)
-      check_same_images(run.folder, features.made_from)
-  fill_features(run.data, run.clip, run.folder, run.source, run.images)
+      features = batches.open_features(run.data, run.source, run.images, folder)
+      check_same_images(folder, features.made_from)
+  fill_features(run.data, run.clip, folder, run.source, run.images)
 
 
 def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
-  """Trains and evaluates; writes and returns the results."""
+  """Trains and evaluates; writes the results and returns what `results.json` holds.
+
+  Raises:
+    TrainingError: the loss is bad, or the results can't be written.
+  """
   folder = run.folder
-  saves_prompt = METHODS[run.contrast.method].saves_prompt
   last = loop.train(run, tracker)
+  chosen = _choose(run, last)
+  if chosen.prompt and hosts.is_first():
+    # Saved before the evaluation, so that a failure there does not lose it.
+    with results.writing_results(folder):
+      save_prompt(folder.prompt, chosen.prompt)
+      for name, checkpoint in chosen.others.items():
+        save_prompt(folder.other_prompts[name], run.prompt_of(checkpoint.state))
+
+  figures, sets = results.evaluate_run(
+    run,
+    chosen.prompt or run.result(chosen.checkpoint.state),
+    last,
+    rows=chosen.rows,
+    reference=chosen.reference,
+    labels=chosen.words.get("labels", {}),
+  )
+  outcome = {
+    "job": run.config["job"],
+    "method": run.contrast.method,
+    "seed": run.seed,
+    "clip_model": run.encoder.clip.name,
+    **figures,
+    "evaluated_step": chosen.checkpoint.step,
+  }
+  if chosen.words:
+    outcome["words"] = chosen.words
+    if chosen.words["chosen"] == "words":
+      outcome["evaluated_step"] = 0
+  left_out = opening.left_out(run.data)
+  if left_out:
+    outcome["left_out"] = left_out
+
+  # Computed on the devices of all processes, so all of them make this call.
+  draw_sheet = None
+  if PREDICTION_SHEET and chosen.prompt:
+    draw_sheet = PREDICTION_SHEET.open()(run, chosen.prompt, outcome)
+  if hosts.is_first():
+    _log_accuracy(run, outcome["eval"], tracker)
+    with results.writing_results(folder):
+      title = _title_of_curves(run, outcome["n_classes"])
+      plots.training_curves(folder.plots / "training.png", folder.scalars(), title)
+      if draw_sheet:
+        draw_sheet(folder.plots / "predictions.png")
+      results.finish(folder, run.config, outcome, sets)
+    tracker.finish(outcome)
+  return outcome
+
+
+def _choose(run: PromptRun, last: Checkpoint) -> Chosen:
+  """Chooses the checkpoint to evaluate, or the words that training started from.
+
+  Args:
+    run: the finished training.
+    last: its last checkpoint.
+  """
+  saves_prompt = METHODS[run.contrast.method].saves_prompt
   checkpoints = {"last": last}
   selected = "last"
   if saves_prompt or run.checkpoint.select == "best":
@@ -200,70 +316,54 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
     if best_checkpoint is not None:
       checkpoints["best"] = best_checkpoint
       selected = run.checkpoint.select
-  prompt = run.prompt_of(checkpoints[selected].state) if saves_prompt else None
-  others = {name: one for name, one in checkpoints.items() if name != selected}
-  beside_words = None
+
   if run.candidates:
-    beside_words = WORDS.open().choose(run, last, checkpoints.get("best"))
-    prompt = beside_words.prompt
-    others = {
-      name: one
-      for name, one in checkpoints.items()
-      if one is not beside_words.checkpoint
-    }
-    if beside_words.facts["chosen"] != "trained":
-      others["trained"] = beside_words.checkpoint
-  chosen = beside_words.checkpoint if beside_words else checkpoints[selected]
-  if prompt and hosts.is_first():
-    # Saved before the evaluation, so that a failure there does not lose it.
-    with results.writing_results(folder):
-      save_prompt(folder.prompt, prompt)
-      for name, other in others.items():
-        save_prompt(folder.other_prompts[name], run.prompt_of(other.state))
-  figures, sets = results.evaluate_run(
-    run,
-    prompt or run.result(chosen.state),
-    last,
-    rows=beside_words.rows if beside_words else {},
-    reference=beside_words.reference if beside_words else results.HAND_WRITTEN,
-    labels=beside_words.facts["labels"] if beside_words else {},
-  )
-  found = {
-    "job": run.config["job"],
-    "method": run.contrast.method,
-    "seed": run.seed,
-    "clip_model": run.encoder.clip.name,
-    **figures,
-    "evaluated_step": chosen.step,
-  }
-  if beside_words:
-    found["words"] = beside_words.facts
-    if beside_words.facts["chosen"] == "words":
-      found["evaluated_step"] = 0
-  if left_out := opening.left_out(run.data):
-    found["left_out"] = left_out
-  # On the devices of all processes, so by all of them.
-  sheet = (
-    PREDICTION_SHEET.open()(run, prompt, found) if prompt and PREDICTION_SHEET else None
-  )
-  if hosts.is_first():
-    top1 = {
-      f"test_top1/{split}/{name}": score["top1"]
-      for split, scores in found["eval"].items()
-      for name, score in scores.items()
-    }
-    # Start at step + 1: keep the scalars already logged at the last step.
-    with MetricsWriter(folder.path, run.total_steps + 1, tracker) as metrics:
-      metrics.write(run.total_steps, **top1)
-    title = (
-      f"{method_label(run.contrast.method)}, {counted(run.total_steps, 'step')} of"
-      f" {counted(run.loop.batch_size, 'image')}, K = {run.k:,} of"
-      f" {counted(found['n_classes'], 'class')}, seed {run.seed}"
+    choice = WORDS.open().choose(run, last, checkpoints.get("best"))
+    others = {}
+    for name, checkpoint in checkpoints.items():
+      if checkpoint is not choice.checkpoint:
+        others[name] = checkpoint
+    if choice.facts["chosen"] != "trained":
+      others["trained"] = choice.checkpoint
+    return Chosen(
+      checkpoint=choice.checkpoint,
+      prompt=choice.prompt,
+      others=others,
+      rows=choice.rows,
+      reference=choice.reference,
+      words=choice.facts,
     )
-    with results.writing_results(folder):
-      plots.training_curves(folder.plots / "training.png", folder.scalars(), title)
-      if sheet:
-        sheet(folder.plots / "predictions.png")
-      results.finish(folder, run.config, found, sets)
-    tracker.finish(found)
-  return found
+
+  checkpoint = checkpoints.pop(selected)
+  prompt = None
+  if saves_prompt:
+    prompt = run.prompt_of(checkpoint.state)
+  return Chosen(checkpoint, prompt, others=checkpoints)
+
+
+def _log_accuracy(
+  run: PromptRun, scores: Mapping[str, Mapping[str, Any]], tracker: Tracker
+) -> None:
+  """Writes the top-1 of each test split and prompt among the scalars of the last step.
+
+  Args:
+    run: the finished training.
+    scores: figures by split and prompt.
+    tracker: record in an experiment tracker.
+  """
+  top1 = {}
+  for split, score_of_prompt in scores.items():
+    for prompt, score in score_of_prompt.items():
+      top1[f"test_top1/{split}/{prompt}"] = score["top1"]
+  # Start at step + 1: keep the scalars already logged at the last step.
+  with MetricsWriter(run.folder.path, run.total_steps + 1, tracker) as metrics:
+    metrics.write(run.total_steps, **top1)
+
+
+def _title_of_curves(run: PromptRun, n_classes: int) -> str:
+  """Title of the plot of the loss: the method and the size of the training."""
+  return (
+    f"{method_label(run.contrast.method)}, {counted(run.total_steps, 'step')} of"
+    f" {counted(run.loop.batch_size, 'image')}, K = {run.k:,} of"
+    f" {counted(n_classes, 'class')}, seed {run.seed}"
+  )

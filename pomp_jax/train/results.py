@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,10 +45,27 @@ _FIGURES = (
 _MOST_NAMED = 1000  # unreadable images of a split in `results.json`
 
 
+class Split(NamedTuple):
+  """A test split that is ready to be scored."""
+
+  source: Source  # all its images
+  features: SplitFeatures  # of its readable images
+
+
+class Figures(NamedTuple):
+  """Figures of a run, as its folder records them."""
+
+  results: dict[str, Any]  # what `results.json` holds
+  sets: dict[str, Any]  # splits as sets of `rooms.analysis.by_class`, for its tables
+
+
 @contextlib.contextmanager
 def writing_results(folder: RunFolder) -> Iterator[None]:
-  """What can't be written after the training is a TrainingError that says what is
-  left."""
+  """Turns an error of writing results into one that says what the run still has.
+
+  Raises:
+    TrainingError: a file can't be written; the checkpoints are intact.
+  """
   try:
     yield
   except (OSError, PromptFileError, RunFolderError) as error:
@@ -75,21 +92,27 @@ def open_splits(
   encoder: Encoder,
   folder: RunFolder,
   names: Sequence[str] | None,
-) -> dict[str, tuple[Source, SplitFeatures]]:
-  """Images and features of the test splits with these classes, or of all.
+) -> dict[str, Split]:
+  """Opens the test splits, and computes or reads their features.
 
   Args:
     data: `config.data`.
     n_images: images of each split; 0 for all.
     encoder: CLIP that computes the features.
     folder: folder of the run.
-    names: classes that a split must have, in this order; None for any.
+    names: classes in order; a split with other classes is left out. None for all
+      splits.
+
+  Returns:
+    The splits by name.
   """
   splits = {}
-  for name in opening.evaluation_splits(data):
-    source = opening.open_source(data, name, n_images=n_images)
-    if names is None or tuple(source.names) == tuple(names):
-      splits[name] = source, batches.readable_features(data, encoder, source, folder)
+  for split in opening.evaluation_splits(data):
+    source = opening.open_source(data, split, n_images=n_images)
+    has_classes = names is None or tuple(source.names) == tuple(names)
+    if has_classes:
+      features = batches.readable_features(data, encoder, source, folder)
+      splits[split] = Split(source, features)
   return splits
 
 
@@ -100,73 +123,94 @@ def evaluate_run(
   rows: Mapping[str, Prompt | str] = types.MappingProxyType({}),
   reference: str = HAND_WRITTEN,
   labels: Mapping[str, str] = types.MappingProxyType({}),
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Evaluates a prompt, or the parameters of another method.
+) -> Figures:
+  """Evaluates a finished training beside the hand-written prompt and the bare names.
 
   Args:
     run: the finished training.
-    learned: what it leaves.
+    learned: its prompt, or the parameters of a method that learns no prompt.
     done: its last checkpoint.
-    rows: prompts that the tables have beside it, by row.
+    rows: other prompts to evaluate, by row of the tables.
     reference: row that the others are compared with.
-    labels: of rows, where they say what a prompt is.
-
-  Returns:
-    What `results.json` holds, and the splits as sets of `rooms.analysis.by_class`.
+    labels: texts that explain the prompts of rows, by row.
   """
   start = time.monotonic()
   # A class-specific context knows no class but those it was trained on.
   names = run.source.names if run.prompt.class_specific else None
   log.info("trained; evaluating on %s", ", ".join(opening.evaluation_splits(run.data)))
   splits = open_splits(run.data, run.eval.images, run.encoder, run.folder, names)
-  features = {name: split for name, (_, split) in splits.items()}
-  own: dict[str, Prompt | str] = (
-    {"prompt": learned} if isinstance(learned, Prompt) else {}
-  )
-  prompts = own | dict(rows) | {HAND_WRITTEN: run.eval.template, "class_name": "{}."}
-  tallies = evaluate(run.encoder, features, prompts, reference)
-  scores: dict[str, dict[str, Any]] = {
-    name: {label: one.figures() | one.by_class() for label, one in of_split.items()}
-    for name, of_split in tallies.items()
-  }
-  if not own:
-    accuracy = run.accuracy()
-    for name, (source, split) in splits.items():
-      scores[name] = {"prompt": accuracy(learned, split, source)} | scores[name]
+  scores = _scores(run, learned, splits, rows, reference)
   results, sets = figures_of_splits(splits, scores, "prompt", reference, labels)
   if done.unreadable:
     results["unreadable"]["train"] = _names(run.source, done.unreadable)
+
+  by_class = {}
+  for split, of_set in sets.items():
+    by_class[split] = BY_CLASS.open().summary(of_set, "prompt")
+  n_images = run.total_steps * run.loop.batch_size
   results |= {
-    "by_class": {
-      name: BY_CLASS.open().summary(one, "prompt") for name, one in sets.items()
-    },
+    "by_class": by_class,
     "n_classes": len(run.source.names),
     "seconds": round(done.seconds, 2),
     "eval_seconds": round(time.monotonic() - start, 2),
     "steps": run.total_steps,
     "roll_backs": done.roll_backs,
-    "images_per_second": round(run.total_steps * run.loop.batch_size / done.seconds, 1),
+    "images_per_second": round(n_images / done.seconds, 1),
     "productive_share": run.folder.productive_share(),
     "k": run.k,
     "correction": run.contrast.correction,
     "margin": run.contrast.margin,
     "unreadable_images": len(done.unreadable),
   }
-  return results, sets
+  return Figures(results, sets)
+
+
+def _scores(
+  run: PromptRun,
+  learned: Prompt | Any,
+  splits: Mapping[str, Split],
+  rows: Mapping[str, Prompt | str],
+  reference: str,
+) -> dict[str, dict[str, Any]]:
+  """Figures of each prompt on each split; what was learned comes first, as "prompt".
+
+  Args:
+    run: the finished training.
+    learned: its prompt, or the parameters of a method that learns no prompt.
+    splits: images and features by split.
+    rows: other prompts to evaluate, by row of the tables.
+    reference: row that the others are compared with.
+  """
+  prompts: dict[str, Prompt | str] = {}
+  if isinstance(learned, Prompt):
+    prompts["prompt"] = learned
+  prompts |= rows
+  prompts[HAND_WRITTEN] = run.eval.template
+  prompts["class_name"] = "{}."
+  features = {name: split.features for name, split in splits.items()}
+  tallies = evaluate(run.encoder, features, prompts, reference)
+
+  scores: dict[str, dict[str, Any]] = {name: {} for name in tallies}
+  score = None
+  if not isinstance(learned, Prompt):
+    score = run.accuracy()
+  if score is not None:
+    for name, split in splits.items():
+      scores[name]["prompt"] = score(learned, split.features, split.source)
+  for name, tally_of_prompt in tallies.items():
+    for label, tally in tally_of_prompt.items():
+      scores[name][label] = tally.figures() | tally.by_class()
+  return scores
 
 
 def figures_of_splits(
-  splits: Mapping[str, tuple[Source, SplitFeatures]],
+  splits: Mapping[str, Split],
   scores: Mapping[str, Any],
   learned: str,
   reference: str = HAND_WRITTEN,
   labels: Mapping[str, str] = types.MappingProxyType({}),
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The part of `results.json` that all methods have, and sets of
-  `rooms.analysis.by_class`.
-
-  `learned` names the method's own scores, `reference` those that the others are
-  compared with.
+) -> Figures:
+  """Builds the part of `results.json` that all methods have.
 
   Args:
     splits: images and features by split.
@@ -177,29 +221,36 @@ def figures_of_splits(
   """
   results: dict[str, Any] = {
     "reference": reference,
-    "eval_images": {name: len(split.labels) for name, (_, split) in splits.items()},
-    "eval_classes": {name: len(split.names) for name, (_, split) in splits.items()},
+    "eval_images": {},
+    "eval_classes": {},
     "eval": {},
     "eval_unreadable": {},
     "unreadable": {},
-    "top1": {name: of_split[learned]["top1"] for name, of_split in scores.items()},
+    "top1": {},
   }
-  for name, (source, split) in splits.items():
-    results["eval"][name] = {
-      label: {key: value for key, value in one.items() if key in _FIGURES}
-      for label, one in scores[name].items()
-    }
-    unreadable = np.setdiff1d(np.arange(len(source)), split.indices).tolist()
+  for name, (source, features) in splits.items():
+    results["eval_images"][name] = len(features.labels)
+    results["eval_classes"][name] = len(features.names)
+    results["eval"][name] = {}
+    for prompt, figures in scores[name].items():
+      kept = {key: value for key, value in figures.items() if key in _FIGURES}
+      results["eval"][name][prompt] = kept
+    unreadable = np.setdiff1d(np.arange(len(source)), features.indices).tolist()
     results["eval_unreadable"][name] = len(unreadable)
     if unreadable:
       results["unreadable"][name] = _names(source, unreadable)
-  names = {name: split.names for name, (_, split) in splits.items()}
-  return results, BY_CLASS.open().sets_of(
-    names, scores, reference, labels
-  ) if BY_CLASS else {}
+  for name, figures_of_prompt in scores.items():
+    results["top1"][name] = figures_of_prompt[learned]["top1"]
+
+  sets: dict[str, Any] = {}
+  if BY_CLASS:
+    names = {name: split.features.names for name, split in splits.items()}
+    sets = BY_CLASS.open().sets_of(names, scores, reference, labels)
+  return Figures(results, sets)
 
 
 def _names(source: Source, indices: Sequence[int]) -> list[str]:
+  """Names of the first unreadable images, for `results.json`."""
   return [name_of(source, index) for index in indices[:_MOST_NAMED]]
 
 

@@ -43,35 +43,42 @@ MAY_CHANGE = frozenset(
 def check_same_run(
   now: Mapping[str, Any], folder: RunFolder, may_change: Collection[str] = MAY_CHANGE
 ) -> None:
-  """Compares a start's fields by dotted name with those of the run in a folder, if
-  there is one.
+  """Compares a start's fields with those of the run in a folder, if there is one.
 
-  A field that the run's version lacked had its default. ConfigError for one that this
-  version lacks or that has another value, unless it `may_change`; RunFolderError:
-  `config.json` can't be read.
+  A field that the run's version lacked had its default.
 
   Args:
     now: fields of this start by dotted name.
     folder: folder of the run.
     may_change: fields that may have another value than at the first start.
+
+  Raises:
+    UnknownFieldError: the run has a field that this version lacks.
+    ConfigError: a field outside `may_change` has another value than at the first start.
+    RunFolderError: `config.json` can't be read.
   """
   # Process 0's folder: the other hosts may have another disk there.
   if not hosts.is_first() or not folder.config.exists():
     return
+
+  fields = fields_of()
   before = flatten(read_json(folder.config))
   for field in before:
-    if field not in fields_of():
+    if field not in fields:
       hint = f" in {folder.config}, which another version wrote (start with another --workdir)"
       raise UnknownFieldError(field, hint)
+
   for field, value in now.items():
-    stored = before.get(field, fields_of()[field].default)
-    stored = tuple(stored) if isinstance(stored, list) else stored
-    if stored != value and field not in may_change:
-      raise ConfigError(
-        field,
-        value,
-        f"{stored!r}, with which {folder.path} was started (or another --workdir)",
+    if field in may_change:
+      continue
+    stored = before.get(field, fields[field].default)
+    if isinstance(stored, list):  # JSON has no tuples
+      stored = tuple(stored)
+    if stored != value:
+      expected = (
+        f"{stored!r}, with which {folder.path} was started (or another --workdir)"
       )
+      raise ConfigError(field, value, expected)
 
 
 class Checkpoint(NamedTuple):
@@ -86,12 +93,16 @@ class Checkpoint(NamedTuple):
   statistics: dict[str, Any] | None = None  # of the `LossMonitor`
 
   def meta(self, run: Run) -> dict[str, Any]:
-    """JSON that a checkpoint holds beside the state."""
+    """Builds the JSON that a checkpoint holds beside the state.
+
+    The keys "detour" and "judge" are those of the first versions, whose checkpoints
+    are still read.
+    """
+    n_batches = self.step + self.skipped_batches
     return {
       "seconds": self.seconds,
-      "position": (self.step + self.skipped_batches) * run.loop.batch_size,
+      "position": n_batches * run.loop.batch_size,  # images shown or skipped
       "unreadable": self.unreadable,
-      # Names of the first versions.
       "detour": {"roll_backs": self.roll_backs, "batches": self.skipped_batches},
       "judge": self.statistics,
       "devices": len(hosts.devices()),
@@ -102,9 +113,8 @@ class Checkpoint(NamedTuple):
   def rolled_back(
     self, before: "Checkpoint", bad_step: int, seed: int, mesh: Mesh
   ) -> "Checkpoint":
-    """This checkpoint, after `before` led to a bad loss: the batches since are skipped.
-
-    Negatives are drawn with another key after each roll-back.
+    """Returns this checkpoint with other draws, and past the batches that led to a bad
+    loss.
 
     Args:
       before: progress that led to the bad loss.
@@ -112,13 +122,17 @@ class Checkpoint(NamedTuple):
       seed: seed of the run.
       mesh: devices of the run.
     """
-    count = before.roll_backs + 1
-    skipped = before.skipped_batches + bad_step - self.step
-    # Steps fold in 0, 1, ..; the initial parameters 2^32 - 1.
-    key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1 - count)
+    n_roll_backs = before.roll_backs + 1
+    # Other negatives after each roll-back. The key is new: steps fold in 0, 1, .., and
+    # the initial parameters 2^32 - 1.
+    number = 2**32 - 1 - n_roll_backs
+    key = jax.random.fold_in(jax.random.key(seed), number)
     seed_key = replicate(np.asarray(jax.random.key_data(key)), mesh)
-    state = self.state.replace(seed_key=seed_key)
-    return self._replace(state=state, roll_backs=count, skipped_batches=skipped)
+    return self._replace(
+      state=self.state.replace(seed_key=seed_key),
+      roll_backs=n_roll_backs,
+      skipped_batches=before.skipped_batches + bad_step - self.step,
+    )
 
 
 def resume(run: Run, checkpoints: Checkpoints) -> Checkpoint:
@@ -140,6 +154,7 @@ def best(run: Run) -> Checkpoint | None:
 
 
 def _checkpoint(run: Run, restored: Restored) -> Checkpoint:
+  """Progress that a restored checkpoint holds, on the devices of the run."""
   meta = restored.meta
   return Checkpoint(
     step=restored.step,

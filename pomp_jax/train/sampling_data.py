@@ -6,6 +6,7 @@ Shapes: N classes, n images.
 from collections.abc import Sequence
 import dataclasses
 
+from jaxtyping import Float32
 import numpy as np
 
 from pomp_jax.config import ConfigError
@@ -27,42 +28,65 @@ def sampling_arrays(
 ) -> SamplingArrays:
   """Builds the arrays that `config.sampling` needs, except for the bank.
 
-  ConfigError if a sampler needs relations that these classes do not have.
-
   Args:
     sampling: `config.sampling`.
     data: `config.data`, which names the relations between classes.
     names: names of the N classes.
     labels_n: class of each training image.
+
+  Raises:
+    ConfigError: a field needs relations that these classes do not have.
   """
   arrays = SamplingArrays()
+  # Arrays that each field of `config.sampling` needs, with its present value.
   needs = {
     "name": SAMPLERS[sampling.name].needs,
     "exclude": EXCLUSIONS[sampling.exclude],
-    "ancestors_weight": ("levels",) if sampling.ancestors_weight > 0 else (),
   }
+  if sampling.ancestors_weight > 0:
+    needs["ancestors_weight"] = ("levels",)
+
   if "frequency" in needs["name"]:
-    counts_N = np.bincount(labels_n, minlength=len(names)).astype(np.float64)
-    # Relative to the largest count, so that no power overflows.
-    counts_N = (counts_N / counts_N.max()) ** sampling.power
-    arrays = arrays._replace(frequency=(counts_N / counts_N.sum()).astype(np.float32))
-  needed = {
-    part: field for field, parts in needs.items() for part in _RELATIONS & {*parts}
-  }
-  if not needed:
+    frequency_N = _frequencies(labels_n, len(names), sampling.power)
+    arrays = arrays._replace(frequency=frequency_N)
+
+  field_of_relation = {}
+  for field, arrays_needed in needs.items():
+    for relation in _RELATIONS.intersection(arrays_needed):
+      field_of_relation[relation] = field
+  if not field_of_relation:
     return arrays
+
   relations = RELATIONS.open()(data, names) if RELATIONS else None
   if relations is None:
-    field = next(iter(needed.values()))
+    field = next(iter(field_of_relation.values()))
     expected = (
       "a value that needs no relations between classes, or data.names with synsets"
     )
     raise ConfigError(f"sampling.{field}", getattr(sampling, field), expected)
-  return arrays._replace(**{part: getattr(relations, part) for part in needed})
+  for relation in field_of_relation:
+    arrays = arrays._replace(**{relation: getattr(relations, relation)})
+  return arrays
+
+
+def _frequencies(
+  labels_n: np.ndarray, n_classes: int, power: float
+) -> Float32[np.ndarray, " N"]:
+  """Probability of each class: proportional to its number of images, to a power.
+
+  Args:
+    labels_n: class of each training image.
+    n_classes: N.
+    power: `sampling.power`; 0 for a uniform distribution.
+  """
+  counts_N = np.bincount(labels_n, minlength=n_classes).astype(np.float64)
+  # Relative to the largest count, so that no power overflows.
+  weights_N = (counts_N / counts_N.max()) ** power
+  return (weights_N / weights_N.sum()).astype(np.float32)
 
 
 def sampling_of(sampling: Sampling, logit_scale: float) -> SamplingSettings:
   """Converts `config.sampling` for the step of a CLIP with this logit scale."""
   values = vars(sampling) | {"logit_scale": logit_scale}
-  rows = dataclasses.fields(SamplingSettings)
-  return SamplingSettings(**{row.name: values[row.name] for row in rows})
+  names = [field.name for field in dataclasses.fields(SamplingSettings)]
+  return SamplingSettings(**{name: values[name] for name in names})

@@ -30,8 +30,10 @@ def length_of(loop: Loop, data: Data, source: Labelled) -> tuple[int, int]:
     data: `config.data`, with the number of views.
     source: training images.
   """
-  steps_per_epoch = max(1, len(source) * data.views // loop.batch_size)
-  return steps_per_epoch, loop.steps or loop.epochs * steps_per_epoch
+  n_views = len(source) * data.views
+  steps_per_epoch = max(1, n_views // loop.batch_size)
+  total_steps = loop.steps or loop.epochs * steps_per_epoch
+  return steps_per_epoch, total_steps
 
 
 def prepare(
@@ -42,11 +44,9 @@ def prepare(
   source: Source | None = None,
   frozen: Frozen | None = None,
 ) -> PromptRun:
-  """Opens everything that a run needs, and writes nothing but features of validation
-  images.
+  """Opens everything that a run needs; writes nothing but features of validation images.
 
-  `encoder`, `source` and `frozen` may be another run's with the same CLIP, devices,
-  images and M.
+  Several runs can share what is slow to open: the CLIP, the images, the frozen arrays.
 
   Args:
     config: config of the training.
@@ -54,45 +54,59 @@ def prepare(
     encoder: CLIP of another run with the same CLIP and devices; opened if None.
     source: training images of another run; opened if None.
     frozen: frozen arrays of another run with the same classes and M; built if None.
+
+  Raises:
+    InputError: fields, files and data don't fit together.
   """
-  data, loop = config.data, config.loop
-  method = methods.method_of(config.method, config.contrast)
-  encoder = encoder or opening.open_encoder(
-    config.clip, config.mesh.class_size, data.feature_store
-  )
-  source = source or encoder.sized(opening.open_source(data, "train"))
-  logit_bias_of(config.contrast, encoder)  # raises, before anything is written
+  data = config.data
+  loop = config.loop
+  if encoder is None:
+    encoder = opening.open_encoder(
+      config.clip, config.mesh.class_size, data.feature_store
+    )
+  if source is None:
+    source = encoder.sized(opening.open_source(data, "train"))
+  # Called for its ConfigError, before anything is written.
+  logit_bias_of(config.contrast, encoder)
   steps_per_epoch, total_steps = length_of(loop, data, source)
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)
   sampling = sampling_arrays(config.sampling, data, source.names, source.labels)
+
   classes = opening.class_list(data, config.eval.template, source.names)
+  method = methods.method_of(config.method, config.contrast)
   method = method.opened(config.clip, data, encoder, classes)
+
   contrast = config.contrast
-  if WORDS:
-    contrast = WORDS.open().with_automatic_weight(contrast, encoder.clip.logit_scale)
-  prompt, candidates = config.prompt, None
-  if prompt.init == fields.BEST:
-    prompt, candidates = WORDS.open().start(
-      prompt, data, config.eval, encoder, classes, folder
-    )
+  prompt = config.prompt
+  candidates = None
   anchors = None
   if WORDS:
-    anchors_NxE = WORDS.open().anchors(contrast, candidates, encoder, classes)
+    words = WORDS.open()
+    contrast = words.with_automatic_weight(contrast, encoder.clip.logit_scale)
+    if prompt.init == fields.BEST:
+      prompt, candidates = words.start(
+        prompt, data, config.eval, encoder, classes, folder
+      )
+    anchors_NxE = words.anchors(contrast, candidates, encoder, classes)
     if anchors_NxE is not None:
       anchors = replicate(anchors_NxE, encoder.mesh)
+  n_classes = len(source.names)
   module = PromptContext(
     prompt.m,
     encoder.clip.text_width,
     prompt.position,
-    n_classes=len(source.names) if prompt.class_specific else None,
+    n_classes=n_classes if prompt.class_specific else None,
     init_value=methods.initial_context(
-      prompt, encoder.clip, len(source.names), method.fixed_words
+      prompt, encoder.clip, n_classes, method.fixed_words
     ),
   )
-  # another run's has room for `config.prompt.m` vectors
+
+  # The best candidate may have another M than `config.prompt.m`, for which another
+  # run's arrays were built.
   if frozen is None or candidates:
     frozen = method.frozen_arrays(prompt, config.eval.template, encoder, source.names)
-  sampling = replicate(sampling._replace(bank=frozen.sampling.bank), encoder.mesh)
+  sampling = sampling._replace(bank=frozen.sampling.bank)
+  frozen = frozen._replace(sampling=replicate(sampling, encoder.mesh), anchors=anchors)
   return PromptRun(
     config=config.to_dict(),
     seed=config.seed,
@@ -105,7 +119,7 @@ def prepare(
     encoder=encoder,
     source=source,
     fetch=batches.open_fetch(data, source, method.images or encoder, folder),
-    frozen=frozen._replace(sampling=sampling, anchors=anchors),
+    frozen=frozen,
     optimizer=optimizer,
     rate=rate,
     steps_per_epoch=steps_per_epoch,
@@ -130,18 +144,21 @@ def optimizer_of(
   """Builds the optimizer and its learning-rate schedule.
 
   Args:
-    optim: fields of the optimizer.
+    optim: `config.optim`.
     steps_per_epoch: steps that show all images once.
     total_steps: steps of the training.
-    traced: traced values of rates, momentum and decay, in the place of the fields' own.
+    traced: traced numbers by name (`lr`, `momentum`, `weight_decay`, `warmup_lr`), in
+      the place of the fields' own. One compiled program then serves several values.
   """
   numbers = {
     "lr": optim.lr,
     "momentum": optim.momentum,
     "weight_decay": optim.weight_decay,
     "warmup_lr": optim.warmup_lr,
-    **(traced or {}),
   }
+  if traced:
+    numbers |= traced
+
   rate = learning_rate(
     schedule=optim.schedule,
     base=numbers["lr"],
@@ -150,13 +167,17 @@ def optimizer_of(
     warmup=optim.warmup,
     warmup_rate=numbers["warmup_lr"],
   )
-  momentum, decay = numbers["momentum"], numbers["weight_decay"]
+  momentum = numbers["momentum"]
+  weight_decay = numbers["weight_decay"]
   if optim.name == "adamw":
     optimizer = adamw(
-      rate, momentum, optim.beta2, optim.epsilon, decay, optim.clip_norm
+      rate, momentum, optim.beta2, optim.epsilon, weight_decay, optim.clip_norm
     )
   else:
-    optimizer = sgd(rate, momentum, decay, optim.clip_norm)
-  if AVERAGING and (average := AVERAGING.open()(optim, steps_per_epoch)):
-    optimizer = optax.chain(optimizer, average)
+    optimizer = sgd(rate, momentum, weight_decay, optim.clip_norm)
+
+  if AVERAGING:
+    average = AVERAGING.open()(optim, steps_per_epoch)
+    if average is not None:
+      optimizer = optax.chain(optimizer, average)
   return optimizer, rate

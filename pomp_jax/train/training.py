@@ -121,8 +121,12 @@ class Run(abc.ABC):
   def open_batches(
     self, start: int = 0, unreadable: frozenset[int] = frozenset()
   ) -> Loader:
-    """Opens this process's shard of the batches, from batch `start` on; see
-    `data.loader`."""
+    """Opens this process's shard of the batches; see `data.loader.Loader`.
+
+    Args:
+      start: number of the first batch; a resumed run skips those of earlier steps.
+      unreadable: indices of images that earlier starts could not read.
+    """
     return Loader(
       self.source,
       self.fetch,
@@ -282,15 +286,18 @@ class PromptRun(Run):
     return Renewal(self._learner(budget, self._memory_plan(budget)), rows)
 
   def validation(self) -> Callable[[TrainState], Accuracy | None]:
-    """Returns state -> accuracy on validation images over all classes; None without
-    images."""
+    """Returns a function from state to its accuracy on validation images.
+
+    It tells all training classes apart. Without validation images it returns None.
+    """
     if not opening.has_validation(self.data):
       return lambda state: None
+
     source = opening.open_source(self.data, "validation", n_images=self.eval.images)
     split = batches.readable_features(self.data, self.encoder, source, self.folder)
-    if not METHODS[self.contrast.method].saves_prompt:
-      accuracy = self.accuracy()
-      return lambda state: accuracy(self.result(state), split, source)
+    score = self.accuracy()
+    if score is not None:
+      return lambda state: score(self.result(state), split, source)
 
     def accuracy_of(state: TrainState) -> Accuracy:
       features_NxE = self.class_features(self.result(state))
@@ -319,14 +326,18 @@ class PromptRun(Run):
       config=self.config,
     )
 
-  def accuracy(self) -> Callable[[Any, SplitFeatures, Source], Accuracy]:
-    """Returns (parameters, features of a split, its images) -> top-1 and top-5.
+  def accuracy(self) -> Callable[[Any, SplitFeatures, Source], Accuracy] | None:
+    """Builds the function that scores a split under a method that learns no prompt.
 
-    Of a method that learns no prompt.
+    Returns:
+      Function of the parameters, the features of a split and its images, to top-1 and
+      top-5. None for a method that learns a prompt.
     """
-    compiled = self.method.accuracy(self.encoder, self._learner(), self.data)
+    score = self.method.accuracy(self.encoder, self._learner(), self.data)
+    if score is None:
+      return None
 
-    # The last split's arrays, which each validation reads anew.
+    # Each validation asks for the arrays of the same split, so keep the last ones.
     @functools.lru_cache(maxsize=1)
     def frozen_of(names: tuple[str, ...]) -> Frozen:
       return self.method.frozen_arrays(
@@ -334,19 +345,21 @@ class PromptRun(Run):
       )
 
     def accuracy_of(params: Any, split: SplitFeatures, source: Source) -> Accuracy:
-      return compiled(params, frozen_of(split.names), split, source)
+      return score(params, frozen_of(split.names), split, source)
 
     return accuracy_of
 
 
 def logit_bias_of(contrast: Contrast, encoder: Encoder) -> float:
-  """Bias of the sigmoid loss's logits; ConfigError if neither the config nor the
-  CLIP has one."""
+  """Bias of the sigmoid loss's logits: the config's, or the CLIP's; 0 for another loss.
+
+  Raises:
+    ConfigError: the loss needs a bias, but neither the config nor the CLIP has one.
+  """
   if contrast.loss != "sigmoid":
     return 0.0
   bias = contrast.logit_bias or float(encoder.clip.params.get("logit_bias", 0))
   if not bias:
-    raise ConfigError(
-      "logit_bias", 0.0, "a bias such as -17: this CLIP has none of its own"
-    )
+    expected = "a bias such as -17: this CLIP has none of its own"
+    raise ConfigError("logit_bias", 0.0, expected)
   return bias

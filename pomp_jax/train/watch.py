@@ -31,30 +31,36 @@ _STATM = pathlib.Path("/proc/self/statm")
 
 # A run is input bound when it spends more than this fraction of its time waiting for
 # the loader, and more than that fraction of its batches find the device idle.
-_WAIT_RATIO, _STARVED_RATIO = 1 / 3, 1 / 2
+_WAIT_RATIO = 1 / 3
+_STARVED_RATIO = 1 / 2
 # Steps that the host starts ahead of the device: one keeps it busy, and a stop waits
 # for all.
 _AHEAD = 2
-# Weight of a step in the running mean loss, and the steps before which no loss counts
-# as a spike.
-_WEIGHT, _STEPS_BEFORE = 0.05, 20
+# Weight of a step in the running mean of the loss.
+_WEIGHT = 0.05
+# Steps before which no loss counts as a spike.
+_STEPS_BEFORE = 20
 
 
 def memory() -> dict[str, float]:
-  """Memory of the fullest device; where devices have no statistics (CPUs), of the
-  process."""
-  stats = [device.memory_stats() or {} for device in hosts.devices(local=True)]
+  """Memory in use and its peak in bytes, of the fullest device of this process.
+
+  Where the devices have no statistics (CPUs), the memory of the process; empty where
+  the system has none either.
+  """
+  statistics = [device.memory_stats() or {} for device in hosts.devices(local=True)]
   names = {
-    "device_memory_bytes": "bytes_in_use",
-    "device_memory_peak_bytes": "peak_bytes_in_use",
+    "bytes_in_use": "device_memory_bytes",
+    "peak_bytes_in_use": "device_memory_peak_bytes",
   }
-  figures = {
-    ours: float(max(of_device[theirs] for of_device in stats))
-    for ours, theirs in names.items()
-    if all(theirs in of_device for of_device in stats)
-  }
+  figures = {}
+  for jax_name, name in names.items():
+    if all(jax_name in of_device for of_device in statistics):
+      fullest = max(of_device[jax_name] for of_device in statistics)
+      figures[name] = float(fullest)
   if figures or not _STATM.exists():
     return figures
+
   n_pages = int(_STATM.read_text().split()[1])
   return {"process_memory_bytes": float(n_pages * os.sysconf("SC_PAGE_SIZE"))}
 
@@ -85,22 +91,34 @@ class LossMonitor:
     self.statistics = statistics or {"steps": 0, "loss": 0.0}  # as JSON
 
   def __call__(self, step: int, metrics: dict[str, Any]) -> None:
-    """Checks the scalars of the next step, `loss` among them; BadLossError if one is
-    bad."""
+    """Checks the metrics of the next step.
+
+    Args:
+      step: number of the step.
+      metrics: its scalars, `loss` among them.
+
+    Raises:
+      BadLossError: a metric is not finite, or the loss is a spike.
+    """
     for name, value in metrics.items():
       if not math.isfinite(value):
         raise BadLossError(f"{name} is {value} at step {step}", step)
+
     loss = float(metrics["loss"])
-    steps, mean = self.statistics["steps"], self.statistics["loss"]
-    if self._spike and steps >= _STEPS_BEFORE and loss > self._spike * mean:
+    n_steps = self.statistics["steps"]
+    mean = self.statistics["loss"]
+    detects_spikes = self._spike > 0 and n_steps >= _STEPS_BEFORE
+    if detects_spikes and loss > self._spike * mean:
       raise BadLossError(
         f"loss is {loss:.4g} at step {step}, more than {self._spike:g} times its running mean"
         f" {mean:.4g}",
         step,
       )
-    # A plain mean of the first steps, until the weight of a step would be below 1/20.
-    mean += max(1 / (steps + 1), _WEIGHT) * (loss - mean)
-    self.statistics = {"steps": steps + 1, "loss": mean}
+
+    # The plain mean of the first 20 steps, then an exponential one.
+    weight = max(1 / (n_steps + 1), _WEIGHT)
+    mean += weight * (loss - mean)
+    self.statistics = {"steps": n_steps + 1, "loss": mean}
 
 
 class Watch(contextlib.AbstractContextManager):
@@ -120,37 +138,49 @@ class Watch(contextlib.AbstractContextManager):
     first: int = 0,
     tracker: Tracker | None = None,
   ):
-    """Opens the scalars and the progress bar of a run, `first` steps of which are done.
+    """Opens the scalars, the progress bar and the profiler of a run.
 
-    `check` is called with each step and its metrics, in order, and may raise
-    BadLossError.
+    Args:
+      run: training whose steps are watched.
+      check: function that gets each step and its metrics, in order, and may raise
+        BadLossError.
+      first: steps that are done already.
+      tracker: record in an experiment tracker, if there is one.
     """
-    self._run, self._check, self._opened = run, check, contextlib.ExitStack()
+    self._run = run
+    self._check = check
+    self._opened = contextlib.ExitStack()
+
+    # Process 0 writes.
     self._metrics: MetricsWriter | None = None
     if hosts.is_first():
       metrics = MetricsWriter(run.folder.path, first + 1, tracker)
       self._metrics = self._opened.enter_context(metrics)
-    self._progress = self._opened.enter_context(
-      Progress(run.total_steps, first, "step")
-    )
+    progress = Progress(run.total_steps, first, "step")
+    self._progress = self._opened.enter_context(progress)
+
     self._profile = None
     if PROFILER:
       self._profile = PROFILER.open()(run.loop, run.folder.path / "profile", first)
     if self._profile is not None:
       self._opened.callback(self._profile.close)
+
     self._share_of_peak: Callable[[float], dict[str, float]] = lambda seconds: {}
     if SHARE_OF_PEAK and self._metrics is not None:
       self._share_of_peak = SHARE_OF_PEAK.open()(run)
-    self._pending: list[tuple[int, dict[str, Any]]] = []
-    self._done_step = first
+
+    self._pending: list[tuple[int, dict[str, Any]]] = []  # steps that are not read yet
+    self._done_step = first  # last step that the device had done when it was timed
     self._warned = False
-    self._own: dict[str, float] = {}
+    self._own: dict[str, float] = {}  # this process's times and memory
     self.restart()
 
   def restart(self) -> None:
     """Starts to time the steps, and the waits for the loader, anew."""
-    self._start, self._waited = time.monotonic(), 0.0
-    self._batches = self._starved = 0
+    self._start = time.monotonic()
+    self._waited = 0.0  # s
+    self._batches = 0
+    self._starved = 0  # batches that found the device idle
 
   def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
     """Passes the batches through and times the wait for each."""
@@ -159,7 +189,8 @@ class Watch(contextlib.AbstractContextManager):
       self._waited += time.monotonic() - start
       self._batches += 1
       # With nothing pending, the loop itself has waited for the device.
-      self._starved += bool(self._pending) and _is_done(self._pending[-1][1])
+      if self._pending and _is_done(self._pending[-1][1]):
+        self._starved += 1
       yield batch
       start = time.monotonic()
 
@@ -194,48 +225,81 @@ class Watch(contextlib.AbstractContextManager):
     self._opened.close()
 
   def _read(self, count: int) -> None:
-    window, self._pending = self._pending[:count], self._pending[count:]
+    """Reads the metrics of the oldest `count` pending steps, a window; checks and
+    writes them.
+
+    Raises:
+      BadLossError: a loss of the window is bad.
+    """
+    window = self._pending[:count]
+    self._pending = self._pending[count:]
     if not window:
       return
+
+    # Waits for the device.
     values = jax.device_get([metrics for _, metrics in window])
-    for (step, _), found in zip(window, values, strict=True):
-      self._check(step, found)
-    step = window[-1][0]
-    means = {
-      name: sum(float(v[name]) for v in values) / len(values) for name in values[0]
-    }
-    means["learning_rate"] = float(self._run.rate(step - 1))
-    # Some later steps are done as well.
-    done = step + sum(_is_done(metrics) for _, metrics in self._pending)
-    if done > self._done_step:
-      elapsed = max(time.monotonic() - self._start, 1e-9)
-      self._own = {
-        "step_seconds": elapsed / (done - self._done_step),
-        "data_wait_ratio": self._waited / elapsed,
-        "starved_ratio": self._starved / max(self._batches, 1),
-      } | memory()
-      self._done_step = done
-      self.restart()
-      self._warn_if_input_bound(step)
-    own, rate = self._own, self._run.loop.batch_size / self._own["step_seconds"]
-    hosts.post("watch", own | {"images_per_second": rate / jax.process_count()})
+    for (step, _), metrics in zip(window, values, strict=True):
+      self._check(step, metrics)
+    last_step = window[-1][0]
+    scalars = {}
+    for name in values[0]:
+      scalars[name] = sum(float(metrics[name]) for metrics in values) / len(values)
+    scalars["learning_rate"] = float(self._run.rate(last_step - 1))
+
+    self._time_steps(last_step)
+    images_per_second = self._run.loop.batch_size / self._own["step_seconds"]
+    own_rate = images_per_second / jax.process_count()
+    hosts.post("watch", self._own | {"images_per_second": own_rate})
     if self._metrics is None:
       return
+
+    scalars["images_per_second"] = images_per_second
+    scalars |= self._own
+    scalars |= self._share_of_peak(self._own["step_seconds"])
     processes = hosts.posted("watch")  # the latest of each
-    scalars = means | {"images_per_second": rate} | own
-    scalars |= self._share_of_peak(own["step_seconds"])
     if len(processes) > 1:
-      for process, found in processes.items():
-        scalars |= {f"process_{process}/{name}": value for name, value in found.items()}
-    self._metrics.write(step, **scalars)
-    waits = {"data wait": f"{100 * own['data_wait_ratio']:.0f}%"}
-    accuracy = f"{100 * means['accuracy']:.1f}%"
-    self._progress.update(step, loss=means["loss"], accuracy=accuracy, **waits)
+      for process, figures in processes.items():
+        for name, value in figures.items():
+          scalars[f"process_{process}/{name}"] = value
+    self._metrics.write(last_step, **scalars)
+
+    figures_of_bar = {
+      "loss": scalars["loss"],
+      "accuracy": f"{100 * scalars['accuracy']:.1f}%",
+      "data wait": f"{100 * self._own['data_wait_ratio']:.0f}%",
+    }
+    self._progress.update(last_step, **figures_of_bar)
+
+  def _time_steps(self, step: int) -> None:
+    """Times the steps that the device has done since the last call.
+
+    Args:
+      step: last step whose metrics were read; later ones may be done as well.
+    """
+    n_later = sum(_is_done(metrics) for _, metrics in self._pending)
+    done_step = step + n_later
+    n_steps = done_step - self._done_step
+    if n_steps <= 0:
+      return  # the latest times stay
+
+    elapsed = max(time.monotonic() - self._start, 1e-9)
+    self._own = {
+      "step_seconds": elapsed / n_steps,
+      "data_wait_ratio": self._waited / elapsed,
+      "starved_ratio": self._starved / max(self._batches, 1),
+      **memory(),
+    }
+    self._done_step = done_step
+    self.restart()
+    self._warn_if_input_bound(step)
 
   def _warn_if_input_bound(self, step: int) -> None:
+    """Warns once per start where the devices wait for the loader."""
+    if self._warned:
+      return
     wait = self._own["data_wait_ratio"]
     starved = self._own["starved_ratio"]
-    if self._warned or wait <= _WAIT_RATIO or starved <= _STARVED_RATIO:
+    if wait <= _WAIT_RATIO or starved <= _STARVED_RATIO:
       return
     self._warned = True
     threads, workers = self._run.readers
@@ -255,4 +319,5 @@ class Watch(contextlib.AbstractContextManager):
 
 
 def _is_done(metrics: dict[str, Any]) -> bool:
+  """Whether the device has computed the metrics of a step."""
   return all(leaf.is_ready() for leaf in metrics.values())

@@ -354,38 +354,43 @@ def _blur(image_BxSxSx3: np.ndarray, weight_B: np.ndarray) -> np.ndarray:
 def object_and_ground(
   key_B: np.ndarray,
   attributes_BxA: np.ndarray,
-  u: np.ndarray,
-  v: np.ndarray,
-  clutter: np.ndarray,
+  u_BxP: np.ndarray,
+  v_BxP: np.ndarray,
+  clutter_BxP: np.ndarray,
   depth: float = 0.16,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Unlit colours [B, P, 3] of the textured object, and of the ground with its clutter.
+  """Colours the textured object and the ground with its clutter, before any light.
 
   Args:
     key_B: keys of the images, uint64 [B].
     attributes_BxA: colour, texture, shape and ground, indices into `names.WORDS`.
-    u: horizontal coordinates of the object at each pixel [B, P].
-    v: vertical ones.
-    clutter: strength of the clutter at each pixel [B, P], in [0, 1].
+    u_BxP: coordinates of the object at each pixel, to the right.
+    v_BxP: likewise, downwards.
+    clutter_BxP: strength of the clutter at each pixel, in [0, 1].
     depth: brightness that the clutter adds to a dark ground, or takes from a light one.
+
+  Returns:
+    sRGB [B, P, 3] of the object, as if it filled the image, and of the ground.
   """
-  colour_Bx3 = _PALETTE[attributes_BxA[:, 0]] + _tint(key_B, 50)
-  ground_Bx3 = _PALETTE[attributes_BxA[:, 3]] + _tint(key_B, 53)
+  colours_B, textures_B, _, grounds_B = attributes_BxA.T
+  colour_Bx3 = _PALETTE[colours_B] + _tint(key_B, 50)
   # Patterns are always darker than the colour, which a small vision tower learns more
   # easily.
   tone_Bx3 = colour_Bx3 * 0.38
-  pattern_BxP = np.empty_like(u)
+  pattern_BxP = np.empty_like(u_BxP)
   phase_B = uniform(key_B, 6, 0, 0.3)
-  textures_B = attributes_BxA[:, 1]
   for texture in np.unique(textures_B):
     rows = np.flatnonzero(textures_B == texture)
     pattern = _PATTERNS[TEXTURES[texture]]
-    pattern_BxP[rows] = pattern(u[rows], v[rows], phase_B[rows, None])
+    pattern_BxP[rows] = pattern(u_BxP[rows], v_BxP[rows], phase_B[rows, None])
   darkening_Bx1x3 = (tone_Bx3 - colour_Bx3)[:, None]
-  thing = colour_Bx3[:, None] + pattern_BxP[..., None] * darkening_Bx1x3
-  depth_B = depth * np.sign(0.5 - ground_Bx3 @ _LUMA)
-  ground = ground_Bx3[:, None] + (clutter * depth_B[:, None])[..., None]
-  return thing, ground
+  object_BxPx3 = colour_Bx3[:, None] + pattern_BxP[..., None] * darkening_Bx1x3
+
+  ground_Bx3 = _PALETTE[grounds_B] + _tint(key_B, 53)
+  is_dark_B = np.sign(0.5 - ground_Bx3 @ _LUMA)  # 1 for dark, -1 for light
+  change_BxP = clutter_BxP * (depth * is_dark_B)[:, None]
+  ground_BxPx3 = ground_Bx3[:, None] + change_BxP[..., None]
+  return object_BxPx3, ground_BxPx3
 
 
 def _tint(key_B: np.ndarray, channel: int) -> np.ndarray:
@@ -491,15 +496,19 @@ def _shift_colours(key_B: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def render(key_B: np.ndarray, attributes_BxA: np.ndarray, style: Style) -> np.ndarray:
-  """Renders images: uint8 [B, S, S, 3], sRGB.
+  """Renders images, a chunk at a time so that intermediates fit in the cache.
 
   Args:
-    key_B: keys of the images, of `image_keys`.
+    key_B: keys of the images, uint64 [B], of `image_keys`.
     attributes_BxA: colour, texture, shape and ground, indices into `names.WORDS`.
     style: properties of the pictures, `PHOTO` or `SHIFTED`.
+
+  Returns:
+    sRGB, uint8 [B, S, S, 3].
   """
-  image = np.empty((len(key_B), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-  for start in range(0, len(key_B), _CHUNK):
-    part = slice(start, start + _CHUNK)
-    image[part] = _draw(key_B[part], attributes_BxA[part], style)
-  return image
+  n_images = len(key_B)
+  image_BxSxSx3 = np.empty((n_images, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+  for start in range(0, n_images, _CHUNK):
+    chunk = slice(start, start + _CHUNK)
+    image_BxSxSx3[chunk] = _draw(key_B[chunk], attributes_BxA[chunk], style)
+  return image_BxSxSx3

@@ -18,7 +18,7 @@ import pytest
 
 from pomp_jax import hosts
 from pomp_jax.data import loader as module
-from pomp_jax.data.loader import Loader, Readers, _close_together, choose_readers
+from pomp_jax.data.loader import Loader, Readers, Shard, _close_together, choose_readers
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.data.views import Augmentation, views
@@ -116,7 +116,7 @@ def test_sizes_must_divide_the_batch():
   with pytest.raises(
     ValueError, match="batch of 4 does not divide by 1 views x 3 processes"
   ):
-    Loader(Numbers(), show, batch_size=4, seed=0, shard=(0, 3))
+    Loader(Numbers(), show, batch_size=4, seed=0, shard=Shard(0, 3))
   with pytest.raises(
     ValueError, match="batch of 4 does not divide by 3 views x 1 processes"
   ):
@@ -128,7 +128,7 @@ def test_the_next_image_stands_in_for_one_that_cant_be_read():
   options = {"damaged": (3, 4, 19), "max_corrupt": 0.15}
   expected = [[stand_in.get(index, index) for index in row] for row in indices(10)]
   assert indices(10, **options) == expected
-  halves = [indices(10, **options, shard=(index, 2)) for index in range(2)]
+  halves = [indices(10, **options, shard=Shard(index, 2)) for index in range(2)]
   assert [a + b for a, b in zip(*halves, strict=True)] == expected
 
 
