@@ -73,6 +73,7 @@ def test_boxes_come_back():
     "a b c d",
     "3 0 2 1",
     "0 0 11 5",
+    "0 0 4 6",
     "0 0 nan 1",
     "0 0 1 1\n" * (form.MAX_BOXES + 1),
   ],

@@ -233,6 +233,25 @@ def test_counts_of_other_files_are_not_used(region_set, tmp_path, without_report
   assert results[1] != results[2] == run_job(config, tmp_path / "new")
 
 
+def test_crops_with_context_are_of_the_masks_and_not_of_a_files_boxes(
+  region_set, tmp_path, without_report
+):
+  shutil.copytree(region_set / "regions", tmp_path / "regions")
+  fields = {"regions.path": str(tmp_path / "regions"), "regions.crop": "context"}
+  config = config_for(region_set, **FILE | fields)
+  run_job(config, tmp_path / "whole")
+  for file in (tmp_path / "regions").glob("*.npz"):
+    arrays = dict(np.load(file))
+    corner = np.array([1, 1, 9, 9], np.float32)
+    assert (arrays["boxes"] != corner).any()
+    np.savez(file, **arrays | {"boxes": np.tile(corner, (len(arrays["boxes"]), 1))})
+  run_job(config, tmp_path / "corner")
+  for prompt in (0, 1):
+    found = label_maps(tmp_path / "corner", prompt)
+    for one, two in zip(found, label_maps(tmp_path / "whole", prompt), strict=True):
+      np.testing.assert_array_equal(one, two)
+
+
 def test_masks_of_few_images_in_memory_and_missing_labels_change_no_label_image(
   region_set, by_file, tmp_path, monkeypatch, without_report
 ):
