@@ -368,8 +368,10 @@ def _keys(
   prompts: Sequence[NamedPrompt],
   weights_key: Sequence[str],
 ) -> dict[str, str]:
-  """Fingerprints, by the file of each set, all that its figures depend on but the
-  pixels."""
+  """Fingerprints, by the file of each set, of all that its figures depend on.
+
+  Of stored images these are sizes and times of the files, not their pixels.
+  """
   clip = encoder.clip
   weights = jax.tree.leaves(clip.params)
   clip_key = fingerprint(
@@ -387,6 +389,8 @@ def _keys(
       if source.upright:
         place += ", upright"
       parts.append(place)
+      # An image may be mended under its old name.
+      parts.append(source.stamps())
     else:
       parts.append("")
     if isinstance(source, FeatureSource):

@@ -7,6 +7,7 @@ most tests.
 import csv
 import dataclasses
 import json
+import os
 import shutil
 from unittest import mock
 
@@ -516,6 +517,11 @@ def test_each_part_of_a_set_has_its_own_key(encoder, tmp_path, monkeypatch):
     key(prompts=[NamedPrompt("one", "an {}."), prompts[1]]),
     key(more=("0.5",)),
   ]
+  # An image under its old name, of another size or the same, is another one.
+  for second in (1, 2):
+    Image.new("RGB", (8, 8), (second, 0, 0)).save(tmp_path / "images" / "b.png")
+    os.utime(tmp_path / "images" / "b.png", (second, second))
+    others.append(key())
   monkeypatch.setattr(evaluate, "_VERSION", f"{evaluate._VERSION} and more")
   others.append(key())
   assert len({first, *others}) == 1 + len(others), [
