@@ -139,8 +139,8 @@ def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
   if vocabulary is None:
     merges = files.find_first(MERGES_FILES)
     return read_bpe(merges, config.text_config.vocab_size, files.source)
-  # The library reads a folder. A file of the hub is there once it is looked up, one of
-  # a bucket once it is copied.
+  # The library reads a folder: looking a file up downloads it from the hub, and
+  # `local_copy` fetches it from a bucket.
   for name in (*_VOCABULARIES, *_BESIDE_VOCABULARY):
     file = files.find(name)
     if file is not None:

@@ -264,7 +264,7 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
       names = names_in(content, path)
     except DamagedFileError as error:
       raise VocabularyError(str(error)) from error
-    # A run may have classes of one name.
+    # Two classes of a run may have the same name.
     check_names(names, str(path), distinct=False)
   elif has_categories(content):
     by_id = categories_by_id(path, content)

@@ -117,7 +117,7 @@ def open_folder(
   _warn_once(
     where,
     unmatched,
-    f"of {len(folder_names)} folders are skipped, as no class of the list",
+    f"of {len(folder_names)} folders are skipped: no class of the list is named so",
   )
   listings = _list_class_folders(folder, sorted(class_of, key=class_of.__getitem__))
   keys = []

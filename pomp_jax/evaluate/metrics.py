@@ -276,6 +276,7 @@ class Tally:
       lost += int(np.sum(wrong_B & reference_B))
       self._pairs = (gained, lost)
     bin_B = confidence_bins(confidence_B)
+    # Sums of each bin, which are changed in place.
     images_S, right_S, confidence_S = self._bins
     images_S += np.bincount(bin_B, minlength=N_BINS)
     right_S += np.bincount(bin_B, right_B, N_BINS)

@@ -67,7 +67,8 @@ def split_features(
     encoder: CLIP that computes them.
     source: images, the same list in every process, or features of a file.
     threads: threads that read images in each process; by the cores if 0.
-    max_corrupt: share of the images that may be unreadable; above 0 always one.
+    max_corrupt: share of the images that may be unreadable. Any share above 0 allows
+      at least one.
     store: folder of features of earlier starts, which gets those computed now.
 
   Raises:
@@ -93,7 +94,7 @@ def split_features(
     features_nxE[indices] = features_BxE[:n_images]
     n_done += n_images
     if stored is not None:
-      # Only complete blocks are written: up to the block of the next image.
+      # Only complete blocks are written. The block of the next missing image is not.
       end = n_done
       if n_done < len(missing):
         next_block = stored.rows(int(missing[n_done]) // stored.block_size)

@@ -124,7 +124,7 @@ class Features:
         if not exists(description):
           raise
 
-      # Another description is there. What it should hold is known without reading it.
+      # A description exists that is not ours: of version 1, damaged, or of other features.
       is_version_1 = self._add_places()
       if not is_version_1:
         log.warning("%s: damaged, or of other features; writing it again", description)
@@ -227,7 +227,7 @@ class Features:
     return np.ascontiguousarray(placed_BxVxE[..., :-1])
 
   def _add_places(self) -> bool:
-    """Adds places to the stored blocks of version 1, whose rows end with the features.
+    """Adds the place of each row, a last column, to the stored blocks of version 1.
 
     After an interruption the next call does the rest: a block that has its places can't
     be read as one of version 1, and is skipped.

@@ -80,7 +80,8 @@ def _group(cells: Sequence[Mapping[str, Any]]) -> Group:
   spreads = {}
   for name, values in values_of.items():
     if name in COSTS:
-      # Lanes of one program have exactly the same share of it: one measurement.
+      # Cells that ran as lanes of one program have equal costs, which were measured
+      # once; equal numbers count once, or the spread would be too small.
       values = list(dict.fromkeys(values))
     std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     spreads[name] = Spread(float(np.mean(values)), std=std, values=tuple(values))

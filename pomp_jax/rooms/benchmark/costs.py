@@ -204,6 +204,7 @@ def _class_cost(run: PromptRun) -> Cost:
   measured = _with_fewer_classes(run, cost.measured)
   n_tokens = run.n_prefix + run.token_budget
   n_measured_tokens = measured.n_prefix + measured.token_budget
+  # `cost.seconds` is for all rows; of these only `cost.measured` were timed.
   measured_seconds = cost.seconds * cost.measured / cost.total
   return cost._replace(seconds=measured_seconds * (n_tokens / n_measured_tokens))
 
@@ -211,7 +212,7 @@ def _class_cost(run: PromptRun) -> Cost:
 def _with_fewer_classes(run: PromptRun, n_rows: int) -> PromptRun:
   """A run whose step has this many rows: images and classes, in the proportions of `run`.
 
-  Its image features are stored, so that the step is the text tower's.
+  It reads stored image features, so that its time is that of the text tower.
   """
   share = min(1.0, n_rows / (run.group_size + run.k))
   n_chunks = run.step_memory.n_chunks

@@ -386,7 +386,7 @@ def _index(
       raise SourceError(f"{path}: can't be read ({_first_line(error)})") from error
     return labels, keys
 
-  # A data set that is prepared anew has other shards, if it has other images.
+  # The sizes of the shards tell one preparation of a data set from another.
   shards = ""
   info = builder.info.splits.get(records.split)
   if info is not None:

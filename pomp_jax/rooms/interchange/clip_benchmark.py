@@ -60,7 +60,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
 def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """Builds a record for each set and prompt, by the stem of its file.
 
-  The prompt stands where CLIP_benchmark has the weights, in `pretrained`.
+  `pretrained`, which in CLIP_benchmark names the weights, names the prompt.
   """
   records: dict[str, dict[str, Any]] = {}
   for name, results_of_set in results["sets"].items():

@@ -133,8 +133,11 @@ class Comparison:
 
   def _class_features(self, names: Sequence[str]) -> list[Float[np.ndarray, "S E"]]:
     """Features of the names under each prompt, computed once."""
-    # Padded to a power of two with the first name, so that few shapes are compiled.
-    n_rows = max(8, 1 << (len(names) - 1).bit_length())
+    # The first name fills the list up to 8, 16, 32, .. names, so that few shapes are
+    # compiled.
+    n_rows = 8
+    while n_rows < len(names):
+      n_rows *= 2
     padding = [names[0]] * (n_rows - len(names))
     classes = ClassList((*names, *padding), ensemble=load_templates("imagenet"))
     features = []

@@ -81,7 +81,7 @@ def run(config: PageConfig, _: str) -> None:
   page = config.page
   turns = server.Turns()
   prompts = shown_prompts(read_prompts(page.prompts, "page.prompts"))
-  # The page shows pictures as browsers do.
+  # Browsers turn pictures as their EXIF says, so the page names them turned.
   warn_of_turns(prompts, True, "the page")
   encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store

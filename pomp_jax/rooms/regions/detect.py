@@ -243,7 +243,9 @@ def _draw(
     if index not in indices:
       continue
     regions, classes = boxes.regions(index, masks=False)
-    sets = [Detections(regions.boxes, np.ones(len(classes), np.float32), classes)]
+    # The annotations stand first, with a score of 1.
+    scores_of_truth = np.ones(len(classes), np.float32)
+    sets = [Detections(regions.boxes, scores_of_truth, classes)]
     for rows in image["rows"]:
       corners = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
       # From x, y, width, height to the two corners.

@@ -217,14 +217,14 @@ def boxes_picture(
   names: Sequence[str],
   title: str,
 ) -> None:
-  """Draws numbered boxes, the `strongest`, and a legend with names and scores.
+  """Draws the boxes with the highest scores, numbered, and a legend with their names.
 
   Args:
     path: file of the picture.
     image: picture.
     boxes: boxes in pixels of the picture.
     names: names of the classes.
-    title: title, which the number of the boxes follows.
+    title: title; the number of boxes is written behind it.
   """
   drawn = strongest(boxes, _OF_PICTURE)
   classes = drawn.classes.tolist()
@@ -344,7 +344,8 @@ def sheet(
   """Draws rows of pictures of equal size, each row with a legend.
 
   Args:
-    pictures: pictures of each row, one a heading: uint8 [H,W,3] or fractions.
+    pictures: rows of pictures, each with as many as there are headings: uint8
+      [H,W,3], or floats of 0 to 1.
     legends: legend of each row, name -> colour.
     headings: headings of the columns.
     title: title of the sheet.

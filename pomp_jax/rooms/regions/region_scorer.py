@@ -100,8 +100,8 @@ def fuse(
     clip: scores of crops; None: the network's alone count.
     fusion: exponents of the two halves of the classes, and `null`.
     trained_C: classes of the network's training, whose exponent is `e_base`.
-    valid_R: regions that CLIP has seen. For others CLIP's factor is 1 (ZSSeg: an empty
-      mask), and without a network their scores are 0.
+    valid_R: regions whose crop CLIP has seen; the mask of any other is empty. Its
+      scores are the network's alone, as in ZSSeg, and 0 without a network.
   """
   if clip is None:
     assert net is not None

@@ -90,7 +90,7 @@ def make_mask_step(
     logits = class_logits(output.embeddings_JxBxQxE, classes_NxE, output.non_object_E)
     predictions = Predictions(logits, output.masks_JxBxQxhxw)
     targets = targets_of(batch["owners"], batch["labels"])
-    # Which query is matched to a target has no gradient, as in DETR.
+    # No gradient flows through the choice of queries, as in DETR.
     queries_JxBxT = matched(jax.lax.stop_gradient(predictions), targets)
     losses = mask_losses(predictions, targets, queries_JxBxT, weights)
     return losses.loss, losses
