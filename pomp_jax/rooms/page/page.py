@@ -117,6 +117,8 @@ def run(config: PageConfig, _: str) -> None:
     log.info("the page is at %s (Ctrl-C ends it)", url)
     while not stop.after_step():
       time.sleep(_SECONDS)
+    log.info("the page ends")
+    turns.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -101,7 +101,8 @@ def check(config: ReproduceConfig, workdir: str) -> None:
     named = NamedPrompt(training.label, training.prompt)
     check_prompt(named, (), clip, config.clip.model)
   # Also of seeds that have finished: before hours of the stages that come first.
-  _trainings(config, table, workdir)
+  recipe = _recipe(table, settings.root, config.clip.model)
+  _trainings(settings, recipe, config.replace, workdir)
   if table.suite:
     items = _items(settings, table, config.replace)
     if all(_problem(item.open) for item in items):
@@ -171,7 +172,7 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
   if settings.train and set(sets.names) <= state.stopped.keys():
     why_not = "stopped: every set was stopped before"
   elif settings.train:
-    runs = accuracies.retrain(_trainings(config, table, workdir))
+    runs = accuracies.retrain(_trainings(settings, recipe, config.replace, workdir))
     finished = [read_training(one) for one in runs]
   if table.arms:
     state.orders(_arms(table, finished))
@@ -384,13 +385,15 @@ def _fields_of(method: Method) -> dict[str, Any]:
 
 
 def _trainings(
-  config: ReproduceConfig, table: Accuracies, workdir: str
+  settings: Reproduce,
+  recipe: Mapping[str, Any],
+  replace: Callable[[Mapping[str, Any]], Any],
+  workdir: str,
 ) -> dict[str, Any]:
   """Configs of the trainings of `reproduce.train`, by their folders."""
-  settings = config.reproduce
   return accuracies.seeds_to_train(
-    config.replace,
-    recipe=_recipe(table, settings.root, config.clip.model),
+    replace,
+    recipe=recipe,
     n_seeds=settings.train,
     folder=os.path.join(workdir, _TRAININGS),
   )

@@ -148,6 +148,24 @@ def test_the_config_takes_the_demos_prompt_where_there_is_one(tmp_path, monkeypa
   )
 
 
+def test_it_waits_for_the_computation_that_runs_before_it_ends(
+  stops, monkeypatch, tmp_path
+):
+  """While it still serves: `Turns.close` waits, and lets no other computation start."""
+  events = []
+
+  @contextlib.contextmanager
+  def serving(app, listener, max_upload):
+    listener.close()
+    yield
+    events.append("no more served")
+
+  monkeypatch.setattr(server, "serving", serving)
+  monkeypatch.setattr(server.Turns, "close", lambda turns: events.append("closed"))
+  run({"page.prompts": "{}."}, tmp_path / "workdir")
+  assert events == ["closed", "no more served"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_status_0(tmp_path, monkeypatch, capsys, number):
   """While it serves, by its own handlers of signals; the answer is of its own
