@@ -186,8 +186,9 @@ def test_a_seed_of_another_recipe_is_refused_first(tmp_path, monkeypatch):
   workdir = tmp_path / "run"
   config = defaults("reproduce").replace({"reproduce.train": 2})
   reproduce.check(config, str(workdir))
+  recipe = reproduce._recipe(ACCURACIES["world"], "", config.clip.model)
   (first, training), (second, _) = reproduce._trainings(
-    config, ACCURACIES["world"], str(workdir)
+    config.reproduce, recipe, config.replace, str(workdir)
   ).items()
   RunFolder(first).create(training.to_dict())
   RunFolder(first).write_results({"job": "pretrain"})
