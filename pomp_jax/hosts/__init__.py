@@ -4,6 +4,13 @@ A process that runs alone calls the same functions: they start nothing and retur
 once.
 """
 
+from pomp_jax.hosts.failure import (
+  fail,
+  fail_after_lost_contact,
+  finish,
+  is_lost_contact,
+  watch_failures,
+)
 from pomp_jax.hosts.messages import (
   HostError,
   LostHostError,
@@ -24,10 +31,5 @@ from pomp_jax.hosts.stop import (
   StopRequest,
   StopSignals,
   ending_at_once,
-  fail,
-  fail_after_lost_contact,
-  finish,
-  is_lost_contact,
   raise_if_preempted,
-  watch_failures,
 )

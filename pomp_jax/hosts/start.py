@@ -21,9 +21,10 @@ import jax
 from jax._src import clusters
 
 from pomp_jax.errors import TryAgain
+from pomp_jax.hosts.failure import OF_OTHERS
 from pomp_jax.hosts.messages import LISTEN_SECONDS, HostError, LostHostError
 from pomp_jax.hosts.resources import devices
-from pomp_jax.hosts.stop import OF_OTHERS, Preempted
+from pomp_jax.hosts.stop import Preempted
 
 _INTERRUPTED = 130  # exit status after SIGINT, by the convention of shells
 # JAX's names, in this order. Open MPI's processes also see the SLURM step of their

@@ -11,7 +11,7 @@ from unittest import mock
 import jax
 import pytest
 
-from pomp_jax.hosts import Preempted, StopRequest, is_lost_contact, stop
+from pomp_jax.hosts import Preempted, StopRequest, failure, is_lost_contact, stop
 
 
 def send(number):
@@ -142,11 +142,11 @@ def test_too_little_memory_is_no_lost_process(kind, message, expected):
 )
 def test_the_reason_of_another_process(monkeypatch, answer, expected, waits):
   found = []
-  monkeypatch.setattr(stop, "_finished", mock.Mock(wait=found.append))
+  monkeypatch.setattr(failure, "_finished", mock.Mock(wait=found.append))
   store = mock.Mock()
   store.blocking_key_value_get.side_effect = [answer]
-  assert stop._wait_for_failure(store, 2.5) == expected
-  assert store.mock_calls == [mock.call.blocking_key_value_get(stop._KEY, 2500)]
+  assert failure._wait_for_failure(store, 2.5) == expected
+  assert store.mock_calls == [mock.call.blocking_key_value_get(failure._KEY, 2500)]
   assert found == waits
 
 
