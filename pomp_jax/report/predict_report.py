@@ -26,7 +26,7 @@ def predict_report(results: Mapping[str, Any], config: Mapping[str, Any]) -> Rep
     "class vectors": results.get("size"),
   }
   sections = [
-    _pictures(images, TASKS[results["task"]]),
+    _pictures(images, TASKS.get(str(results.get("task")))),
     Section("What answered", table=report.facts(facts), brief=True),
   ]
   unreadable = results.get("unreadable", {})
@@ -37,9 +37,11 @@ def predict_report(results: Mapping[str, Any], config: Mapping[str, Any]) -> Rep
   return Report("Names for pictures", text, sections)
 
 
-def _pictures(images: Mapping[str, Rows], task: Task) -> Section:
-  """A row for each picture: what the task says of it, and its names."""
-  summary = load(task.summary) if task.summary else _no_summary
+def _pictures(images: Mapping[str, Rows], task: Task | None) -> Section:
+  """A row for each picture: what the task says of it, if it is known, and its names."""
+  summary = _no_summary
+  if task is not None and task.summary:
+    summary = load(task.summary)
   lines = []
   headers: dict[str, None] = {}
   first_images = list(images.items())[:_MOST_PICTURES]

@@ -60,6 +60,7 @@ def test_a_run_leaves_its_folder(pretrained):
     "evaluated_step": 12,
   }
   same |= {"clip_model": "world", "n_classes": 300, "k": 20, "correction": "log"}
+  same |= {"margin": 0.0}
   same |= {
     "reference": "hand_written",
     "roll_backs": 0,

@@ -217,7 +217,8 @@ def _step(run: PromptRun) -> jax.stages.Wrapped:
   run_on_features = _on_features(run)
   has_own_loss = CORRECTIONS[run.contrast.correction].loss is not None
 
-  def step_of_lane(
+  # Its name is shown while the program compiles.
+  def step_of_cells(
     state: TrainState,
     numbers: Mapping[str, jax.Array],
     frozen: Frozen,
@@ -236,7 +237,7 @@ def _step(run: PromptRun) -> jax.stages.Wrapped:
     step = lane.build_step(correction_scale)
     return step(state, frozen, batch)
 
-  step_of_lanes = jax.vmap(step_of_lane, in_axes=(0, 0, None, 0))
+  step_of_lanes = jax.vmap(step_of_cells, in_axes=(0, 0, None, 0))
   return jax.jit(step_of_lanes, donate_argnums=0)
 
 
