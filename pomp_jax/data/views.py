@@ -35,6 +35,26 @@ _STREAM = 0x706F6D70
 _N_UNIFORMS = 4 * _CROP_TRIES + 1 + 3 * N_OPERATIONS
 
 
+# Worker processes of `train.fill_features` make these; here they import little for it.
+
+
+class Part(NamedTuple):
+  """Images of a block of stored features that are decoded together."""
+
+  block: int
+  epoch: int
+  indices_B: np.ndarray
+
+
+class DecodedPart(NamedTuple):
+  """Views of a part's images."""
+
+  part: Part
+  versions_BxV: np.ndarray  # column of each view in the block
+  pixels_BxVxSxSx3: np.ndarray
+  readable_B: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
   """Augmentation of the training images."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import itertools
 import logging
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from pomp_jax import hosts
 from pomp_jax.config.fields import Clip, Data
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.unreadable import SkippedImages, name_of
-from pomp_jax.data.views import views
+from pomp_jax.data.views import DecodedPart, Part, views
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
 from pomp_jax.files.features import Features, FeatureStoreError
@@ -33,23 +33,6 @@ log = logging.getLogger(__name__)
 
 # Longest wait for the slowest process, in seconds. Heartbeats tell whether it lives.
 _NO_END = 7 * 86_400.0
-
-
-class Part(NamedTuple):
-  """Images of a block that are decoded together."""
-
-  block: int
-  epoch: int
-  indices_B: np.ndarray
-
-
-class DecodedPart(NamedTuple):
-  """Views of a part's images."""
-
-  part: Part
-  versions_BxV: np.ndarray  # column of each view in the block
-  pixels_BxVxSxSx3: np.ndarray
-  readable_B: np.ndarray
 
 
 def fill_features(
