@@ -10,6 +10,7 @@ classes, for `certain.tree`. The same in every call.
 """
 
 import argparse
+from collections.abc import Sequence
 import csv
 import pathlib
 
@@ -45,17 +46,19 @@ def main() -> None:
   noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   Image.fromarray(noise).save(pictures / "nothing_noise.png")
   Image.fromarray(np.full(shape, 128, np.uint8)).save(pictures / "nothing_grey.png")
-  write_tree(folder / "tree.csv")
+  write_tree(folder / "tree.csv", class_names("base"), class_attributes("base"))
 
 
-def write_tree(file: pathlib.Path) -> None:
-  """Ranks of the base classes: shape, texture, colour, name."""
-  names = class_names("base")
-  attributes = class_attributes("base").tolist()
+def write_tree(
+  file: pathlib.Path, names: Sequence[str], attributes_NxA: np.ndarray
+) -> None:
+  """Writes a CSV of ranks above classes of the world: shape, texture, colour, name."""
   with file.open("w", newline="", encoding="utf-8") as stream:
     writer = csv.writer(stream)
     writer.writerow(["all", "shape", "texture", "colour", "name"])
-    for name, (colour, texture, shape, _) in zip(names, attributes, strict=True):
+    for name, (colour, texture, shape, _) in zip(
+      names, attributes_NxA.tolist(), strict=True
+    ):
       textured = f"{TEXTURES[texture]} {SHAPES[shape]}"
       coloured = f"{COLOURS[colour]} {textured}"
       writer.writerow(["thing", SHAPES[shape], textured, coloured, name])

@@ -18,7 +18,6 @@ Shapes: B images, N classes, E embedding.
 
 import argparse
 from collections.abc import Sequence
-import csv
 import json
 import pathlib
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from docs.generators.example_sets import parts_of_sets
+from docs.generators.hard_pictures import write_tree
 from pomp_jax.clip.load import load_clip
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.classifier import open_prompt
@@ -35,7 +35,7 @@ from pomp_jax.rooms.certainty.calibrate import halves
 from pomp_jax.rooms.certainty.temperature import fit_temperature
 from pomp_jax.rooms.certainty.trees import ClassTree, load_class_tree
 from pomp_jax.world import source
-from pomp_jax.world.names import COLOURS, SHAPES, TEXTURES
+from pomp_jax.world.names import SHAPES
 
 SETS = parts_of_sets(n_classes=100, images_per_class=16)
 GUARANTEES = (0.8, 0.9, 0.95)
@@ -99,16 +99,7 @@ def pictures_of(encoder: Encoder, set_name: str) -> Pictures:
 def write_ranks(folder: pathlib.Path, pictures: Pictures) -> pathlib.Path:
   """A CSV of ranks."""
   file = folder / "ranks.csv"
-  with file.open("w", newline="", encoding="utf-8") as stream:
-    writer = csv.writer(stream)
-    writer.writerow(["all", "shape", "texture", "colour", "name"])
-    for name, attributes in zip(
-      pictures.names, pictures.attributes_NxA.tolist(), strict=True
-    ):
-      colour, texture, shape, _ = attributes
-      textured = f"{TEXTURES[texture]} {SHAPES[shape]}"
-      coloured = f"{COLOURS[colour]} {textured}"
-      writer.writerow(["thing", SHAPES[shape], textured, coloured, name])
+  write_tree(file, pictures.names, pictures.attributes_NxA)
   return file
 
 

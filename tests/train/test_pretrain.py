@@ -276,7 +276,7 @@ def test_stopped_at_random_steps_it_goes_on_bit_for_bit(
   # From the start, and then from the checkpoints of steps 4 and 8.
   assert taken[0] == 1 and 5 in taken[1:before] and taken[before:] == [9, 10, 11, 12]
   np.testing.assert_array_equal(found, whole)
-  # The running mean of the loss goes on, too.
+  # The running mean of the loss is that of the whole run.
   assert of_whole["steps"] == 12 and statistics[-1] == of_whole
   folders = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
   assert folders[1].scalars()["loss"] == folders[0].scalars()["loss"]

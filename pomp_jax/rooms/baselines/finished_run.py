@@ -54,7 +54,7 @@ class FinishedRun(OtherPrompt):
       self._prompt = defaults().prompt.changed(config["prompt"])
       self._clip = fields.Clip().changed(config["clip"])
       self._template: str = config["eval"]["template"]
-      # Runs of earlier versions do not have it.
+      # Runs of earlier versions lack this field.
       self.upright = config["data"].get("upright")
       params = checkpoint.state["params"]
       opt_state = checkpoint.state.get("opt_state")
