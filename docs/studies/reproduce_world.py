@@ -6,7 +6,7 @@ paper's are.
 Writes `pomp_jax/rooms/reproduce/records/world.json`: digests of the world's sets and
 CLIP, right answers of the controls, accuracies of ten trainings (seeds 100 to 109),
 and the released prompt, that of seed 100. Prints the share of the controls' answers
-that bfloat16 moves, by which `rows.MOVED_BY_FLOAT16` is chosen. Minutes on 2 cores.
+that bfloat16 moves, by which `tolerances.MOVED_BY_FLOAT16` is chosen. Minutes on 2 cores.
 """
 
 from collections.abc import Mapping

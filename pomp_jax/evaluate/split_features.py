@@ -9,7 +9,7 @@ Shapes: n images of a split, N classes, B images of a batch, E embedding.
 
 from collections.abc import Iterator
 import logging
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -20,11 +20,11 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError
-from pomp_jax.data.source import FeatureSource, Source, StoredImages
+from pomp_jax.data.source import FeatureSource, Source
 from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.encoder import Encoder, fetched
 from pomp_jax.evaluate.image_batches import NO_LABEL, image_batches
+from pomp_jax.evaluate.images_key import images_key
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.files.features import DamagedFeaturesError, Features
 from pomp_jax.files.paths import Path
@@ -219,36 +219,3 @@ def _write(
     log.warning("%s; the next start computes these features again", error)
     return None
   return stored
-
-
-def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
-  """Returns all that features of a source depend on beside the augmentation."""
-  key: dict[str, Any] = {}
-  if not isinstance(source, FeatureSource):
-    key["image_tower"] = encoder.image_fingerprint
-  preparation: str | int = PREPROCESSING_VERSION
-  if isinstance(source, StoredImages) and source.upright:
-    preparation = f"{preparation}, upright"
-  image_keys = np.asarray(getattr(source, "keys", ())).tolist()
-  images = [
-    "\0".join(source.names),
-    "\0".join(map(str, image_keys)),
-    np.asarray(source.labels),
-    _first_content(source),
-  ]
-  key["images"] = fingerprint(images)
-  key["preparation"] = preparation
-  key["image_size"] = encoder.clip.image_size
-  return key
-
-
-def _first_content(source: Source) -> Any:
-  """Content of the first image, which tells data sets with the same keys apart."""
-  try:
-    if isinstance(source, FeatureSource):
-      return source.checksums
-    if isinstance(source, StoredImages):
-      return np.frombuffer(source.encoded(0), np.uint8)
-    return source.images(np.arange(1))
-  except ImageError:
-    return np.zeros(0, np.uint8)

@@ -22,7 +22,8 @@ from pomp_jax.data.loader import Fetch, Shard, choose_readers, map_ahead
 from pomp_jax.data.source import FeatureSource, Source
 from pomp_jax.data.views import Augmentation, stored_views, views
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate.split_features import SplitFeatures, images_key, split_features
+from pomp_jax.evaluate.images_key import images_key
+from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.features import Features
 from pomp_jax.files.paths import join
 from pomp_jax.files.pieces import fingerprint

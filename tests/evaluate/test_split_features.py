@@ -10,10 +10,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import images_key as images_key_module
 from pomp_jax.evaluate import split_features as module
+from pomp_jax.evaluate.images_key import images_key
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files import features
 from pomp_jax.files.features import Features
@@ -157,16 +160,17 @@ def test_each_part_of_the_images_has_its_own_key(encoder, tmp_path, monkeypatch)
     (of_clip(std=(0.5, 0.5, 0.5)), source),
   ]
   found = [
-    module.images_key(source, encoder),
-    *(module.images_key(of, one) for one, of in others),
+    images_key(source, encoder),
+    *(images_key(of, one) for one, of in others),
   ]
   shutil.copytree(folder, tmp_path / "moved")
   moved = source.replace(storage=Files(tmp_path / "moved"))
-  assert module.images_key(moved, encoder) == found[0]
+  assert images_key(moved, encoder) == found[0]
   (tmp_path / "moved" / "a.png").write_bytes((folder / "b.png").read_bytes())
-  found.append(module.images_key(moved, encoder))
-  monkeypatch.setattr(module, "PREPROCESSING_VERSION", module.PREPROCESSING_VERSION + 1)
-  found.append(module.images_key(source, encoder))
+  found.append(images_key(moved, encoder))
+  another_version = PREPROCESSING_VERSION + 1
+  monkeypatch.setattr(images_key_module, "PREPROCESSING_VERSION", another_version)
+  found.append(images_key(source, encoder))
   texts = [json.dumps(key, sort_keys=True) for key in found]
   assert len({*texts}) == len(texts), [texts.index(text) for text in texts]
 

@@ -33,13 +33,12 @@ from pomp_jax.rooms.reproduce.rows import (
   PUBLISHED,
   RETRAINED,
   Row,
-  Seeds,
   compared,
   not_run,
-  seeds_of,
 )
 from pomp_jax.rooms.reproduce.tables import RELEASED, Accuracies
 from pomp_jax.rooms.reproduce.targets import TEST_IMAGES
+from pomp_jax.rooms.reproduce.tolerances import Seeds, seeds_of
 from pomp_jax.train import pretrain
 
 log = logging.getLogger(__name__)

@@ -6,16 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pomp_jax.rooms.reproduce.measure import Measured, mean_of
-from pomp_jax.rooms.reproduce.rows import (
+from pomp_jax.rooms.reproduce.rows import Row, compared
+from pomp_jax.rooms.reproduce.targets import TEST_IMAGES, Target
+from pomp_jax.rooms.reproduce.tolerances import (
   HALF_DIGIT,
   MOVED_BY_FLOAT16,
   SPREAD_OF_A_SET,
-  Row,
   Tolerance,
-  compared,
   control_tolerance,
 )
-from pomp_jax.rooms.reproduce.targets import TEST_IMAGES, Target
 
 RECORD = "record"  # source of a figure
 

@@ -15,15 +15,9 @@ import scipy.special
 
 from pomp_jax.rooms.reproduce.findings import Finding, finding
 from pomp_jax.rooms.reproduce.measure import Measured
-from pomp_jax.rooms.reproduce.rows import (
-  FAIL,
-  RETRAINED,
-  Row,
-  compared,
-  not_run,
-  seeds_of,
-)
+from pomp_jax.rooms.reproduce.rows import FAIL, RETRAINED, Row, compared, not_run
 from pomp_jax.rooms.reproduce.targets import tables
+from pomp_jax.rooms.reproduce.tolerances import seeds_of
 
 # In front of the names of the two, which OVER stands between.
 DIFFERENCE = "difference of top-1, "

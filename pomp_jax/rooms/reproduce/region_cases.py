@@ -41,7 +41,6 @@ from pomp_jax.rooms.reproduce.region_tables import (
 from pomp_jax.rooms.reproduce.rows import (
   CONTROLS,
   FAIL,
-  HALF_DIGIT,
   INPUTS,
   PUBLISHED,
   RETRAINED,
@@ -50,6 +49,7 @@ from pomp_jax.rooms.reproduce.rows import (
   not_run,
 )
 from pomp_jax.rooms.reproduce.targets import Target, target
+from pomp_jax.rooms.reproduce.tolerances import HALF_DIGIT
 
 log = logging.getLogger(__name__)
 

@@ -14,18 +14,14 @@ from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json
 from pomp_jax.rooms.reproduce.findings import Finding, finding
-from pomp_jax.rooms.reproduce.rows import (
-  FAIL,
-  RETRAINED,
-  Row,
+from pomp_jax.rooms.reproduce.rows import FAIL, RETRAINED, Row, compared, not_run
+from pomp_jax.rooms.reproduce.tables import OTHER_RECIPE_FIELDS, RECIPE_FIELDS
+from pomp_jax.rooms.reproduce.tolerances import (
   Seeds,
-  compared,
-  not_run,
   seeds_of,
   seeds_tolerance,
   t_reach,
 )
-from pomp_jax.rooms.reproduce.tables import OTHER_RECIPE_FIELDS, RECIPE_FIELDS
 
 
 class Training(NamedTuple):

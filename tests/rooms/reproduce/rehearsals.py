@@ -25,12 +25,7 @@ from pomp_jax.registry import load_job
 from pomp_jax.rooms.reproduce import measure
 from pomp_jax.rooms.reproduce.digests import packaged_record
 from pomp_jax.rooms.reproduce.reproduce import NotReproducedError
-from pomp_jax.rooms.reproduce.rows import (
-  CONTROLS,
-  INPUTS,
-  PUBLISHED,
-  RETRAINED,
-)
+from pomp_jax.rooms.reproduce.rows import CONTROLS, INPUTS, PUBLISHED, RETRAINED
 from pomp_jax.rooms.reproduce.tables import WORLD_RECIPE
 from tests.support.clips import words_as_prompt, write_random_clip
 

@@ -23,13 +23,14 @@ from pomp_jax.rooms.reproduce import (
   verify,
 )
 from pomp_jax.rooms.reproduce.orders_stage import DIFFERENCE
-from pomp_jax.rooms.reproduce.rows import Tolerance, from_dict
+from pomp_jax.rooms.reproduce.rows import from_dict
 from pomp_jax.rooms.reproduce.tables import (
   ACCURACIES,
   IMAGENET21K,
   METHODS,
   method_name,
 )
+from pomp_jax.rooms.reproduce.tolerances import Tolerance
 from tests.support.clips import write_random_clip
 from tests.support.pictures import encode, natural_image
 from tests.support.small_run import run_job, small_config
