@@ -182,7 +182,8 @@ def random_params(shapes: dict[str, Any], seed: int) -> dict[str, Any]:
     deviation = 0.02  # of CLIP's own embeddings
     if kind != "embedding" and len(shape) > 1:
       deviation = np.prod(shape[:-1]) ** -0.5  # preserves the variance of the inputs
-    return np.float32(deviation) * rng.standard_normal(shape, np.float32)
+    # asarray: of the shape (), NumPy's product is a scalar.
+    return np.asarray(np.float32(deviation) * rng.standard_normal(shape, np.float32))
 
   return jax.tree_util.tree_map_with_path(
     draw, shapes, is_leaf=lambda x: isinstance(x, tuple)

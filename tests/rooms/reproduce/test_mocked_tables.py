@@ -181,6 +181,21 @@ def test_another_number_of_images_fails_at_inputs(fourteen, tmp_path):
   assert first["sentence"].endswith("caltech101: 100 images, and 2,465 are published")
 
 
+@pytest.mark.slow("57 images and their sentences through a ViT-B/16")
+@pytest.mark.usefixtures("only_two")
+def test_a_clip_of_true_size_fails_at_the_controls(two_sets, tmp_path, capsys):
+  clip = "synthetic:openai/clip-vit-base-patch16"
+  arguments = f"table=cross_dataset,root={two_sets / 'DATA'},clip={clip}"
+  workdir = tmp_path / "run"
+  assert main([f"--config=reproduce:{arguments}", f"--workdir={workdir}"]) == 1
+  assert "error: NOT REPRODUCED: Controls" in capsys.readouterr().err
+  content, status = read(workdir)
+  assert status["Controls", "dtd"] == status["Controls", "eurosat"] == {"FAIL"}
+  first = content["findings"][0]
+  assert (first["kind"], first["subject"]) == ("weights", "all sets")
+  assert main([f"--config=reproduce:verify={workdir}"]) == 0
+
+
 def patch_texts(monkeypatch, texts_of):
   """Replaces the texts of hand-written prompts, for features and for their lengths."""
   for module in (named_prompts, prompt_features):
