@@ -313,6 +313,8 @@ class Task(NamedTuple):
   open: str  # see `evaluate.predict.Task`
   # rows of a picture -> columns of the report before its names, as texts by header
   summary: str = ""
+  # Heading in the report and key in the results of each fact that the task alone adds.
+  facts: tuple[tuple[str, str], ...] = ()
 
 
 TASKS = {
@@ -322,6 +324,7 @@ TASKS = {
   "certain": Task(
     "rooms.certainty.predict_task:CertainPictures",
     summary="rooms.certainty.reports:picture_summary",
+    facts=(("answers", "answers"), ("class vectors", "size")),
   ),
 }
 

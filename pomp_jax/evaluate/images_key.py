@@ -11,10 +11,12 @@ from pomp_jax.files.pieces import fingerprint
 
 
 def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
-  """Returns all that features of a source depend on beside the augmentation.
+  """Returns what the features of a source depend on, beside the augmentation.
 
   Whoever stores features keeps the key beside them, and computes them again where it
-  differs.
+  differs. Of the images it holds all names, keys and labels, but the content of the
+  first one alone, because reading all of them takes as long as computing features.
+  `evaluate` also compares sizes and times of the files: see `files.paths.file_stamps`.
 
   Args:
     source: images, or features of a file.

@@ -18,15 +18,16 @@ _WEIGHTS = ("share", "score", "probability")
 def predict_report(results: Mapping[str, Any], config: Mapping[str, Any]) -> Report:
   """Reports the job `predict`: a row for each picture, and the unreadable ones."""
   images = results["images"]
+  task = TASKS.get(str(results.get("task")))
   facts = {
     "prompt": results.get("prompt"),
     "names": results.get("names"),
     "probabilities": results.get("probabilities"),
-    "answers": results.get("answers"),
-    "class vectors": results.get("size"),
   }
+  if task is not None:
+    facts.update((heading, results.get(key)) for heading, key in task.facts)
   sections = [
-    _pictures(images, TASKS.get(str(results.get("task")))),
+    _pictures(images, task),
     Section("What answered", table=report.facts(facts), brief=True),
   ]
   unreadable = results.get("unreadable", {})
