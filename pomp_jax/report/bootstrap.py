@@ -1,4 +1,8 @@
-"""95% intervals of means of accuracies, by a bootstrap over the images."""
+"""95% intervals of means of accuracies, by a bootstrap over the images.
+
+Shapes: D draws. An axis of 2 holds the prompt and the reference, an axis of 4 the cases
+of `_count_cases`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,21 +14,22 @@ _SEED = 0
 
 
 def bootstrap(parts: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-  """Interval of the harmonic mean over parts of the mean top-1 over sets.
+  """Intervals of a mean accuracy: of each part the mean top-1 over its sets, then the
+  harmonic mean over the parts.
 
-  The images are drawn anew; the sets are fixed, and so is the seed. A set's answers are
-  drawn from the counts of the four cases, right and wrong under the prompt and under
-  the reference. Half an image is added to each, as `metrics.paired_difference` does, so
-  that an accuracy of 0 or 1 has an interval too.
+  The images are drawn anew with a fixed seed; the sets are fixed. A set's answers are
+  drawn from the counts of four cases: right or wrong under the prompt, and right or
+  wrong under the reference. Half an image is added to each count, as
+  `metrics.paired_difference` does, so that an accuracy of 0 or 1 has an interval too.
 
   Args:
     parts: figures of one prompt on each set of each part, such as base and new classes:
       `images`, `top1` and perhaps `difference`, see `metrics.Tally.figures`.
 
   Returns:
-    `interval`, two fractions; where every set has a difference to the reference also
-    `difference`, with the same statistic's `top1` less the reference's, and its
-    `interval`.
+    `interval`: both ends, fractions.
+    `difference`, if every set has a difference to the reference: `top1`, the prompt's
+      mean minus the reference's, and its `interval`.
   """
   generator = np.random.default_rng(_SEED)
   part_values = []
@@ -54,7 +59,7 @@ def _count_cases(figures: Mapping[str, Any]) -> np.ndarray:
   """Images of a set that both, the prompt alone, the reference alone, and neither get
   right: int [4].
 
-  Without a difference to a reference, the prompt stands for both.
+  Without a difference to a reference, the prompt serves as the reference.
   """
   difference = figures.get("difference", {"gained": 0, "lost": 0})
   gained = difference["gained"]
@@ -72,7 +77,7 @@ def _draw_cases(cases_4: np.ndarray, generator: np.random.Generator) -> np.ndarr
 
 
 def _accuracies(cases: np.ndarray) -> np.ndarray:
-  """What the prompt and the reference get right: cases [.., 4] -> [.., 2]."""
+  """Adds the cases that are right under prompt and reference: [.., 4] -> [.., 2]."""
   both = cases[..., 0]
   prompt_alone = cases[..., 1]
   reference_alone = cases[..., 2]
@@ -86,6 +91,6 @@ def _harmonic(parts: np.ndarray) -> np.ndarray:
 
 
 def _ends(drawn_D: np.ndarray, value: float) -> list[float]:
-  """The 2.5% and 97.5% quantiles of the draws, moved where they leave out the value."""
+  """The 2.5% and 97.5% quantiles of the draws, widened if they exclude the value."""
   low, high = np.quantile(drawn_D, [0.025, 0.975])
   return [float(min(low, value)), float(max(high, value))]

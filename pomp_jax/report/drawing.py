@@ -40,11 +40,10 @@ DPI = 150
 TITLE = 11  # of the figure
 HEADING = 10  # of a panel
 TEXT = 8  # everything else
-_LENGTH = 34  # of a name, in characters
-_LEGEND_COLUMN = 2.6  # inches of a name in a legend
-_MOST_TICKS = 8  # on a logarithmic axis
-# Ticks of a logarithmic axis of at most so many decades, as multiples of a power of
-# ten.
+_LENGTH = 34  # most characters of a name
+_LEGEND_COLUMN = 2.6  # width of a name in a legend, inches
+_MOST_TICKS = 8  # ticks of a logarithmic axis
+# Most decades of a logarithmic axis -> its ticks, as multiples of a power of ten.
 _MULTIPLES = {
   1.2: (1, 2, 3, 4, 6, 8),
   2.4: (1, 2, 4),
@@ -95,24 +94,25 @@ def stacked_panels(
   Args:
     n: number of panels.
     width: width of a panel in inches.
-    heights: heights of a panel's axes in inches, from above.
+    heights: heights of a panel's axes in inches, from top to bottom.
     title: title of the figure.
     columns: most panels in a row.
 
   Returns:
-    The figure, and the axes of each panel from above.
+    The figure, and the axes of each panel, from top to bottom.
   """
+  # Rounded up. The panels are then spread evenly over these rows, rather than leaving
+  # a last row with a single panel.
   n_rows = -(-n // columns)
-  # As many panels in each row, rather than a last row of one.
   n_columns = -(-n // n_rows)
-  # Beside the panels: labels of the axes, and the title.
+  # The constants leave room for the labels of the axes and the title.
   figure_width = 1.6 + width * n_columns
   figure_height = 0.6 + sum(heights) * n_rows
   figure = Figure(figsize=(figure_width, figure_height), layout="constrained")
   if title:
     figure.suptitle(escape(title), fontsize=TITLE)
 
-  # Each row of panels takes a line of the grid for each axes of a stack.
+  # A row of panels takes as many lines of the grid as a stack has axes.
   n_stacked = len(heights)
   line_heights = list(heights) * n_rows
   grid = figure.add_gridspec(n_rows * n_stacked, n_columns, height_ratios=line_heights)
@@ -125,6 +125,12 @@ def stacked_panels(
       stack.append(figure.add_subplot(grid[line, column]))
     stacks.append(stack)
   return figure, stacks
+
+
+def starts_row(axes: Axes) -> bool:
+  """Whether a panel is the first of its row; only this one has labels on the left."""
+  place = axes.get_subplotspec()
+  return place is not None and place.is_first_col()
 
 
 def label_panel(
@@ -159,12 +165,12 @@ def label_panel(
 def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None:
   """Makes an axis logarithmic, with plain numbers at its ticks.
 
-  Call it after all is drawn: round numbers are chosen to fit the range.
+  Call this after everything is drawn, because the ticks depend on the range.
 
   Args:
     axes: axes of the panel.
     which: "x" or "y".
-    values: ticks, if they are few; round numbers otherwise.
+    values: values to use as ticks if they are few; otherwise ticks are round numbers.
   """
   axes.set(**{f"{which}scale": "log"})
   axis = axes.xaxis if which == "x" else axes.yaxis
@@ -176,21 +182,22 @@ def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None
     multiples = next(m for most, m in _MULTIPLES.items() if decades <= most)
     axis.set_major_locator(LogLocator(subs=multiples, numticks=_MOST_TICKS))
   else:
+    # Over half a decade, evenly spaced ticks have rounder numbers.
     axis.set_major_locator(MaxNLocator(5))
   axis.set_major_formatter(FuncFormatter(_plain_number))
   axis.set_minor_locator(NullLocator())
 
 
 def _plain_number(value: float | np.number, _position: int | None = None) -> str:
-  """Formats six digits without an exponent: 0.002, 40, 21,841."""
+  """Formats six significant digits without an exponent: 0.002, 40, 21,841."""
   return f"{float(f'{value:.6g}'):,.12f}".rstrip("0").rstrip(".")
 
 
 def end_at(axes: Axes, which: Literal["x", "y"], lowest: float, highest: float) -> None:
-  """Ends a linear axis where its values do, such as at 0 and 100%.
+  """Ends a linear axis at the limits of its values, such as 0 and 100%.
 
-  Call it after all is drawn: matplotlib's margins reach beyond the data, to 104% for
-  example. Marks on the end are drawn whole, not cut by the frame.
+  Call this after everything is drawn: matplotlib adds margins beyond the data, to 104%
+  for example. Marks at the ends are drawn whole, not cut by the frame.
 
   Args:
     axes: axes of the panel.
@@ -215,10 +222,10 @@ def error_bars(
 
   Args:
     axes: axes of the panel.
-    x: horizontal positions [V].
+    x: horizontal positions of the V values.
     y: values [V].
-    number: number of the series, which decides on its colour and marker.
-    **options: arguments of `Axes.errorbar`, such as `yerr`; they replace the style's.
+    number: number of the series, which determines its colour and marker.
+    **options: arguments of `Axes.errorbar`, such as `yerr`; they override the style.
 
   Returns:
     What matplotlib drew, for a legend.
@@ -254,7 +261,7 @@ def name(text: str, length: int = _LENGTH) -> str:
 
 
 def names(texts: Sequence[str], length: int = _LENGTH) -> list[str]:
-  """Cuts texts to names for a plot, and numbers those that would become equal."""
+  """Cuts texts to names for a plot; numbers all of them if cut names would be equal."""
   distinct = list(dict.fromkeys(texts))
   short = [shorten(text, length) for text in distinct]
   if len(set(short)) < len(distinct):
@@ -273,13 +280,13 @@ def escape(text: str) -> str:
 
 
 def outline(colour: str = "white") -> list[AbstractPathEffect]:
-  """`path_effects` of a text that lies on other elements: a rim of another colour."""
+  """`path_effects` for text on top of other elements: a rim of another colour."""
   return [withStroke(linewidth=2.0, foreground=colour)]
 
 
 def save(path: str | os.PathLike, figure: Figure) -> None:
   """Writes a PNG file atomically; its folder is created if it is missing."""
-  FigureCanvasAgg(figure)
+  FigureCanvasAgg(figure)  # becomes the canvas of the figure
   to_path(path).parent.mkdir(parents=True, exist_ok=True)
   with replacing(path) as file:
     figure.savefig(file, format="png", dpi=DPI)

@@ -52,7 +52,7 @@ _BOLD = (
   " by the 95% interval of the paired difference."
 )
 OWN = "own"  # group of a user's own sets, and of the data set in `config.data`
-_REMARKS = {  # on images that are no test images
+_REMARKS = {  # split -> remark on images that are no test images
   "train": "(train): training images of the set",
   "all": "(all): all images of a folder, none of which were held out",
 }
@@ -80,11 +80,11 @@ def group_of(name: str) -> Group:
 class SetFigures(NamedTuple):
   """Figures of one set under each prompt."""
 
-  group: str  # group of sets, see `group_of`; a table each
+  group: str  # group of sets, see `group_of`; each group has tables of its own
   column: str  # heading of the set's column
-  part: str  # part of its classes, "base", "new" or "novel"; "all"
+  part: str  # part of the set's classes: "base", "new" or "novel"; or "all"
   prompts: Mapping[str, Mapping[str, Any]]  # prompt -> figures of `metrics.Tally`
-  split: str = "test"  # split of its images
+  split: str = "test"  # split of the set's images
 
   @property
   def kind(self) -> str:
@@ -99,12 +99,13 @@ AccuracyTables = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 
 def accuracy_by_group(sets: Sequence[SetFigures]) -> AccuracyTables:
-  """Sorts top-1 by group and kind of accuracy, and adds means; fractions.
+  """Sorts top-1 accuracies (fractions) by group and kind, and adds means over sets.
 
-  Kinds: `top1`; for sets evaluated in parts `base`, `new` or `novel`, and their
-  `harmonic` mean where a set has both. The harmonic mean of the means is that of the
-  mean accuracies, as in CoCoOp. The mean is called "mean" if it is over all sets of the
-  group, else e.g. "mean of 3".
+  Kinds: `top1` for sets with all classes; `base`, and `new` or `novel`, for parts of
+  the classes; `harmonic`, the harmonic mean of base and the other part, if a set has
+  both. In a column of means the harmonic mean is that of the two mean accuracies, as in
+  CoCoOp. The column is "mean" if all sets of the group are in it, otherwise such as
+  "mean of 3".
   """
   tables = figure_by_group(sets, "top1")
   for group, kinds in tables.items():
@@ -128,7 +129,7 @@ def _unseen_part(kinds: Iterable[str]) -> str:
 
 
 class Comparisons(NamedTuple):
-  """What supports the accuracies of `accuracy_by_group`, in tables of the same keys."""
+  """Intervals and differences of accuracies, with the keys of `accuracy_by_group`."""
 
   intervals: AccuracyTables  # both ends of the 95% interval
   differences: AccuracyTables  # `top1` and `interval`, to the first prompt
@@ -137,11 +138,12 @@ class Comparisons(NamedTuple):
 def comparisons_by_group(
   sets: Sequence[SetFigures], accuracy: AccuracyTables
 ) -> Comparisons:
-  """95% intervals of all values of `accuracy_by_group`, and differences to the first
-  prompt.
+  """Computes 95% intervals of all values of `accuracy_by_group`, and their differences
+  to the first prompt.
 
-  Those of a single set are the set's own figures, Wilson's and Agresti and Min's; those
-  of a mean are by `bootstrap`. The first prompt has no differences.
+  For a single set the set's figures hold both: Wilson's interval, and the difference
+  with Agresti and Min's interval. For a mean `bootstrap` computes both. The first
+  prompt has no differences.
   """
   intervals: AccuracyTables = {}
   differences: AccuracyTables = {}
@@ -172,7 +174,7 @@ def comparisons_by_group(
 def _figures_behind(
   sets: Sequence[SetFigures], group: str, *, kind: str, label: str, column: str
 ) -> list[Mapping[str, Any]]:
-  """Figures of a prompt on the set of a column; on all sets of its table for a mean."""
+  """Figures of a prompt on the set of a column; for a mean, on all of the sets."""
   by_column = {
     one_set.column: one_set.prompts[label]
     for one_set in sets
@@ -184,7 +186,7 @@ def _figures_behind(
 
 
 def _compared(parts: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-  """`interval` and perhaps `difference`: a single set's figures, or of `bootstrap`."""
+  """`interval` and perhaps `difference`: a single set's own, or from `bootstrap`."""
   if len(parts) > 1 or len(parts[0]) > 1:
     return bootstrap(parts)
   [figures] = parts[0]
@@ -210,7 +212,7 @@ def counts_by_group(
 ) -> dict[str, dict[str, Any]]:
   """Counts the images or classes behind each accuracy.
 
-  `figure` is "images" or "classes". A harmonic mean counts those of both parts.
+  `figure` is "images" or "classes". A harmonic mean counts both parts of the classes.
   """
   tables = {}
   for group, kinds in figure_by_group(sets, figure).items():
@@ -231,7 +233,7 @@ def _harmonic(
   group: str, base: Mapping[str, float], unseen: Mapping[str, float]
 ) -> dict[str, float]:
   """Harmonic means of a prompt's accuracies on both parts of a set, and of the means."""
-  # float: the mean of 0 and another number is the int 0.
+  # `float`, because `harmonic_mean` returns the int 0 if one of the values is 0.
   row = {
     column: float(harmonic_mean((base[column], unseen[column])))
     for column in base
@@ -246,7 +248,7 @@ def _harmonic(
 
 
 def _mean(group: str, row: Mapping[str, float]) -> dict[str, float]:
-  """Mean over a row's sets, by its name.
+  """Mean over the sets of a row, by the name of the mean.
 
   Empty for a single set, and for a group without a mean.
   """
@@ -289,7 +291,7 @@ def evaluation_report(
 
 
 def _summary(results: Mapping[str, Any]) -> str:
-  """Sentences on the prompts and images of an evaluation, and what happened to them."""
+  """Sentences on the prompts and the images, and on images skipped or turned."""
   sets = results["sets"]
   prompts = counted(len(results["prompts"]), "prompt")
   data = counted(len(sets), "data set")
@@ -352,6 +354,7 @@ def _accuracy(
   splits = results["splits"].get(group, {})
   columns = list(next(iter(accuracy.values())))
   sentences = []
+  # A column that is no set is a mean over sets.
   if kind == "harmonic" or not set(columns) <= set(splits):
     sentences.append(report.INTERVAL_OF_MEANS)
   else:
@@ -389,7 +392,7 @@ def _accuracy_table(
   published = results["published"].get(group, {}).get(kind, {})
   counts = results["images"][group][kind]
   splits = results["splits"].get(group, {})
-  # Results of earlier versions have neither.
+  # Results of earlier versions have neither intervals nor differences.
   intervals = results.get("intervals", {}).get(group, {}).get(kind, {})
   differences = results.get("differences", {}).get(group, {}).get(kind, {})
   first_row = next(iter(accuracy.values()))
@@ -435,9 +438,10 @@ def _cells_above_first(
   columns: Sequence[str],
   differences: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> list[tuple[int, int]]:
-  """Cells, as row and column of a table, that are above the first prompt's.
+  """Cells (row, column) of a table whose accuracy is above the first prompt's.
 
-  The interval of their difference lies above 0. Column 0 holds the prompts.
+  The whole interval of the difference is above 0. Column 0 of the table holds the
+  prompts, so the first set is in column 1.
   """
   cells = []
   for i, prompt in enumerate(prompts):
@@ -449,7 +453,7 @@ def _cells_above_first(
 
 
 def _marked(name: str, split: str) -> str:
-  """A set's name; with the split in brackets if its images are no test images."""
+  """A set's name, followed by the split in brackets if the split is not test."""
   if split == "test":
     return name
   return f"{name} ({split})"
@@ -462,7 +466,7 @@ def remarks(splits: Iterable[str]) -> list[str]:
 
 
 def _details(sets: Mapping[str, Any], labels: Mapping[str, str]) -> report.Section:
-  """Every figure of each prompt on each set, without the columns that are empty."""
+  """Section with every figure of each prompt on each set, without empty columns."""
   names = []
   figures_of_prompts = []
   for name, of_set in sets.items():

@@ -1,6 +1,6 @@
-"""Short labels of prompts and methods, which stay distinct wherever these are.
+"""Short labels of prompts and methods; distinct names get distinct labels.
 
-A prompt is named as `evaluate.named_prompts` does: a path, an id on the hub, a text
+Prompts have the names of `evaluate.named_prompts`: a path, an id on the hub, a text
 with one {}.
 """
 
@@ -40,10 +40,11 @@ _METHOD_NAMES = {  # as their papers write them
 def prompt_labels(names: Sequence[str]) -> list[str]:
   """Returns a short label for each prompt, distinct if the names are.
 
-  A path is called "learned (..)", "class features (..)" or "descriptions (..)", after
-  its last folders, as many as tell it from the other paths; parts that all paths end
-  with are left out, and `prompt.npz` always. Ids on the hub are learned too. Texts and
-  mixtures stay. `@STEP` of a checkpoint may follow.
+  A path becomes "learned (..)", "class features (..)" or "descriptions (..)", by its
+  suffix. In brackets are the last parts of the path, as few as distinguish the paths.
+  The parts with which all paths end are omitted first, and `prompt.npz` always. The
+  last part may end with the `@STEP` of a checkpoint. An id on the hub becomes "learned
+  (..)" too. Texts and mixtures are unchanged.
   """
   paths = [name for name in dict.fromkeys(names) if _is_path(name)]
   short_paths = _distinguishing([_parts(path) for path in paths])
@@ -75,8 +76,8 @@ def run_labels(
 ) -> list[str]:
   """Labels the prompts in a training's results.
 
-  The learned prompt is labelled by the run's folder, as `prompt_labels` labels its file
-  in other reports, so that a reader finds it there.
+  The learned prompt is labelled by the run's folder, as `prompt_labels` labels its
+  file, so that a reader recognises the prompt in other reports.
 
   Args:
     names: names of prompts in `results.json`.
@@ -85,7 +86,7 @@ def run_labels(
       label for each prompt.
 
   Returns:
-    A label for each name, in their order.
+    A label for each name, in the order of `names`.
   """
   stored_labels = results.get("words", {}).get("labels", {})
   labels = []
@@ -101,13 +102,13 @@ def run_labels(
 
 
 def method_label(name: str) -> str:
-  """The name of a method, of a run that is called after one, or of a prompt in results.
+  """Label of a method, of a run named after a method, or of a prompt in results.
 
   "cocoop" is "CoCoOp" and "vpt_deep_4" is "VPT deep 4"; other names get spaces for
   underscores.
   """
   keys = [key for key in _METHOD_NAMES if name == key or name.startswith(f"{key}_")]
-  method = max(keys, key=len, default="")  # tip_adapter_f, not tip_adapter
+  method = max(keys, key=len, default="")  # longest: tip_adapter_f, not tip_adapter
   rest = name[len(method) :].lstrip("_")
   words = _WORDS.get(rest) or rest.replace("_", " ")
   return " ".join(filter(None, (_METHOD_NAMES.get(method, ""), words)))
@@ -147,7 +148,10 @@ def _parts(path: str) -> tuple[str, ...]:
 
 
 def _distinguishing(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-  """The last parts of each path, as few as keep them distinct."""
+  """The last parts of each path, as few as keep the paths distinct.
+
+  Parts with which all paths end are dropped first.
+  """
   if len(set(paths)) < 2:
     return [path[-1:] for path in paths]
   while min(map(len, paths)) > 1 and len({path[-1] for path in paths}) == 1:

@@ -11,7 +11,7 @@ _MOST = 200  # rows
 def left_out_section(left_out: Mapping[str, Any]) -> Section:
   """A line for each class or picture that is in no figure.
 
-  `left_out` is that of `results.json`, which `stored.left_out` makes.
+  `left_out` is the field of `results.json` that `stored_splits.left_out` returns.
   """
   rows = []
   for name in left_out.get("classes_without_pictures", ()):

@@ -10,8 +10,8 @@ import numpy as np
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import prompt_labels, with_counts
 
-_COLUMN = 22  # letters of a data set's or split's name
-_FEWEST = 20  # images of a point in a plot of calibration
+_COLUMN = 22  # most characters of a data set's or split's name
+_FEWEST = 20  # least number of images of a point in a calibration plot
 _VALIDATION = "validation_top1"  # scalar that is written at each validation
 _TEXT_IN_BAR: dict[str, Any] = {"fontsize": 6.5, "path_effects": drawing.outline()}
 Series = tuple[Sequence[int], Sequence[float]]  # steps and values of a scalar
@@ -36,8 +36,8 @@ def training_curves(
 ) -> None:
   """Plots loss and accuracy against the step, thin under their moving average.
 
-  Training and validation accuracy have a panel each, because they are over different
-  numbers of classes.
+  Training and validation accuracy have separate panels, because they are over
+  different numbers of classes.
 
   Args:
     path: PNG file to write.
@@ -74,7 +74,7 @@ def training_curves(
 
 
 def _smoothed_curve(axes: Axes, steps: Sequence[int], values_V: np.ndarray) -> None:
-  """Draws values; of 50 and more also their moving average, with a legend."""
+  """Draws a curve; 50 or more values also get their moving average, with a legend."""
   radius = len(values_V) // 25
   if radius < 2:
     axes.plot(steps, values_V, color=drawing.BLUE, linewidth=1.8)
@@ -100,8 +100,9 @@ def _smoothed_curve(axes: Axes, steps: Sequence[int], values_V: np.ndarray) -> N
 def _moving_average(values_V: np.ndarray, radius: int) -> np.ndarray:
   """Means over a value and up to `radius` values on each side of it.
 
-  The window shrinks evenly towards the start, so that the average starts where the
-  values do even if they fall. At the end it takes the values that there are.
+  Towards the start the window shrinks on both sides, so that the average starts at the
+  first value even if the values fall. Towards the end the window shrinks only on the
+  side of the end.
   """
   n = len(values_V)
   index = np.arange(n)
@@ -134,18 +135,18 @@ def accuracy_panels(
     images: column -> number of images; a mean has none, here and in `classes`.
     classes: column -> number of classes.
     intervals: prompt -> column -> both ends, fractions.
-    published: method -> column -> percent, where it has one.
+    published: method -> column -> percent; a method may lack columns.
   """
   columns = list(dict.fromkeys(column for row in accuracy.values() for column in row))
   prompt_names = drawing.names(labels)
   height = 0.9 + 0.26 * (len(accuracy) + 1)
   figure, axes_of = drawing.panels(len(columns), 3.0, height, title)
-  for number, (axes, column) in enumerate(zip(axes_of, columns, strict=True)):
+  for axes, column in zip(axes_of, columns, strict=True):
     bars = _bars(column, accuracy, intervals, published)
     _draw_bars(axes, bars)
     # Prompts are the same in every panel and named once a row. Published methods
     # differ from panel to panel, so each bar holds its own name.
-    if _starts_row(number):
+    if drawing.starts_row(axes):
       axes.set_yticks(range(len(prompt_names)), prompt_names)
     else:
       axes.set_yticks([])
@@ -156,10 +157,10 @@ def accuracy_panels(
 
 
 class _Bars(NamedTuple):
-  """Bars of one panel from above: those of the prompts, then the published ones."""
+  """Bars of one panel, from top to bottom: the prompts, then the published methods."""
 
   values_V: np.ndarray  # percent; NaN for a prompt without a value
-  errors_2xV: np.ndarray  # distances to the ends of the interval; 0 without one
+  errors_2xV: np.ndarray  # distances to both ends of the interval; 0 without interval
   methods: list[str]  # published methods
 
 
@@ -202,27 +203,23 @@ def _draw_bars(axes: Axes, bars: _Bars) -> None:
   figures = ["" if np.isnan(value) else f"{value:.1f}" for value in bars.values_V]
   axes.bar_label(artists, figures, padding=2, fontsize=drawing.TEXT)
 
-  # Room for the figure beside the longest bar. The axis ends at 100%: beyond it, the
-  # figure stands outside the panel.
+  # Leave room for the figure beside the longest bar, but end the axis at 100%: the
+  # figure of a bar near 100% then stands outside the panel.
   longest = np.nanmax(bars.values_V + bars.errors_2xV[1])
   x_end = min(max(1.22 * longest, 1.0), 100.0)
+  # The vertical axis is inverted, so that the first bar is at the top.
   axes.set(ylim=(n_bars - 0.4, -0.6), xlim=(0, x_end))
   for y, method in enumerate(drawing.names(bars.methods), n_prompts):
     axes.text(0.02 * x_end, y, method, va="center", **_TEXT_IN_BAR)
 
 
-def _starts_row(number: int) -> bool:
-  """Whether a panel is the first of its row, which alone has labels on the left."""
-  return number % drawing.COLUMNS == 0
-
-
 def calibration_panels(
   path: str | os.PathLike, sets: Mapping[str, Mapping[str, Mapping[str, Any]]]
 ) -> None:
-  """Plots accuracy against confidence over the number of images at each confidence.
+  """Plots accuracy against confidence, above a histogram of the confidences.
 
-  Below the diagonal a prompt is overconfident. A point has 20 images at least:
-  neighbouring bins with fewer are one point; below, every bin has its count. `sets`
+  Below the diagonal a prompt is overconfident. A point has at least 20 images:
+  neighbouring bins with fewer images are joined. The histogram shows every bin. `sets`
   holds the figures of `Tally.figures` by set and prompt.
   """
   prompt_names = list(next(iter(sets.values())))
@@ -239,13 +236,13 @@ def calibration_panels(
     histogram.set_ylim(bottom=0.7)  # below 1, so that a single image is seen
     drawing.log_axis(histogram, "y")
 
-    # Images and classes are the set's: those of the first prompt are those of all.
+    # All prompts have the same images and classes, so take those of the first prompt.
     of_set = next(iter(prompts.values()))
     heading = drawing.name(name, _COLUMN)
     heading = with_counts(heading, of_set.get("images"), of_set.get("classes"))
     drawing.label_panel(diagram, heading)
     drawing.label_panel(histogram, "", x="confidence")
-    if _starts_row(number):
+    if drawing.starts_row(diagram):
       diagram.set_ylabel("accuracy", fontsize=drawing.TEXT)
       histogram.set_ylabel("images", fontsize=drawing.TEXT)
   first_diagram = stacks[0][0]
@@ -257,7 +254,7 @@ def calibration_panels(
 def _draw_calibration(
   diagram: Axes, histogram: Axes, figures: Mapping[str, Any], style: Mapping[str, Any]
 ) -> None:
-  """Draws a prompt's accuracy at each confidence, and its images at each confidence."""
+  """Draws a prompt's accuracy, and its number of images, at each confidence."""
   bins = figures["reliability"]
   confidence, accuracy, _ = merged_bins(bins)
   diagram.plot(
@@ -280,8 +277,8 @@ def merged_bins(
   """Confidence, accuracy and number of images of the points of a reliability diagram.
 
   Neighbouring bins of `Tally.figures`'s `reliability` are joined, from the lowest
-  confidence on, until they have the fewest images; a rest that has fewer joins the
-  point before it.
+  confidence on, until a point has `fewest` images. Last bins that together have fewer
+  are joined to the point before them.
   """
   images = np.asarray(bins["images"], float)
   points: list[list[int]] = [[]]  # bins of each point

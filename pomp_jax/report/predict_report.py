@@ -1,4 +1,4 @@
-"""The report of the job predict: what is said of each picture."""
+"""The report of the job predict: the names in each picture."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from pomp_jax.report.report import Report, Section, Table
 Rows = Sequence[Mapping[str, Any]]
 
 _MOST_PICTURES = 1000
-# What a name may have: shares are of the pixels.
+# Weights that a row may have; `share` is a share of the pixels.
 _WEIGHTS = ("share", "score", "probability")
 
 
@@ -39,7 +39,7 @@ def predict_report(results: Mapping[str, Any], config: Mapping[str, Any]) -> Rep
 
 
 def _pictures(images: Mapping[str, Rows], task: Task | None) -> Section:
-  """A row for each picture: what the task says of it, if it is known, and its names."""
+  """A row for each picture: the columns of the task's summary, and the names."""
   summary = _no_summary
   if task is not None and task.summary:
     summary = load(task.summary)
@@ -64,6 +64,6 @@ def _no_summary(rows: Rows) -> dict[str, str]:
 
 
 def named(row: Mapping[str, Any]) -> str:
-  """A name with the first of a share of the pixels, a score and a probability."""
+  """A name with its weight in percent: the first of _WEIGHTS that the row has."""
   weight = next(row[key] for key in _WEIGHTS if key in row)
   return f"{row['name']} {100 * weight:.1f}%"

@@ -1,8 +1,8 @@
-"""The one model of a report, and how it is written: Markdown, self-contained HTML; CSV.
+"""The model of all reports, and its writers: Markdown, self-contained HTML; CSV files.
 
-Each job builds its sections of text, tables and pictures once, and the page in the
-browser shows them too. All cells are already text, so every writer has the same
-figures.
+Each job builds its sections of text, tables and pictures once. The browser page, of the
+room `page`, shows the same sections. All cells are already text, so that every writer
+has the same figures.
 """
 
 import base64
@@ -20,7 +20,7 @@ from pomp_jax.files.paths import Path
 from pomp_jax.report.labels import prompt_labels
 
 _MARKDOWN_ESCAPES = {ord(letter): f"\\{letter}" for letter in "\\|*_`<["}
-_SENTENCE = 36  # letters of a cell, above which it is a sentence
+_SENTENCE = 36  # characters; the text of a longer cell wraps
 _STYLE = pathlib.Path(__file__).with_name("report.css")
 # Legends of tables whose accuracies have intervals. The second is for tables that also
 # hold means over sets.
@@ -59,7 +59,7 @@ class Section(NamedTuple):
 
 
 class Report(NamedTuple):
-  """What a job says of its results: a title, a few sentences with numbers, sections."""
+  """Report of a job's results: a title, a few sentences with numbers, sections."""
 
   title: str
   text: str
@@ -75,9 +75,9 @@ def facts(values: Mapping[str, Any]) -> Table:
 
 
 def with_pictures(report: Report, files: Collection[str]) -> Report:
-  """The report with the pictures that exist.
+  """The report without pictures that don't exist.
 
-  A section whose picture is missing loses it, and is dropped if it has no table.
+  A section without its picture is kept if it has a table, and dropped otherwise.
   """
   sections = []
   for section in report.sections:
@@ -154,7 +154,7 @@ def prompts_section(
 
 
 def failures(title: str, corner: str, rows: Sequence[Sequence[str]]) -> Section:
-  """A section with the errors of what has failed.
+  """A section with failures and their errors.
 
   Args:
     title: title of the section.
@@ -184,11 +184,11 @@ def markdown(report: Report) -> str:
 
 
 def cells(table: Table, escaped: Callable[[str], str], bold: str) -> list[list[str]]:
-  """The cells of a table, as a format writes them.
+  """The cells of a table, escaped and set in bold for a format.
 
   Args:
     table: table with plain text.
-    escaped: escape of the format's special characters.
+    escaped: function that escapes the format's special characters.
     bold: template of a bold cell, such as "**{}**".
   """
   texts = [[escaped(text) for text in row] for row in table.rows]
@@ -198,7 +198,7 @@ def cells(table: Table, escaped: Callable[[str], str], bold: str) -> list[list[s
 
 
 def headings(table: Table) -> Sequence[str]:
-  """The headings of a table; empty ones where it has none."""
+  """The headings of a table; empty texts if it has none."""
   return table.columns or [""] * max(map(len, table.rows), default=1)
 
 
@@ -213,14 +213,14 @@ def _markdown_table(table: Table) -> str:
 def html(
   report: Report, lines: Sequence[str], read_picture: Callable[[str], bytes]
 ) -> str:
-  """Formats a report as a page that holds its pictures.
+  """Formats a report as an HTML page that contains its pictures.
 
-  It links only to files beside it.
+  The page links only to files beside it.
 
   Args:
     report: report of a run.
     lines: paragraphs below the title; empty ones are skipped.
-    read_picture: content of a PNG file of the run's `plots`, by its name.
+    read_picture: function that returns the content of a PNG file in the run's `plots`.
   """
 
   def source_of(name: str) -> str:
@@ -272,7 +272,7 @@ def html_section(section: Section, source_of: Callable[[str], str]) -> str:
 
 def _html_table(table: Table) -> str:
   n_columns = len(table.columns) or max(map(len, table.rows), default=0)
-  # Words stand on the left, and figures on the right.
+  # Words are aligned on the left, and figures on the right.
   styles = ["figure"] * n_columns
   for column in range(n_columns):
     if is_words(table, column):

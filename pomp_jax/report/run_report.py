@@ -1,4 +1,4 @@
-"""The report of a run, with what all runs add to it, and those of trainings."""
+"""The report of a run, with the sections of all runs, and the report of trainings."""
 
 from collections.abc import Mapping
 import json
@@ -49,7 +49,7 @@ def finish_run(
   Args:
     folder: folder of the run, with its plots.
     config: fields of config.json.
-    results: results without their provenance, which gets the name of the folder.
+    results: results without provenance, which this function adds.
   """
   stored = with_provenance(results)
   stored["provenance"]["folder"] = folder.path.name
@@ -74,7 +74,7 @@ def _page(
   run_report: report.Report,
   provenance: Mapping[str, Any],
 ) -> str:
-  """Formats a report as HTML, with a run's facts, command, config and files."""
+  """Formats a report as HTML, with the facts, command, config and files of the run."""
   versions = {
     name: version or "-" for name, version in provenance.get("versions", {}).items()
   }
@@ -91,7 +91,7 @@ def _page(
     report.Section("Files", links=_links(folder)),
     report.Section("Versions", table=report.facts(versions)),
   ]
-  # The line below the title has room for the start of a commit.
+  # The line below the title has room only for the start of the commit's hash.
   brief_run = dict(run)
   brief_run["commit"] = release
   if commit := provenance.get("commit"):
@@ -105,11 +105,11 @@ def _page(
 
 
 def _links(folder: RunFolder) -> dict[str, str]:
-  """Names of a run's files by what the report says of them."""
+  """Text of each link in a report -> name of the run's file."""
   links = {}
   for name, content in _FILES.items():
-    # results.json is written after the report, so that a folder with results is
-    # complete.
+    # results.json does not exist yet: it is written after the report, so that a folder
+    # with results is complete.
     if name == "results.json" or exists(folder.path / name):
       links[f"{name}: {content}"] = name
   return links
@@ -141,6 +141,7 @@ def _changed_fields(config: Mapping[str, Any]) -> report.Section:
     if value == unchanged[field]:
       continue
     if not isinstance(value, str):
+      # `to_json` takes more types than `json`, but its text is indented.
       value = json.dumps(json.loads(to_json(value)))
     rows.append((field, value))
   if not rows:
@@ -212,7 +213,7 @@ def _top1_section(
 
 
 def _training_facts(results: Mapping[str, Any], method: str) -> dict[str, Any]:
-  """Names and values of the table on a training; None for what a job has not."""
+  """Names and values of the table on a training; None for what a job does not have."""
   return {
     "method": method,
     "classes of the training": f"{results['n_classes']:,}",
@@ -234,7 +235,7 @@ def _training_facts(results: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def _labels(results: Mapping[str, Any]) -> dict[str, str]:
-  """Label of each prompt of a training, the learned one by the name of the folder."""
+  """Key of each prompt in a training's results -> label; see `run_labels`."""
   names: dict[str, None] = {}  # an ordered set: a split may lack a prompt
   for scores in results["eval"].values():
     names |= dict.fromkeys(scores)

@@ -164,6 +164,30 @@ def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
   assert [text.get_text() for text in drawn[1].legends[0].get_texts()] == labels
 
 
+def test_the_first_panel_of_each_row_has_the_labels(tmp_path, drawn):
+  """Five panels stand in rows of three and two, though four fit into a row."""
+  sets = ("a", "b", "c", "d", "e")
+  accuracy = {"{}.": dict.fromkeys(sets, 0.5)}
+  plots.accuracy_panels(
+    tmp_path / "bars.png", accuracy, ["{}."], "Top-1", {}, {}, {}, {}
+  )
+  labelled = [len(axes.get_yticks()) for axes in drawn[0].axes]
+  assert labelled == [1, 0, 0, 1, 0]
+  reliability = {"images": [1.0], "confidence": [0.5], "accuracy": [0.25]}
+  figures = {"ece": 0.05, "reliability": reliability, "images": 1, "classes": 1}
+  of_sets = dict.fromkeys(sets, {"{}.": figures})
+  plots.calibration_panels(tmp_path / "calibration.png", of_sets)
+  diagrams, histograms = drawn[1].axes[::2], drawn[1].axes[1::2]
+  assert [axes.get_ylabel() for axes in diagrams] == [
+    "accuracy",
+    "",
+    "",
+    "accuracy",
+    "",
+  ]
+  assert [axes.get_ylabel() for axes in histograms] == ["images", "", "", "images", ""]
+
+
 @given(
   st.floats(-6, 6), st.floats(0.001, 9, exclude_min=True), st.sampled_from(["x", "y"])
 )

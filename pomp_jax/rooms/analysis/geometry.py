@@ -2,7 +2,7 @@
 
 Everything runs on the host, with sums in float64. Shapes: n images, N classes, P
 prompts, E embedding, M context vectors, V tokens of the vocabulary, D width, T nearest
-tokens.
+tokens, R classes of a block, S classes from the block's first on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ def alignment(
   class_features_NxE: Float[np.ndarray, "N E"],
   labels_n: Int[np.ndarray, " n"],
 ) -> float:
-  """How near images are to the text of their classes; lower is nearer.
+  """Computes how near images are to the texts of their classes; lower is nearer.
 
   mean_i ||f(x_i) - g(t_{y_i})||^2, Wang & Isola (2020), eq. 1 with alpha = 2. As in POMP,
   the pairs are images and their classes.
@@ -40,8 +40,8 @@ def alignment(
   Returns:
     The mean squared distance, 0 to 4, computed in float64.
   """
-  class_of_image_nxE = class_features_NxE[labels_n]
-  difference_nxE = image_features_nxE - class_of_image_nxE
+  text_features_nxE = class_features_NxE[labels_n]
+  difference_nxE = image_features_nxE - text_features_nxE
   squares_nxE = np.square(difference_nxE, dtype=np.float64)
   distance_n = np.sum(squares_nxE, axis=-1)
   return float(np.mean(distance_n))
@@ -57,7 +57,7 @@ def uniformity(class_features_NxE: Float[np.ndarray, "N E"]) -> float:
   total = 0.0
   for start in range(0, n_classes, _CHUNK):
     block_RxE = class_features_NxE[start : start + _CHUNK]
-    # Later classes only: each pair once.
+    # Pairs with earlier classes are in the sum already.
     cosines_RxS = block_RxE @ class_features_NxE[start:].T
     # ||a - b||^2 = 2 - 2 a.b on the unit sphere.
     potential_RxS = np.exp(4 * (cosines_RxS - 1), dtype=np.float64)
@@ -91,7 +91,7 @@ def nearest_tokens(
   Args:
     vectors_MxD: learned context vectors.
     embeddings_VxD: token embeddings of the CLIP.
-    top: number of tokens of a vector, T; all V if it exceeds them.
+    top: number of tokens of a vector, T; all V tokens if `top` exceeds V.
   """
   distances_MxV = cdist(vectors_MxD, embeddings_VxD)
   # Stable: of equally near tokens the lower id comes first.
@@ -102,11 +102,12 @@ def nearest_tokens(
 
 
 def token_spacing(embeddings_VxD: Float[np.ndarray, "V D"]) -> float:
-  """The median distance from a token to its nearest neighbour, over 512 tokens
-  spread evenly."""
+  """Computes the median distance from a token to its nearest neighbour, over 512 tokens
+  that are spread evenly."""
   n_tokens = len(embeddings_VxD)
   tokens = np.linspace(0, n_tokens - 1, min(n_tokens, _SAMPLE)).astype(int)
   distances = cdist(embeddings_VxD[tokens], embeddings_VxD)
+  # A token is not its own neighbour.
   distances[np.arange(len(tokens)), tokens] = np.inf
   return float(np.median(distances.min(axis=-1)))
 
@@ -114,7 +115,7 @@ def token_spacing(embeddings_VxD: Float[np.ndarray, "V D"]) -> float:
 def alignment_uniformity(
   path: str | os.PathLike, sets: Mapping[str, Mapping[str, Any]]
 ) -> None:
-  """Plots alignment against uniformity, a panel a data set and a point a prompt.
+  """Plots alignment against uniformity: data sets as panels, prompts as points.
 
   A prompt whose uniformity is None has no point.
   """
@@ -128,8 +129,9 @@ def alignment_uniformity(
       style = drawing.style(i)
       axes.plot(x, [figures["alignment"]], linestyle="", markersize=8, **style)
     axes.margins(0.2)
-    is_first_column = number % drawing.COLUMNS == 0
-    y_label = "alignment of images and classes" if is_first_column else ""
+    y_label = ""
+    if drawing.starts_row(axes):
+      y_label = "alignment of images and classes"
     heading = with_counts(drawing.name(name, 18), of_set["images"], of_set["classes"])
     drawing.label_panel(
       axes, heading, "uniformity of the classes", y_label, grid="both"
@@ -178,7 +180,7 @@ def _figure_section(
   sets: Mapping[str, Mapping[str, Any]],
   labels: Mapping[str, str],
 ) -> report.Section:
-  """A table of one figure: a row a prompt, a column a data set."""
+  """A table of one figure: prompts in rows, data sets in columns."""
   rows = []
   for label, short_label in labels.items():
     cells = [cell_of(of_set["prompts"][label]) for of_set in sets.values()]
@@ -199,7 +201,7 @@ def _top1_cell(figures: Mapping[str, Any]) -> str:
 
 
 def _tokens_table(vectors: Sequence[Mapping[str, Any]]) -> report.Table:
-  """A row a vector with its nearest tokens and their distances."""
+  """A table with a row for each vector: its nearest tokens and their distances."""
   rows = []
   for number, vector in enumerate(vectors, 1):
     row = [str(number)]

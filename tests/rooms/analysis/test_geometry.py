@@ -68,3 +68,12 @@ def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, drawn):
     "pets/novel, 1 image, 1 class",
     "pets/base, 2,000 images, 2 classes",
   ]
+
+
+def test_the_first_panel_of_each_row_says_what_is_up(tmp_path, drawn):
+  """Five panels stand in rows of three and two, though four fit into a row."""
+  figures = {"alignment": 1.2, "uniformity": -0.5}
+  of_set = {"images": 2, "classes": 2, "prompts": {"{}.": figures}}
+  geometry.alignment_uniformity(tmp_path / "plot.png", dict.fromkeys("abcde", of_set))
+  has_label = [bool(axes.get_ylabel()) for axes in drawn[0].axes]
+  assert has_label == [True, False, False, True, False]
