@@ -1,6 +1,6 @@
 """Turns a config file into a checked `Config`.
 
-Each field is checked by its row first, then fields together.
+Each field is checked alone first, by its row; then fields that depend on each other.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,22 +26,26 @@ from pomp_jax.config.settings import (
 def base(job: str = "pretrain", *others: str) -> ConfigDict:
   """Returns the fields that a job reads, for a config file to change.
 
-  It is locked, so that a typo adds no field.
+  The config is locked: setting a misspelt field raises instead of adding a field.
 
   Args:
     job: name of the job.
-    *others: jobs that the file is for too (`--config.job=JOB`), if installed.
+    *others: other jobs that may use the file (`--config.job=JOB`); jobs that are not
+      installed are skipped.
   """
   return with_jobs(ConfigDict(), job, *others)
 
 
 def with_jobs(config: ConfigDict, job: str, *others: str) -> ConfigDict:
-  """Returns a config with the fields that `job` and `others` read, and its own values.
+  """Returns a config with the fields that `job` and `others` read.
+
+  The values of `config` replace the defaults.
 
   Args:
-    config: config of a job.
+    config: config of a job; its own field `job` is dropped.
     job: job of the result.
-    *others: jobs whose fields it has too, if they are installed.
+    *others: jobs whose fields the result has as well; jobs that are not installed are
+      skipped.
   """
   fields = ConfigDict()
   for other in others:
@@ -62,14 +66,14 @@ def with_argument(
 ) -> ConfigDict:
   """Applies the string behind a config file's colon: `configs/demo.py:k=64,seed=1`.
 
-  It has items `name=value`, or names of `variants`, separated by commas. A comma within
-  a value stays in it, unless an item follows.
+  The string is a list of items, separated by commas. An item is `name=value`, or the
+  name of one of the `variants`. A comma that no item follows belongs to the value.
 
   Args:
     config: config of a job, changed in place.
     argument: text behind the colon; None for none.
-    variants: values of several fields, by a name.
-    **short: dotted name of a field, by another name that the text may have for it.
+    variants: values of several fields, by the name of the variant.
+    **short: dotted name of a field, by a short name that the string may use instead.
 
   Raises:
     ConfigError: a value does not fit its field, or a variant does not exist.
@@ -90,7 +94,7 @@ def with_argument(
     config_fields = flatten(config.to_dict())
     check_read(field, config.job, config_fields)
     if fields_of()[field].type not in (str, tuple[str, ...]):
-      text = text.rstrip(",")  # of an empty item
+      text = text.rstrip(",")  # an empty item at the end
     value = value_of_text(field, text)
     if field == "job":
       _check_job(value, config.job, config_fields)
@@ -99,7 +103,7 @@ def with_argument(
 
 
 def _items_of(argument: str, variants: Iterable[str]) -> list[str]:
-  """Splits the text behind a colon at the commas that an item follows."""
+  """Splits the text behind a colon at each comma that comes before an item."""
   starts = [r"[\w.]+="]
   for name in variants:
     starts.append(rf"{re.escape(name)}(?:,|$)")
@@ -110,7 +114,7 @@ def _items_of(argument: str, variants: Iterable[str]) -> list[str]:
 def _check_job(value: str, job: str, config_fields: Mapping[str, Any]) -> None:
   """Checks that a config has all fields of another job.
 
-  A job that does not exist is left to the check of the field.
+  Ignores an unknown job: the check of the field `job` raises for it later.
 
   Args:
     value: name of the other job.
@@ -146,14 +150,14 @@ def unpack(config: ConfigDict, job: str = "") -> Any:
   for field in fields_of():
     if field not in fields_of_job:
       values.pop(field, None)
-  # Raises for those that no job reads.
+  # `replace` raises for fields that no job reads.
   return settings.replace(values)
 
 
 def validate(config: Config) -> None:
   """Checks each field, then fields together, without opening data.
 
-  Jobs check what needs data.
+  Each job makes the checks that need data itself.
 
   Raises:
     ConfigError: the first wrong field.
@@ -167,7 +171,7 @@ def validate(config: Config) -> None:
     for extension in config.all_extensions():
       extension.check_in(config)
   except OSError as error:
-    # A bucket can't be asked; its error holds the value of the field.
+    # A bucket does not answer. The error's file name is the value of the wrong field.
     for field, value in values.items():
       if value == error.filename:
         expected = f"a bucket that can be read ({error.strerror})"

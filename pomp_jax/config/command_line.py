@@ -61,8 +61,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   """Reads a command line.
 
   Returns:
-    The options, with `workdir` and its `default_workdir`, and the config as `settings`,
-    which is not validated yet.
+    The options. `workdir` is `default_workdir` if none is given, and `settings` is the
+    config, not validated yet.
 
   Raises:
     InputError: an unknown option, no config, or a config file that fails.
@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-  """Raises InputError for a folder or a time that can't be."""
+  """Raises InputError for an unusable folder, or a timeout below 1 s."""
   if not options.workdir:
     raise InputError(
       "--workdir: nothing given; takes the folder for what the run leaves"
@@ -105,10 +105,10 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-  """Takes `--config.FIELD=VALUE`, `--config.FIELD VALUE` and `--config.FLAG` apart.
+  """Parses `--config.FIELD=VALUE`, `--config.FIELD VALUE` and `--config.FLAG`.
 
   Returns:
-    The values by field, and the arguments that are none of these.
+    The values by field, and all other arguments.
   """
   values: dict[str, Any] = {}
   rest = []
@@ -123,7 +123,7 @@ def _overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
       text = "true"
     elif text is None:
       text = next(remaining, None)
-      # An option in the place of a value: the value was forgotten.
+      # The next argument is an option, so the value was forgotten.
       if text is None or text.startswith("--"):
         instead = "nothing" if text is None else repr(text)
         raise InputError(f"{argument}: expected a value, found {instead}")
@@ -132,7 +132,7 @@ def _overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _is_flag(field: str) -> bool:
-  """Whether a field may stand without a value, which is true then."""
+  """Whether `--config.FIELD` without a value sets the field to true."""
   row = fields_of().get(field)
   if row is None:
     return False
@@ -140,14 +140,14 @@ def _is_flag(field: str) -> bool:
 
 
 def _explained(error: Exception) -> str:
-  """Returns one line with the place in a config file where it failed."""
+  """Returns one line with the error and the place in the config file that raised it."""
   if isinstance(error, SyntaxError):
     return f"{error.filename}:{error.lineno}: {error.msg}"
   frames = traceback.extract_tb(error.__traceback__)
   place = [frame for frame in frames if "ml_collections" not in frame.filename][-1]
   where = f"{place.filename}:{place.lineno}"
   text = one_line(error.args[0] if len(error.args) == 1 else error, None)
-  # ConfigDict's own hint.
+  # ConfigDict's message already names the nearest field.
   if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
     return f"{where}: unknown field {near[2]} (did you mean {near[1]}?)"
   message = text.partition(" Other fields present")[0]
@@ -180,7 +180,7 @@ def packaged_configs() -> dict[str, pathlib.Path]:
   configs = {}
   for file in sorted(FOLDER.glob("*.py")):
     text = file.read_text("utf-8")
-    # Files without it hold values that several configs share.
+    # A file without `get_config` holds values that several configs share.
     is_config = "\ndef get_config(" in text
     if is_config and _has_rooms(text):
       configs[file.stem] = file
@@ -188,7 +188,7 @@ def packaged_configs() -> dict[str, pathlib.Path]:
 
 
 def _has_rooms(text: str) -> bool:
-  """Whether the rooms that a config file names, as in `ROOMS = ("page",)`, are there."""
+  """Whether all rooms are installed that a config names, as in `ROOMS = ("page",)`."""
   line = re.search(r"^ROOMS = (\(.*\))$", text, re.MULTILINE)
   rooms = ast.literal_eval(line[1]) if line else ()
   return all((_ROOMS / room / "__init__.py").exists() for room in rooms)
@@ -214,9 +214,10 @@ def _first_paragraph(docstring: str | None) -> str:
 
 
 def config_file(name: str) -> str:
-  """Finds the file of a packaged config, or of a path, without the text behind a colon.
+  """Finds the file of a packaged config, or checks a path to a file.
 
-  The name of a job that has no such file is returned as it is.
+  The text behind a colon is ignored. The name of a job without a packaged config is
+  returned as it is.
   """
   path = name.partition(":")[0]
   configs = packaged_configs()
@@ -241,7 +242,7 @@ def config_file(name: str) -> str:
 def load_config(name: str) -> ConfigDict:
   """Runs `get_config` of a config file, with the text behind a colon as its argument.
 
-  Without a file it is the base config of a job.
+  For the name of a job without a config file, returns the base config of the job.
   """
   file = config_file(name)
   _, colon, argument = name.partition(":")
@@ -276,7 +277,7 @@ def _columns(texts: Mapping[str, str]) -> list[str]:
 
 
 def groups_of_fields() -> Iterator[tuple[str, str, dict[str, dataclasses.Field]]]:
-  """Yields title, summary with the jobs, and rows of each class of fields."""
+  """Yields title, summary with the jobs that read it, and rows of a class of fields."""
   jobs_of: dict[Part, list[str]] = {}
   for job in JOBS:
     for part in parts_of(job):

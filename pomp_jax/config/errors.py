@@ -11,7 +11,8 @@ from pomp_jax.files.terminal import printable
 class ConfigError(InputError):
   """A wrong field: one line with its name, the value and what is expected.
 
-  No ValueError: ml_collections rewrites those that config files raise.
+  Not a ValueError: ml_collections rewrites the message of a ValueError that a config
+  file raises.
   """
 
   def __init__(self, field: str, got: Any, expected: str):
@@ -28,7 +29,7 @@ class UnknownFieldError(ConfigError):
 
 
 def near_match(name: str, known: Iterable[str]) -> str:
-  """A hint at the most similar of the known names, for the end of a message."""
+  """Returns a hint at the known name nearest to `name`, for the end of a message."""
   near = difflib.get_close_matches(name, list(known), 1)
   if not near or near[0] == name:
     return ""
@@ -39,10 +40,10 @@ def require(fits: Any, field: str, value: Any, expected: str) -> None:
   """Raises ConfigError for a value that does not fit.
 
   Args:
-    fits: whether it fits.
+    fits: whether the value fits.
     field: dotted name of the field to change.
-    value: its value.
-    expected: what would fit, and beside which other field.
+    value: value of the field.
+    expected: values that would fit, and the other field on which this depends.
   """
   if not fits:
     raise ConfigError(field, value, expected)
@@ -51,8 +52,8 @@ def require(fits: Any, field: str, value: Any, expected: str) -> None:
 def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:
   """Raises UnknownFieldError for a field that does not exist, with the nearest name."""
   if field not in known:
-    # The last part alone finds `config.optim.lr` for `config.lr`, and `steps` for
-    # `optim.steps`.
+    # Prefer any name with the same last part, whatever its group: `optim.lr` for `lr`,
+    # and `steps` for `optim.steps`.
     same = [name for name in known if name.split(".")[-1] == field.split(".")[-1]]
     matches = difflib.get_close_matches
     near = matches(field, same, 1, 0.0) or matches(field, known, 1)

@@ -1,4 +1,4 @@
-"""The groups of fields: a row for each field, and checks of a group."""
+"""The groups of fields: a row for each field, and the checks of each group."""
 
 import dataclasses
 import os
@@ -29,9 +29,9 @@ from pomp_jax.registry import FORMATS, METHODS, READERS, SOURCES, TASKS, WORLD
 _m = at_least(0 if hooks.WORDS else 1)
 _activation = one_of("auto", "quick_gelu", "gelu")
 _template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
-BEST = "best"  # of `prompt.init`
+BEST = "best"  # value of `prompt.init`
 SYNTHETIC_CLIP = "synthetic:"  # prefix of a published architecture with random weights
-# no hub id ends in one
+# Suffixes of weight files; no hub id ends in one of these.
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
 _PROMPTS = "a prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME"
 _CLIPS = (
@@ -67,8 +67,8 @@ class Clip(Group):
     """Checks everything that is known of the CLIP before it is opened.
 
     Args:
-      dry_run: `config.dry_run`; a dry run gives a published architecture random
-        weights.
+      dry_run: `config.dry_run`. In a dry run the model may be a published
+        architecture, which then gets random weights.
 
     Raises:
       ConfigError: a name that can't be a CLIP, or a text tower that is not installed.
@@ -92,9 +92,9 @@ class Clip(Group):
     if not is_synthetic and not exists(source):
       # A hub id starts with a letter or a digit and has at most one slash.
       is_hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source)
-      of_open_clip = re.match(r"(ViT|RN\d|EVA\d|convnext|PE-)[\w-]*(/|$)", source)
-      is_file = source.endswith(_WEIGHT_SUFFIXES)
-      fits = is_hub_id and not of_open_clip and not is_file
+      is_open_clip_name = re.match(r"(ViT|RN\d|EVA\d|convnext|PE-)[\w-]*(/|$)", source)
+      is_weight_file = source.endswith(_WEIGHT_SUFFIXES)
+      fits = is_hub_id and not is_open_clip_name and not is_weight_file
       require(fits, "clip.model", source, _CLIPS)
 
     if self.text_tower == "reference":
@@ -178,13 +178,16 @@ class Data(Group):
 
   @property
   def has_folder(self) -> bool:
-    """Whether images or features lie in a folder, which a dry run measures."""
+    """Whether the data is in an existing folder, which a dry run measures."""
     return (
       self.source in ("folder", "features") and bool(self.root) and is_dir(self.root)
     )
 
   def check(self) -> None:
-    """Raises ConfigError for a cache that can't be written to, perhaps after hours."""
+    """Raises ConfigError for a cache folder that can't be written to.
+
+    Without this check the first write would fail, perhaps after hours.
+    """
     check_cache("data.feature_store", self.feature_store)
     check_cache("data.cache", self.cache)
 
@@ -205,7 +208,7 @@ class Data(Group):
     require(
       of_file == (self.features == "file"), "data.features", self.features, expected
     )
-    # A dry run needs no images, and measures a folder that is there.
+    # A dry run opens images only in an existing folder, which it measures.
     if dry_run and not (of_file or self.has_folder):
       expected = "in a dry run the number of test images, which it does not open"
       require(n_images, "eval.images", 0, expected)
@@ -262,7 +265,7 @@ class Data(Group):
     fits = batch_size % self.views == 0
     require(fits, "batch_size", batch_size, f"a multiple of data.views = {self.views}")
 
-    # Stored features serve later epochs only if these show the same views.
+    # Stored features can serve later epochs only if the views repeat.
     repeats = not augments or self.view_epochs > 0
     fits = self.features != "stored" or repeats
     where = f"data.augment={self.augment!r} and data.view_epochs=0"
@@ -465,7 +468,7 @@ class Export(Group):
       require(is_prompt_file(self.prompt), "export.prompt", self.prompt, _PROMPTS)
 
     if self.output:
-      # It lies in the run's folder, so a path is refused.
+      # The file is written in the run's folder, so a path is an error.
       is_name = os.path.basename(self.output) == self.output
       fits = is_name and self.output.endswith(kind.suffixes)
       expected = f"a file name that ends with {' or '.join(kind.suffixes)}"
@@ -518,18 +521,18 @@ class Loop(Group):
 
 
 def check_cache(field: str, folder: str) -> None:
-  """Raises ConfigError for a folder that can't be written to; "" is none."""
+  """Raises ConfigError for a folder that can't be written to; "" stands for none."""
   problem = why_unwritable(folder) if folder else None
   require(not problem, field, folder, f"a folder that can be written to; {problem}")
 
 
 def check_class_list(field: str, names: str, prompt: str = "") -> None:
-  """Checks that a field names a class list: a packaged one, a file, or a run's.
+  """Checks that a field names a packaged class list, a file or a run's own classes.
 
   Args:
     field: dotted name of the field, for messages.
-    names: class list or file; "" for the names of the prompt's run.
-    prompt: prompt of a run; "" where a class list is required.
+    names: class list or file; "" for the classes that the prompt's run recorded.
+    prompt: prompt of a run; "" if `names` must be a list or a file.
 
   Raises:
     ConfigError: there is no such list, or the run has recorded none.

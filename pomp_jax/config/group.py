@@ -1,4 +1,4 @@
-"""A group of fields of the config, and the fields that rooms add to one."""
+"""A group of fields of the config, and the fields that rooms add to a group."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -14,11 +14,12 @@ Kind = TypeVar("Kind", bound="Group")
 class Extension(NamedTuple):
   """Fields that a room adds to a group of the core."""
 
-  prefix: str  # of their names, such as `kdpl`; "" if they stand among the group's own
+  # Prefix of the fields' names, such as `kdpl`; "" if they have the group's own prefix.
+  prefix: str
   fields: "Group"
 
   def dotted_prefix(self, prefix: str) -> str:
-    """Start of the fields' dotted names, in a group whose names have this prefix."""
+    """Start of the fields' dotted names; `prefix` is that of the group's own fields."""
     return f"{self.prefix}." if self.prefix else prefix
 
 
@@ -26,7 +27,7 @@ class Extension(NamedTuple):
 class Group:
   """Fields that belong together: a frozen dataclass of rows, and of groups.
 
-  A dotted name is the one that a user types: `optim.lr`, of the field `lr` in the group
+  A user types the dotted name of a field: `optim.lr` is the field `lr` of the group
   `optim`.
   """
 
@@ -39,18 +40,18 @@ class Group:
     """Raises ConfigError for fields of a room that don't fit a job's config."""
 
   def unread(self) -> tuple[str, ...]:
-    """Returns dotted names of a room's fields without an effect at present."""
+    """Returns dotted names of a room's fields that have no effect at present values."""
     return ()
 
   def of(self, kind: type[Kind]) -> Kind:
-    """Returns the fields that a room adds to this group, or else their defaults."""
+    """Returns the fields of class `kind` that a room adds, or else the defaults."""
     for extension in self.extensions:
       if isinstance(extension.fields, kind):
         return extension.fields
     return kind()
 
   def having(self: Kind, fields: "Group") -> Kind:
-    """Returns a copy with other values of fields that a room adds."""
+    """Returns a copy in which `fields` replace a room's fields of the same class."""
     prefix = ""
     others = []
     for extension in self.extensions:
@@ -61,7 +62,7 @@ class Group:
     return dataclasses.replace(self, extensions=(*others, Extension(prefix, fields)))
 
   def only(self, kind: type[Kind]) -> Kind:
-    """Returns the fields of a base class alone, with all extensions."""
+    """Returns the fields of the base class `kind` alone, with all extensions."""
     rows = {name: getattr(self, name) for name in own_rows(kind)}
     return kind(**rows, extensions=self.extensions)
 
@@ -75,7 +76,7 @@ class Group:
     return groups
 
   def all_extensions(self) -> list["Group"]:
-    """What rooms add to this group, and to the groups in it."""
+    """The fields that rooms add to this group and to the groups in it."""
     added = [extension.fields for extension in self.extensions]
     for group in self.groups().values():
       added += group.all_extensions()
@@ -84,7 +85,7 @@ class Group:
   def flat(self, prefix: str = "") -> dict[str, Any]:
     """Returns the value of each field by its dotted name.
 
-    Fields of groups in this group, and those that rooms add, are among them.
+    Includes fields of the groups in this group, and fields that rooms add.
 
     Args:
       prefix: start of this group's dotted names, such as `optim.`; "" for a job's
@@ -113,14 +114,14 @@ class Group:
         config.
 
     Raises:
-      ConfigError: a value of another type.
+      ConfigError: a value does not have the field's type.
     """
     changes: dict[str, Any] = {}
     for name, row in own_rows(type(self)).items():
       field = f"{prefix}{name}"
       if field in values:
         value = values[field]
-        # Such as "true" for a text, where the field is a flag as well.
+        # A field of texts may be a flag as well: "true" then stands for one of them.
         value = row.metadata["spellings"].get(str(value).lower(), value)
         changes[name] = typed(field, row.type, value)
     for name, group in self.groups().items():
@@ -134,7 +135,7 @@ class Group:
 
 
 def own_rows(kind: type[Group]) -> dict[str, dataclasses.Field]:
-  """The rows of a group by name, without those of groups in it."""
+  """The rows of a group by name, without the rows of groups in it."""
   rows = {}
   for field in dataclasses.fields(kind):
     if "help" in field.metadata:

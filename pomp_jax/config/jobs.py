@@ -1,4 +1,4 @@
-"""The configs of the core's jobs: a frozen dataclass each.
+"""The configs of the core's jobs: one frozen dataclass for each job.
 
 A room writes the configs of its own jobs in its `fields.py`.
 """
@@ -30,8 +30,8 @@ from pomp_jax.registry import METHODS
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Loop, Contrast, Config):
-  """The job pretrain: a training of a prompt or a baseline; other jobs make several
-  of them."""
+  """The job pretrain: a training of a prompt or a baseline; other jobs run several
+  trainings."""
 
   data: Data = Data()
   prompt: Prompt = Prompt()
@@ -48,7 +48,7 @@ class TrainingConfig(Loop, Contrast, Config):
 
   @property
   def loop(self) -> Loop:
-    """Batches and length."""
+    """Batches and length of the training."""
     return self.only(Loop)
 
   @property
@@ -70,7 +70,7 @@ class TrainingConfig(Loop, Contrast, Config):
     super().check()
     values = self.flat()
     for field, only_value in self._fixed_by_method().items():
-      # A field of a room that is not installed has no value.
+      # A method may fix a field of a room that is not installed.
       if field in values:
         expected = f"{only_value!r} where method={self.method!r}"
         require(values[field] == only_value, field, values[field], expected)
@@ -81,21 +81,21 @@ class TrainingConfig(Loop, Contrast, Config):
     self.data.check_source(self.eval.images, self.dry_run)
 
   def _fixed_by_method(self) -> dict[str, Any]:
-    """The only value that the method accepts, for each field that it can't read."""
+    """Value of each field that the method does not read; it accepts no other value."""
     method = METHODS[self.method]
     fixed = dict(method.fixes)
     if not method.saves_prompt:
       fixed["prompt.class_specific"] = False
       fixed["dry_run"] = ""
-      # The bank holds class features under a context.
+      # The bank holds class features under a context, which the method lacks.
       if "bank" in SAMPLERS[self.sampling.name].needs:
         fixed["sampling.name"] = "uniform"
       if self.sampling.exclude == "similar":
         fixed["sampling.exclude"] = "none"
     if method.pixels:
       fixed["data.features"] = "online"
-    # Only a dry run on these devices is fixed: for others the step of any method is
-    # compiled.
+    # A method may exclude only a dry run on this machine. For another machine the step
+    # of any method can be compiled.
     if self.dry_run != HERE:
       fixed.pop("dry_run", None)
     return fixed

@@ -16,7 +16,7 @@ class Check(NamedTuple):
   Attributes:
     accepts: whether a value passes.
     expected: noun phrase for the message, such as "1 or more".
-    choices: texts among which a refused one is looked for (did you mean ..?).
+    choices: valid texts; the message suggests the one nearest to a wrong value.
   """
 
   accepts: Callable[[Any], bool]
@@ -33,22 +33,22 @@ pair = Check(
 
 
 def one_of(*choices: str) -> Check:
-  """One of some texts."""
+  """Accepts one of the given texts."""
   return Check(choices.__contains__, f"one of {', '.join(choices)}", choices)
 
 
 def at_least(least: float | int) -> Check:
-  """A finite number from `least` on; NaN fails too."""
+  """Accepts a finite number that is at least `least`; rejects NaN."""
   return Check(lambda value: least <= value < math.inf, f"{least} or more")
 
 
 def between(low: float | int, high: float | int) -> Check:
-  """A number in the closed interval."""
+  """Accepts a number in the closed interval [low, high]."""
   return Check(lambda value: low <= value <= high, f"{low} to {high}")
 
 
 def above(low: float | int, most: float | int = math.inf) -> Check:
-  """A finite number above `low`, and at most `most`."""
+  """Accepts a finite number above `low` and at most `most`."""
   bound = "" if most == math.inf else f" and at most {most}"
   return Check(
     lambda value: low < value <= most and value < math.inf, f"above {low}{bound}"
@@ -56,7 +56,7 @@ def above(low: float | int, most: float | int = math.inf) -> Check:
 
 
 def below(high: float | int) -> Check:
-  """A number from 0 to below `high`."""
+  """Accepts a number in the half-open interval [0, high)."""
   return Check(lambda value: 0 <= value < high, f"0 or more and below {high}")
 
 
@@ -67,15 +67,15 @@ def row(
   parse: Callable[[str], Any] = str,
   spellings: Mapping[str, Any] = {},
 ) -> Any:
-  """Declares one field of a group: a dataclass field whose metadata are the table's row.
+  """Declares one field of a group: a dataclass field with the table's row as metadata.
 
   Args:
-    default: value where the user sets none.
+    default: value if the user sets none.
     help: noun phrase with the unit, for `--help` and docs/reference/config.md.
     check: test of a value.
     parse: reads an item of a tuple from text.
-    spellings: value by a text in lower case that stands for it. With one for "true" the
-      field is a flag as well.
+    spellings: value by the lower-case text that stands for it. A field with a spelling
+      "true" is a flag as well.
   """
   metadata = {
     "check": check,
@@ -87,7 +87,7 @@ def row(
 
 
 def typed(field: str, kind: Any, value: Any) -> Any:
-  """Returns a value in a field's type: integers become floats, and lists tuples.
+  """Returns a value in a field's type: an integer as a float, and a list as a tuple.
 
   Args:
     field: dotted name, for the message.
@@ -106,7 +106,7 @@ def typed(field: str, kind: Any, value: Any) -> Any:
   elif isinstance(value, list | tuple):
     items = tuple(tuple(item) if isinstance(item, list) else item for item in value)
     kind_of_items = kind.__args__[0]
-    # `tuple[int, int]` of an item is no class to compare with, but `tuple` is.
+    # `isinstance` does not take an item type `tuple[int, int]`, but its origin `tuple`.
     kind_of_items = typing.get_origin(kind_of_items) or kind_of_items
     fits = [
       isinstance(item, kind_of_items) and not isinstance(item, bool) for item in items
@@ -117,7 +117,7 @@ def typed(field: str, kind: Any, value: Any) -> Any:
 
 
 def name_of_type(kind: Any) -> str:
-  """`int`, `tuple[str, ...]`."""
+  """Name of a type for messages, such as `int` or `tuple[str, ...]`."""
   return str(kind) if typing.get_args(kind) else kind.__name__
 
 
@@ -130,7 +130,7 @@ def check_value(field: str, check: Check, value: Any) -> None:
     value: value in the field's type.
 
   Raises:
-    ConfigError: a URL of an unknown scheme, or a value that the check refuses.
+    ConfigError: a URL has an unknown scheme, or the value fails the check.
   """
   items = value if isinstance(value, tuple) else (value,)
   for item in items:

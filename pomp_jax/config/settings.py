@@ -1,4 +1,4 @@
-"""What every job reads, and the table of all fields: of a job, or of all jobs."""
+"""The fields that every job reads, and the table of all fields of one or all jobs."""
 
 from collections.abc import Collection, Iterator, Mapping
 import dataclasses
@@ -24,12 +24,12 @@ from pomp_jax.config.rows import (
 from pomp_jax.files.compilation import AUTO
 from pomp_jax.registry import JOBS, load
 
-# Value of `config.dry_run` for these devices; others name a machine to compile for.
+# Value of `config.dry_run` for this machine; others name a machine to compile for.
 HERE = "here"
 
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
-# Nested dicts -> dotted name -> value.
+# Turns nested dicts into one dict of values by dotted name.
 flatten = functools.partial(flatten_dict, sep=".")
 
 
@@ -59,7 +59,7 @@ class Config(Group):
 
   @property
   def by_steps(self) -> bool:
-    """Whether the job learns by gradient steps, after each of which it can stop."""
+    """Whether the job learns by gradient steps, so that it can stop after each step."""
     return True
 
   @property
@@ -80,13 +80,13 @@ class Config(Group):
   def replace(self, changes: Mapping[str, Any]) -> Any:
     """Returns a copy with other values.
 
-    The config of another `job` keeps the values of the fields that both jobs read.
+    If `changes` names another `job`, the fields that both jobs read keep their values.
 
     Args:
       changes: value by dotted name.
 
     Returns:
-      A config of the class of its job.
+      A config of the job's class.
 
     Raises:
       UnknownFieldError: a field does not exist, or the job does not read it.
@@ -113,7 +113,7 @@ class Part(NamedTuple):
   """A class of fields in the config of a job."""
 
   title: str
-  prefix: str  # of their dotted names, such as "optim."
+  prefix: str  # start of the fields' dotted names, such as "optim."
   kind: type[Group]
 
   @property
@@ -126,13 +126,13 @@ class Part(NamedTuple):
 
 @functools.cache
 def defaults(job: str = "pretrain") -> Any:
-  """Returns the config of a job with its defaults, and those of fields that rooms add.
+  """Returns the config of a job with all defaults, also of the fields that rooms add.
 
   Args:
     job: name of the job, a key of `JOBS`.
 
   Returns:
-    An instance of the class that the row of `JOBS` names.
+    An instance of the class that the job's row of `JOBS` names.
 
   Raises:
     ConfigError: there is no such job.
@@ -148,7 +148,10 @@ def defaults(job: str = "pretrain") -> Any:
 
 
 def parts_of(job: str) -> Iterator[Part]:
-  """Yields the classes of fields that a job reads, each before what rooms add to it."""
+  """Yields the classes of fields that a job reads.
+
+  After each class come the fields that rooms add to it.
+  """
   kind = load(JOBS[job].config)
   bases = [
     Part(_TITLES[base], "", base) for base in reversed(kind.__mro__) if base in _TITLES
@@ -161,7 +164,7 @@ def parts_of(job: str) -> Iterator[Part]:
 
 
 def _groups_of(kind: type[Group]) -> dict[str, type[Group]]:
-  """Name -> class of the groups in a class of fields."""
+  """Class of each group in a class of fields, by the name of the group."""
   types = {field.name: field.type for field in dataclasses.fields(kind)}
   return {
     name: group
@@ -171,7 +174,7 @@ def _groups_of(kind: type[Group]) -> dict[str, type[Group]]:
 
 
 def _extensions_of(*kinds: type) -> dict[str, tuple[str, type[Group]]]:
-  """What rooms add to one of these classes: title -> prefix and class."""
+  """Prefix and class of the fields that rooms add to any of `kinds`, by title."""
   names = {kind.__name__ for kind in kinds}
   return {
     title: (row.prefix, load(row.fields))
@@ -181,17 +184,17 @@ def _extensions_of(*kinds: type) -> dict[str, tuple[str, type[Group]]]:
 
 
 def _extended(kind: type[Group], *kinds: type) -> Any:
-  """A group with its defaults, and what rooms add to these classes."""
+  """Builds a `kind` with its defaults and the fields that rooms add to `kinds`."""
   added = _extensions_of(*kinds).values()
   return kind(extensions=tuple(Extension(prefix, fields()) for prefix, fields in added))
 
 
 @functools.cache
 def fields_of(*jobs: str) -> Mapping[str, dataclasses.Field]:
-  """Returns the rows of all fields that some jobs read, by dotted name.
+  """Returns the rows of all fields that at least one of `jobs` reads, by dotted name.
 
   Args:
-    *jobs: names of jobs; none: all jobs.
+    *jobs: names of jobs; all jobs if none is given.
   """
   rows: dict[str, dataclasses.Field] = {}
   for job in jobs or JOBS:
@@ -220,7 +223,7 @@ def check_read(field: str, job: str, known: Collection[str]) -> None:
 
 
 def value_of_text(field: str, text: str) -> Any:
-  """Reads a field's value from a text of the command line or behind a file's colon.
+  """Parses the value of a field, from the command line or behind a config file's colon.
 
   Integers of a tuple are separated by "+" or "/", other items by ";".
 
@@ -243,7 +246,7 @@ def value_of_text(field: str, text: str) -> Any:
     if kind == tuple[int, ...]:
       parts = re.split(r"[+/]", text) if text else []
       return tuple(int(part) for part in parts)
-    # A tuple as Python writes it would be one item.
+    # A tuple in Python's notation would be read as a single item.
     is_python = re.match(r"""[(\[]\s*['"]""", text)
     expected = "items separated by ';', without brackets and quotes"
     require(not is_python, field, text, expected)

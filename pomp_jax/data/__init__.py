@@ -1,5 +1,5 @@
-"""What is recognised: class names, labelled images, and their way to the devices.
+"""Class names, labelled images, and the batches of them that trainings read.
 
-Trainings and evaluations open a `source.Source` by the name of `config.data`. Start
-with `source`, the interface of all image sources; `class_lists` has the names.
+Trainings and evaluations open the `source.Source` that `config.data` names. Start with
+`source`, the interface of all image sources; `class_lists` has the class names.
 """

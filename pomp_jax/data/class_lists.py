@@ -1,9 +1,13 @@
 """Class lists, in the order of the labels: packaged ones, or a user's from a file.
 
-A file is text, one name a line, or JSON: a run's `class_names.json`, a list of names,
-an object whose keys are the names, a list of objects with `name` and, in all or none,
-`synset`, or annotations as COCO and LVIS store them, whose `categories` are read in
-order of their ids. Shape: N classes.
+A file is text with one name a line, or JSON in one of these forms:
+
+- a run's `class_names.json`;
+- a list of names, or an object whose keys are the names;
+- a list of objects with `name`, and with `synset` in all of them or in none;
+- annotations as COCO and LVIS store them: `categories`, read in order of their ids.
+
+Shape: N classes.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -34,8 +38,9 @@ _SETS: dict[str, dict[str, str]] = json.loads(
 # Names that load_class_list and load_templates accept.
 CLASS_LISTS = tuple(_SETS)
 TEMPLATES = tuple(sorted(file.stem for file in (_FOLDER / "templates").glob("*.txt")))
-# Data sets, named as their class lists, that methods trained on ImageNet are compared on:
-# CoOp's cross-dataset sets in the order of its tables, and the variants of ImageNet.
+# Data sets on which methods trained on ImageNet are compared, by the names of their
+# class lists: CoOp's cross-dataset sets in the order of its tables, and ImageNet's
+# variants.
 TEN = (
   "caltech101",
   "oxford_pets",
@@ -50,14 +55,14 @@ TEN = (
 )
 FOUR = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 SYNSET = re.compile(r"n[0-9]{8}")  # WordNet id of a noun
-# Table of ImageNet-21K's classes (fall 2011), sorted by WordNet 3.0 id: the id, the
-# words of the synset, the most usual first, and the tokens of "{first word}." and EOT
-# under CLIP's tokenizer.
+# Table of ImageNet-21K's classes (fall 2011), sorted by WordNet 3.0 id. Columns: the
+# id; the words of the synset, the most usual first; the number of tokens of "{first
+# word}." with EOT under CLIP's tokenizer.
 SYNSETS = _FOLDER / "imagenet21k_synsets.tsv"
 
 _DEFAULT_TEMPLATE = "a photo of a {}."
-_MOST_NUMBERS = 10  # of empty lines that a warning names
-_MAX_NAME = 1000  # more than a text tower has positions for
+_MOST_NUMBERS = 10  # line numbers in a warning of empty lines
+_MAX_NAME = 1000  # characters; text towers have fewer positions
 
 
 class VocabularyError(InputError, ValueError):
@@ -68,7 +73,7 @@ class VocabularyError(InputError, ValueError):
 class ClassList:
   """Classes in the order of their labels."""
 
-  # As their source spells them, underscores included; they may repeat.
+  # Spelled as in their source, underscores included. Names may repeat.
   names: tuple[str, ...]
   synsets: tuple[str, ...] | None = None  # WordNet 3.0 ids such as n02084071
   template: str = _DEFAULT_TEMPLATE  # hand-written prompt with `{}` for the name
@@ -110,8 +115,8 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
 def load_templates(name: str) -> tuple[str, ...]:
   """Loads prompt templates by name (`TEMPLATES`); `{}` stands for the class name.
 
-  `imagenet` is CLIP's ensemble of 80, `imagenet_7` seven of them, `imagenet_60` the
-  first 60, which PromptSRC takes; others are named as class lists.
+  `imagenet` is CLIP's ensemble of 80 templates, `imagenet_7` seven of these, and
+  `imagenet_60` the first 60, which PromptSRC uses. Others are named after class lists.
   """
   return read_names(_FOLDER / "templates" / f"{name}.txt")
 
@@ -141,14 +146,15 @@ def _packaged(name: str) -> ClassList:
 
 
 def normalized_name(name: str) -> str:
-  """A name as it is written in a sentence: one space for underscores and for spaces."""
+  """A name as in a sentence: each run of underscores and spaces becomes one space."""
   return " ".join(name.replace("_", " ").split())
 
 
 def normalized_names(names: Sequence[str]) -> list[str]:
   """Applies `normalized_name` to N names, which may repeat.
 
-  Checks them as `check_names`.
+  Raises:
+    VocabularyError: there are no names, or one is unusable; see `check_names`.
   """
   words = [normalized_name(name) for name in names]
   check_names(words, distinct=False)
@@ -156,7 +162,7 @@ def normalized_names(names: Sequence[str]) -> list[str]:
 
 
 def repeats(values: Iterable[Hashable]) -> dict[int, int]:
-  """Index of each value that repeats an earlier one -> index of the first equal one."""
+  """Maps the index of each repeated value to the index of the first equal value."""
   first: dict[Hashable, int] = {}
   repeated = {}
   for index, value in enumerate(values):
@@ -174,11 +180,11 @@ def check_names(
 
   Args:
     names: names to check.
-    where: their file, for the message.
-    distinct: whether they must differ.
+    where: file of the names, for the message.
+    distinct: whether the names must differ.
 
   Raises:
-    VocabularyError: there are none, or one is unusable or repeated.
+    VocabularyError: there are no names, or one is unusable or repeated.
   """
   if not names:
     raise VocabularyError(f"{where} is empty, expected one class name a line")
@@ -195,7 +201,7 @@ def check_names(
 
 
 def _problem_of(name: str) -> str:
-  """Why a name can't be used, in words that follow it; "" if it can be."""
+  """Why a name can't be used, such as "is not Unicode text"; "" for a usable name."""
   if not is_unicode(name):
     return "is not Unicode text"
   if len(name) > _MAX_NAME:
@@ -207,9 +213,9 @@ def _problem_of(name: str) -> str:
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
-  """Reads the lines of a UTF-8 file, without blank ones at the end.
+  """Reads the lines of a UTF-8 file, without blank lines at the end.
 
-  Only \\n and \\r\\n end a line, so that all programs count the same lines.
+  Only \\n and \\r\\n end a line, so that line numbers are those of other programs.
   """
   text = read_text(path, VocabularyError).rstrip()
   if not text:
@@ -220,14 +226,15 @@ def read_lines(path: str | os.PathLike) -> list[str]:
 def read_names(path: str | os.PathLike, *, distinct: bool = True) -> tuple[str, ...]:
   """Reads a text file of class names, one a line.
 
-  Empty lines are skipped, with a warning that has their numbers.
+  Empty lines are skipped, with a warning that lists their numbers.
 
   Args:
     path: UTF-8 file.
     distinct: whether the names must differ.
 
   Raises:
-    VocabularyError: the file can't be read, has no names, or has unusable ones.
+    VocabularyError: the file can't be read, has no names, or has an unusable or a
+      repeated name.
   """
   names = []
   empty = []
@@ -244,7 +251,7 @@ def read_names(path: str | os.PathLike, *, distinct: bool = True) -> tuple[str, 
 
 
 def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Builds a JSON object; ValueError if a key is repeated, which `json` would accept."""
+  """Builds a JSON object; ValueError for a repeated key, which `json` would accept."""
   for index in repeats(key for key, _ in pairs):
     key, _ = pairs[index]
     raise ValueError(f"the key {key!r} is repeated")
@@ -252,10 +259,10 @@ def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-  """Reads the names of a JSON file of any form, and their synsets if it has them.
+  """Reads the names of a JSON file in any form, and the synsets if the file has them.
 
   Raises:
-    VocabularyError: the file has another form, or unusable names.
+    VocabularyError: the file has none of the forms, or has unusable names.
   """
   content = read_user_json(path, VocabularyError, object_pairs_hook=_with_distinct_keys)
   synsets = None
@@ -274,7 +281,7 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   elif isinstance(content, dict):
     names = tuple(content)
     if names and all(name.isdecimal() for name in names):
-      # Such a file maps labels to names, in no certain order.
+      # Such an object maps labels to names, and its keys may be in any order.
       raise VocabularyError(
         f"{path}: the object's keys are numbers, expected class names"
       )
@@ -289,7 +296,7 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
 def _from_list(
   content: list[Any], path: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-  """Names of a list of texts or objects, and their synsets if all have one."""
+  """Names of a list of texts or objects, and their synsets if all items have one."""
   names = []
   synsets = []
   for number, item in enumerate(content, 1):
@@ -335,18 +342,18 @@ def shown(value: Any) -> str:
 class Category(NamedTuple):
   """Category of COCO's or LVIS's annotations.
 
-  Names have spaces instead of underscores; a qualifier stays, "bow (weapon)".
+  The name has spaces instead of underscores, and keeps a qualifier: "bow (weapon)".
   """
 
   name: str
-  synonyms: tuple[str, ...] = ()  # differ from the name and each other
+  synonyms: tuple[str, ...] = ()  # distinct, and none equals the name
 
 
 def has_categories(content: Any) -> bool:
-  """Whether a JSON value is COCO's or LVIS's annotations, and not an object of names."""
+  """Whether a JSON value is COCO's or LVIS's annotations rather than class names."""
   if not isinstance(content, dict):
     return False
-  # Annotations whose categories are missing have the others.
+  # If the categories are missing, the other two lists still identify annotations.
   for field in ("categories", "images", "annotations"):
     rows = content.get(field)
     if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
@@ -355,10 +362,14 @@ def has_categories(content: Any) -> bool:
 
 
 def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
-  """Categories of annotations, the JSON value of a file, by their ids.
+  """Reads the categories of annotations by their ids.
+
+  Args:
+    path: file of the annotations, for messages.
+    value: JSON value of the file.
 
   Raises:
-    VocabularyError: they are unusable, or the room regions is missing.
+    VocabularyError: the categories are unusable, or the room regions is missing.
   """
   if not CATEGORIES:
     raise VocabularyError(

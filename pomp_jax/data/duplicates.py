@@ -1,4 +1,4 @@
-"""Images that lie in several splits, byte for byte."""
+"""Finds images of a split whose files equal those of other splits byte for byte."""
 
 from collections.abc import Sequence
 import hashlib
@@ -13,15 +13,15 @@ def find_duplicates(
 ) -> dict[int, str]:
   """Finds the images of a source whose files equal files of earlier sources.
 
-  Sizes are compared first, so that few files are read: those of a size that both sides
-  have. Files that can't be read or decoded equal none.
+  Only files whose size occurs both in the source and in earlier sources are read. A
+  file that can't be read or decoded equals no other file.
 
   Args:
     source: images of a split.
-    earlier: images of other splits; a file that is in the source too is passed over.
+    earlier: images of other splits; files that are in the source too are skipped.
 
   Returns:
-    Index of each such image -> the file that it equals.
+    Index of each duplicate in the source -> file that the duplicate equals.
   """
   candidates = [(source, index) for index in range(len(source))]
   files = {source.where(index) for _, index in candidates}
@@ -34,6 +34,7 @@ def find_duplicates(
   sizes_of_candidates = [_size(*image) for image in candidates]
   sizes_of_originals = [_size(*image) for image in originals]
   shared = set(sizes_of_candidates) & set(sizes_of_originals)
+  # The originals come first, so that their digests are known before the candidates'.
   images = [*originals, *candidates]
   sizes = [*sizes_of_originals, *sizes_of_candidates]
   to_read = [image for image, size in zip(images, sizes, strict=True) if size in shared]
@@ -43,7 +44,8 @@ def find_duplicates(
   for split, index in steps_of(to_read, "comparing the pictures", "pictures"):
     where = split.where(index)
     digest = _digest(split, index)
-    if where not in files:
+    is_original = where not in files
+    if is_original:
       original_of.setdefault(digest, where)
     elif digest in original_of:
       _, problem = source.checked(index)

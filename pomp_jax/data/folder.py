@@ -1,9 +1,10 @@
-"""Image source `folder`: one folder a class, named after it or its WordNet id.
+"""Image source `folder`: one folder a class, named after the class or its WordNet id.
 
     root/train/n02084071/a.jpg  root/val/n02084071/b.jpg     or     root/n02084071/a.jpg
 
-Hidden files, other suffixes than images' and, below the split folders, links are
-skipped. Of `config.data`, the argument `data`, it reads `root`, `names` and `base`.
+The source skips hidden files, files without an image's suffix and, in split folders,
+symbolic links. The argument `data` is `config.data`, of which the source reads `root`,
+`names` and `base`.
 """
 
 import collections
@@ -28,9 +29,9 @@ from pomp_jax.files.terminal import is_unicode, printable
 log = logging.getLogger(__name__)
 
 _log_once = functools.cache(log.warning)
-_LISTINGS = 32  # class folders of a bucket that are listed at once
+_LISTINGS = 32  # class folders of a bucket that are listed in parallel
 
-# Folder names of the splits; the long ones are those of the processed ImageNet-21K.
+# Folder names of the splits; "imagenet21k" marks those of the processed ImageNet-21K.
 _SPLIT_FOLDERS = {
   "train": ("train", "training", "imagenet21k_train"),
   "validation": ("val", "validation", "valid", "imagenet21k_val"),
@@ -47,13 +48,14 @@ def splits(data: Any) -> tuple[str, ...]:
 def open_split(data: Any, split: str) -> StoredImages:
   """Opens a split of `data.root`.
 
-  Its classes are those of `data.names`, or of the training folder.
+  The classes are those of `data.names`. Without names they are the class folders of the
+  training images, or of all splits if `data.base` is set.
   """
   folders = split_folders(data.root)
   if data.names:
     classes = load_class_list(data.names)
   elif data.base:
-    # `data.base` selects the training classes from those of all splits.
+    # `data.base` selects the training classes from the classes of all splits.
     classes = classes_in(*folders.values())
   else:
     classes = classes_in(folders.get("train", folders[split]))
@@ -63,7 +65,7 @@ def open_split(data: Any, split: str) -> StoredImages:
 
 
 def classes_in(*folders: Path) -> ClassList:
-  """Classes of all class folders; see `classes_of`."""
+  """Classes of all class folders in these split folders; see `classes_of`."""
   names = {name for folder in folders for name in list_folder(folder).folders}
   return classes_of(sorted(names), str(folders[0]))
 
@@ -79,7 +81,8 @@ def split_folders(root: str | os.PathLike) -> dict[str, Path]:
         by_split[split] = to_path(root) / existing[0]
     return by_split
   for name in sorted(folders & _KNOWN_FOLDERS):
-    # Beside other folders, "train" or "test" may be a class, which holds images.
+    # Beside other folders, "train" or "test" may be a class. A class folder holds
+    # images; a split folder holds only folders.
     inside = list_folder(to_path(root) / name)
     if inside.folders and not inside.images:
       raise SourceError(
@@ -95,8 +98,8 @@ def open_folder(
 ) -> StoredImages:
   """Opens the images of one split, a folder with one folder a class.
 
-  Folders of other classes are skipped with a warning. Images are in the order of the
-  labels, then of the file names; keys are CLASS_FOLDER/FILE.
+  Folders that match no class are skipped with a warning. Images are sorted by label and
+  then by file name; their keys are CLASS_FOLDER/FILE.
 
   Args:
     folder: folder of the split, on a disk or in a bucket.
@@ -140,7 +143,7 @@ def open_folder(
 
 
 def _list_class_folders(folder: Path, names: Sequence[str]) -> dict[str, "Listing"]:
-  """Lists class folders; those of a bucket at once, as each waits for an answer."""
+  """Lists class folders; those of a bucket in parallel, because each request waits."""
   n_threads = _LISTINGS if is_bucket(folder) else 1
   with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
     listings = pool.map(list_folder, [os.path.join(folder, name) for name in names])
@@ -165,15 +168,15 @@ def _warn_of_other_files(where: str, names: Sequence[str]) -> None:
 
 
 def is_unread_picture(name: str) -> bool:
-  """Whether a file's name is that of a picture which is not read.
+  """Whether a file is, by its suffix, a picture of a format that is not read.
 
-  `images.UNREAD_REASON` says why.
+  `images.UNREAD_REASON` gives the reason.
   """
   return name.lower().endswith(UNREAD_EXTENSIONS)
 
 
 def _expected(others: Sequence[str]) -> str:
-  """What images are, where none is found among these files."""
+  """Says which suffixes images have, for an error about files without any image."""
   text = f"expected {', '.join(EXTENSIONS)}"
   n_unread = sum(map(is_unread_picture, others))
   if n_unread:
@@ -189,7 +192,7 @@ def _warn_once(where: str, names: Sequence[str], text: str) -> None:
 def match_classes(
   found: Sequence[str], classes: ClassList, where: str, *, all_classes: bool = True
 ) -> dict[str, int]:
-  """Index of the class for each name that matches one of a class list.
+  """Maps each name that matches a class of the list to the index of that class.
 
   Names match by WordNet id or as words: underscores match spaces.
 
@@ -197,11 +200,12 @@ def match_classes(
     found: names of folders or labels.
     classes: class list.
     where: file or folder of the names, for messages.
-    all_classes: whether every class needs a name.
+    all_classes: whether every class needs a matching name.
 
   Raises:
     SourceError: a class is matched twice or missing, or nothing matches.
   """
+  # Later entries win: a WordNet id over an exact name, an exact name over words.
   index_of = {normalized_name(name): index for index, name in enumerate(classes.names)}
   index_of |= {name: index for index, name in enumerate(classes.names)}
   index_of |= {synset: index for index, synset in enumerate(classes.synsets or ())}
@@ -226,7 +230,7 @@ def match_classes(
 def classes_of(found: Sequence[str], where: str) -> ClassList:
   """Classes named after folders or labels.
 
-  They have ImageNet-21K's names if these are all WordNet ids.
+  If all of `found` are WordNet ids, the classes get ImageNet-21K's names.
   """
   if not all(map(SYNSET.fullmatch, found)):
     return ClassList(tuple(found))
@@ -239,7 +243,7 @@ def classes_of(found: Sequence[str], where: str) -> ClassList:
 
 
 class Listing(NamedTuple):
-  """Sorted names of what is directly in a folder, without hidden files."""
+  """Sorted names of the files and folders directly in a folder, without hidden ones."""
 
   images: list[str]
   others: list[str]  # files with another suffix
@@ -247,7 +251,7 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: str | os.PathLike, *, links: bool = False) -> Listing:
-  """Lists a folder; symbolic links in it only with `links`.
+  """Lists a folder; its symbolic links are listed only with `links`.
 
   Raises:
     SourceError: the folder can't be read.
@@ -289,13 +293,13 @@ def _scan(folder: str, links: bool) -> list[tuple[str, bool]]:
 def find_images(
   path: str | os.PathLike, *, nested: bool = True, unread: bool = False
 ) -> dict[str, Path]:
-  """Finds the image files of a folder, sorted by their path in it, "cats/a.jpg".
+  """Finds the image files of a folder by their path in it, "cats/a.jpg", sorted.
 
   Args:
-    path: folder, or a single file, which has its name.
-    nested: whether to look into all folders within.
-    unread: whether pictures of formats that are not read are among them, for a caller
-      that names them.
+    path: folder, or a single image file, whose path in the result is its name.
+    nested: whether to search all folders within the folder.
+    unread: whether to include pictures of formats that are not read, for a caller that
+      reports them.
 
   Raises:
     SourceError: there is no image, or a name that is not Unicode text.

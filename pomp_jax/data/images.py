@@ -25,7 +25,7 @@ try:
 except ImportError:
   Resizer = None
 
-# Pillow reads AVIF from 11.3 on, where it was built with it.
+# Pillow reads AVIF from version 11.3 on, if it was built with AVIF support.
 _AVIF = ("AVIF",) if "avif" in features.modules and features.check("avif") else ()
 EXTENSIONS = (
   ".bmp",
@@ -44,16 +44,16 @@ UNREAD_REASON = "a HEIC picture, which is not read: convert it to JPEG"
 # Decoders to try, whatever the file's name. EPS is excluded because it starts another
 # program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *_AVIF)
-# Largest image that is decoded, by its header: 8192 x 8192, for which Pillow needs up
-# to 320 MiB.
+# Most pixels, by its header, of an image that is decoded: 8192 x 8192. Pillow needs up
+# to 320 MiB for such an image.
 MAX_PIXELS = 2**26
-PREPROCESSING_VERSION = 2  # of `prepare`'s pixels, for cache keys
-# Library behind `resized_crop`, for cache keys: the two differ in rounding.
+PREPROCESSING_VERSION = 2  # version of `prepare`'s pixels, for cache keys
+# Library behind `resized_crop`, for cache keys: the two libraries round differently.
 RESIZER = "pillow" if Resizer is None else "cykooz"
 
-_BAND_PIXELS = 2**20  # pixels of a deep image that are scaled at a time
+_BAND_PIXELS = 2**20  # pixels of a deep grey image that are scaled at a time
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
-# How the stored pixels of each EXIF orientation are turned.
+# EXIF orientation -> transposition that turns the stored pixels upright.
 _TURNS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
@@ -68,9 +68,9 @@ File = str | os.PathLike | bytes  # a path, or the content of a file
 
 
 class Resize(NamedTuple):
-  """How images become S x S pixels; as OpenAI's CLIPs by default."""
+  """How images become S x S pixels; the defaults are those of OpenAI's CLIPs."""
 
-  # to a square; otherwise the shorter side to S, and the centre cropped
+  # True: resize both sides to S. False: resize the shorter side to S, crop the centre.
   squash: bool = False
   bilinear: bool = False  # bilinear instead of bicubic
 
@@ -107,9 +107,9 @@ def read_image(
 
 
 def sides(image: Image.Image, upright: bool) -> tuple[int, int]:
-  """Width and height that an image from `open_image` has once it is decoded; see
-  `to_rgb`."""
-  # Pillow turns TIFFs itself, and their header's sides are those of the turned image.
+  """Width and height of an image from `open_image` after `to_rgb` has decoded it."""
+  # Orientations 5 to 8 exchange width and height. Pillow turns TIFFs itself: for them
+  # `size` already holds the sides of the turned image.
   on_its_side = upright and image.format != "TIFF" and 5 <= _orientation(image) <= 8
   return image.size[::-1] if on_its_side else image.size
 
@@ -118,7 +118,7 @@ def open_image(file: File, where: str = "") -> Image.Image:
   """Reads an image's header.
 
   Raises:
-    ImageError: the file is none of FORMATS, or has more than MAX_PIXELS.
+    ImageError: the file has none of FORMATS, or more than MAX_PIXELS.
   """
   with _as_image_error(where or str(file)):
     return _open(file)
@@ -127,15 +127,16 @@ def open_image(file: File, where: str = "") -> Image.Image:
 def load_rgb(
   image: Image.Image, where: str, shrink: int = 1, upright: bool = False
 ) -> tuple[Image.Image, int]:
-  """Decodes the pixels of an image from `open_image`, a large JPEG at a smaller size.
+  """Decodes the pixels of an image from `open_image`; a JPEG optionally smaller.
 
-  A JPEG stores cosines of 8 x 8 blocks. Decoding fewer of them divides the sides by the
-  factor, in less time than decoding all and shrinking.
+  A JPEG stores cosines of 8 x 8 blocks. A factor `shrink` above 1 decodes only some of
+  the cosines, which divides both sides by the factor. That is faster than decoding all
+  cosines and resizing.
 
   Args:
     image: image whose pixels are not decoded yet.
     where: name of the image in errors.
-    shrink: factor 1, 2, 4 or 8 by which the sides of a JPEG are divided.
+    shrink: factor 1, 2, 4 or 8 that divides the sides of a JPEG.
     upright: whether the image is turned as its EXIF orientation says.
 
   Returns:
@@ -155,13 +156,15 @@ def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
   """Converts an image of any Pillow mode to RGB, 8 bits a channel, as CLIP's
   preprocessing does.
 
-  Transparency is dropped. Pillow clips deep greys at 255, so they are scaled here:
+  Transparency is dropped. Pillow would clip greys of more than 8 bits at 255, so this
+  function scales them, by the largest value of the image:
 
   - 16 bits (PNG, PPM, TIFF) or 12 (TIFF): the high byte, as Pillow reads 16-bit
     colours.
-  - 32 bits (TIFF): integers up to 255 unchanged, up to 65535 the high byte of 16 bits.
-  - float (TIFF, PFM), rounded: values up to 1 times 255, up to 255 unchanged, up to
-    65535 over 257.
+  - 32-bit integers (TIFF): unchanged if the largest is at most 255; otherwise, up to
+    65535, the high byte of 16 bits.
+  - float (TIFF, PFM): times 255 if the largest is at most 1, unchanged if at most 255,
+    and otherwise, up to 65535, divided by 257. All are rounded.
 
   Args:
     image: Pillow image.
@@ -186,17 +189,17 @@ def _orientation(image: Image.Image) -> int:
   """EXIF orientation, 1 to 8 if valid; 1 (as stored) for an image without one."""
   try:
     return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-  except Exception:  # broken EXIF fails in many ways, and makes no picture unreadable
+  except Exception:  # broken EXIF raises many errors, but the pixels are readable
     return 1
 
 
 def _unturned_rgb(image: Image.Image) -> Image.Image:
-  """Converts decoded pixels to RGB as they are stored; see `to_rgb`.
+  """Converts decoded pixels to RGB without turning them; see `to_rgb`.
 
   Raises:
     ImageError: Pillow can't convert the colours, or greys are out of range.
   """
-  if image.mode == "RGB":  # convert would copy it
+  if image.mode == "RGB":  # `convert` would copy the image
     return image
   is_deep_grey = image.mode in ("I", "F") or image.mode.startswith("I;")
   if is_deep_grey:
@@ -271,7 +274,7 @@ def _open(file: File) -> Image.Image:
     opened = io.BytesIO(file) if isinstance(file, bytes) else local_copy(file)
     image = Image.open(opened, formats=FORMATS)
   except UnidentifiedImageError as error:
-    # Pillow's own message contains the object's address.
+    # Replace Pillow's message, which contains the address of an object.
     reason = f"none of {', '.join(FORMATS)}"
     if _is_heic(file):
       reason = UNREAD_REASON
@@ -285,7 +288,7 @@ def _open(file: File) -> Image.Image:
 
 
 def _is_heic(file: File) -> bool:
-  """Whether a file begins as HEIC does, whatever its name."""
+  """Whether a file begins with a HEIC header, whatever its name."""
   if not isinstance(file, bytes):
     with open(file, "rb") as opened:
       file = opened.read(12)
@@ -294,8 +297,8 @@ def _is_heic(file: File) -> bool:
 
 @contextlib.contextmanager
 def _as_image_error(where: str) -> Iterator[None]:
-  """Turns any error of Pillow's into ImageError: broken files raise errors of many
-  classes."""
+  """Turns every error into ImageError, because Pillow raises errors of many classes for
+  broken files."""
   try:
     yield
   except MemoryError:
@@ -336,7 +339,7 @@ def prepare(
   if resize.squash:
     return np.asarray(image.resize((size, size), resampling))
 
-  # Truncated as in torchvision's Resize.
+  # `int` truncates the longer side, as torchvision's Resize does.
   shorter = min(image.size)
   width = int(size * image.width / shorter)
   height = int(size * image.height / shorter)
@@ -344,7 +347,7 @@ def prepare(
     raise ImageError(f"{image.width} x {image.height} pixels are too narrow")
   image = image.resize((width, height), resampling)
 
-  # Halves are rounded to even as in torchvision's CenterCrop.
+  # `round` takes halves to the even number, as torchvision's CenterCrop does.
   left = round((width - size) / 2)
   top = round((height - size) / 2)
   return np.asarray(image.crop((left, top, left + size, top + size)))
@@ -363,7 +366,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 def check_decodes(image: bytes) -> None:
   """Raises ImageError if an image can't be decoded to its last line."""
   with _as_image_error("the image"), _open(image) as opened:
-    # That reads all data of a JPEG.
+    # A JPEG decodes faster at an eighth of its sides; all of its data is still read.
     opened.draft("RGB", (opened.width // 8, opened.height // 8))
     opened.load()
 
@@ -373,9 +376,9 @@ def resized_crop(
 ) -> Image.Image:
   """Crops an RGB image and resizes the crop to S x S (bicubic).
 
-  Pixels outside the box have no influence, and fractions of the box weight its border
-  pixels. `cykooz-resizer` agrees with Pillow within rounding and is six times as fast,
-  by vector instructions.
+  Pixels outside the box have no influence. If the box ends within a pixel, the fraction
+  enters the weights of the border pixels. `cykooz-resizer` agrees with Pillow within
+  rounding and is six times as fast, because it uses vector instructions.
 
   Args:
     image: RGB image.
@@ -383,7 +386,7 @@ def resized_crop(
     size: S, pixels.
   """
   left, top, right, bottom = box
-  # The whole pixels that the box touches, and the box within them.
+  # Crop the whole pixels that the box touches, then move the box to the crop's corner.
   first_column = math.floor(left)
   first_row = math.floor(top)
   part = image.crop((first_column, first_row, math.ceil(right), math.ceil(bottom)))

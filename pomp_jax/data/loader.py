@@ -1,7 +1,8 @@
-"""Batches of images for training, shuffled and endless, and what reads ahead.
+"""Endless shuffled batches of images for training, and threads or workers to read
+ahead.
 
 Shapes: G rows of a global batch, V views an image, B images of a batch that a process
-reads.
+reads, n images of the source.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,22 +28,25 @@ from pomp_jax.data.unreadable import CorruptDataError, SkippedImages, name_of
 
 log = logging.getLogger(__name__)
 
-# (images [B], epoch of each [B]) -> pixels or features [B,V,..] and which were readable
-# [B]. Views may also be records of a structured type, whose fields become arrays of the
-# batch.
+# Function (image numbers [B], epoch of each image [B]) -> (views [B,V,..], whether each
+# image was readable [B]). Views are pixels, features, or records of a structured type,
+# each field of which becomes an array of the batch.
 Fetch = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-# consecutive unreadable images to skip: more than random damage explains
+# Consecutive unreadable images that are skipped; random damage explains fewer.
 _MAX_SKIPS = 100
-_N_BATCHES = 2**62  # endless
+_N_BATCHES = 2**62  # end of the batch numbers: in effect none
 _AHEAD = 4  # batches to hold ready, over all workers
 # A thread that decodes and augments holds the interpreter's lock for 38% of its time,
 # so more than a few threads add nothing; docs/reproduce/performance.md has the
 # measurement.
 _MOST_THREADS = 4
-_LEAST_CORES = 4  # fewer cores read about as fast by threads, which start at once
-_BATCHES_PER_WORKER = 4  # of an epoch: a worker takes seconds to start
-# shared memory: a worker's queue, and those in Grain's threads; measured
+# With fewer cores, threads read about as fast as workers, and start without delay.
+_LEAST_CORES = 4
+# Batches of an epoch that justify a worker, which takes seconds to start.
+_BATCHES_PER_WORKER = 4
+# Batches of a worker in shared memory: those in its queue and in Grain's threads;
+# measured.
 _BATCHES_IN_MEMORY = 5
 _SHARED_MEMORY = "/dev/shm"
 # Signals that a launcher, or Ctrl-C, sends to all processes of a run.
@@ -50,17 +54,17 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Readers(NamedTuple):
-  """What reads images."""
+  """Numbers of threads and processes that read images."""
 
-  threads: int  # of each process that reads
-  workers: int  # processes that read; 0: the run's own
+  threads: int  # threads in each process that reads
+  workers: int  # worker processes that read; 0: the run's own process reads
 
 
 class Shard(NamedTuple):
   """The part of each batch that a process reads."""
 
   number: int
-  n_shards: int  # of one size
+  n_shards: int  # number of shards, which have the same size
 
 
 _READERS = Readers(threads=2, workers=0)
@@ -68,15 +72,15 @@ _WHOLE = Shard(0, 1)
 
 
 class Loader(Iterator[dict[str, np.ndarray]]):
-  """Endless training batches from a position on, prepared ahead of the step.
+  """Endless training batches from number `start` on, read ahead of the training step.
 
-  Batch i holds images i*G/V..(i+1)*G/V-1 of a sequence of epochs, each with its own
-  shuffle by Grain, a function of the seed. An unreadable image, see `skipped`, is
-  replaced by the next one.
+  Batch i holds images i*G/V..(i+1)*G/V-1 of an endless sequence of epochs. Grain
+  shuffles each epoch anew, as a function of the seed. An unreadable image is recorded
+  in `skipped` and replaced by the image with the next number.
 
   Yields:
     {"image": [G/n_shards,..], "label": int32 [G/n_shards]}; the V views of an image are
-    adjacent. Views that are records give an array for each of their fields instead of
+    adjacent. If the views are records, each of their fields has an array instead of
     "image".
   """
 
@@ -98,7 +102,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
 
     Args:
       source: images with labels.
-      fetch: function that reads pixels or features; worker processes unpickle it.
+      fetch: function that reads views; worker processes unpickle the function.
       batch_size: G, rows of a batch over all processes.
       seed: random seed of the shuffles, 0 to 2^32 - 1.
       n_views: V, views of an image, which are rows of one batch.
@@ -136,14 +140,15 @@ def choose_readers(
   threads: int,
   workers: int,
   *,
-  decodes: bool = False,  # stored images; other reading is too little work for workers
+  # whether images are decoded; other reading is too little work for workers
+  decodes: bool = False,
   n_batches: int = 0,  # batches of an epoch
   batch_bytes: int = 0,  # bytes of a batch of this process
   n_cores: int | None = None,  # cores of this process; None: counted
-  # free bytes to pass batches through; None: of the machine
+  # free bytes of shared memory, through which workers pass batches; None: measured
   shared_memory: int | None = None,
 ) -> Readers:
-  """Fills in what `data.threads` (0) and `data.workers` (-1) leave open."""
+  """Chooses the threads if `data.threads` is 0, the workers if `data.workers` is -1."""
   n_cores = n_cores or hosts.own_cores()
   if workers < 0 and decodes and n_cores >= _LEAST_CORES:
     workers = min(n_cores // max(1, threads), n_batches // _BATCHES_PER_WORKER)
@@ -158,6 +163,7 @@ def choose_readers(
         workers,
       )
     workers = min(workers, fitting)
+    # One worker alone would only replace the run's own process.
     if workers < 2:
       workers = 0
   workers = max(workers, 0)
@@ -179,11 +185,12 @@ def map_ahead(read: Callable[[int], Any], numbers: range, readers: Readers) -> I
   Workers start when the first element is requested. `close()` ends them.
 
   Args:
-    read: function of a number; worker processes must be able to unpickle it.
+    read: function of a number; worker processes unpickle the function.
     numbers: numbers to read.
     readers: threads and worker processes.
   """
-  # Many workers hold few batches each: a batch of pixels takes 100 MB and more.
+  # Divide the batches to hold ready among the workers, rounded up: a batch of pixels
+  # takes 100 MB and more.
   n_readers = max(1, readers.workers)
   ahead = -(-_AHEAD // n_readers)
   options = grain.ReadOptions(
@@ -195,8 +202,7 @@ def map_ahead(read: Callable[[int], Any], numbers: range, readers: Readers) -> I
     return iter(elements)
 
   if not flags.FLAGS.is_parsed():
-    # Grain reads flags of its own, which a program without a command line has not
-    # parsed.
+    # Grain reads absl flags, which a program without a command line has not parsed.
     flags.FLAGS.mark_as_parsed()
   processes = grain.MultiprocessingOptions(readers.workers, ahead)
   return _spawned(iter(elements.mp_prefetch(processes, _begin_worker)))
@@ -205,34 +211,35 @@ def map_ahead(read: Callable[[int], Any], numbers: range, readers: Readers) -> I
 def _spawned(elements: grain.DatasetIterator) -> Iterator:
   """Yields the elements of worker processes, which start with stop signals blocked.
 
-  A worker imports for seconds before `_begin_worker` runs, and a signal would end it
-  meanwhile. It inherits the signal mask of Grain's thread that starts it, which
-  inherits it from this thread.
+  A worker imports modules for seconds before `_begin_worker` runs, and a signal that is
+  not blocked would end the worker meanwhile. The worker inherits the signal mask of the
+  Grain thread that starts it, and that thread inherits the mask of this thread.
   """
   _start_resource_tracker()
   mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
   try:
     try:
-      # Grain makes its threads for the first element. They keep the signals blocked.
+      # Grain starts its threads for the first element. These threads keep the signals
+      # blocked.
       first = list(itertools.islice(elements, 1))
     finally:
       signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    # `chain` keeps the end of this generator from closing `elements`, one worker after
-    # the other, before `_close_together` does.
+    # At the end of this generator, `yield from elements` would close the workers one
+    # after the other before `_close_together` runs. `chain` has no `close`.
     yield from itertools.chain(first, elements)
   finally:
     _close_together(elements)
 
 
 def _start_resource_tracker() -> None:
-  """Starts Python's process that removes shared memory which is left at the end.
+  """Starts Python's resource tracker, which removes shared memory left at the end.
 
-  Grain leaves that of workers which end while they hand over a batch. The tracker
-  starts here, before the stop signals are blocked: one started later would unblock
-  them in the thread that starts it.
+  Grain leaves the shared memory of workers that end while they hand over a batch. The
+  tracker starts before the stop signals are blocked, because its start unblocks these
+  signals in the calling thread.
   """
-  # The tracker takes the environment of its start, and must not warn of what it
-  # removes.
+  # The tracker inherits this variable, which keeps it from warning of the memory that
+  # it removes.
   environment = dict(os.environ)
   os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
   try:
@@ -243,9 +250,10 @@ def _start_resource_tracker() -> None:
 
 
 def _close_together(elements: Any) -> None:
-  """Ends the workers side by side: Grain waits for one after the other, up to a
-  batch each."""
-  # Grain has no public name for its iterators over single workers; one worker has none.
+  """Ends the workers in parallel: Grain would wait for one after the other, each for up
+  to the time of a batch."""
+  # Grain keeps its iterators over single workers in a private attribute, which is
+  # missing if there is only one worker.
   workers = [
     one for one in getattr(elements, "_iterators_in_use", ()) if one is not None
   ]
@@ -255,9 +263,9 @@ def _close_together(elements: Any) -> None:
 
 
 def _begin_worker(*_: int) -> None:
-  """Sets how a worker process ends: with the run, and not by a stop signal.
+  """Makes a worker process ignore stop signals and end together with the run.
 
-  The run saves after a stop signal, and needs its workers until then.
+  After a stop signal the run still saves, and needs its workers until then.
   """
   for number in _STOP_SIGNALS:
     signal.signal(number, signal.SIG_IGN)
@@ -282,8 +290,8 @@ def _read_batch(
 ) -> dict[str, np.ndarray]:
   """Reads this process's part of a batch; pickled for worker processes.
 
-  An unreadable image is replaced by the one with the next number, under the label of
-  that one.
+  An unreadable image is replaced by the image with the next number, which brings its
+  own label.
 
   Args:
     labels_n: class of each image.
@@ -294,7 +302,7 @@ def _read_batch(
     batch: number of the batch.
 
   Returns:
-    The arrays of `Loader`, and `unreadable`: numbers of the images that were replaced.
+    The arrays that `Loader` yields, and `unreadable`: numbers of the replaced images.
 
   Raises:
     CorruptDataError: too many consecutive images are unreadable.
@@ -324,7 +332,7 @@ def _read_batch(
 
 
 def _arrays_of_views(views_BxV: np.ndarray) -> dict[str, np.ndarray]:
-  """Views as rows of a batch: one array, or one for each field of records.
+  """Views as rows of a batch: one array, or an array for each field of records.
 
   Args:
     views_BxV: pixels or features [B,V,..], or records [B,V] of a structured type.

@@ -1,6 +1,7 @@
 """Labelled images with random access: the interface of all sources, and stored images.
 
-Shapes: n images, N classes, B images of one call, S side in pixels, E embedding.
+Shapes: n images, N classes, C chosen classes, B images of one call, S side in pixels, E
+embedding.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from pomp_jax.files.paths import Path, file_size, file_stamps, read_file, to_pat
 
 
 class SourceError(InputError, ValueError):
-  """Unusable data; one line that names the file or folder."""
+  """Unusable data; the message is one line that names the file or folder."""
 
 
 @runtime_checkable
@@ -43,8 +44,8 @@ class Labelled(Protocol):
 class Source(Labelled, Protocol):
   """Labelled images with random access.
 
-  A source may have `keys` [n]: with labels and names they determine the pixels, for
-  caches.
+  A source may also have `keys` [n], for caches: keys, labels and names together
+  determine the pixels.
   """
 
   def images(self, indices: np.ndarray) -> np.ndarray:
@@ -58,7 +59,7 @@ Storage = Any  # encoded images of a data set, with the methods of `Files`
 class Files:
   """Storage of images in files; a key is a path relative to the root.
 
-  A storage is pickled for worker processes, which open it themselves.
+  Worker processes get a pickled storage and open its files themselves.
   """
 
   def __init__(self, root: str | os.PathLike):
@@ -92,7 +93,7 @@ class StoredImages:
   # Pictures beside the images, of a format that is not read.
   unread: tuple[str, ...] = ()
   upright = False  # whether images are turned as their EXIF orientation says
-  resize: Resize = CLIPS_RESIZE  # how they become S x S pixels
+  resize: Resize = CLIPS_RESIZE  # how images become S x S pixels
 
   def __init__(
     self,
@@ -108,7 +109,7 @@ class StoredImages:
     Args:
       names: names of the N classes.
       labels: class of each image.
-      keys: distinct paths or ids, the same wherever the data lies.
+      keys: distinct paths or ids that do not depend on where the data lies.
       storage: encoded images.
       rows: the images' numbers in the storage; None for 0 to n - 1.
       image_size: side of the images in pixels, S.
@@ -143,7 +144,7 @@ class StoredImages:
     return self.storage.read(int(self._rows[index]), str(self.keys[index]))
 
   def checked(self, index: int) -> tuple[bytes, str]:
-    """Content of one image file, and why it can't be decoded; "" if it can be."""
+    """Content of one image file, and the reason why it can't be decoded, or ""."""
     content = b""
     try:
       content = self.encoded(index)
@@ -161,9 +162,9 @@ class StoredImages:
     return self.storage.where(int(self._rows[index]), str(self.keys[index]))
 
   def stamps(self) -> str:
-    """Cache key of the images' content, without reading it; see `paths.file_stamps`.
+    """Cache key of the images without reading them; see `paths.file_stamps`.
 
-    It is "" where the storage names no files.
+    The key is "" if the storage has no method `files`.
     """
     files = getattr(self.storage, "files", None)
     if files is None:
@@ -202,7 +203,7 @@ class StoredImages:
     )
 
   def of_classes(self, classes: Int[np.ndarray, " C"]) -> "StoredImages":
-    """Images of C of the classes, relabelled in the order of `classes`."""
+    """Images of the C given classes, relabelled in the order of `classes`."""
     labels_N = np.full(len(self.names), -1, np.int32)
     labels_N[classes] = np.arange(len(classes))
     return self.relabelled([self.names[c] for c in classes], labels_N[self.labels])
@@ -227,7 +228,7 @@ class FeatureSource(StoredImages):
   ) -> tuple[Float[np.ndarray, "B 1 E"], Bool[np.ndarray, " B"]]:
     """Features as views for `Loader`, and which images were readable.
 
-    They are the same in all epochs.
+    The features are the same in all epochs.
     """
     features_BxE = self.features(indices)
     return features_BxE[:, None], ~np.isnan(features_BxE[:, 0])
@@ -251,7 +252,7 @@ def readable_images(
     indices: numbers of the B images.
 
   Returns:
-    uint8 [B,S,S,3], and the reason of each unreadable image by its number.
+    Pixels uint8 [B,S,S,3]; number of each unreadable image -> reason.
   """
   if not isinstance(source, StoredImages):
     return source.images(indices), {}

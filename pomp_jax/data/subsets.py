@@ -1,7 +1,8 @@
 """Choices of images and classes: few shots, even samples, held-out images, halves.
 
-A choice depends only on the seed and the images' keys, so every host makes the same
-one. Shapes: n images, m of them that are chosen, N classes.
+A choice depends only on the seed and on the images' labels and keys, so every host
+makes the same choice. Shapes: n images, m chosen images, k images of a share, N
+classes.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ from jaxtyping import Int
 import numpy as np
 
 HALVES = ("all", "base", "new")
-# Outside the range of `data.shots_seed`, so that the ranking differs from all few-shot
-# subsets'.
+# Outside the range of `data.shots_seed`, so that the ranking differs from that of every
+# few-shot subset.
 _HELD_OUT_SEED = 2**63
 
 
@@ -22,11 +23,11 @@ def few_shot(
   shots: int,
   seed: int = 0,
 ) -> Int[np.ndarray, " m"]:
-  """Chooses `shots` images of each class, or all of a class with fewer.
+  """Chooses `shots` images of each class, or all images of a class with fewer.
 
-  Images are ranked within their class by a hash of seed and key, and the first ones
-  are taken. So the subset of k shots lies within that of k+1, and an image added to a
-  class replaces at most one.
+  Images are ranked within their class by a hash of seed and key, and those of the first
+  ranks are taken. The subset of k shots therefore lies within that of k+1 shots, and an
+  image added to a class replaces at most one chosen image.
 
   Args:
     labels: class of each image.
@@ -45,10 +46,10 @@ def few_shot(
 def even_sample(
   labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, count: int
 ) -> Int[np.ndarray, " m"]:
-  """Chooses `count` images, or all of fewer, evenly over the classes.
+  """Chooses `count` images evenly over the classes, or all if there are fewer.
 
-  Every class gives one image before any gives a second. If the classes can't all give
-  the same number, a hash decides which ones give one more.
+  Every class gives one image before any class gives a second. If the classes can't all
+  give the same number, a hash decides which classes give one more.
 
   Args:
     labels: class of each image.
@@ -63,7 +64,8 @@ def even_sample(
     return np.arange(n_images)
   order_n, rank_n = ranked(labels, keys, seed=0)
   hashes_n = _hashes(keys, seed=0)[order_n]
-  # By rank. Images of one rank are in the order of their hashes, not of their classes.
+  # Sort by rank. Within a rank sort by hash: sorting by class would favour the first
+  # classes.
   by_rank_n = order_n[np.lexsort((hashes_n, rank_n))]
   return np.sort(by_rank_n[:count])
 
@@ -76,8 +78,8 @@ def held_out(
   """Divides each class's images into held-out shares and the rest, for training.
 
   Images are ranked within their class by a hash of the key. The first share takes the
-  first of them, the next share those that follow. A share is rounded to whole images,
-  and one image of each class is left for training.
+  first ranks, and each further share the ranks after it. A share is rounded to whole
+  images, and at least one image of each class is left for training.
 
   Args:
     labels: class of each image.
@@ -85,7 +87,7 @@ def held_out(
     shares: shares of each class's images, 0 to 1.
 
   Returns:
-    Ascending indices of the rest, and of each share's images.
+    Ascending indices of the rest, and of the images of each share.
   """
   order_n, rank_n = ranked(labels, keys, _HELD_OUT_SEED)
   class_n = np.asarray(labels)[order_n]  # of the ordered images
@@ -108,7 +110,10 @@ def held_out(
 
 
 def spread_evenly(count: int, total: int) -> Int[np.ndarray, " m"]:
-  """Indices of `count` of `total` items, evenly spaced; all if `count` is 0 or larger."""
+  """Indices of `count` of `total` items, evenly spaced.
+
+  All items if `count` is 0 or exceeds `total`.
+  """
   count = min(count or total, total)
   return np.arange(count) * total // max(count, 1)
 
@@ -116,9 +121,9 @@ def spread_evenly(count: int, total: int) -> Int[np.ndarray, " m"]:
 def half_of_classes(n_classes: int, half: str) -> Int[np.ndarray, " m"]:
   """Labels of one of HALVES in CoOp's base-to-new protocol.
 
-  The first ceil(n/2) classes are base.
+  The first ceil(n_classes / 2) classes are base, the others new.
   """
-  middle = -(-n_classes // 2)
+  middle = -(-n_classes // 2)  # rounded up
   match half:
     case "all":
       return np.arange(n_classes)
@@ -140,10 +145,11 @@ def ranked(
     seed: random seed of the hashes.
 
   Returns:
-    Indices in that order, and the ranks of the images in that order, from 0.
+    Indices of the images in this order, and the rank of each in its class, from 0.
   """
   order = np.lexsort((_hashes(keys, seed), labels))
   ordered = np.asarray(labels)[order]
+  # Position at which the class of each image begins.
   first_of_class = np.searchsorted(ordered, ordered)
   return order, np.arange(len(order)) - first_of_class
 

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class CorruptDataError(RunError, RuntimeError):
-  """More unreadable images than allowed; one line that names one of them."""
+  """More unreadable images than allowed; the message is one line that names one."""
 
 
 def name_of(source: Labelled, index: int) -> str:
@@ -22,19 +22,20 @@ def name_of(source: Labelled, index: int) -> str:
 
 @dataclasses.dataclass
 class SkippedImages:
-  """Unreadable images that are skipped, with the reason for the index of each.
+  """Unreadable images of a source that are skipped, each with a reason.
 
-  A share `max_corrupt` of the images may be unreadable, and one image unless it is 0.
+  At most a share `max_corrupt` of the images may be unreadable. Any share above 0
+  allows at least one image.
   """
 
   source: Labelled
   max_corrupt: float
-  # index -> reason, which names the file
+  # index of each image -> reason, which names the file
   reasons: dict[int, str] = dataclasses.field(default_factory=dict)
 
   def add(self, reasons: Mapping[int, str]) -> None:
-    """Adds unreadable images; CorruptDataError if more than allowed, or none is
-    left."""
+    """Adds unreadable images; CorruptDataError if there are more than allowed, or if no
+    readable image is left."""
     self.reasons |= reasons
     n_found = len(self.reasons)
     n_images = len(self.source)
@@ -46,12 +47,12 @@ class SkippedImages:
       raise CorruptDataError(f"{counts} by data.max_corrupt; {self._first()}")
 
   def note(self, indices: Iterable[int]) -> None:
-    """Adds unreadable images by their names alone."""
+    """Adds unreadable images without reasons; their names are stored as reasons."""
     self.add({index: name_of(self.source, index) for index in indices})
 
   def gather(self) -> None:
-    """Adds the other processes' images and warns once; all processes call it
-    together."""
+    """Adds the unreadable images of the other processes and warns once; all processes
+    call it together."""
     for _, found in hosts.gather(sorted(self.reasons.items()), "unreadable images"):
       self.add(dict(found))
     if self.reasons:

@@ -1,9 +1,9 @@
 """Views of training images: the published augmentations, decoded or stored as features.
 
-A view is drawn (`draw_view`: numbers, a function of seed, image, epoch and view only)
-and then made (`make_view`), so worker processes, restarts and stored features see the
-same pixels. Shapes: B images, V views an image, S side of a view in pixels, E
-embedding, T tries of a crop.
+`draw_view` draws the numbers of a view, which depend only on seed, image, epoch and
+view; `make_view` then makes its pixels. Worker processes, restarts and stored features
+therefore see the same pixels. Shapes: B images, V views an image, S side of a view in
+pixels, E embedding, T tries of a crop.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,22 +20,24 @@ from pomp_jax.data.images import ImageError, load_rgb, open_image, resized_crop,
 from pomp_jax.data.source import Source, StoredImages, readable_images
 from pomp_jax.files.features import Features
 
-# Augmentations: CLIP's test preprocessing; random crop and flip; these and
-# RandAugment2.
+# Augmentations: `none` is CLIP's test preprocessing, `crop_flip` a random crop and
+# flip, `recipe` a random crop, a flip and RandAugment2.
 AUGMENTS = ("none", "crop_flip", "recipe")
 
 CROP_AREA = 0.08  # least area of a crop, as a share of the image's
 RATIO = (3 / 4, 4 / 3)  # width of a crop over its height
 _CROP_TRIES = 10
-N_OPERATIONS = 2
+N_OPERATIONS = 2  # operations that are drawn for a view
 PROBABILITY = 0.6  # of applying each drawn operation
 
 # Philox key word of this stream; other streams of a seed have other words.
 _STREAM = 0x706F6D70
+# Numbers of a view: 4 for each try of a crop, 1 for the flip, 3 for each operation.
 _N_UNIFORMS = 4 * _CROP_TRIES + 1 + 3 * N_OPERATIONS
 
 
-# Worker processes of `train.fill_features` make these; here they import little for it.
+# Worker processes of `train.fill_features` make the two types below. They are in this
+# file because a worker then imports few modules.
 
 
 class Part(NamedTuple):
@@ -62,7 +64,8 @@ class Augmentation:
   kind: str = "none"  # one of AUGMENTS
   n_views: int = 1  # V; 1 under `none`, where all views are equal
   seed: int = 0  # random seed of all augmentations, 0 to 2^64 - 1
-  view_epochs: int = 0  # epochs after which views repeat, to be stored; 0 for never
+  # Epochs after which views repeat, so that they can be stored; 0 for never.
+  view_epochs: int = 0
   crop_area: float = CROP_AREA  # least area of a random crop, as a share of the image's
 
   @property
@@ -85,7 +88,7 @@ def stored_views(
 
   Args:
     features: stored features of all versions.
-    augmentation: augmentation that they were made with.
+    augmentation: augmentation with which the features were made.
     indices: numbers of the images.
     epochs: epoch of each image.
   """
@@ -102,8 +105,9 @@ def views(
 ) -> tuple[UInt8[np.ndarray, "B V S S 3"], Bool[np.ndarray, " B"]]:
   """Makes the views of images, black for unreadable ones, and says which were readable.
 
-  Under `none` these are the source's images, of its own size. Else stored images are
-  decoded here, and another source's `images` are augmented as they are.
+  Under `none` the views are the source's images, in the source's own size. Otherwise
+  stored images are decoded and augmented here, and the images of another source are
+  augmented as its `images` returns them.
 
   Args:
     source: images.
@@ -122,6 +126,7 @@ def views(
   pixels = source.images(indices) if stored is None else np.zeros(0)
   pairs = zip(indices.tolist(), epochs.tolist(), strict=True)
   for row, (index, epoch) in enumerate(pairs):
+    # An image that can't be read stays black, and its `readable` False.
     with contextlib.suppress(ImageError):
       if stored is not None:
         where = stored.where(index)
@@ -144,7 +149,7 @@ def views(
 
 
 def _largest_shrink(drawn: Sequence["View"], size: int) -> int:
-  """Factor by which a JPEG can be decoded smaller without enlarging a crop to S x S."""
+  """Largest factor by which a JPEG may be shrunk so that no crop is below S x S."""
   smallest = min(min(view.crop[2:]) for view in drawn)
   return max((s for s in (2, 4, 8) if smallest >= s * size), default=1)
 
@@ -164,7 +169,7 @@ def draw_view(
 ) -> View:
   """Draws one view of an image under `crop_flip` or `recipe`.
 
-  It depends on the arguments alone; of the augmentation not on its number of views.
+  The view depends on the arguments alone, and not on the augmentation's `n_views`.
 
   Args:
     width: width of the image in pixels.
@@ -176,11 +181,12 @@ def draw_view(
   """
   if augmentation.view_epochs:
     epoch %= augmentation.view_epochs
-  # The generator's raw output, which NumPy guarantees never to change, unlike its
-  # distributions. The lowest word of the counter counts the draws.
+  # Use the generator's raw output: NumPy guarantees that this output never changes, but
+  # not that of distributions. The lowest word of the counter counts the draws.
   bits = np.random.Philox(
     key=[augmentation.seed, _STREAM], counter=[0, view, epoch, index]
   )
+  # The upper 53 bits as a fraction in [0, 1).
   uniforms = (bits.random_raw(_N_UNIFORMS) >> 11) * 2.0**-53
   of_crops, (of_flip, *of_operations) = np.split(uniforms, [4 * _CROP_TRIES])
   operations = []
@@ -203,8 +209,8 @@ def make_view(
     image: RGB image.
     view: drawn view.
     size: side of the view in pixels, S.
-    shrink: factor by which the image was decoded smaller than the one that `view` was
-      drawn for.
+    shrink: factor by which `image` is smaller than the image for which `view` was
+      drawn.
   """
   left, top, width, height = (edge / shrink for edge in view.crop)
   result = resized_crop(image, (left, top, left + width, top + height), size)
@@ -222,8 +228,16 @@ def _crop(
   """Random crop with the distribution of torchvision's RandomResizedCrop.
 
   The area is uniform, the ratio of the sides log-uniform. A crop that does not fit is
-  redrawn; after ten tries, the largest central crop with a ratio in range is taken.
-  Returns left, top, width and height.
+  redrawn. After ten tries the crop is the largest central one whose ratio is in RATIO.
+
+  Args:
+    width: width of the image in pixels.
+    height: height of the image in pixels.
+    uniforms_Tx4: numbers in [0, 1) of each try: for area, ratio, left and top.
+    least_area: least area of the crop, as a share of the image's.
+
+  Returns:
+    Left, top, width and height in pixels.
   """
   narrowest, widest = RATIO
   for of_area, of_ratio, of_left, of_top in uniforms_Tx4.tolist():
@@ -251,7 +265,8 @@ def _crop(
 def _affine(image: Image.Image, *matrix: float | int) -> Image.Image:
   """Moves pixels by a matrix a, b, c, d, e, f.
 
-  Output (x, y) is the nearest pixel at (a x + b y + c, d x + e y + f), or black outside.
+  Output pixel (x, y) is the input pixel nearest to (a x + b y + c, d x + e y + f), or
+  black outside the image.
   """
   return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
@@ -267,17 +282,17 @@ OPERATIONS: dict[
   "equalize": (lambda image, _: ImageOps.equalize(image), 0, 1),
   "identity": (lambda image, _: image, 0, 1),
   "invert": (lambda image, _: ImageOps.invert(image), 0, 1),
-  # Whole bits: 4 to 7.
+  # Number of bits to keep: 4 to 7.
   "posterize": (lambda image, m: ImageOps.posterize(image, int(m)), 4, 8),
   # Degrees, counter-clockwise.
   "rotate": (lambda image, m: image.rotate(m), -30, 30),
   "sharpness": (lambda image, m: ImageEnhance.Sharpness(image).enhance(m), 0.1, 1.9),
-  # Around the top left corner.
+  # Both shears keep the top left corner in its place.
   "shear_x": (lambda image, m: _affine(image, 1, m, 0, 0, 1, 0), -0.3, 0.3),
   "shear_y": (lambda image, m: _affine(image, 1, 0, 0, m, 1, 0), -0.3, 0.3),
   # Inverts levels at or above the magnitude.
   "solarize": (lambda image, m: ImageOps.solarize(image, math.ceil(m)), 0, 256),
-  # As shares of the side.
+  # Magnitudes are shares of the width or height.
   "translate_x": (lambda i, m: _affine(i, 1, 0, m * i.width, 0, 1, 0), -0.3, 0.3),
   "translate_y": (lambda i, m: _affine(i, 1, 0, 0, 0, 1, m * i.height), -0.3, 0.3),
 }

@@ -1,7 +1,7 @@
-"""WordNet's is-a relations above ImageNet's classes: an acyclic graph below `entity`.
+"""WordNet's is-a relations from ImageNet's classes up to the root `entity`.
 
-A synset may have several parents: a dog is a canine and a domestic animal.
-Shapes: n nodes, in the order of their ids, N classes.
+The relations are an acyclic graph: a synset may have several parents, as a dog is a
+canine and a domestic animal. Shapes: n nodes, in the order of their ids, N classes.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Tree:
 
     Args:
       ids: WordNet ids, sorted.
-      names: first lemma of each.
+      names: first lemma of each synset.
       parents: WordNet ids of each node's parents; the root has none.
     """
     self.ids = tuple(ids)
@@ -36,7 +36,7 @@ class Tree:
     return len(self.ids)
 
   def nodes(self, synsets: Sequence[str]) -> Int32[np.ndarray, " N"]:
-    """Nodes of WordNet ids; VocabularyError for an unknown id."""
+    """Node numbers of N WordNet ids; VocabularyError for an unknown id."""
     try:
       return np.array([self._node_of[synset] for synset in synsets], np.int32)
     except KeyError as error:
@@ -46,7 +46,7 @@ class Tree:
 
   @functools.cached_property
   def ancestors(self) -> tuple[np.ndarray, ...]:
-    """Ancestors of each node, itself included: int32, ascending."""
+    """Ancestors of each node, including the node itself: int32, ascending."""
 
     @functools.cache
     def ancestors_of(node: int) -> frozenset[int]:

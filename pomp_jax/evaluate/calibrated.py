@@ -1,4 +1,4 @@
-"""Which temperature a prompt's probabilities have, and what is said of them."""
+"""Chooses the temperature of a prompt's probabilities, and the note beside them."""
 
 from collections.abc import Sequence
 import logging
@@ -12,21 +12,22 @@ from pomp_jax.files.prompt_file import Prompt
 
 log = logging.getLogger(__name__)
 
-# Use of a stored temperature: where it fits, always (else an error), or never.
+# Use of a stored temperature: if it fits, always (an error if none fits), or never.
 AUTO, REQUIRED, NEVER = "auto", "required", "never"
 USES = (AUTO, REQUIRED, NEVER)
 
 
 class CalibrationError(InputError, ValueError):
-  """A calibration that is missing or another CLIP's or class list's; one line."""
+  """A calibration is missing, or belongs to another CLIP or class list; the message is
+  one line."""
 
 
 class Scale(NamedTuple):
   """Factor on cosines before a softmax, and where it comes from."""
 
   logit_scale: float  # the CLIP's, divided by the temperature if there is one
-  calibration: Calibration | None  # None where none is used
-  note: str  # what is said beside the probabilities
+  calibration: Calibration | None  # None if no temperature is used
+  note: str  # note that is shown beside the probabilities
 
 
 def scale_of(
@@ -36,27 +37,28 @@ def scale_of(
   use: str = AUTO,
   where: str = "the prompt",
 ) -> Scale:
-  """Chooses the factor on the cosines of a prompt with some names.
+  """Chooses the factor on the cosines of images with classes under a prompt.
 
   Args:
     encoder: the CLIP in use.
-    prompt: what the class vectors come from; a learned prompt may hold a temperature.
+    prompt: prompt of the class vectors; a learned prompt may hold a temperature.
     names: the N classes in the order of their labels.
-    use: one of `USES`. `auto` takes a temperature that fits, and warns of one of
-      another class list.
-    where: what messages call the prompt.
+    use: one of `USES`. `auto` uses the stored temperature if it fits, and warns if it
+      belongs to another class list.
+    where: name of the prompt in messages.
 
   Raises:
-    CalibrationError: a temperature of another CLIP, or with `required` none that fits.
+    CalibrationError: the temperature belongs to another CLIP, or `required` finds none
+      that fits.
   """
-  plain = encoder.clip.logit_scale
+  clips_scale = encoder.clip.logit_scale
   stored = prompt.calibration if isinstance(prompt, Prompt) else None
   if use == NEVER or stored is None:
     if use == REQUIRED:
       raise CalibrationError(
         f"{where}: has no temperature; expected a prompt that the job calibrate wrote"
       )
-    return Scale(plain, None, "not calibrated")
+    return Scale(clips_scale, None, "not calibrated")
   if stored.clip != encoder.clip_digest:
     raise CalibrationError(
       f"{where}: its temperature is of the CLIP {stored.clip_model!r} ({stored.clip}),"
@@ -71,9 +73,11 @@ def scale_of(
     if use == REQUIRED:
       raise CalibrationError(f"{problem}; expected that list")
     log.warning("%s; the probabilities are not calibrated", problem)
-    return Scale(plain, None, "not calibrated: the temperature is of other classes")
+    return Scale(
+      clips_scale, None, "not calibrated: the temperature is of other classes"
+    )
   note = (
     f"calibrated: temperature {stored.temperature:.3g}"
     f" from {stored.n_images:,} validation images"
   )
-  return Scale(plain / stored.temperature, stored, note)
+  return Scale(clips_scale / stored.temperature, stored, note)

@@ -1,7 +1,7 @@
 """Zero-shot classification with a prompt and any list of names.
 
-Shapes: N classes, B images of a batch, n of them without padding, C categories, E
-embedding.
+Shapes: N classes, B images of a batch, n of them without padding, S side of an image in
+pixels, E embedding.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,10 +47,10 @@ class Classifier:
 
   `class_features` are unit rows [N,E] of the `names`, or None for a method without
   class vectors. `upright` is whether images are turned as their EXIF orientation says.
-  `scale` is the factor on cosines, with the temperature that the prompt's file holds
-  for these classes, and `scale.note` says so.
+  `scale` is the factor on cosines. It includes the temperature if the prompt's file
+  holds one for these classes; `scale.note` says whether it does.
 
-  An image is a Pillow image, a uint8 array [H,W,3], or the path of a file; of any size.
+  An image is a Pillow image, a uint8 array [H,W,3] or the path of a file, of any size.
   One image gives one result; an iterable of images, or an array [B,H,W,3], gives
   several.
   """
@@ -72,10 +72,11 @@ class Classifier:
       prompt: learned prompt, or what `evaluate.prompts` accepts by one name: a file or a
         run's folder, a template such as "a photo of a {}.", "0.5*runs/x + 0.5*ensemble".
       names: distinct class names, or a class list: "imagenet1k", or a file with one name
-        a line. None: those of the training, of a run's folder or of the prompt file in
-        it.
-      upright: whether images are turned as their EXIF orientation says; arrays have none.
-        None: as in the training, if the prompt's file records it, and otherwise True.
+        a line. None: the names of the training, if the prompt is a run's folder or the
+        prompt file in that folder.
+      upright: whether images are turned as their EXIF orientation says; arrays have no
+        orientation. None: as in the training if the prompt's file records it, otherwise
+        True.
       batch_size: images that are decoded and computed at a time, at least 1.
       calibration: use of the prompt's temperature, one of `calibrated.USES`.
 
@@ -124,16 +125,17 @@ class Classifier:
   def probabilities(
     self, images: ImageLike | Iterable[ImageLike]
   ) -> Float[np.ndarray, "*B N"]:
-    """Returns softmax(scale * cos(f(x), g(t_c))) over the classes, [N] of one image.
+    """Returns softmax(scale * cos(f(x), g(t_c))) over the classes, [N] for one image.
 
-    The scale is the CLIP's, divided by the temperature where `scale` has one.
+    f is the image tower and g(t_c) the feature of class c. The scale is the CLIP's,
+    divided by the temperature if `scale` has one.
 
     Raises:
       ImageError: an image can't be read.
       EvaluationError: features that are not finite.
     """
     several, is_single = _listed(images)
-    # For no images at all: [0,N].
+    # Without any image the result is [0,N]; `concatenate` needs at least one array.
     empty = np.zeros((0, len(self.names)), np.float32)
     probabilities_BxN = np.concatenate([empty, *self._batches(several)])
     if is_single:
@@ -145,7 +147,12 @@ class Classifier:
   ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
     """Returns pairs (name, probability) of the `top` likeliest names, best first.
 
-    Several images give a list of such lists. Errors as of `probabilities`.
+    Several images give a list of such lists.
+
+    Raises:
+      InputError: `top` is below 1.
+      ImageError: an image can't be read.
+      EvaluationError: features that are not finite.
     """
     if top < 1:
       raise InputError(f"top: got {top}, expected at least 1")
@@ -166,7 +173,7 @@ class Classifier:
     first = 0
     while part := list(itertools.islice(remaining, self._batch_size)):
       pixels = [self._pixels(image, first + i) for i, image in enumerate(part)]
-      # Pad to a power of two, so that a new number of images compiles nothing.
+      # Pad to a power of two, so that a new number of images seldom compiles anew.
       n_rows = min(self._batch_size, 1 << (len(part) - 1).bit_length())
       pixels += pixels[:1] * (n_rows - len(part))
       cosine_BxN = self._cosines(np.stack(pixels), len(part))
@@ -179,8 +186,8 @@ class Classifier:
     """Cosines of images with all classes.
 
     Args:
-      pixels_BxSxSx3: images, of which those beyond the first n are padding.
-      n_images: n, the number of images that are asked for.
+      pixels_BxSxSx3: images; those beyond the first n are padding.
+      n_images: n, number of images without padding.
 
     Raises:
       EvaluationError: an image has features or cosines that are not finite.
@@ -190,7 +197,7 @@ class Classifier:
       check_finite(features_nxE, "images")
       return features_nxE @ self._classifier.T
 
-    # The devices divide the images, so their number must be a multiple.
+    # Pad the images to a multiple of the devices, which share them evenly.
     n_more = -len(pixels_BxSxSx3) % self._encoder.mesh.size
     padding = np.repeat(pixels_BxSxSx3[:1], n_more, axis=0)
     padded = np.concatenate([pixels_BxSxSx3, padding])
@@ -204,7 +211,7 @@ class Classifier:
     return cosine_nxN
 
   def _pixels(self, image: Any, place: int) -> UInt8[np.ndarray, "S S 3"]:
-    """Reads or prepares one image; an error names its path or its place."""
+    """Reads or prepares one image; an error names the path, or `place` in the input."""
     size = self._encoder.clip.image_size
     resize = self._encoder.resize
     if isinstance(image, str | os.PathLike):
@@ -220,10 +227,10 @@ class Classifier:
 
 
 def _listed(images: Any) -> tuple[Iterable[Any], bool]:
-  """The images, and whether there is a single one."""
+  """Returns the images as an iterable, and whether a single image was given."""
   is_single = isinstance(images, Image.Image | str | os.PathLike)
   if hasattr(images, "ndim"):
-    # Of arrays only [B,H,W,3] are several.
+    # An array of four axes, [B,H,W,3], holds several images; any other is one image.
     is_single = images.ndim != 4
   if is_single:
     return [images], True
@@ -231,10 +238,14 @@ def _listed(images: Any) -> tuple[Iterable[Any], bool]:
 
 
 def pictures_upright(prompt: Prompt | str | os.PathLike, opened: AnyPrompt) -> bool:
-  """Whether pictures are turned under a prompt, `opened` by `open_prompt`: as in its
-  training.
+  """Whether pictures are turned upright for a prompt: as in the prompt's training.
 
-  True if that is not recorded: a person sees them so.
+  Args:
+    prompt: prompt, or its name.
+    opened: the prompt that `open_prompt` returns for it.
+
+  Returns:
+    The recorded choice; True if none is recorded, because people see pictures upright.
   """
   recorded = getattr(opened, "upright", None)
   if recorded is None and isinstance(prompt, str | os.PathLike):
@@ -245,7 +256,8 @@ def pictures_upright(prompt: Prompt | str | os.PathLike, opened: AnyPrompt) -> b
 
 
 def _recorded_names(prompt: Prompt | str | os.PathLike) -> str:
-  """Class list of a prompt's training; VocabularyError if none is recorded."""
+  """File of the class names of a prompt's training; VocabularyError if none is
+  recorded."""
   names = ""
   if not isinstance(prompt, Prompt):
     names = recorded_classes(os.fspath(prompt))
@@ -261,11 +273,14 @@ def _described(prompt: Prompt | str | os.PathLike) -> str:
 
 
 def open_prompt(prompt: Prompt | str | os.PathLike, field: str = "prompt") -> AnyPrompt:
-  """Loads what a name of `evaluate.prompts` stands for; a prompt, or a name of
-  texts, unchanged."""
+  """Loads the prompt that a name of `evaluate.prompts` stands for.
+
+  A `Prompt`, and the name of a hand-written prompt, are returned unchanged.
+  """
   if isinstance(prompt, Prompt):
     return prompt
   try:
     return read_prompt(os.fspath(prompt), field).prompt
   except ConfigError as error:
+    # Here `prompt` is an argument rather than a field of the config.
     raise PromptFileError(str(error).replace("config.prompt:", "prompt:", 1)) from error

@@ -1,9 +1,9 @@
 """Prompts over data sets, a suite's or a user's own: accuracy, calibration, nearness of
 errors.
 
-docs/how-to/evaluation.md lists the files that it leaves. A restart evaluates the sets
-that are missing or whose prompts, images or CLIP have changed. Processes work on each
-set together; the first writes.
+docs/how-to/evaluation.md lists the files that the job writes. A restart evaluates the
+sets that are missing or whose prompts, images or CLIP have changed. All processes work
+on each set together; process 0 writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,9 +44,9 @@ from pomp_jax.report.run_report import finish_run
 
 log = logging.getLogger(__name__)
 
-# Version of a set's file; a part of its key.
+# Version of a set's file, part of the file's cache key.
 _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
-# What `results.json` holds of a set beside its prompts.
+# Fields of a set in `results.json`, beside those of its prompts.
 _OF_SET = ("seconds", "unreadable", "split", "listed_classes", "missing_classes")
 
 
@@ -80,16 +80,16 @@ def check_prompts(
   """Checks that the prompts of a field fit the sets to evaluate; reads no weights.
 
   Args:
-    names: prompts as the field has them, see `read_prompts`.
+    names: names of the prompts in the field, see `read_prompts`.
     field: dotted name of the field, for messages.
     clip: `config.clip`.
     settings: `config.evaluate`, which names the sets.
     data: `config.data`.
     evaluation: `config.eval`.
-    chosen: whether a mixture may lack its weights, which the caller chooses.
+    chosen: whether a mixture may lack its weights because the caller chooses them.
 
   Raises:
-    ConfigError: a name is unknown, or a prompt needs images where a set has features.
+    ConfigError: a name is unknown, or a prompt needs images but a set has features.
     PromptFileError: a prompt does not fit the CLIP or a set's classes.
     TokenizeError: a text is too long.
     SourceError: a set can't be opened.
@@ -124,8 +124,8 @@ def check_prompts(
 def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
   """Evaluates the sets that are missing, and returns what `results.json` holds.
 
-  Processes other than the first return an empty dict unless the run had finished
-  before.
+  Processes other than process 0 return an empty dict, unless the run had already
+  finished.
 
   Raises:
     EvaluationError: features are not finite.
@@ -171,7 +171,7 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
     item.name: _count_classes(item, opened[item.name], sampled) for item in sets
   }
   pieces = Pieces(folder.sets, keys)
-  # A damaged set is evaluated again, also of a finished run.
+  # A set whose file is damaged is evaluated again, even if the run had finished.
   todo = pieces.missing(keys)
   if not todo:
     finished = folder.finished(key=key)
@@ -215,7 +215,7 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
 def _warn_of_missing_classes(
   counts: Mapping[str, Mapping[str, Any]], opened: Mapping[str, LabelledSet]
 ) -> None:
-  """Logs each set of which some listed classes have no image."""
+  """Logs each set in which some listed classes have no image."""
   for name, count in counts.items():
     if count["missing_classes"]:
       log.warning(
@@ -271,11 +271,12 @@ def _evaluate(
 def _sums(
   items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool
 ) -> dict[str, Any]:
-  """Figures of the sets by their groups, with published ones beside them, and set by
+  """Figures of the sets by group, with published figures beside them, and of each
   set."""
   sets = {}
   rows = []
-  # Groups with a set whose images are not those of the published figures.
+  # Groups that can't be compared with published figures, because the images of some set
+  # are others.
   unlike_published = set()
   for item in items:
     facts = done[item.name]
@@ -314,7 +315,7 @@ def _sums(
 
 
 def _summary(facts: Mapping[str, Any]) -> dict[str, Any]:
-  """What `results.json` holds of a set: its file, without the tables of classes."""
+  """Fields of a set in `results.json`: those of its file without the class tables."""
   by_class = {}
   if hooks.BY_CLASS:
     by_class = hooks.BY_CLASS.open().summary(facts)
@@ -330,7 +331,7 @@ def _summary(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _published(group: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
-  """Published figures beside each table of a group; empty without the room of them."""
+  """Published figures for each table of a group; empty without the room suites."""
   if not hooks.PUBLISHED:
     return {kind: {} for kind in kinds}
   published = hooks.PUBLISHED.open()
@@ -368,9 +369,10 @@ def _keys(
   prompts: Sequence[NamedPrompt],
   weights_key: Sequence[str],
 ) -> dict[str, str]:
-  """Fingerprints, by the file of each set, of all that its figures depend on.
+  """Cache key of each set's figures, by the name of the set's file.
 
-  Of stored images these are sizes and times of the files, not their pixels.
+  A key covers everything that the figures depend on. Stored images enter it with the
+  sizes and times of their files, not with their pixels.
   """
   clip = encoder.clip
   weights = jax.tree.leaves(clip.params)
@@ -384,15 +386,16 @@ def _keys(
     parts.append(json.dumps(classes.synsets))
     if isinstance(source, StoredImages):
       parts.append("\n".join(source.keys))
-      # Other images may have the same keys, so the place counts too.
+      # Another folder may hold other images under the same keys. The path of the first
+      # image tells the folders apart.
       place = source.where(0)
       if source.upright:
         place += ", upright"
       parts.append(place)
-      # An image may be mended under its old name.
+      # A file may be replaced under its old name, so sizes and times count too.
       parts.append(source.stamps())
     else:
-      parts.append("")
+      parts.append("")  # generated images have no files
     if isinstance(source, FeatureSource):
       parts.append(source.checksums)
     for named in prompts:
@@ -406,9 +409,9 @@ def _keys(
 def _count_classes(
   item: EvaluationSet, labelled: LabelledSet, sampled: bool
 ) -> dict[str, Any]:
-  """Counts the listed classes, and those without an image.
+  """Counts the listed classes, and the listed classes without an image.
 
-  The latter is None if the images are a sample, or the embedded world's.
+  The second count is None if the images are a sample, or those of the embedded world.
   """
   listed = item.n_listed or len(labelled.classes)
   missing = None

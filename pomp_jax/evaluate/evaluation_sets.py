@@ -1,5 +1,5 @@
-"""Data sets of an evaluation: a suite's, named ones, a user's own, or that of
-`config.data`."""
+"""Data sets of an evaluation: those of a suite, named sets, a user's own, or the data
+of `config.data`."""
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
@@ -20,11 +20,12 @@ from pomp_jax.report.evaluation_report import OWN
 log = logging.getLogger(__name__)
 
 _PARTS = ("base", "new", "novel")
-# Errors of sets that can't be opened; an invalid config raises ConfigError.
+# Errors of a set that can't be opened. An invalid config raises ConfigError instead.
 _MISSING = (SourceError, VocabularyError)
 
 
-# Opens a split of the images of `config.data`, which the second argument names.
+# Opens a split of `config.data`. Arguments: the split, such as "base", and the split
+# that its images are from, such as "test".
 OfSplit = Callable[[str, str], LabelledSet]
 
 
@@ -35,9 +36,10 @@ class EvaluationSet(NamedTuple):
   group: str  # table of the set, see `evaluation_report.group_of`
   column: str  # heading in that table
   part: str  # all, or the part of the classes: base, new (CoOp's half) or novel
-  open: Callable[[], LabelledSet]  # opens the class list and the images; reads none
+  open: Callable[[], LabelledSet]  # opens class list and images; reads no image
   reader: str = ""  # one of `config.READERS`; "" for the embedded world
-  # classes of its packaged list, of which it may hold some; 0: those of the set
+  # number of classes in the set's packaged list, some of which the set may lack; 0: the
+  # number of the set's own classes
   n_listed: int = 0
 
 
@@ -52,8 +54,8 @@ def evaluation_sets(
     evaluation: `config.eval`, with the template of classes and the number of images.
 
   Raises:
-    ConfigError: an unknown set, or no folder for it.
-    SourceError: an unusable file of sets, or two sets of the same name.
+    ConfigError: a set is unknown, or its folder is not given.
+    SourceError: the file of sets is unusable, or two sets have the same name.
   """
   n_images = settings.images or evaluation.images
   of_split = functools.partial(_open_split, data, evaluation.template, n_images)
@@ -73,8 +75,10 @@ def evaluation_sets(
 
 
 def _open_sample(item: EvaluationSet, n_images: int, upright: bool) -> LabelledSet:
-  """Opens a set with `n_images` of its stored images, all if 0, turned as `upright`
-  says."""
+  """Opens a set with `n_images` of its stored images (0 for all).
+
+  `upright` is whether stored images are turned as their EXIF orientation says.
+  """
   labelled = item.open()
   source = labelled.source
   if not isinstance(source, StoredImages):
@@ -89,9 +93,13 @@ def open_each(
 ) -> tuple[dict[str, LabelledSet], dict[str, str]]:
   """Opens every set, so that all missing ones are listed before anything is computed.
 
-  Returns the sets by name, and the reason for each missing one if `skip_missing` and
-  any set is left. Otherwise raises the reason, or of several the names, after a log
-  line for each.
+  Returns:
+    The sets by name, and the reason for each missing set.
+
+  Raises:
+    SourceError: sets are missing without `skip_missing`, or all sets are missing. The
+      reasons are logged, and the message has the names. If a single set is missing
+      without `skip_missing`, its own error is raised, which may be a VocabularyError.
   """
   opened = {}
   errors = {}
@@ -116,7 +124,7 @@ def open_each(
 def open_everywhere(
   items: Sequence[EvaluationSet], skip_missing: bool
 ) -> tuple[dict[str, LabelledSet], dict[str, str]]:
-  """Applies `open_each` in every process, and skips what the first process misses.
+  """Applies `open_each` in every process, and skips the sets that process 0 misses.
 
   All processes call it together. The skipped sets are logged.
 
@@ -125,10 +133,10 @@ def open_everywhere(
     skip_missing: whether a set without files is skipped.
 
   Returns:
-    The sets by name, and the reason for each that is skipped.
+    The sets by name, and the reason for each skipped set.
 
   Raises:
-    SourceError: a set can't be opened, or this process misses one that the first has.
+    SourceError: a set can't be opened, or this process misses a set that process 0 has.
   """
   opened, missing = open_each(items, skip_missing)
   skipped = hosts.from_first(missing, "which sets are missing")
@@ -154,7 +162,7 @@ def file_name(name: str) -> str:
 
 
 def _of_data(data: Data, of_split: OfSplit) -> list[EvaluationSet]:
-  """Splits on which a training with this config evaluates its prompt."""
+  """Sets of `config.data`: the splits on which a training evaluates its prompt."""
   splits = opening.evaluation_splits(data)
   sets = []
   if not SOURCES[data.source].stored:
@@ -162,14 +170,15 @@ def _of_data(data: Data, of_split: OfSplit) -> list[EvaluationSet]:
       opened = functools.partial(of_split, split, "test")
       sets.append(EvaluationSet(split, data.source, split, "all", opened))
     return sets
-  # A folder is named by the last part of its path. Names of tfds may end with a
-  # version.
+  # A data set without a name is called by the last part of its folder's path. A name of
+  # tfds may hold a "/" before its version.
   name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
   name = name.replace("/", "-")
   for split in splits:
     images = split
     part = "all"
-    # "base", or "validation/base": images, and part of the classes.
+    # "validation/base": base classes of the validation images. "base" alone stands for
+    # base classes of the test images.
     before, _, last = split.rpartition("/")
     if last in _PARTS:
       images = before or "test"
@@ -182,10 +191,12 @@ def _of_data(data: Data, of_split: OfSplit) -> list[EvaluationSet]:
 def _open_split(
   data: Data, template: str, n_images: int, split: str, images: str
 ) -> LabelledSet:
-  """Opens a split of `config.data`, stored images whole; `images` names the split that
-  its images are from."""
+  """Opens a split of `config.data`; `images` names the split that its images are from.
+
+  `n_images` limits generated images only.
+  """
   if SOURCES[data.source].stored:
-    # The caller draws its sample of stored images.
+    # `_open_sample` draws the sample of stored images.
     n_images = 0
   source = opening.open_source(data, split, n_images=n_images)
   classes = ClassList(tuple(source.names), None, template, (template,))

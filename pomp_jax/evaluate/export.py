@@ -1,9 +1,9 @@
 """A prompt for other programs: as a file of theirs, or as features of given names.
 
-docs/reference/formats.md describes the formats. Leaves the file and `results.json` in
-the run's folder, with `class_names.json` where the classes are known. With
-`config.export.hub` the folder also gets the model card, `README.md`, and both are
-uploaded.
+docs/reference/formats.md describes the formats. The job writes the file and
+`results.json` to the run's folder, and `class_names.json` if the classes are known.
+With `config.export.hub` it also writes the model card, `README.md`, and uploads the
+card and the prompt.
 """
 
 from typing import Any
@@ -32,6 +32,7 @@ def check(config: ExportConfig, workdir: str) -> None:
     load(export_format.features).check(export, config.clip)
     return
   prompt = load_prompt(export.prompt)
+  # Raises if the format can't hold the prompt.
   encode(export.output or export_format.usual_name, prompt)
   if HUB_UPLOAD and HUB_UPLOAD.open().wanted(export):
     HUB_UPLOAD.open().check(export, prompt)
@@ -65,7 +66,7 @@ def run(config: ExportConfig, workdir: str) -> dict:
   with writing(path):
     names = results.get("names") or recorded_classes(export.prompt)
     if names:
-      # The names travel with what is exported.
+      # Other programs need the class names beside the exported prompt or features.
       folder.write_classes(load_class_list(names).names)
     if HUB_UPLOAD and HUB_UPLOAD.open().wanted(export):
       results["url"] = HUB_UPLOAD.open().push(export, prompt, folder.path)

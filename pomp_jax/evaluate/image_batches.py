@@ -1,7 +1,8 @@
-"""Images of a source in batches over all devices: each is read by the process of its
-device.
+"""Batches of a source's images over all devices; each process reads the images of its
+own devices.
 
-Shapes: n images of a source, B images of a batch over all processes, S their side.
+Shapes: n images of a source, B images of a batch over all processes, S side of an image
+in pixels.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ class Batch(NamedTuple):
 
   images: UInt8[jax.Array, "B S S 3"]
   labels: Int[jax.Array, " B"]  # NO_LABEL for unreadable images, which are black
-  n_images: int  # without those that pad the batch
+  n_images: int  # number of images without padding
 
 
 def image_batches(
@@ -43,13 +44,14 @@ def image_batches(
 ) -> Iterator[Batch]:
   """Yields images in batches of one size; each process reads its devices' rows.
 
-  The last batch is padded with the last image.
+  The last batch is padded with copies of the last image.
 
   Args:
-    encoder: CLIP whose image size the images get, and the mesh that shares a batch.
+    encoder: CLIP, whose image size the images get and whose mesh shares a batch.
     source: images.
     skipped: record to which unreadable images are added.
-    batch_size: images of a batch over all processes, rounded up to the devices.
+    batch_size: images of a batch over all processes, rounded up to a multiple of the
+      devices.
     threads: threads that read images in this process.
     task: description for the progress.
     indices: images to read, in this order; all if None.
@@ -61,8 +63,8 @@ def image_batches(
   if indices is None:
     indices = np.arange(len(source))
   n_devices = encoder.mesh.size
-  # The size follows the whole source, so that features do not depend on which of its
-  # images are asked for.
+  # Round up to a multiple of the devices. The size depends on the whole source rather
+  # than on `indices`, so that features do not depend on which images are asked for.
   size = n_devices * -(-min(batch_size, len(source)) // n_devices)
   sharding = NamedSharding(encoder.mesh, P((DATA, CLASS)))
   local_rows = _local_rows(sharding, size)
@@ -72,6 +74,7 @@ def image_batches(
     return jax.make_array_from_process_local_data(sharding, part, shape)
 
   def read(batch: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    # Rows beyond the last image repeat that image: they are padding.
     places = np.minimum(batch * size + local_rows, len(indices) - 1)
     images, reasons = readable_images(source, indices[places])
     return indices[places], images, reasons

@@ -1,4 +1,4 @@
-"""What the features of a source depend on: a key of what is stored."""
+"""Cache key of stored image features."""
 
 from typing import Any
 
@@ -11,20 +11,22 @@ from pomp_jax.files.pieces import fingerprint
 
 
 def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
-  """Returns what the features of a source depend on, beside the augmentation.
+  """Returns the cache key of a source's features: all but the augmentation.
 
-  Whoever stores features keeps the key beside them, and computes them again where it
-  differs. Of the images it holds all names, keys and labels, but the content of the
-  first one alone, because reading all of them takes as long as computing features.
-  `evaluate` also compares sizes and times of the files: see `files.paths.file_stamps`.
+  A store keeps the key beside the features, and computes the features again if the key
+  differs. The key covers class names, image keys and labels of all images, but the
+  content of the first image alone: reading all images takes as long as computing their
+  features. `evaluate` also compares sizes and times of the files: see
+  `files.paths.file_stamps`.
 
   Args:
     source: images, or features of a file.
-    encoder: whose image tower computes the features; a file of features needs none.
+    encoder: CLIP whose image tower computes the features; for a file of features only
+      its image size is used.
 
   Returns:
-    Values that JSON holds: of the image tower, the images with their names and labels,
-    and how the pixels are prepared.
+    Plain JSON values: fingerprints of the image tower (not for a file of features) and
+    of the images, and the preparation and size of the pixels.
   """
   key: dict[str, Any] = {}
   if not isinstance(source, FeatureSource):
@@ -46,7 +48,10 @@ def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
 
 
 def _first_content(source: Source) -> Any:
-  """Content of the first image, which tells data sets with the same keys apart."""
+  """Content of the first image, which distinguishes data sets with the same keys.
+
+  Of a file of features: the checksums of all images. Empty if the image is unreadable.
+  """
   try:
     if isinstance(source, FeatureSource):
       return source.checksums

@@ -1,6 +1,6 @@
 """Accuracy and calibration of a classifier.
 
-Shapes: B images, N classes, E embedding, S confidence bins.
+Shapes: B images, N classes, C classes that have images, E embedding, S confidence bins.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ N_BINS = 15
 # Two-sided 95% quantile of the standard normal distribution.
 _QUANTILE = float(scipy.special.ndtri(0.975))
 
-# "images", their number; "top1", "top5", .. as fractions; "top1_interval", ends of 95%.
+# Keys: "images", their number; "top1", "top5" and so on, fractions; "macro_top1"; and
+# "top1_interval", both ends of the 95% interval.
 Accuracy = dict[str, Any]
 
 
@@ -27,8 +28,8 @@ class EvaluationError(RunError, RuntimeError):
 
 
 def check_finite(features_nxE: Float[np.ndarray, "n E"], items: str) -> None:
-  """Raises EvaluationError if some rows, which the message calls `items`, are not
-  finite."""
+  """Raises EvaluationError if rows have values that are not finite; `items` is the word
+  for rows in the message."""
   broken = int(np.sum(~np.isfinite(features_nxE).all(axis=-1)))
   if broken:
     raise EvaluationError(
@@ -56,12 +57,12 @@ def ranks(
   """Counts the other classes that score at least as high as the right one; rank 0 is
   right.
 
-  Ties count against the right class. A row with a score that is not finite has rank N,
-  since comparisons with NaN are false and it would count as right.
+  Ties count against the right class. A row with a score that is not finite gets rank N:
+  comparisons with NaN are false, so that the row would otherwise count as right.
   """
   xp = scores_BxN.__array_namespace__()
   true_Bx1 = xp.take_along_axis(scores_BxN, labels_B[:, None], axis=1)
-  # The right class scores as high as itself: one less.
+  # Subtract 1: the right class scores as high as itself.
   rank_B = xp.sum(scores_BxN >= true_Bx1, axis=1) - 1
   is_finite_B = xp.all(xp.isfinite(scores_BxN), axis=1)
   return xp.where(is_finite_B, rank_B, scores_BxN.shape[1])
@@ -82,9 +83,13 @@ def accuracy_of_ranks(
     labels_B: class of each image, for `macro_top1`; None leaves it out.
 
   Returns:
-    `images`, their number; `topk` for each k, the share of images whose class is among
-    the k most similar; with k = 1 its `top1_interval`; and `macro_top1`, the mean over
-    the classes with images of their top-1. All within [0, 1].
+    `images`: number of images.
+    `top1`, `top5` and so on, for each k: share of images whose class is among the k
+      most similar classes.
+    `top1_interval`, if k = 1 is asked for: see `wilson_interval`.
+    `macro_top1`, with `labels_B`: mean of the top-1 accuracies of the classes that have
+      images.
+    All but `images` are within [0, 1].
   """
   n_images = len(rank_B)
   accuracy: Accuracy = {"images": n_images}
@@ -92,7 +97,7 @@ def accuracy_of_ranks(
     is_right_B = rank_B == 0
     accuracy["macro_top1"] = float(class_weights(labels_B) @ is_right_B)
   for k in ks:
-    # An image with scores that are not finite has rank N, which no k may include.
+    # Limit k to N: rank N means that scores are not finite, and never counts as right.
     top_k = float(np.mean(rank_B < min(k, n_classes)))
     accuracy[f"top{k}"] = top_k
     if k == 1:
@@ -103,18 +108,18 @@ def accuracy_of_ranks(
 def wilson_interval(share: float, n: int) -> list[float]:
   """Computes Wilson's score interval (1927) of a share, at 95%.
 
-  With z the normal quantile: centre (p + z^2/2n) / (1 + z^2/n), and on both sides of it
-  sqrt(z^2/n (p (1-p) + z^2/4n)) / (1 + z^2/n).
+  With z the normal quantile, the centre is (p + z^2/2n) / (1 + z^2/n) and the half
+  width sqrt(z^2/n (p (1-p) + z^2/4n)) / (1 + z^2/n).
 
-  The interval covers the choice of the images only; for the spread over training seeds
-  see the job `repeat`.
+  The interval covers only the choice of the images. The job `repeat` measures the
+  spread over training seeds.
 
   Args:
     share: p, within [0, 1].
     n: independent trials in which the share was counted, 1 or more.
 
   Returns:
-    Lower and upper end, within [0, 1]. They differ even at a share of 0 or 1.
+    Lower and upper end, within [0, 1]. The ends differ even at a share of 0 or 1.
   """
   z2_over_n = _QUANTILE**2 / n
   centre = (share + z2_over_n / 2) / (1 + z2_over_n)
@@ -129,7 +134,7 @@ def wilson_interval(share: float, n: int) -> list[float]:
 def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
   """Compares the accuracies of two classifiers on the same images.
 
-  Only the images that one of the two alone has right tell them apart.
+  Only images that exactly one of the classifiers has right enter the difference.
 
   Args:
     gained: number of images that the first classifier alone has right.
@@ -137,19 +142,21 @@ def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
     n: number of all images.
 
   Returns:
-    `top1`: the first's accuracy less the second's.
-    `interval`: its 95% ends by Agresti & Min (2005), which is Wald's after half an
-      image is added to each of the four cells.
-    `p_value`: that of McNemar's exact test, two-sided.
-    `gained` and `lost`: as above.
+    `top1`: accuracy of the first classifier minus that of the second.
+    `interval`: both ends of the 95% interval of Agresti & Min (2005): Wald's interval
+      after half an image is added to each of the four cells, right or wrong under the
+      first and the second classifier.
+    `p_value`: p-value of McNemar's exact test, two-sided.
+    `gained` and `lost`: the arguments.
   """
-  # If the two are equally good, each such image is the first's with probability 1/2.
+  # If the classifiers are equally good, each image that only one has right is the
+  # first's with probability 1/2.
   fewer = min(gained, lost)
   one_sided = scipy.special.bdtr(fewer, gained + lost, 0.5)
   return {
     "top1": (gained - lost) / n,
     "interval": _paired_interval(gained, lost, n),
-    # Twice the tail exceeds 1 where the two numbers are equal.
+    # Twice the tail exceeds 1 if `gained` equals `lost`.
     "p_value": float(min(2 * one_sided, 1.0)),
     "gained": gained,
     "lost": lost,
@@ -169,10 +176,9 @@ def _paired_interval(
 
 
 def class_weights(labels_B: Int[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
-  """Weight of each image in a mean over classes: 1 / (classes with images * images of
-  its own).
+  """Weight of each image in a mean over classes; the weights add up to 1.
 
-  The weights add up to 1.
+  An image weighs 1 / (C * number of images in its class).
   """
   _, class_B, images_C = np.unique(labels_B, return_inverse=True, return_counts=True)
   return 1 / (len(images_C) * images_C[class_B])
@@ -185,20 +191,20 @@ def paired_difference_over_classes(
 ) -> dict[str, Any]:
   """Compares two classifiers on the same images by the mean accuracy of the classes.
 
-  The interval is that of `paired_difference` with weighted counts: an image counts by
-  its weight w_i in the mean, scaled to the effective number of images, 1 / sum w_i^2
-  (Kish, 1965). Where all classes have the same number of images, it is the interval
-  over the images.
+  The interval is that of `paired_difference` with weighted counts. Image i counts its
+  weight w_i (`class_weights`) times the effective number of images, 1 / sum w_i^2
+  (Kish, 1965). If all classes have the same number of images, the result is the
+  interval over the images.
 
   Args:
     first_B: whether the first classifier is right about each image.
-    second_B: whether the second one is.
+    second_B: whether the second classifier is right about each image.
     labels_B: class of each image.
 
   Returns:
-    `macro_top1`: the first's mean less the second's.
-    `interval`: its 95% ends.
-    `gained` and `lost`: numbers of images that the first, or the second, alone has
+    `macro_top1`: mean accuracy of the first classifier minus that of the second.
+    `interval`: both ends of the 95% interval of `macro_top1`.
+    `gained` and `lost`: numbers of images that only the first, or only the second, has
       right.
   """
   weight_B = class_weights(labels_B)
@@ -219,11 +225,10 @@ def paired_difference_over_classes(
 
 
 class Tally:
-  """Counts over a data set, batch by batch; `more` counts other figures of the same
-  answers.
+  """Counts of a classifier's answers over a data set, added batch by batch.
 
-  It has `add(labels_B, answers_B, right_B)` and `figures()`, as `hooks.TREE_ERRORS`
-  has.
+  `more` is a counter of other figures of the same answers, or None. A counter has
+  `add(labels_B, answers_B, right_B)` and `figures()`, as those of `hooks.TREE_ERRORS`.
   """
 
   def __init__(self, n_classes: int, more: Any = None):
@@ -232,7 +237,7 @@ class Tally:
     self._top5 = 0
     self._bins = np.zeros((3, N_BINS))  # images, right answers, sum of the confidence
     self._wrong: list[np.ndarray] = []  # class * N + answer of each error
-    # right here alone, and of the reference alone
+    # images that only this classifier, and that only the reference, has right
     self._pairs: tuple[int, int] | None = None
     self._more = more
 
@@ -248,11 +253,11 @@ class Tally:
 
     Args:
       labels_B: class of each image.
-      rank_B: rank of that class, see `ranks`.
-      answer_B: the right class at rank 0, else the most similar other one.
+      rank_B: rank of each image's class, see `ranks`.
+      answer_B: the right class if its rank is 0, else the most similar other class.
       confidence_B: probability of the most similar class, 0 to 1.
-      reference_B: whether another classifier has each image right, for the difference of
-        the two; None for no comparison.
+      reference_B: whether the reference, another classifier, has each image right, for
+        the difference of the two classifiers; None for no comparison.
 
     Raises:
       EvaluationError: a confidence that is not finite.
@@ -276,7 +281,7 @@ class Tally:
       lost += int(np.sum(wrong_B & reference_B))
       self._pairs = (gained, lost)
     bin_B = confidence_bins(confidence_B)
-    # Sums of each bin, which are changed in place.
+    # Rows of `self._bins`: `+=` changes them in place.
     images_S, right_S, confidence_S = self._bins
     images_S += np.bincount(bin_B, minlength=N_BINS)
     right_S += np.bincount(bin_B, right_B, N_BINS)
@@ -315,7 +320,7 @@ class Tally:
   def _calibration(self, n_images: int) -> dict[str, Any]:
     """Expected calibration error, and the reliability diagram's bins."""
     images_S, right_S, confidence_S = self._bins
-    # Empty bins have accuracy and confidence 0.
+    # Divide an empty bin by 1, so that its accuracy and confidence are 0.
     divisor_S = np.maximum(images_S, 1)
     return {
       "ece": float(np.abs(right_S - confidence_S).sum() / n_images),
@@ -328,9 +333,10 @@ class Tally:
     }
 
   def by_class(self, most: int = 2500) -> dict[str, Any]:
-    """Returns images and accuracy of each class, and the most frequent errors.
+    """Returns images and accuracy of each class, and the `most` most frequent errors.
 
-    An error is [class, answer, images]. The accuracy of a class without images is NaN.
+    An error is [class, answer, number of images]. The accuracy of a class without
+    images is NaN.
     """
     images_N = self._images_N
     accuracy_N = self._top1_N / np.maximum(images_N, 1)
@@ -346,7 +352,7 @@ class Tally:
 
 
 def confidence_bins(confidence_B: Float[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-  """The bin s of each confidence, (s / S, (s + 1) / S]; 0 is in the first bin."""
+  """Bin of each confidence; bin s is (s / S, (s + 1) / S], and bin 0 also holds 0."""
   return np.digitize(
     confidence_B.astype(np.float64), np.arange(1, N_BINS) / N_BINS, right=True
   )

@@ -35,8 +35,9 @@ from pomp_jax.hooks import CLASS_FEATURES, FINISHED_RUN, OTHER_PROMPTS
 from pomp_jax.prompt.optimizer import result_of
 from pomp_jax.registry import METHODS
 
-# Prompts by name: the first template of the class list, and the mean over an ensemble,
-# of unit features or of the text tower's outputs.
+# Names of hand-written prompts: the class list's own template, and means over an
+# ensemble of templates: of unit features (ENSEMBLE) or of the text tower's outputs
+# (OUTPUTS).
 HAND_WRITTEN, ENSEMBLE, OUTPUTS = "hand_written", "ensemble", "outputs"
 _TAKES = (
   "one or more of the following: a prompt file or hf:OWNER/NAME, a .npy"
@@ -49,16 +50,18 @@ _TAKES = (
 
 
 class OtherPrompt:
-  """Class vectors of a room's own kind, by the name of `hooks.OTHER_PROMPTS`.
+  """Prompt of a kind that a room adds; `hooks.OTHER_PROMPTS` opens it by its name.
 
-  `of_one_list` is whether it does not fit any names, `has_rows` whether it has one row
-  a class, `upright` as that of a learned prompt.
+  `of_one_list` is whether the prompt fits only one list of classes, `has_rows` whether
+  it holds one row a class, `upright` whether its training turned images as their EXIF
+  orientation says (None if unknown).
   """
 
   of_one_list = has_rows = False
   upright: bool | None = None
-  # Unit features [N,E] under it; the other three as the functions of these names below,
-  # and checks that accept everything unless a class has its own.
+  # `features` computes the unit class features [N,E]. `check`, `check_lengths` and
+  # `describe` do the work of `check_prompt`, `check_lengths` and `describe` below; the
+  # two checks accept everything unless a subclass replaces them.
   features: Callable[[Encoder, ClassList], np.ndarray]
   check: Callable[[str, Sequence[Sequence[str]], ClipConfig, str], None] = lambda *_: (
     None
@@ -67,10 +70,10 @@ class OtherPrompt:
     lambda *_: None
   )
   describe: Callable[[ClassList], list[Any]]
-  needs_pixels = False  # whether stored features of images are of no use
+  needs_pixels = False  # whether the prompt scores images, not their stored features
 
   def classifier(self, encoder: Encoder, classes: ClassList) -> np.ndarray | Scorer:
-    """Unit features [N,E], or what scores images where these do not tell all."""
+    """Unit features [N,E], or a function that scores images in another way."""
     return self.features(encoder, classes)
 
 
@@ -84,8 +87,8 @@ class NamedPrompt(NamedTuple):
 
   # name as written by the user; "x" for the folder runs/x, "x@80" for a checkpoint
   label: str
-  prompt: AnyPrompt  # learned, of a room, or the name of hand-written texts
-  step: int | None = None  # of a checkpoint
+  prompt: AnyPrompt  # learned, of a room, or the name of a hand-written prompt
+  step: int | None = None  # step of a checkpoint; None for other prompts
 
 
 def read_prompts(
@@ -96,7 +99,7 @@ def read_prompts(
   Args:
     names: prompts as the user writes them.
     field: dotted name of the field, for messages.
-    chosen: whether a mixture may lack its weights, which the caller chooses.
+    chosen: whether a mixture may lack its weights because the caller chooses them.
 
   Raises:
     ConfigError: a name is unknown, repeated or missing.
@@ -105,7 +108,7 @@ def read_prompts(
   prompts: list[NamedPrompt] = []
   for name in names:
     prompts += _prompts_of(name, field, chosen)
-  # Call runs by the names of their folders, where these differ.
+  # Label runs by the names of their folders if all labels then differ.
   short = [_folder_name(named.label) for named in prompts]
   if len(set(short)) == len(prompts):
     prompts = [
@@ -118,7 +121,7 @@ def read_prompts(
 
 
 def _prompts_of(name: str, field: str, chosen: bool) -> list[NamedPrompt]:
-  """The prompt of a name; the checkpoints of a run for their folder."""
+  """The prompt of a name; for a folder of checkpoints, the prompt of each."""
   prompt: AnyPrompt | None = None
   if OTHER_PROMPTS:
     prompt = OTHER_PROMPTS.open()(name, field, chosen)
@@ -142,7 +145,7 @@ def _of_all_checkpoints(folder: str, field: str) -> list[NamedPrompt]:
   """The prompt of each checkpoint in a run's folder `checkpoints`."""
   run = os.path.dirname(folder.rstrip("/")) or "."
   prompts = []
-  # One checkpoint at a time is in memory.
+  # `read_checkpoints` holds one checkpoint at a time in memory.
   for checkpoint in read_checkpoints(folder):
     step = checkpoint.step
     prompt = _of_checkpoint(checkpoint, join(folder, str(step)))
@@ -152,7 +155,7 @@ def _of_all_checkpoints(folder: str, field: str) -> list[NamedPrompt]:
 
 
 def _of_file(name: str, field: str) -> AnyPrompt:
-  """The prompt of a file, or class features of a .npy file, which a room reads."""
+  """The prompt of a file; a room reads the class features of a .npy file."""
   if not name.endswith(".npy"):
     return prompt_file.load_prompt(name)
   expected = "no .npy file of class features without the room interchange"
@@ -161,8 +164,12 @@ def _of_file(name: str, field: str) -> AnyPrompt:
 
 
 def read_prompt(name: str, field: str) -> NamedPrompt:
-  """Loads the prompt of a field that takes one; ConfigError as `read_prompts`, or
-  for several."""
+  """Loads the prompt of a field that takes a single prompt.
+
+  Raises:
+    ConfigError: the name is unknown, or stands for several prompts.
+    PromptFileError: a file can't be read.
+  """
   prompts = read_prompts([name], field)
   expected = "one prompt, such as the prompt.npz of a run's folder"
   require(len(prompts) == 1, field, name, expected)
@@ -181,17 +188,17 @@ def _folder_name(label: str) -> str:
 
 
 def of_one_list(prompt: AnyPrompt) -> bool:
-  """Whether a prompt belongs to one list of classes, so that it does not fit any
-  names."""
+  """Whether a prompt fits only one list of classes, rather than any names."""
   if isinstance(prompt, prompt_file.Prompt):
-    return prompt.context.ndim == 3
+    return prompt.context.ndim == 3  # a context of its own for each class
+  # Class features lack the attribute: they are those of one list.
   return not isinstance(prompt, str) and getattr(prompt, "of_one_list", True)
 
 
 def turned_otherwise(prompts: Sequence[NamedPrompt], upright: bool) -> list[str]:
-  """Labels of the prompts whose training turned its pictures otherwise.
+  """Labels of the prompts whose training did not turn pictures as `upright` says.
 
-  `upright` is whether pictures are turned as their EXIF orientation says.
+  `upright` is whether pictures are turned here as their EXIF orientation says.
   """
   labels = []
   for named in prompts:
@@ -202,12 +209,12 @@ def turned_otherwise(prompts: Sequence[NamedPrompt], upright: bool) -> list[str]
 
 
 def warn_of_turns(prompts: Sequence[NamedPrompt], upright: bool, where: str) -> None:
-  """Warns of prompts that were trained on pictures turned otherwise than these are.
+  """Warns of prompts whose training did not turn pictures as they are turned here.
 
   Args:
     prompts: prompts to use.
-    upright: whether these pictures are turned as their EXIF orientation says.
-    where: the setting that says so, for the message.
+    upright: whether pictures are turned here as their EXIF orientation says.
+    where: setting that decides `upright`, for the message.
   """
   labels = turned_otherwise(prompts, upright)
   if not labels:
@@ -238,8 +245,8 @@ def check_prompt(
 
   Args:
     named: prompt and its label, for messages.
-    synonyms: names of each class. A context may be specific to names; a file of class
-      features has a row for each class.
+    synonyms: names of each class. A class-specific prompt must have a context for each
+      name, and a file of class features a row for each class.
     clip_config: sizes of the CLIP.
     clip_model: name of the CLIP.
 
@@ -274,8 +281,8 @@ def check_lengths(
   Args:
     prompt: prompt of a `NamedPrompt`.
     classes: names, and templates of hand-written prompts.
-    tokenizer: the CLIP's.
-    config: text tower, whose positions limit a text.
+    tokenizer: tokenizer of the CLIP.
+    config: sizes of the text tower, whose positions limit a text.
     where: label of the prompt and the set, for messages.
 
   Raises:
@@ -288,7 +295,7 @@ def check_lengths(
     return
 
   n_positions = config.max_position_embeddings - 1  # one is the start token's
-  # The most tokens that a text of each template may have.
+  # Templates, each with the most tokens that its texts may have.
   limits: list[tuple[str, int]] = []
   if isinstance(prompt, prompt_file.Prompt):
     n_vectors = prompt.context.shape[-2]
@@ -328,7 +335,7 @@ def describe(prompt: AnyPrompt, classes: ClassList) -> list[Any]:
 
 
 def _of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> AnyPrompt:
-  """The prompt of a checkpoint, or what another method has learned."""
+  """The prompt of a checkpoint; for a method without one, what it has learned."""
   method = checkpoint.meta.get("config", {}).get("method", "pomp")
   if FINISHED_RUN and method in METHODS and not METHODS[method].saves_prompt:
     return FINISHED_RUN.open()(checkpoint, path)
@@ -336,7 +343,7 @@ def _of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> AnyPrompt:
 
 
 def _finished_run(folder: str, field: str) -> AnyPrompt | None:
-  """What a finished run without a prompt file has learned; None for another folder."""
+  """What a finished run without a prompt file has learned; None for other folders."""
   results = RunFolder(folder).read_results()
   if results is None or "method" not in results or not FINISHED_RUN:
     return None
@@ -349,10 +356,10 @@ def _finished_run(folder: str, field: str) -> AnyPrompt | None:
 
 
 def texts_of(prompt: str, classes: ClassList) -> Sequence[str]:
-  """Texts with {} that a hand-written name, or a text itself, stands for."""
+  """Templates of a hand-written prompt by its name; a template stands for itself."""
   if prompt == HAND_WRITTEN:
     return (classes.template,)
-  # A list of classes without an ensemble reads the name as a text.
+  # If the class list has no ensemble, "ensemble" is taken as a text.
   if prompt == ENSEMBLE and classes.ensemble:
     return classes.ensemble
   return _named_templates(prompt) or (prompt,)
@@ -371,8 +378,8 @@ def prompt_of_checkpoint(
   """Returns the prompt that a checkpoint in the folder `path` holds.
 
   Raises:
-    CheckpointError: it holds none, such as of another method.
-    PromptFileError: an invalid prompt.
+    CheckpointError: the checkpoint holds no prompt, such as that of another method.
+    PromptFileError: the prompt is invalid.
   """
   state = checkpoint.state
   config = checkpoint.meta.get("config", {})

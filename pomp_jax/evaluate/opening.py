@@ -1,7 +1,7 @@
 """Opens what a config names: the CLIP, images, evaluation sets.
 
-What can't be opened is an error of one line: ClipError, SourceError, VocabularyError,
-ConfigError.
+What can't be opened raises ClipError, SourceError, VocabularyError or ConfigError, with
+a message of one line.
 """
 
 from collections.abc import Sequence
@@ -61,8 +61,10 @@ def open_encoder(
 
   Args:
     settings: `config.clip`.
-    class_size: devices that split the text tower's rows, a divisor of their number.
-    feature_store: folder that holds features of classes between runs; "" for memory.
+    class_size: number of devices that split the text tower's rows; it divides the
+      number of all devices.
+    feature_store: folder that keeps features of classes between runs; "" keeps them
+      in memory.
     devices: devices of the mesh; all if None.
 
   Raises:
@@ -85,21 +87,21 @@ def open_encoder(
 
 
 def _module(data: Data) -> ModuleType:
-  """Module of `data.source` with three functions below; `stored_splits` has them
-  for stored images."""
+  """Module with `open_source`, `n_training_classes` and `evaluation_splits` of
+  `data.source`."""
   if SOURCES[data.source].stored:
     return stored_splits
   return load(SOURCES[data.source].module)
 
 
 def open_source(data: Data, split: str, *, n_images: int = 0) -> Source:
-  """Opens the images of a split: lists them with their labels, and reads none.
+  """Opens a split: lists its images with their labels, and reads no image.
 
   Args:
     data: `config.data`, whose `source` names the module that opens them.
     split: train, validation, or one of `evaluation_splits`.
-    n_images: number of images, as evenly over the classes as possible. 0 stands for all
-      stored images, or for `data.images_per_class` of each class of a generated source.
+    n_images: number of images, as evenly over the classes as possible. 0: all stored
+      images, or `data.images_per_class` images a class of a generated source.
 
   Raises:
     SourceError: files are missing or unusable.
@@ -115,13 +117,14 @@ def class_list(data: Data, template: str, names: Sequence[str]) -> ClassList:
   Args:
     data: `config.data`, whose `dataset` may name a packaged class list.
     template: text with one {}, for a data set that has no templates of its own.
-    names: names of the classes, which may be some of the packaged list or others.
+    names: names of the classes, which need not be in the packaged list.
   """
   if data.dataset in CLASS_LISTS:
     templates_of = load_class_list(data.dataset)
   else:
     templates_of = ClassList((), None, template, (template,))
-  # The packaged synsets are those of the packaged names, which these need not be.
+  # Drop the packaged synsets: they belong to the packaged names, and `names` may
+  # differ.
   return dataclasses.replace(templates_of, names=tuple(names), synsets=None)
 
 
@@ -131,11 +134,11 @@ def check_features(source: Source, model: str, clip: ClipConfig) -> None:
   Args:
     source: images, or features of a file.
     model: `config.clip.model`.
-    clip: sizes of this CLIP.
+    clip: sizes of the CLIP.
 
   Raises:
     SourceError: the features are those of another CLIP.
-    ConfigError: the source has images, and the CLIP no image tower.
+    ConfigError: the source has images, and the CLIP has no image tower.
   """
   if isinstance(source, FeatureSource):
     clip_model = model.removeprefix(SYNTHETIC_CLIP)
@@ -159,22 +162,26 @@ def evaluation_splits(data: Data) -> tuple[str, ...]:
 
 
 def left_out(data: Data) -> dict[str, Any]:
-  """What of stored images is no answer or in no figure; see `stored_splits.left_out`."""
+  """Classes and files that are in no figure; see `stored_splits.left_out`.
+
+  Empty for generated images.
+  """
   return stored_splits.left_out(data) if SOURCES[data.source].stored else {}
 
 
 def check_readable(data: Data, n_images: int) -> None:
   """Decodes the images of a folder before a run.
 
-  Of each evaluation split `n_images` are decoded, or all if it is 0.
+  All training and validation images are decoded, and `n_images` of each evaluation
+  split (0 for all). Large sets and sets in buckets are skipped.
 
   Raises:
     SourceError: more can't be read than `data.max_corrupt` allows.
   """
   if data.source != "folder":
     return
-  # One config for all cells of an ablation, whatever becomes of the pixels: the check
-  # is cached by it.
+  # The check is cached by its arguments. Reset the fields that only concern the use of
+  # the pixels, so that all cells of an ablation share one check.
   without_views = dataclasses.replace(
     data, features="online", feature_store="", augment="none", views=1
   )
@@ -182,6 +189,6 @@ def check_readable(data: Data, n_images: int) -> None:
 
 
 def has_validation(data: Data) -> bool:
-  """Whether there are validation images beside the training images; always of
-  generated ones."""
+  """Whether there are validation images beside the training images; always True for
+  generated images."""
   return not SOURCES[data.source].stored or stored_splits.has_validation(data)

@@ -1,11 +1,11 @@
-"""Whether a prompt was learned on the CLIP that it is read on.
+"""Checks whether a prompt was learned on the CLIP with which it is used.
 
-A file of other code names no CLIP, and two CLIPs may have the same width: the classes
-then get bad vectors without a message. Dassl's buffers `token_prefix` and
-`token_suffix` hold token embeddings, which name their CLIP exactly. Without them only
-signs are left. A training moves class vectors apart; on a CLIP on which a prompt was
-not learned they stay about as near as under plain words. docs/how-to/certainty.md has
-the margins.
+A file of other code names no CLIP. On another CLIP of the same width its prompt would
+give bad class vectors without an error. Dassl's buffers `token_prefix` and
+`token_suffix` hold token embeddings, which identify their CLIP exactly. Without these
+buffers only indirect signs are left: training moves class vectors apart, but on a CLIP
+on which the prompt was not learned the vectors stay about as near as under plain names.
+docs/how-to/certainty.md has the margins.
 
 Shapes: N classes, S of them in the sample, E embedding, M context vectors, D width of
 the text tower, V tokens of the table, T token embeddings of a file.
@@ -24,29 +24,31 @@ from pomp_jax.encoder import Encoder, unit_rows
 from pomp_jax.files.prompt_file import Prompt
 
 PLAIN = "{}."  # the text that class vectors are compared with
-# Fewer names say nothing of a spread; more say no more.
+# Fewer names than the least say nothing about distances; more than the most add
+# nothing.
 _LEAST_NAMES = 10
 _MOST_NAMES = 64
-# Distance of class vectors, as a multiple of that under plain words, from which a prompt
-# acts as a learned one. Measured: 1.38 to 2.94 on its own CLIP, below 1.5 in one of 14;
-# 1.47 or less on others (docs/studies/wrong_clip.py).
+# Least distance of class vectors, as a multiple of their distance under plain names,
+# for a prompt that was learned on the CLIP. Measured for 14 prompts: 1.38 to 2.94 on a
+# prompt's own CLIP, one of them below 1.5; 1.47 or less on other CLIPs
+# (docs/studies/wrong_clip.py).
 LEAST_DISTANCE = 1.5
-# Norm of a context vector, as a multiple of the mean one of the token table. Trainings
-# start from 0.4 or 1 and end between 4 and 20.
+# Limits of a context vector's norm, as a multiple of the token table's mean norm.
+# Trainings start from 0.4 or 1 and end between 4 and 20.
 LEAST_NORM = 0.05
 MOST_NORM = 100.0
-# Files may hold float16 or bfloat16.
+# Relative rounding error of the values of a file, which may be float16 or bfloat16.
 _ROUNDING = 2.0**-8
 
 _warn_once = functools.cache(logging.getLogger(__name__).warning)
 
 
 class Signs(NamedTuple):
-  """What class vectors under a prompt say of its CLIP."""
+  """Measures of whether a prompt was learned on a CLIP."""
 
-  norm: float  # mean norm of the context vectors, the token table's mean being 1
-  cosine: float  # mean cosine of a class's vector and that under plain words
-  # mean of 1 - cosine over pairs of classes, that under plain words being 1
+  norm: float  # mean norm of the context vectors, over the token table's mean norm
+  cosine: float  # mean cosine of class vectors under the prompt and under plain names
+  # mean of 1 - cosine over pairs of classes, over the same mean under plain names
   distance: float
 
   @property
@@ -61,7 +63,7 @@ def signs_of(
   features_SxE: Float[np.ndarray, "S E"],
   plain_SxE: Float[np.ndarray, "S E"],
 ) -> Signs:
-  """Compares a prompt with the words of a CLIP.
+  """Compares a prompt with plain words under a CLIP.
 
   Args:
     context: context vectors.
@@ -78,9 +80,10 @@ def signs_of(
 
 
 def _distance(rows_SxE: Float[np.ndarray, "S E"]) -> float:
-  """Mean of 1 - cosine over the pairs of unit rows; above 0."""
+  """Mean of 1 - cosine over the pairs of unit rows; at least 1e-12, for a divisor."""
   n_rows = len(rows_SxE)
   total_E = rows_SxE.sum(axis=0, dtype=np.float64)
+  # |sum|^2 adds the cosines of all pairs, with each row's cosine of 1 to itself.
   mean_cosine = (total_E @ total_E - n_rows) / (n_rows * (n_rows - 1))
   return max(1 - float(mean_cosine), 1e-12)
 
@@ -90,10 +93,10 @@ def unknown_tokens(
 ) -> int:
   """Counts the token embeddings of a file that are not in a CLIP's table.
 
-  Values may be rounded to float16 or bfloat16.
+  The file may have rounded its values to float16 or bfloat16.
 
   Args:
-    tokens_TxD: embeddings of a file.
+    tokens_TxD: token embeddings of the file.
     table_VxD: embeddings of all tokens of the CLIP.
   """
   count = 0
@@ -117,7 +120,7 @@ def warn_of_other_clip(
     encoder: the CLIP in use.
     names: names of the classes.
     prompt: learned prompt.
-    features_NxE: features of the classes under it.
+    features_NxE: features of the classes under the prompt.
   """
   clip = encoder.clip
   if prompt.clip_model == clip.name or not len(prompt.context):
@@ -137,7 +140,7 @@ def warn_of_other_clip(
         len(tokens_TxD),
         len(tokens_TxD) - n_unknown,
       )
-    # They name the CLIP, whatever the signs are.
+    # The token embeddings decide; the indirect signs are not needed.
     return
   if len(names) < _LEAST_NAMES:
     return

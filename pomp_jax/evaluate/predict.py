@@ -1,10 +1,10 @@
 """Names for pictures, their pixels or their objects: of one picture, or of a folder
 with folders.
 
-Writes `results.csv`, `results.json` and a report to the run's folder: the names that
-were found in each file, the likeliest or largest first, and the files that can't be
-read with the reason. `segment` adds a label image and a picture of each file, `detect`
-a picture of each and `detections.json`.
+Writes `results.csv`, `results.json` and a report to the run's folder: the names found
+in each file, the likeliest or largest first, and for each file that can't be read the
+reason. `segment` also writes a label image and a picture of each file, `detect` a
+picture of each file and `detections.json`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 
-# A spreadsheet takes a field that begins so as a formula.
+# A spreadsheet reads a field that begins with one of these as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -55,19 +55,19 @@ class Task:
     self._settings = settings
     self._upright = data.upright
     self._clip = clip
-    # Of a run without a list of names those of its training.
+    # Without a list of names, use the names of the prompt's training.
     self.names = settings.names or recorded_classes(settings.prompt)
     names = load_class_list(self.names).names
     check_names(names, self.names)
-    # of each class
+    # names of each class
     self._synonyms: Sequence[Sequence[str]] = [(name,) for name in names]
-    # what `results.json` says of the run beside the pictures
+    # fields of `results.json` beside those of the pictures
     self.facts: dict[str, Any] = {}
-    self.rows: dict[str, Rows] = {}  # answers to each picture
-    self.unreadable: dict[str, str] = {}  # why a picture can't be read
+    self.rows: dict[str, Rows] = {}  # picture -> answers
+    self.unreadable: dict[str, str] = {}  # picture -> why it can't be read
 
   def check(self, files: Mapping[str, Path]) -> None:
-    """Raises InputError for what it can't do; opens no picture."""
+    """Raises InputError if the prompt or a setting can't be used; opens no picture."""
     opened = open_prompt(self._settings.prompt, "predict.prompt")
     named = NamedPrompt(self._settings.prompt, opened)
     clip_config = opening.clip_config(self._clip.model)
@@ -77,12 +77,12 @@ class Task:
   def open(
     self, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
   ) -> None:
-    """Opens what is computed with; reads no picture.
+    """Prepares the computation; reads no picture.
 
     Args:
       encoder: CLIP in use.
       files: pictures by their names in the results.
-      folder: folder of the run, which gets the files of each picture.
+      folder: folder of the run, to which the files of each picture are written.
 
     Raises:
       InputError: the prompt or its parts can't be used.
@@ -94,12 +94,12 @@ class Task:
     def read(row: int) -> Any:
       return self._read(files[self._keys[row]])
 
-    # `find` and `take` ask for the same pictures.
+    # Cache a block of pictures, because `find` and `take` both read them.
     self._picture = functools.lru_cache(self.batch)(read)
     self._find = self._open(encoder)
 
   def find(self, block: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """Yields the number of each picture that can be read, and the answer to it."""
+    """Yields the number of each readable picture of a block, and the answer to it."""
     readable = []
     for row in block:
       key = self._keys[row]
@@ -113,7 +113,7 @@ class Task:
     return self._find(readable)
 
   def take(self, row: int, found: Any) -> None:
-    """Writes the files of a picture, and prints a line."""
+    """Writes the files of a picture, and prints a line with its answers."""
     if not self.rows:
       self._folder.create()
     key = self._keys[row]
@@ -126,8 +126,9 @@ class Task:
   def finish(self) -> None:
     """Writes files of all pictures together."""
 
-  # Of each task: reads a picture; opens `find`; rows of a picture and its files; a row
-  # as text.
+  # Each task defines four methods: `_read` reads a picture; `_open` prepares and
+  # returns the function that `find` calls; `_take` returns the rows of a picture and
+  # writes its files; `_text` formats a row.
   _read: Callable[[Path], Any]
   _open: Callable[[Encoder], Callable[[Sequence[int]], Iterator[tuple[int, Any]]]]
   _take: Callable[[str, Any, Any], Rows]
@@ -178,7 +179,7 @@ class Classify(Task):
 
 
 def check(config: PredictConfig, workdir: str) -> None:
-  """Opens names, prompt, regions or network, and lists the pictures; writes nothing."""
+  """Checks names, prompt, regions or network, and lists pictures; writes nothing."""
   kind = TASKS[config.predict.task]
   task = load(kind.open)(config.predict, config.data, config.clip)
   task.check(find_images(config.predict.images, unread=True))

@@ -18,9 +18,9 @@ def features_under(
 ) -> np.ndarray:
   """Computes unit features [N,E] of a class list under a prompt of any kind.
 
-  Features under several texts are averaged and normalised (Radford et al., 2021, section
-  3.1.4): unit features under `ensemble`, the text tower's outputs under `outputs`, as
-  PromptSRC's anchors.
+  For several texts the mean is normalised (Radford et al., 2021, section 3.1.4):
+  `ensemble` averages unit features, `outputs` the text tower's outputs, as PromptSRC
+  does for its anchors.
 
   Args:
     encoder: CLIP in use.
@@ -52,7 +52,7 @@ def classifier_under(
   """Builds the classifier of a prompt, as `ranking.tally` takes it.
 
   Most prompts give each class one feature vector. A prompt whose text features depend
-  on the image, or that scores in another way, has a function instead.
+  on the image, or that scores images in another way, gives a function instead.
 
   Args:
     encoder: CLIP in use.
@@ -73,20 +73,21 @@ def classifier_under(
 def class_features(
   encoder: Encoder, classes: ClassList, prompt: AnyPrompt, *, unit: bool = True
 ) -> np.ndarray:
-  """Computes features [N,E] as `features_under`, but a text's are the tower's own.
+  """Computes features [N,E] as `features_under` does, optionally not normalised.
 
   Args:
     encoder: CLIP in use.
     classes: names, and templates of hand-written prompts.
     prompt: prompt of a `NamedPrompt`.
-    unit: whether the features under a text or a learned prompt are normalised; all others
-      are anyway.
+    unit: whether features under a single text or a learned prompt are normalised; other
+      features always are.
 
   Raises:
     PromptFileError: see `features_under`.
   """
   if isinstance(prompt, prompt_file.Prompt):
     return _learned(encoder, classes, prompt, unit=unit)
+  # A text with one {} is a template; other strings are names of hand-written prompts.
   if isinstance(prompt, str) and prompt.count("{}") == 1:
     return encoder.class_features(classes.names, prompt, unit=unit)
   return features_under(encoder, classes, prompt)
@@ -95,7 +96,7 @@ def class_features(
 def _learned(
   encoder: Encoder, classes: ClassList, prompt: prompt_file.Prompt, unit: bool = True
 ) -> np.ndarray:
-  """Features under a learned prompt; warns of one that is another CLIP's."""
+  """Features under a learned prompt; warns if it seems to be of another CLIP."""
   features_NxE = encoder.class_features(classes.names, prompt, unit=unit)
   warn_of_other_clip(encoder, classes.names, prompt, features_NxE)
   return features_NxE

@@ -1,9 +1,10 @@
-"""Accuracy and `Tally` of classes by cosine: scores are computed on the devices, and
-ranked there.
+"""Accuracy and `Tally` of a classification by cosine; the devices compute and rank the
+scores.
 
 The results for a batch, a few numbers an image, are gathered on every host, so that all
 processes count the same. Shapes: P prompts, N classes of a data set, B images of a
-batch over all processes, E embedding.
+batch over all processes, b of them that count, E embedding, S side of an image in
+pixels.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,13 +28,13 @@ from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
-# Cosines [B,N] of a batch with all classes, replicated, from the images' unit features
-# under the frozen CLIP, [B,E], and the images themselves, uint8 [B,S,S,3]. A prompt
-# that needs pixels reads no features, which may be None; stored features have no
-# images.
+# Function from the images' unit features under the frozen CLIP, [B,E], and the images
+# themselves, uint8 [B,S,S,3], to the cosines [B,N] with all classes, replicated. The
+# features may be None for a prompt that needs pixels. The images are None if features
+# are stored.
 Scorer = Callable[[jax.Array | None, jax.Array | None], jax.Array]
 
-# Scores that a device computes at a time: 64 MB.
+# Scores that a device computes at a time: 64 MB as float32.
 _SCORES = 2**24
 
 
@@ -41,9 +42,9 @@ class _Batch(NamedTuple):
   """Images to score, the rows split over the devices."""
 
   features: jax.Array  # unit features [B,E]
-  images: jax.Array | None  # uint8 [B,S,S,3]; None of stored features
+  images: jax.Array | None  # uint8 [B,S,S,3]; None for stored features
   labels: jax.Array  # [B]
-  n_images: int  # without those that pad the batch
+  n_images: int  # number of images without padding
 
 
 def evaluate(
@@ -54,14 +55,15 @@ def evaluate(
 ) -> dict[str, dict[str, Tally]]:
   """Counts the answers of every prompt on every split: {split: {prompt: tally}}.
 
-  Features of a class that several splits share are computed once a prompt.
+  A class that several splits share is encoded only once under each prompt.
 
   Args:
     encoder: CLIP of the features.
     splits: features of images by split. A class-specific prompt fits only splits with
       exactly the classes of its training.
     prompts: learned prompts or templates by label.
-    reference: label of the prompt that all others are compared with; None for none.
+    reference: label of the prompt with which all others are compared; None for no
+      comparison.
   """
   all_names: dict[str, None] = {}
   for split in splits.values():
@@ -110,7 +112,7 @@ def topk_accuracy(
     class_features_NxE: unit rows, equal on all hosts.
     labels_B: class of each image.
     ks: the k of each share, `top1`, `top5` and so on.
-    mesh: devices that divide the images; None for this process's.
+    mesh: devices that divide the images; None for the devices of this process.
 
   Returns:
     The shares, and `macro_top1`, the mean of the classes' top-1; see
@@ -135,9 +137,9 @@ def ranks_of_images(
 
   Args:
     image_features_BxE: unit rows, equal on all hosts.
-    class_features_NxE: likewise.
+    class_features_NxE: unit rows, equal on all hosts.
     labels_B: class of each image.
-    mesh: devices that divide the images; None for this process's.
+    mesh: devices that divide the images; None for the devices of this process.
   """
   mesh = make_mesh(devices=hosts.devices(local=True)) if mesh is None else mesh
   classes = replicate(np.asarray(class_features_NxE, np.float32), mesh)
@@ -155,7 +157,7 @@ def rank_rows(mesh: Mesh) -> Callable[..., Int[jax.Array, " B"]]:
   """Compiles `ranks` of unit rows: class features [N,E], (image features [B,E], labels
   [B]) -> [B].
 
-  Images and labels are split over the devices of the mesh; all else is on all of them.
+  Images and labels are split over the devices of the mesh; class features are on all.
   """
 
   def ranks_of_rows(
@@ -163,8 +165,8 @@ def rank_rows(mesh: Mesh) -> Callable[..., Int[jax.Array, " B"]]:
     rows: tuple[Float[jax.Array, "B E"], Int[jax.Array, " B"]],
   ) -> Int[jax.Array, " B"]:
     image_features_BxE, labels_B = rows
-    # HIGHEST: accelerators would round the product to bfloat16, and thousands of
-    # classes lie close.
+    # HIGHEST: otherwise accelerators round the product to bfloat16, which is too coarse
+    # to rank thousands of close classes.
     precision = jax.lax.Precision.HIGHEST
     scores_BxN = jnp.matmul(
       image_features_BxE, class_features_NxE.T, precision=precision
@@ -177,8 +179,8 @@ def rank_rows(mesh: Mesh) -> Callable[..., Int[jax.Array, " B"]]:
 def _row_batches(
   features_BxE: np.ndarray, labels_B: np.ndarray, n_classes: int, mesh: Mesh
 ) -> Iterator[tuple[jax.Array, jax.Array, int]]:
-  """Yields features and labels in `chunks`, split over the devices; as
-  `topk_accuracy`'s."""
+  """Yields chunks of features and labels, split over the devices, with the number of
+  images in each chunk without padding."""
   rows = np.asarray(features_BxE, np.float32), np.asarray(labels_B, np.int32)
   most = mesh.size * max(_SCORES // n_classes, 1)
   for chunk, n_images in chunks(rows, most, mesh, "scoring"):
@@ -202,11 +204,12 @@ def tally(
   Args:
     encoder: CLIP that computes the features of images.
     source: images, or features of a file.
-    classifiers: unit rows of the source's classes, or a function that scores them, by
-      prompt.
+    classifiers: label of each prompt -> unit features of the source's classes, or a
+      function that scores images.
     more: function that makes a counter of other figures, see `Tally`.
-    reference: prompt that all others are compared with; None for none.
-    batch_size: images that the devices divide, rounded up.
+    reference: label of the prompt with which all others are compared; None for no
+      comparison.
+    batch_size: images that the devices share, rounded up to a multiple of the devices.
     threads: threads that read images in each process.
     max_corrupt: share of the images that may be unreadable.
 
@@ -244,7 +247,7 @@ def _count(
   more: Callable[[], Any] | None,
   reference: str | None,
 ) -> dict[str, Tally]:
-  """Scores batches under all prompts."""
+  """Scores batches under all prompts, and counts the answers in a tally for each."""
   vectors = {}
   scorers = {}
   for label, classifier in classifiers.items():
@@ -258,7 +261,7 @@ def _count(
   under_vectors, under_cosines = _score(encoder.mesh, encoder.clip.logit_scale)
 
   def answered(batch: _Batch) -> list[tuple[jax.Array, ...]]:
-    """Answers under the vectors together, and under each scorer."""
+    """Answers under all class vectors together, and under each scorer."""
     answers = []
     if text_PxNxE is not None:
       answers.append(under_vectors(batch.features, text_PxNxE, batch.labels))
@@ -295,8 +298,8 @@ def _count(
 
 
 def _of_all_prompts(answers: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
-  """Ranks, answers and confidences [P,B] of all prompts, from those of each program."""
-  # The first array of each program is the labels.
+  """Joins the results of all programs: ranks, answers and confidences, [P,B] each."""
+  # The first array of each program holds the labels.
   of_programs = [arrays[1:] for arrays in answers]
   return [np.concatenate(parts) for parts in zip(*of_programs, strict=True)]
 
@@ -305,10 +308,11 @@ def _of_all_prompts(answers: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarra
 def _score(
   mesh: Mesh, logit_scale: float
 ) -> tuple[Callable[..., tuple[jax.Array, ...]], ...]:
-  """Compiles what `Tally` adds, [P,B] of P prompts, behind the labels [B].
+  """Compiles two functions that compute what `Tally.add` takes.
 
-  Returns two functions: of image features [B,E], text features [P,N,E] and labels [B];
-  and of cosines [B,N] of one prompt, and labels.
+  The first takes image features [B,E], text features [P,N,E] and labels [B]; the second
+  the cosines [B,N] of one prompt and labels [B]. Both return the labels, and the ranks,
+  answers and confidences, [P,B] each.
   """
   rows = NamedSharding(mesh, P((DATA, CLASS)))
   everywhere = NamedSharding(mesh, P())
@@ -321,13 +325,13 @@ def _score(
     wrong_BxN = jnp.where(is_right_BxN, -jnp.inf, cosine_BxN)
     best_of_rest_B = jnp.argmax(wrong_BxN, axis=1)
     answer_B = jnp.where(rank_B == 0, labels_B, best_of_rest_B)
-    # Softmax of the best class: its own term of the sum is exp(0) = 1.
+    # Softmax of the best class, whose own term is exp(0) = 1.
     best_Bx1 = jnp.max(cosine_BxN, axis=1, keepdims=True)
     terms_BxN = jnp.exp(logit_scale * (cosine_BxN - best_Bx1))
     confidence_B = 1 / jnp.sum(terms_BxN, axis=1)
     return rank_B, answer_B, confidence_B
 
-  # The log shows the names of functions that are compiled.
+  # JAX logs this name when it compiles the function.
   def answers(
     features_BxE: Float[jax.Array, "B E"],
     text_PxNxE: Float[jax.Array, "P N E"],
@@ -343,8 +347,8 @@ def _score(
     features_BxE = jax.lax.with_sharding_constraint(features_BxE, rows)
 
     def of_prompt(text_NxE: Float[jax.Array, "N E"]) -> tuple[jax.Array, ...]:
-      # HIGHEST: accelerators would round the product to bfloat16; thousands of classes
-      # lie close.
+      # HIGHEST: otherwise accelerators round the product to bfloat16, which is too
+      # coarse to rank thousands of close classes.
       cosine_BxN = jnp.matmul(
         features_BxE, text_NxE.T, precision=jax.lax.Precision.HIGHEST
       )

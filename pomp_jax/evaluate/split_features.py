@@ -1,10 +1,11 @@
-"""Features of the images of a split, in a folder, so that a restart computes only what
-is missing.
+"""Features of a split's images, stored in a folder, so that a restart computes only the
+missing features.
 
-Process 0 reads and writes it. Unreadable images and damaged blocks are computed at each
-start.
+Process 0 reads and writes the folder. Each start tries unreadable images again, and
+computes damaged blocks again.
 
-Shapes: n images of a split, N classes, B images of a batch, E embedding.
+Shapes: n images of a split, m images to compute, b images of a stored block, N classes,
+B images of a batch, E embedding.
 """
 
 from collections.abc import Iterator
@@ -34,20 +35,20 @@ from pomp_jax.files.terminal import steps_of
 
 log = logging.getLogger(__name__)
 
-# Images rendered or decoded at a time, over all processes.
+# Images that are rendered or decoded at a time, over all processes.
 _BATCH = 256
 # Features of a file that are read at a time.
 _ROWS = 4096
-_NO_END = 7 * 86_400.0  # s
+_NO_END = 7 * 86_400.0  # s to wait for process 0; in effect no limit
 
 
 class SplitFeatures(NamedTuple):
   """Features of the n readable images of a split."""
 
-  names: tuple[str, ...]  # of the N classes
+  names: tuple[str, ...]  # names of the N classes
   labels: Int[np.ndarray, " n"]
   features: Float[np.ndarray, "n E"]  # unit rows
-  indices: Int[np.ndarray, " n"]  # of the images in their source, ascending
+  indices: Int[np.ndarray, " n"]  # number of each image in its source, ascending
 
 
 def split_features(
@@ -64,12 +65,12 @@ def split_features(
   Unreadable images are dropped, with one warning.
 
   Args:
-    encoder: CLIP that computes them.
+    encoder: CLIP that computes the features.
     source: images, the same list in every process, or features of a file.
-    threads: threads that read images in each process; by the cores if 0.
+    threads: threads that read images in each process; 0: chosen by the cores.
     max_corrupt: share of the images that may be unreadable. Any share above 0 allows
       at least one.
-    store: folder of features of earlier starts, which gets those computed now.
+    store: folder of features of earlier starts; new features are added to it.
 
   Raises:
     CorruptDataError: too many unreadable images.
@@ -94,7 +95,7 @@ def split_features(
     features_nxE[indices] = features_BxE[:n_images]
     n_done += n_images
     if stored is not None:
-      # Only complete blocks are written. The block of the next missing image is not.
+      # Write only complete blocks: stop before the block of the next missing image.
       end = n_done
       if n_done < len(missing):
         next_block = stored.rows(int(missing[n_done]) // stored.block_size)
@@ -123,7 +124,7 @@ def _computed(
 
 
 def _of_file(source: FeatureSource, skipped: SkippedImages) -> Float[np.ndarray, "n E"]:
-  """Unit features of a file; adds those that are NaN to `skipped`."""
+  """Unit features of a file; adds images whose features are NaN to `skipped`."""
   features_nxE = np.empty((len(source), source.storage.width), np.float32)
   starts = range(0, len(source), _ROWS)
   for start in steps_of(starts, "reading features of images", "parts"):
@@ -158,8 +159,10 @@ def _nan_where_unreadable(features_BxE: jax.Array, labels_B: jax.Array) -> jax.A
 def _read(
   store: Path, encoder: Encoder, source: Source, features_nxE: Float[np.ndarray, "n E"]
 ) -> Features | None:
-  """Fills in the features that the folder has; None, after a warning, if it can't be
-  used."""
+  """Copies stored features into `features_nxE`, and returns the stored array.
+
+  None, after a warning, if the folder can't be used.
+  """
   made_from = images_key(source, encoder)
   folder = store / fingerprint([repr(sorted(made_from.items()))])[:32]
   n_images, width = features_nxE.shape
@@ -181,15 +184,16 @@ def _read(
 
 
 def _from_first(features_nxE: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:
-  """The features that process 0 has read, in every process."""
+  """Sends the features that process 0 has read to every process."""
   any_stored = bool(np.isfinite(features_nxE).any())
-  # Process 0 may read for long.
+  # Wait without a limit: process 0 may read for long.
   any_stored = hosts.from_first(
     any_stored, "whether features are stored", seconds=_NO_END
   )
   if not any_stored or hosts.n_processes() == 1:
     return features_nxE
-  # As integers: a sum with the zeros of the other processes would lose -0.0.
+  # Broadcast integers: JAX adds the zeros of the other processes, which would turn the
+  # float -0.0 into 0.0.
   bits_nxE = multihost_utils.broadcast_one_to_all(features_nxE.view(np.uint32))
   return np.array(bits_nxE).view(np.float32)
 
@@ -200,14 +204,14 @@ def _write(
   """Writes the blocks that hold images whose features are new.
 
   Args:
-    stored: array of one version of each image.
+    stored: stored array, with one version of each image.
     features_nxE: features of all images; NaN for an unreadable one.
     added: indices of the images that were computed.
 
   Returns:
     The array; None, after a warning, if it can't be written.
   """
-  # An image that is unreadable still changes nothing in its block.
+  # Skip images that are still unreadable: their blocks stay as they are.
   is_readable_m = np.isfinite(features_nxE[added, 0])
   readable = added[is_readable_m]
   blocks = np.unique(readable // stored.block_size)

@@ -1,14 +1,15 @@
 """Splits of stored images, for any source that has `splits(data)` and `open_split(data,
 split)`.
 
-A missing split of train, validation and test is held out of the training images if the
-source's row in the registry allows it. Otherwise another split replaces it, under its
-own name, with a log line.
+A missing validation or test split is held out of the training images if the source's
+row in the registry allows it. Otherwise another split replaces the missing one, with a
+log line, and results name the split that was used.
 
-Of a folder that a person has sorted, a class without a picture in any split is no
-class, unless a list names it: neither an answer nor a negative, which would only push
-the prompt away from a word that no picture speaks for. Test and validation pictures
-that equal one of an earlier split are dropped, unless `data.duplicates=keep`.
+In a folder that a person has sorted, a class without a picture in any split is dropped,
+unless a list names it. A dropped class is no answer. It is no negative either: as a
+negative it would only push the prompt away from a word that no picture shows. Test and
+validation pictures that equal a picture of an earlier split are dropped too, unless
+`data.duplicates=keep`.
 """
 
 from collections.abc import Mapping
@@ -47,10 +48,10 @@ _NO_SPLIT = "%s has no split %r: %s"
 
 # All training images, before any are held out or dropped by few shots.
 _UNDIVIDED = "undivided"
-# Images of a set that are decoded before a run at most, and unreadable ones that are
-# named.
+# Most images of a set that are decoded before a run, and most unreadable images that
+# the log names.
 _MOST_DECODED, _MOST_NAMED = 20_000, 20
-# Images of which duplicates are looked for at most.
+# Most images among which duplicates are searched.
 _MOST_COMPARED = 200_000
 
 
@@ -60,10 +61,10 @@ def open_source(data: Data, split: str, n_images: int = 0) -> StoredImages:
   Args:
     data: `config.data`.
     split: train, validation, or one of `evaluation_splits`.
-    n_images: images, as evenly over the classes as possible; 0 for all.
+    n_images: number of images, as evenly over the classes as possible; 0 for all.
 
   Raises:
-    SourceError: files are missing, or every image equals one of an earlier split.
+    SourceError: files are missing, or every image equals an image of an earlier split.
   """
   source = _with_duplicates(data, split)
   duplicates = _duplicates(data, split)
@@ -78,7 +79,7 @@ def open_source(data: Data, split: str, n_images: int = 0) -> StoredImages:
 
 
 def forget_sources() -> None:
-  """Forgets what is cached of all data, for files that have changed since."""
+  """Clears the caches of all data, for files that have changed since they were read."""
   for cached in (
     _open_split,
     _divided,
@@ -92,18 +93,18 @@ def forget_sources() -> None:
 
 
 def _with_duplicates(data: Data, split: str) -> StoredImages:
-  """The images of a split, also those that equal one of an earlier split."""
+  """The images of a split, including duplicates of images of an earlier split."""
   part, group = _part_and_group(data, split)
   source = _open_part(data, part)
-  labels = _classes_of_group(data, source.names, group)
-  # A class that a list names stays without a picture too.
+  classes = _classes_of_group(data, source.names, group)
+  # A class that a list names is kept even if it has no picture.
   is_listed = data.base and (group == "base" or (group == "novel" and data.novel))
   if not is_listed:
-    labels = labels[~np.isin(labels, _empty_classes(data, part))]
-  require(len(labels), "data.classes", group, "all, for a data set of one class")
-  labels = labels[spread_evenly(data.n_classes, len(labels))]
-  if not np.array_equal(labels, np.arange(len(source.names))):
-    source = source.of_classes(labels)
+    classes = classes[~np.isin(classes, _empty_classes(data, part))]
+  require(len(classes), "data.classes", group, "all, for a data set of one class")
+  classes = classes[spread_evenly(data.n_classes, len(classes))]
+  if not np.array_equal(classes, np.arange(len(source.names))):
+    source = source.of_classes(classes)
   if not len(source):
     raise SourceError(
       f"{_name(data)}: no image of these classes in the split {split!r}"
@@ -123,12 +124,12 @@ def _part_and_group(data: Data, split: str) -> tuple[str, str]:
 
 @functools.lru_cache(maxsize=4)
 def _empty_classes(data: Data, part: str) -> np.ndarray:
-  """Labels of the folders without a picture in any split, which no list asks for."""
+  """Labels of folders without a picture in any split; none if a list names them."""
   if data.names or not SOURCES[data.source].sorted_by_hand:
     return np.zeros(0, int)
   splits = _splits(data)
   if "train" not in splits:
-    # Without training images a split has classes of its own.
+    # Without training images each split has its own classes, so use this split alone.
     splits = (part,)
   sources = [_open_whole(data, split) for split in splits]
   labels = np.concatenate([source.labels for source in sources])
@@ -148,11 +149,11 @@ def _empty_classes(data: Data, part: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _duplicates(data: Data, split: str) -> dict[int, str]:
-  """Index of each picture of a split that equals one of an earlier split -> the file of
-  that one.
+  """Maps the index of each picture that equals a picture of an earlier split to the
+  file of the latter.
 
-  The order is train, validation, test. A split that another one replaces has no
-  duplicates there.
+  The order of the splits is train, validation, test. A split that stands in for another
+  one is not compared with itself.
   """
   if split == "train" or not SOURCES[data.source].sorted_by_hand:
     return {}
@@ -170,6 +171,7 @@ def _duplicates(data: Data, split: str) -> dict[int, str]:
   ]
   source = _with_duplicates(data, split)
   n_images = len(source) + sum(map(len, earlier))
+  # Skip the search if it would read too much.
   place = None
   if is_bucket(data.root):
     place = "in a bucket"
@@ -199,11 +201,14 @@ def _duplicates(data: Data, split: str) -> dict[int, str]:
 
 
 def left_out(data: Data) -> dict[str, Any]:
-  """Returns what of a folder is no answer, or in no figure; empty for nothing.
+  """Lists the classes and files of a folder that are in no figure.
 
-  `classes_without_pictures` and `classes_without_test_pictures` are names, `duplicates`
-  the files of each split with those that they equal, `not_read` files of formats that
-  are not read.
+  Returns:
+    Of these fields those that are not empty.
+    `classes_without_pictures`: names of classes.
+    `classes_without_test_pictures`: split -> names of classes.
+    `duplicates`: split -> file -> the file of an earlier split that it equals.
+    `not_read`: files of formats that are not read.
   """
   if not SOURCES[data.source].sorted_by_hand:
     return {}
@@ -246,17 +251,19 @@ def _classes_without_images(source: StoredImages) -> list[str]:
 def evaluation_splits(data: Data) -> tuple[str, ...]:
   """Splits to evaluate a learned prompt on, named after their images.
 
-  `test`, or else `validation` or `train`. With groups of classes `base` and `novel`
-  (lists) or `new` (CoOp's halves) of test images, or else `validation/base`,
-  `train/base` and so on.
+  Without groups of classes: `test`, or `validation` or `train` if that split replaces
+  it. With groups: `base` and `novel` (lists) or `new` (CoOp's half) of test images;
+  `validation/base`, `train/base` and so on of images of another split.
   """
   return tuple(_evaluation_parts(data))
 
 
 @functools.lru_cache(maxsize=8)
 def check_readable(data: Data, n_images: int) -> None:
-  """Decodes the images of a folder, see `opening.check_readable`; nothing of large sets
-  and in buckets."""
+  """Decodes the images of a folder, see `opening.check_readable`.
+
+  Sets of more than _MOST_DECODED images, and sets in buckets, are skipped.
+  """
   sources = [
     open_source(data, split, n_images=n_images) for split in evaluation_splits(data)
   ]
@@ -285,7 +292,7 @@ def check_readable(data: Data, n_images: int) -> None:
 
 
 def _unreadable(images: Mapping[str, tuple[StoredImages, int]]) -> dict[str, str]:
-  """Decodes images by file, on all cores; the reason for each that can't be read."""
+  """Decodes images on all cores; returns the reason for each unreadable file."""
 
   def reason_of(image: tuple[StoredImages, int]) -> str | None:
     source, index = image
@@ -334,12 +341,12 @@ def _evaluation_parts(data: Data) -> dict[str, tuple[str, str]]:
   part = _replacement(data, "test")
   if trained_group == "all":
     return {part: (part, "all")}
-  # The test images are a split of their own, apart from the training images.
+  # Whether the test images come from a split of their own, not the training images.
   are_separate = part != "train" and part in _splits(data)
   parts = {}
   for group in ("base", "novel" if data.base else "new"):
     if group != trained_group and not are_separate:
-      # No image of these classes is trained on, so all of them are test images.
+      # These classes are not trained on, so all of their images serve as test images.
       parts[group] = (_UNDIVIDED, group)
     elif part == "test":
       parts[group] = (part, group)
@@ -349,7 +356,7 @@ def _evaluation_parts(data: Data) -> dict[str, tuple[str, str]]:
 
 
 def _classes_of_group(data: Data, names: tuple[str, ...], group: str) -> np.ndarray:
-  """Labels of a group of classes; those of base and novel in the order of their
+  """Labels of a group of classes; base and novel classes are in the order of their
   list."""
   if not data.base or group == "all":
     return half_of_classes(len(names), group)
@@ -371,8 +378,9 @@ def _classes_of_group(data: Data, names: tuple[str, ...], group: str) -> np.ndar
 
 
 def _listed_labels(data: Data, field: str, names: tuple[str, ...]) -> np.ndarray:
+  """Labels of the classes in the list `data.base` or `data.novel`, in its order."""
   path = getattr(data, field)
-  # `classes_of` names WordNet ids.
+  # `classes_of` turns a list of WordNet ids into names.
   listed = classes_of(load_class_list(path).names, path).names
   class_of = match_classes(names, ClassList(listed), f"{_name(data)}: data.{field}")
   label_of = {name: label for label, name in enumerate(names)}
@@ -382,8 +390,8 @@ def _listed_labels(data: Data, field: str, names: tuple[str, ...]) -> np.ndarray
 
 
 def _replacement(data: Data, split: str) -> str:
-  """Split that is used as a data set's validation or test split: itself, or another
-  one."""
+  """Split that is used as a data set's validation or test split: the split itself if it
+  is available, otherwise another split."""
   if _is_available(data, split):
     if split not in _splits(data):
       _log_held_out(data, split)
@@ -397,7 +405,7 @@ def _replacement(data: Data, split: str) -> str:
 
 
 def _log_held_out(data: Data, split: str) -> None:
-  """Logs once how many of the training images a missing split gets."""
+  """Logs once how many training images are held out for a missing split."""
   share = f"{100 * _shares(data)[split]:g}% of each class's training images"
   if split == "validation" and data.shots:
     share = "the training images that are not among the shots"
@@ -429,10 +437,10 @@ def _shares(data: Data) -> dict[str, float]:
   shares = {"test": 0.0, "validation": 0.0}
   if not SOURCES[data.source].holds_out:
     return shares
-  # Validation images without test images are tested on.
+  # If there are validation images but no test images, the former serve as test images.
   if "test" not in splits and "validation" not in splits:
     shares["test"] = data.test_share
-  # Few shots leave images for validation.
+  # With few shots, the training images that are no shots serve as validation images.
   if "validation" not in splits and not data.shots:
     shares["validation"] = data.validation_share
   return shares
@@ -447,6 +455,7 @@ def _open_part(data: Data, part: str) -> StoredImages:
     return _open_split(data, part)
   if "train" not in splits:
     raise SourceError(f"{_name(data)}: no training images (found {', '.join(splits)})")
+  # Some sources choose the shots themselves.
   if part == "train" and SOURCES[data.source].draws_shots:
     return _open_split(data, "train")
   undivided = _open_whole(data, "train")
@@ -456,7 +465,7 @@ def _open_part(data: Data, part: str) -> StoredImages:
 
 
 def _open_whole(data: Data, split: str) -> StoredImages:
-  """Opens a split with all of its images, whatever the shots."""
+  """Opens a split with all of its images, without the choice of few shots."""
   return _open_split(dataclasses.replace(data, shots=0), split)
 
 
@@ -486,7 +495,7 @@ def _are_shots(data: Data, undivided: StoredImages, indices: np.ndarray) -> np.n
   """Whether each of these training images is among the few shots."""
   keys = undivided.keys[indices]
   if SOURCES[data.source].draws_shots:
-    # The source has drawn them itself, in the order of its published lists.
+    # The source has chosen the shots itself, in the order of its published lists.
     shot_keys = set(_open_split(data, "train").keys.tolist())
     return np.array([key in shot_keys for key in keys.tolist()], bool)
   shots = few_shot(undivided.labels[indices], keys, data.shots, data.shots_seed)

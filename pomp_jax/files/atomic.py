@@ -1,4 +1,4 @@
-"""Atomic file writes, and why a disk can't be written to."""
+"""Atomic file writes, and reasons why a disk or bucket can't be written to."""
 
 from collections.abc import Iterator
 import contextlib
@@ -14,7 +14,7 @@ import zlib
 from pomp_jax.files.paths import is_bucket, store_of
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-# Messages of C++ libraries, and of NumPy where a write is cut short.
+# Messages of C++ libraries, and NumPy's message for a write that is cut short.
 _DISK_MESSAGES = re.compile(
   r"No space left on device|Disk quota exceeded|\d+ requested and \d+ written"
 )
@@ -22,12 +22,12 @@ _DISK_MESSAGES = re.compile(
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """Opens a file for an atomic write: it replaces `path` once it is complete.
+  """Opens a new file that replaces `path` atomically once it is complete.
 
-  On a disk the bytes go to a temporary file in the same folder, which is flushed and
-  renamed over `path`. An object of a bucket is sent in one request. A process that is
-  killed leaves the old file, never a part of the new one, and so does an error in the
-  `with` block.
+  On a disk the bytes go to a temporary file beside `path`. The temporary file is
+  flushed, then renamed over `path`. An object of a bucket is sent in one request. If
+  the process is killed or the `with` block raises, the old file stays: `path` never
+  holds a part of the new one.
 
   Args:
     path: file or object to replace, in a folder that exists.
@@ -50,11 +50,12 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   try:
     with open(temporary, "xb") as file:
       yield file
-      # Before the rename: after a power failure the name could stand for an empty file.
+      # Sync before the rename: otherwise a power failure could leave the new name
+      # pointing to an empty file.
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, target)
-  except BaseException:  # an interrupt leaves no temporary file either
+  except BaseException:  # also remove the temporary file after an interrupt
     with contextlib.suppress(OSError):
       temporary.unlink()
     raise
@@ -75,7 +76,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_file(path: str | os.PathLike, content: bytes | str) -> str:
-  """Writes a file atomically, see `replacing`; returns the content's `checksum`.
+  """Writes a file atomically by `replacing`, and returns the content's `checksum`.
 
   Text is written in UTF-8.
   """
@@ -92,14 +93,14 @@ def checksum(content: bytes) -> str:
 
 
 def why_unwritable(folder: str | os.PathLike) -> str | None:
-  """Describes why a folder can't be created or written to; None if it can.
+  """Describes why a folder can't be created or written to; None if no reason is found.
 
-  Writes nothing, so it detects neither a full disk nor a bucket that can only be read.
+  The check writes nothing, so it detects neither a full disk nor a read-only bucket.
   """
   if is_bucket(folder):
     return store_of(folder).why_unwritable(os.fspath(folder))
 
-  # The folder itself, or the nearest parent, in which the missing ones would be created.
+  # The folder, or its nearest parent that exists: missing folders are created in that.
   existing = Path(folder).absolute()
   while not existing.exists():
     existing = existing.parent
@@ -113,10 +114,12 @@ def why_unwritable(folder: str | os.PathLike) -> str | None:
 def disk_failure(error: BaseException) -> str | None:
   """Describes a failure of a disk or bucket in one line.
 
-  Libraries wrap such an error in their own, so the causes are searched too.
+  Libraries wrap a disk's error in an error of their own, so this function searches the
+  causes too.
 
   Returns:
-    The description; None if neither the error nor one of its causes is such a failure.
+    The description; None if neither the error nor a cause is a failure of a disk or
+    bucket.
   """
   for link in _with_causes(error):
     description = _describe_disk_error(link)
@@ -126,7 +129,7 @@ def disk_failure(error: BaseException) -> str | None:
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:
-  """Yields an error, its cause, the cause of that, ..; each once, also in a circle."""
+  """Yields an error and its chain of causes, each once even if the chain is a cycle."""
   visited: set[int] = set()
   link: BaseException | None = error
   while link is not None and id(link) not in visited:
@@ -136,7 +139,7 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _describe_disk_error(error: BaseException) -> str | None:
-  """Describes an error that itself says that a disk or bucket fails; else None."""
+  """Describes an error that is itself a failure of a disk or bucket; else None."""
   if isinstance(error, OSError):
     file = error.filename
     if file and is_bucket(str(file)):

@@ -1,7 +1,7 @@
-"""What a validation says of a prompt's probabilities, as a prompt file holds it.
+"""Calibration of a prompt's probabilities, the field `calibration` of a prompt file.
 
-It belongs to one CLIP and one list of classes: a temperature of others would be a
-number without a meaning.
+A calibration belongs to one CLIP and one list of classes. Its temperature has no
+meaning for another CLIP or another list.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,9 @@ from typing import Any
 
 from pomp_jax.files.pieces import fingerprint
 
-# Kinds of sets with a stated coverage: one threshold for all classes, one for each
-# class with enough images, and regularised adaptive sets (RAPS).
+# Kinds of sets with a stated coverage. `pooled` has one threshold for all classes,
+# `classwise` also has a threshold for each class with enough images, and `raps` are
+# regularised adaptive prediction sets.
 SETS = ("pooled", "classwise", "raps")
 _DIGEST = 16  # hexadecimal digits
 ACCEPTED = (
@@ -28,17 +29,18 @@ def classes_digest(names: Sequence[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Sets:
-  """Sets of names that contain the right one with a stated coverage.
+  """Thresholds for sets of names that contain the right name with a stated coverage.
 
-  A class is in the set of a picture if its score is at most the threshold. The score is
-  1 - p, with p the probability of the class. Of `raps` it is the probability of all
-  classes at least as likely, and `penalty` for each rank below `free_ranks`.
+  A class is in the set of a picture if the score of the class is at most the threshold.
+  The score is 1 - p, where p is the probability of the class. For `raps` the score is
+  the summed probability of all classes that are at least as likely, plus `penalty` for
+  each rank after the first `free_ranks`.
   """
 
   kind: str  # one of SETS
   coverage: float  # share of pictures whose set holds the right name
   threshold: float
-  # label -> threshold of a class that has one of its own, of `classwise`
+  # label -> threshold, for the classes of `classwise` that have their own threshold
   of_class: Mapping[int, float] = dataclasses.field(default_factory=dict)
   penalty: float = 0.0
   free_ranks: int = 0
@@ -46,7 +48,7 @@ class Sets:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-  """A temperature and what stands on it, with where they come from."""
+  """A temperature, a floor and sets that depend on it, and the origin of all three."""
 
   temperature: float  # logits are divided by it
   n_images: int  # validation images that the temperature was fitted to
@@ -54,23 +56,23 @@ class Calibration:
   classes: str  # `classes_digest` of the names
   clip_model: str  # name of the CLIP, for messages
   clip: str  # `Encoder.clip_digest`
-  # An answer below this probability is none of the classes; None where there were too
-  # few images for the stated error.
+  # If the likeliest class has a probability below the floor, the answer is "none of the
+  # classes". None if there were too few right answers for the stated error.
   floor: float | None = None
-  error: float | None = None  # share of right answers that the floor refuses at most
-  n_right: int = 0  # right answers that the floor comes from
+  error: float | None = None  # largest share of right answers that the floor rejects
+  n_right: int = 0  # number of right answers from which the floor was computed
   sets: Sets | None = None
 
   def to_json(self) -> str:
-    """The field `calibration` of a prompt file."""
+    """Formats the calibration as the field `calibration` of a prompt file."""
     return json.dumps(dataclasses.asdict(self), allow_nan=False)
 
 
 def calibration_from_json(text: str) -> Calibration:
-  """Reads the field of a prompt file.
+  """Parses the field `calibration` of a prompt file.
 
   Raises:
-    ValueError: another content than `Calibration.to_json` writes.
+    ValueError: the text is not what `Calibration.to_json` writes.
   """
   try:
     stored = json.loads(text)
@@ -86,11 +88,11 @@ def calibration_from_json(text: str) -> Calibration:
 
 
 def _check(calibration: Calibration) -> None:
-  """Raises ValueError for a value of another type or range."""
+  """Raises ValueError for a value of a wrong type or outside its range."""
   _check_range("temperature", calibration.temperature, 0, math.inf)
   for name in ("n_images", "n_classes", "n_right"):
     count = getattr(calibration, name)
-    if type(count) is not int or count < 0:
+    if type(count) is not int or count < 0:  # `isinstance` would accept True
       raise ValueError(f"{name} is {count!r}")
   for name in ("classes", "clip_model", "clip"):
     text = getattr(calibration, name)
@@ -116,7 +118,7 @@ def _check_sets(sets: Sets, n_classes: int) -> None:
 
 
 def _check_range(name: str, value: Any, low: float | int, high: float | int) -> None:
-  """Raises ValueError for what is no finite number above `low`, at most `high`."""
+  """Raises ValueError unless a value is a finite number in (low, high]."""
   is_number = type(value) in (int, float) and math.isfinite(value)
   if not is_number or not low < value <= high:
     raise ValueError(f"{name} is {value!r}")

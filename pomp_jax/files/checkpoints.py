@@ -1,9 +1,9 @@
 """Checkpoints of a run: its arrays, bit for bit, and the JSON that describes them.
 
-A checkpoint is a folder `STEP` that Orbax writes. Orbax notices no flipped bit, so its
-JSON has the CRC-32 of every array and of itself. A run's state is small and the same on
-every device, so process 0 alone reads and writes it, and no other host needs its
-folder.
+A checkpoint is a folder `STEP` that Orbax writes. Orbax does not detect a flipped bit,
+so the checkpoint's JSON has the CRC-32 of every array and of the JSON itself. A run's
+state is small and the same on every device. Process 0 alone reads and writes the
+checkpoints, so no other host needs their folder.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ _RETRY_SECONDS = 0.5
 
 
 class CheckpointError(RunError, RuntimeError):
-  """A checkpoint that can't be written, read, or put into the requested state."""
+  """A checkpoint can't be written or read, or does not fit the requested state."""
 
 
 class Restored(NamedTuple):
@@ -49,15 +49,16 @@ class Restored(NamedTuple):
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-  """Checkpoints of one run: the newest `keep`, and the best by the metric (of equals
-  the newer).
+  """Checkpoints of one run: the newest `keep`, and the one with the highest metric.
 
-  A damaged checkpoint is renamed to `damaged-STEP`, and the one before it is restored.
-  The folder belongs to the process that opened it last (`owner.txt`); an earlier one
-  that still runs saves nothing more. All processes make the same calls to `save` and
-  `restore`, and process 0 alone touches the folder; `steps` is for it. With `retry` a
-  failed save is only a warning, whose error is `failure`, and the next save tries
-  again. A run that ends with a failed save raises it.
+  If several checkpoints have the highest metric, the newest of them counts. A damaged
+  checkpoint is renamed to `damaged-STEP`, and the next intact one is restored. The
+  folder belongs to the process that opened it last (`owner.txt`). A process that opened
+  the folder earlier and still runs can't save any more. All processes make the same
+  calls to `save` and `restore`, but only process 0 touches the folder, so only process
+  0 calls `steps`. With `retry` a failed save is a warning, its error is stored in
+  `failure`, and the next save tries again. If the last save failed, the end of the
+  `with` block raises its error.
   """
 
   def __init__(self, folder: str | os.PathLike, keep: int = 3, *, retry: bool = False):
@@ -75,10 +76,10 @@ class Checkpoints(contextlib.AbstractContextManager):
     self.failure: CheckpointError | None = None
     self._keep = keep
     self._retry = retry
-    # Metrics of the checkpoints that were read or written, by step.
+    # Step -> metric, for each checkpoint whose metric was read or written.
     self._metrics: dict[int, float | None] = {}
-    # Name of this start in `owner.txt`. The random digits are needed where a container
-    # is restarted with the same host name and process number.
+    # Name of this start in `owner.txt`. The random digits differ even if a container
+    # restarts with the same host name and process number.
     self._owner = (
       f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(8)}"
     )
@@ -111,17 +112,19 @@ class Checkpoints(contextlib.AbstractContextManager):
     """Saves a checkpoint, and removes those that are no longer kept.
 
     Args:
-      step: steps done; a step that is stored already, or older, is not written.
-      state: arrays and numbers, the same on all processes, and keys as
-        `jax.random.key_data`.
+      step: number of steps done. The call writes nothing unless it exceeds all stored
+        steps.
+      state: pytree of arrays and numbers, the same on all processes. Random keys must
+        be converted by `jax.random.key_data`.
       meta: JSON object that describes the state.
-      metric: value of the checkpoint, higher is better; None or NaN for none.
+      metric: value of the checkpoint, higher is better; None or NaN for no value.
 
     Returns:
-      Whether it was written.
+      Whether this process wrote the checkpoint.
 
     Raises:
-      CheckpointError: the save fails without `retry`, or a later start has the folder.
+      CheckpointError: the save failed and `retry` is off, or a later start has opened
+        the folder.
     """
     if not hosts.is_first():
       return False
@@ -143,7 +146,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def _check_owner(self) -> None:
     """Raises CheckpointError if a later start of this run has opened the folder."""
-    # Where this can't be read, the save itself will fail.
+    # Ignore an unreadable `owner.txt`: the save itself will then fail.
     with contextlib.suppress(OSError):
       owner = (self.folder / _OWNER).read_bytes().decode(errors="replace")
       if owner != self._owner:
@@ -174,11 +177,11 @@ class Checkpoints(contextlib.AbstractContextManager):
     best = self._best_first()[:1]
     for old in self.steps()[: -self._keep]:
       if old not in best:
-        with contextlib.suppress(OSError):  # left to the next save
+        with contextlib.suppress(OSError):  # the next save tries again
           orbax_folders.discard(self.folder / str(old))
 
   def _describe_failure(self, step: int, error: Exception) -> CheckpointError:
-    """Removes what a failed save has left, and says which checkpoint is the last good."""
+    """Removes what a failed save has left, and names the last good checkpoint."""
     last = "there is no other"
     with contextlib.suppress(OSError):
       earlier = [stored for stored in self.steps() if stored != step]
@@ -195,20 +198,21 @@ class Checkpoints(contextlib.AbstractContextManager):
   def restore(self, abstract_state: PyTree, *, best: bool = False) -> Restored | None:
     """Restores the newest intact checkpoint, or the one with the highest metric.
 
-    Damaged ones are set aside, with a warning.
+    Damaged checkpoints are renamed to `damaged-STEP`, with a warning.
 
     Args:
-      abstract_state: structure of the state. A `jax.ShapeDtypeStruct` or a `jax.Array`
-        gives a JAX array with its sharding (the first local device without one),
-        anything else a NumPy array.
-      best: whether to restore the one with the highest metric.
+      abstract_state: structure of the state. A leaf that is a `jax.ShapeDtypeStruct` or
+        a `jax.Array` is restored as a JAX array with the leaf's sharding, or on the
+        first local device if the leaf has no sharding. Any other leaf is restored as a
+        NumPy array.
+      best: whether to restore the checkpoint with the highest metric.
 
     Returns:
       The checkpoint; None if there is none.
 
     Raises:
-      CheckpointError: all checkpoints are damaged, or a field has another shape or
-        dtype.
+      CheckpointError: all checkpoints are damaged, or a field's shape or dtype is not
+        that of `abstract_state`.
     """
     targets = dict(_leaves(jax.tree.map(_as_target, abstract_state)))
     checkpoint = None
@@ -252,7 +256,10 @@ class Checkpoints(contextlib.AbstractContextManager):
       raise self.failure
 
   def _best_first(self) -> list[int]:
-    """Steps by falling metric, of equal ones the later first; sets damaged ones aside."""
+    """Lists steps with a metric by falling metric; of equal metrics the later step first.
+
+    Damaged checkpoints are set aside.
+    """
     steps = self.steps()
     for step in steps:
       if step not in self._metrics:
@@ -264,7 +271,10 @@ class Checkpoints(contextlib.AbstractContextManager):
     return sorted(measured, key=lambda step: (self._metrics[step], step), reverse=True)
 
   def _first_intact(self, steps: list[int]) -> Restored | None:
-    """The first checkpoint that can be read; sets those before it aside."""
+    """Returns the first intact checkpoint, and sets the damaged ones before it aside.
+
+    Returns None if there are no steps. Raises CheckpointError if all are damaged.
+    """
     damaged: dict[int, DamagedFileError] = {}
     for step in steps:
       try:
@@ -314,7 +324,8 @@ def _from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
   """The arrays of process 0, bit for bit, on all processes."""
   if jax.process_count() == 1:
     return arrays
-  # As bytes: a sum with the zeros of the other processes would lose -0.0.
+  # Broadcast bytes: the broadcast adds the zeros of the other processes, and the sum
+  # -0.0 + 0.0 of floats would be 0.0.
   contents = [np.frombuffer(array.tobytes(), np.uint8) for array in arrays]
   contents = multihost_utils.broadcast_one_to_all(contents)
   return [
@@ -336,7 +347,7 @@ def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
 
 
 def read_checkpoint(path: str | os.PathLike) -> Restored:
-  """Reads one of them, `checkpoints/STEP`; errors as `read_checkpoints`'s."""
+  """Reads one checkpoint, `checkpoints/STEP`; CheckpointError if missing or damaged."""
   try:
     return _twice(_read, to_path(path))
   except DamagedFileError as error:
@@ -344,7 +355,7 @@ def read_checkpoint(path: str | os.PathLike) -> Restored:
 
 
 def _twice(read: Callable[[Path], Any], path: Path) -> Any:
-  """Reads a file; a second time if it is damaged, as a network disk can fail."""
+  """Reads a file, and again if it seems damaged: a network disk can fail briefly."""
   try:
     return read(path)
   except DamagedFileError:
@@ -377,7 +388,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 
 def _as_target(leaf: Any) -> Any:
-  """A shape with dtype and sharding for a JAX array to restore; else a NumPy array."""
+  """Returns the shape, dtype and sharding of a JAX leaf; any other leaf as an array."""
   if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
     return np.asarray(leaf)
   sharding = leaf.sharding

@@ -1,7 +1,7 @@
-"""JAX's compiled programs: their cache, which outlives the run, and what the log says.
+"""The persistent cache of JAX's compiled programs, and log lines of slow compilations.
 
-JAX's key covers program, devices, flags and compiler; it only warns of entries that are
-unreadable.
+JAX's cache key covers program, devices, flags and compiler. For an unreadable entry JAX
+only prints a warning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,21 +28,24 @@ AUTO = "auto"
 _MIN_SECONDS = 0.1  # programs that take longer to compile are stored
 _MAX_BYTES = 2**30  # above this size the oldest programs are removed
 
-_COMPILATION = "/jax/core/compile/backend_compile_duration"  # JAX's report
-_SHOWN_SECONDS = 2.0  # programs that take less are not worth a line
+# Event that JAX reports for each compilation.
+_COMPILATION = "/jax/core/compile/backend_compile_duration"
+_SHOWN_SECONDS = 2.0  # shorter compilations are not shown
 
 
 def use_compilation_cache(folder: str, workdir: str) -> None:
   """Switches JAX's cache of compiled programs on or off, before anything is compiled.
 
-  All processes call it together. Several processes use the cache only if all of them
-  see the same folder. Otherwise a process that has to compile would keep the others
-  waiting, and on GPUs the processes tune a program together.
+  All processes call this function together. Several processes use the cache only if all
+  of them see the same folder. Otherwise a process that has to compile would keep the
+  others waiting. On GPUs the processes tune a program together, so either all of them
+  or none should compile the program.
 
   Args:
     folder: folder of the cache, on a disk or in a bucket. Empty switches the cache off.
-      `auto` is `JAX_COMPILATION_CACHE_DIR` if that is set, else `programs` in a
-      `workdir` in a bucket, else `pomp_jax` in the user's cache folder.
+      `auto` is `JAX_COMPILATION_CACHE_DIR` if that is set, else the folder `programs`
+      in `workdir` if `workdir` is in a bucket, else a folder in the user's cache folder
+      `pomp_jax`.
     workdir: folder of the run.
 
   Raises:
@@ -60,17 +63,17 @@ def use_compilation_cache(folder: str, workdir: str) -> None:
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
   if is_bucket(path):
-    # XLA writes these files itself, and knows no bucket.
+    # XLA writes its own caches without JAX, and can't write to a bucket.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
   elif is_auto and hosts.is_first():
-    # A folder that the user names is the user's to clear.
+    # Clear the default folder alone: a folder that the user names is the user's.
     _remove_oldest(pathlib.Path(path))
 
 
 def _shared_folder(folder: str, workdir: str) -> Path | None:
   """Folder of the cache, see `use_compilation_cache`.
 
-  None if the cache is off, or if not all processes can use the folder, which is logged.
+  None if the cache is off or, with a log line, if not all processes can use the folder.
   """
   if not folder:
     return None
@@ -86,15 +89,17 @@ def _shared_folder(folder: str, workdir: str) -> Path | None:
 
 
 def _default_folder(workdir: str) -> Path:
-  """Folder of this user and this kind of processor.
+  """Folder for `auto`: in the workdir's bucket, or else in the user's cache folder.
 
-  Programs contain the processor's instructions, so another kind needs its own.
+  Programs contain the processor's instructions, so in the user's cache folder each kind
+  of processor has its own folder.
   """
   if is_bucket(workdir):
     return join(workdir, "programs")
   cpu = f"{platform.machine()} {platform.processor()}"
   with contextlib.suppress(OSError):
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+      # The processor's instruction sets, on x86 ("flags") and on Arm ("Features").
       if line.startswith(("flags", "Features")):
         cpu += line
         break
@@ -102,11 +107,14 @@ def _default_folder(workdir: str) -> Path:
 
 
 def _problem(path: Path) -> str | None:
-  """Reason why not all processes can use the folder; all call it together."""
+  """Reason why not all processes can use the folder, or None.
+
+  All processes call this function together.
+  """
   problem = why_unwritable(path)
   if hosts.n_processes() == 1:
     return problem
-  # Process 0 writes a file of a random name, and everybody looks for it.
+  # Process 0 writes a file with a random name, and every process looks for the file.
   name = f"{uuid.uuid4().hex}.mark"
   if hosts.is_first() and not problem:
     with contextlib.suppress(OSError):
@@ -123,8 +131,8 @@ def _problem(path: Path) -> str | None:
 
 
 def _remove_oldest(folder: pathlib.Path) -> None:
-  """Keeps the newest programs, up to the largest size of the cache."""
-  # Another run may remove the same files.
+  """Removes the oldest programs, so that at most _MAX_BYTES of programs remain."""
+  # End at the first error: another run may be removing the same files.
   with contextlib.suppress(OSError):
     programs = []
     for path in folder.glob("*-cache"):
@@ -147,7 +155,7 @@ def shown_compilations() -> Iterator[None]:
   progress_of_thread: dict[int, Progress] = {}
 
   def begin(event: str, value: float, **facts: Any) -> None:
-    """Starts to show a compilation; prints nothing of a short one."""
+    """Starts to show a compilation; a short compilation prints nothing."""
     if event != _COMPILATION:
       return
     description = f"compiling {_program(facts)}"
@@ -158,7 +166,7 @@ def shown_compilations() -> Iterator[None]:
     """Logs a compilation that took long."""
     if event != _COMPILATION:
       return
-    # None of a compilation that was running when the listeners were registered.
+    # A compilation that began before the listeners were registered has no progress.
     progress = progress_of_thread.pop(threading.get_ident(), None)
     if progress is not None:
       progress.close()

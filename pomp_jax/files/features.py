@@ -3,10 +3,12 @@
 The folder is a zarr array (version 3), float32 [n,R,E+1]: R versions of each of n
 images. TensorStore writes each block of images as one file, atomically, with a CRC-32C
 for each chunk and for the index of the chunks. The features of an unreadable image are
-NaN. The last number of a row is its place, by which the rows of a moved or swapped file
-are noticed. Version 1 of the format, [n,R,E], has no places; `create` adds them.
+NaN. The last number of a row is its place, computed from the index of the image. A
+wrong place reveals rows of a moved or swapped file. Version 1 of the format, [n,R,E],
+has no places; `create` adds the places.
 
-Shapes: n images, R versions of each, E embedding, B images of a read, b of a block.
+Shapes: n images, R versions of each image, E embedding, b images of a block, B images
+and V versions of a read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,22 +33,22 @@ log = logging.getLogger(__name__)
 _BLOCK = 1024  # images
 _COMPLETE = "complete"
 _DESCRIPTION = "zarr.json"
-_PLACES = 2**24  # integers up to here are float32 numbers
-_IN_MEMORY = 256 * 2**20  # bytes of chunks and of the files' indexes that are cached
+_PLACES = 2**24  # float32 represents all integers up to this one
+_IN_MEMORY = 256 * 2**20  # bytes of the cache for chunks and for indexes of chunks
 
 
 class FeatureStoreError(InputError, ValueError):
-  """Stored features that can't be used; one line."""
+  """Stored features can't be used; the message is one line."""
 
 
 class DamagedFeaturesError(FeatureStoreError):
-  """Features that are damaged or missing when they are read."""
+  """Features turn out to be damaged or missing at a read."""
 
   status = RunError.status
 
 
 class Features:
-  """The array of one set of images, in blocks of `block_size`; the last may be smaller."""
+  """Array of one set of images in blocks of `block_size`; the last may be smaller."""
 
   def __init__(
     self,
@@ -60,10 +62,10 @@ class Features:
 
     Args:
       folder: folder of these features and nothing else.
-      shape: n images, R versions of each, E numbers.
+      shape: n images, R versions of each image, E numbers of each version.
       made_from: everything that the features depend on, as JSON.
-      together: images and versions of a chunk, which are read together and share a
-        checksum.
+      together: numbers of images and versions in a chunk. A chunk is read as a whole
+        and has one checksum.
     """
     n_images, _, width = shape
     self.folder: Path = to_path(folder)
@@ -73,28 +75,28 @@ class Features:
     images_together, versions_together = together
     chunk_size = min(images_together, _BLOCK)
     self._chunk = (chunk_size, versions_together)
-    # A block consists of whole chunks, and the only block of few images of no more
-    # chunks than they need.
-    n_chunks_needed = -(-n_images // chunk_size)
+    # A block consists of whole chunks. If all images fit into one block, the block has
+    # only as many chunks as the images need.
+    n_chunks_needed = -(-n_images // chunk_size)  # rounded up
     n_chunks = min(_BLOCK // chunk_size, n_chunks_needed)
     self.block_size = chunk_size * n_chunks
 
     key = fingerprint([to_json(self._metadata(width + 1))])
     self._pieces = Pieces(self.folder, key)
-    self._first_place = int(key[:6], 16)  # another one for another array
+    self._first_place = int(key[:6], 16)  # place of image 0; differs between arrays
     self._array: tensorstore.TensorStore | None = None
 
   def __getstate__(self) -> dict[str, Any]:
-    # A worker process opens the array for itself.
+    # Don't pickle the open array: a worker process opens its own.
     return self.__dict__ | {"_array": None}
 
   @property
   def n_blocks(self) -> int:
     """Number of blocks."""
-    return -(-self.shape[0] // self.block_size)
+    return -(-self.shape[0] // self.block_size)  # rounded up
 
   def rows(self, block: int) -> slice:
-    """Images of a block."""
+    """Indices of the images of a block, as a slice."""
     start = block * self.block_size
     return slice(start, min(start + self.block_size, self.shape[0]))
 
@@ -106,9 +108,9 @@ class Features:
   def create(self) -> None:
     """Creates the array, by writing its description `zarr.json`.
 
-    Blocks that are stored already stay: their rows tell whether they belong to this
-    array. A description that is damaged, or of other features, is replaced. The blocks
-    of version 1 get their places.
+    Stored blocks are kept: the places in their rows tell whether they belong to this
+    array. A description that is damaged, or that describes other features, is replaced.
+    The rows of version 1 get their places.
 
     Raises:
       RunFolderWriteError: the folder can't be written.
@@ -124,7 +126,7 @@ class Features:
         if not exists(description):
           raise
 
-      # A description exists that is not ours: of version 1, damaged, or of other features.
+      # The description is of version 1, damaged, or of other features.
       is_version_1 = self._add_places()
       if not is_version_1:
         log.warning("%s: damaged, or of other features; writing it again", description)
@@ -132,16 +134,16 @@ class Features:
       self._array = self._open(create=True)
 
   def stored(self) -> list[int]:
-    """Blocks that have a file, by one listing."""
+    """Lists the blocks that have a file, with one listing of the folder."""
     with self._reading():
       names = [path.name for path in self.folder.glob("c.*")]
     matches = (re.fullmatch(r"c\.(\d+)\.0\.0", name) for name in names)
     return sorted(int(match[1]) for match in matches if match)
 
   def to_compute(self) -> list[int]:
-    """Blocks that are missing or, with a warning, damaged.
+    """Lists the blocks that are missing or damaged; logs a warning for a damaged one.
 
-    All blocks are read, unless `complete` has read them before.
+    Reads all blocks, unless `complete` has stored that they are intact.
     """
     stored = self.stored()
     if len(stored) == self.n_blocks and self._pieces.load(_COMPLETE):
@@ -153,7 +155,7 @@ class Features:
   def complete(self) -> list[int]:
     """Finds the unreadable images of an array that has all its blocks.
 
-    All blocks are read the first time, and the answer is stored beside them.
+    The first call reads all blocks, and stores the answer beside the blocks.
 
     Returns:
       Indices of the unreadable images, ascending.
@@ -165,7 +167,7 @@ class Features:
     if piece is None:
       first_numbers = []
       for block in range(self.n_blocks):
-        # All versions of an unreadable image are NaN, so one of them tells.
+        # All versions of an unreadable image are NaN, so the first version is enough.
         features_bx1xE = self._read_block(block, np.s_[:1])
         first_numbers.append(features_bx1xE[:, 0, 0])
       first_number_n = np.concatenate(first_numbers)
@@ -184,11 +186,11 @@ class Features:
   def read(
     self, indices: Int[np.ndarray, " B"], versions: Int[np.ndarray, "B V"]
   ) -> Float[np.ndarray, "B V E"]:
-    """Reads images, each in some of its versions.
+    """Reads V versions of each of B images.
 
     Raises:
-      DamagedFeaturesError: a block is missing or damaged; the next start then reads
-        them all.
+      DamagedFeaturesError: a block is missing or damaged. The next start then reads all
+        blocks to find such blocks.
     """
     return self._read((indices[:, None], versions), indices)
 
@@ -200,14 +202,14 @@ class Features:
     placed = np.concatenate([features, place_bxRx1], axis=-1, dtype=np.float32)
     with self._writing():
       if self.size(block) < self.block_size:
-        # TensorStore reads a partly written block first, because its file has room for
-        # more images. A missing file spares that read.
+        # The file of the last block has room for more images than there are. Delete the
+        # file, or TensorStore would read it before it writes a part of it.
         files: Any = self._opened().kvstore
         del files[_file_of(block)]
       self._opened()[rows].write(placed).result()
 
   def _places(self, indices: Int[np.ndarray, " B"]) -> Float32[np.ndarray, " B"]:
-    """The last number of the rows of some images."""
+    """Places of some images, the last numbers of their rows."""
     return ((self._first_place + indices) % _PLACES).astype(np.float32)
 
   def _read_block(self, block: int, versions: slice = np.s_[:]) -> np.ndarray:
@@ -217,7 +219,15 @@ class Features:
   def _read(
     self, where: Any, indices: Int[np.ndarray, " B"]
   ) -> Float[np.ndarray, "B V E"]:
-    """Reads the rows of some images, and compares their places."""
+    """Reads the rows of some images, checks their places, and returns their features.
+
+    Args:
+      where: images and versions, as an index of the array.
+      indices: indices of the images, to compute the expected places.
+
+    Raises:
+      DamagedFeaturesError: a block is missing or damaged.
+    """
     with self._reading():
       placed_BxVxE = self._opened().vindex[where].read().result()
       moved = (placed_BxVxE[..., -1] != self._places(indices)[:, None]).any(axis=1)
@@ -227,13 +237,13 @@ class Features:
     return np.ascontiguousarray(placed_BxVxE[..., :-1])
 
   def _add_places(self) -> bool:
-    """Adds the place of each row, a last column, to the stored blocks of version 1.
+    """Appends the place of each row to the row, in the stored blocks of version 1.
 
     After an interruption the next call does the rest: a block that has its places can't
-    be read as one of version 1, and is skipped.
+    be read as a block of version 1, so it is skipped.
 
     Returns:
-      Whether the array is one of version 1.
+      Whether the stored array is of version 1.
     """
     try:
       version_1 = self._open(create=False, width=self.shape[2])
@@ -255,6 +265,7 @@ class Features:
     try:
       yield
     except Exception as error:  # TensorStore's errors have few types
+      # The next start must read all blocks again.
       with contextlib.suppress(OSError):
         self._pieces.path(_COMPLETE).unlink()
       raise DamagedFeaturesError(
@@ -277,14 +288,15 @@ class Features:
     return self._array
 
   def _metadata(self, width: int) -> dict[str, Any]:
-    """Content of `zarr.json`, in the words of the specification of zarr 3.
+    """Content of `zarr.json`, as the specification of zarr 3 defines it.
 
-    A block of images is zarr's shard, one uncompressed file. It consists of the chunks
-    that are read at once. The array's fingerprint is that of this content as text, so a
-    change of the order of its keys makes all stored features count as missing.
+    A block of images is a shard of zarr: one uncompressed file that consists of chunks.
+    A chunk is the unit of a read. The cache key of the array is the fingerprint of this
+    content as text, so a new order of the keys in the content makes all stored features
+    count as missing.
 
     Args:
-      width: numbers in a row; E + 1 with the place, E in version 1.
+      width: numbers in a row: E + 1 with the place, E in version 1.
     """
     n_images, n_versions, _ = self.shape
     float_bytes = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -292,8 +304,8 @@ class Features:
     chunks_of_block = {
       "codecs": [float_bytes, checksum],
       "index_codecs": [float_bytes, checksum],
-      # Not at the end: Google's store can be asked for the first bytes of an object in
-      # the same way as for others.
+      # Not at the end: a request for the first bytes of an object is like any other
+      # request for a range of bytes on Google's store.
       "index_location": "start",
       "chunk_shape": (*self._chunk, width),
     }
@@ -318,8 +330,8 @@ class Features:
 
     Args:
       create: whether to write `zarr.json` if it is missing.
-      assume: whether to take its content as known, without reading it.
-      width: numbers in a row; those with the place by default.
+      assume: whether to assume the content of `zarr.json` without reading the file.
+      width: numbers in a row; None for E + 1, a row with its place.
     """
     folder = os.fspath(self.folder)
     if is_bucket(folder):
@@ -331,8 +343,9 @@ class Features:
         "driver": "zarr3",
         "kvstore": files,
         "metadata": self._metadata(self.shape[2] + 1 if width is None else width),
-        # A missing block is an error, and not zeros.
+        # Raise an error for a missing block: by default zeros are returned.
         "fill_missing_data_reads": False,
+        # Write blocks of zeros too: a block without a file would count as missing.
         "store_data_equal_to_fill_value": True,
         "recheck_cached_data": "open",
         "context": {"cache_pool": {"total_bytes_limit": _IN_MEMORY}},
@@ -348,5 +361,5 @@ def _file_of(block: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-  """What failed, without the whole specification that TensorStore appends."""
+  """Text of an error, without the specification that TensorStore appends."""
   return printable(getattr(error, "strerror", None) or str(error).partition(" [")[0])

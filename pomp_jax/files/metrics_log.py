@@ -26,8 +26,7 @@ _PAUSE_SECONDS = 60.0  # after an upload that failed
 
 
 class Tracker(contextlib.AbstractContextManager):
-  """The experiment tracker "none", which gets a training and keeps nothing; others
-  extend it."""
+  """The experiment tracker "none", which stores nothing; other trackers extend it."""
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Takes the scalars of one step."""
@@ -36,27 +35,29 @@ class Tracker(contextlib.AbstractContextManager):
     """Takes the results of the whole run."""
 
   def __exit__(self, *exception: object) -> None:
-    """Ends the run there, of a training that failed or was asked to stop as such."""
+    """Ends the tracked run, and marks it if the training failed or was stopped."""
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
   """Writes scalars as JSON lines, as TensorBoard events, and to the tracker.
 
-  Both are flushed at each step, so that a killed process loses nothing. (tensorboardX's
-  `SummaryWriter` writes in a thread that its `flush` does not wait for.) Scalars that
-  can't be written are dropped with one warning: metrics must not end a training. For a
-  bucket both files are in a temporary folder, sent every ten seconds, by `upload`
-  before checkpoints, and at the end.
+  Both files are flushed at each step, so that a killed process loses nothing.
+  (tensorboardX's `SummaryWriter` writes in a thread, and its `flush` does not wait for
+  the thread.) Scalars that can't be written are dropped with one warning: metrics must
+  not end a training. If the run's folder is in a bucket, both files are written to a
+  temporary folder. They are sent to the bucket every ten seconds, before checkpoints
+  (by `upload`), and at the end.
   """
 
   def __init__(
     self, folder: str | os.PathLike, first_step: int = 0, tracker: Tracker | None = None
   ):
-    """Creates the folder, and drops what an earlier start has written after it.
+    """Creates the folder, and drops scalars of earlier starts from `first_step` on.
 
     Args:
       folder: folder of the run, on a disk or in a bucket.
-      first_step: step of the first scalars; those of it and later ones are dropped.
+      first_step: first step that this start writes. Scalars that earlier starts wrote
+        for this step and later steps are dropped.
       tracker: experiment tracker that gets the scalars too.
     """
     self._target = RunFolder(folder)
@@ -76,7 +77,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         if record["step"] < first_step:
           earlier_lines.append(_line(record))
       write_file(self._folder.metrics, b"".join(earlier_lines))
-      # TensorBoard drops what earlier files have from this step on.
+      # This event makes TensorBoard drop scalars of earlier files from this step on.
       self._write_event(first_step, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, **scalars: SupportsFloat) -> None:
@@ -113,14 +114,14 @@ class MetricsWriter(contextlib.AbstractContextManager):
       for file in local_folder.iterdir():
         write_file(self._target.path / file.name, file.read_bytes())
     except OSError as error:
-      # Clients retry for half a minute, for which the training waits.
+      # Pause longer: the client retries for half a minute, while the training waits.
       self._next_upload = time.monotonic() + _PAUSE_SECONDS
       log.warning(
         "%s: metrics can't be sent for now (%s)", self._target.path, error.strerror
       )
 
   def __exit__(self, *exception: object) -> None:
-    """Closes the event file, and sends what is left to a bucket."""
+    """Closes the event file; for a bucket, sends both files a last time."""
     self._close_events()
     if self._temporary is not None:
       self.upload()
@@ -132,12 +133,12 @@ class MetricsWriter(contextlib.AbstractContextManager):
       return
     events = self._events
     self._events = None
-    with contextlib.suppress(OSError):  # it tries to write again what failed
+    with contextlib.suppress(OSError):  # closing retries a write that failed
       events.close()
 
   def _write_event(self, step: int, **content: Any) -> None:
     if self._events is None:
-      # The name has the time in seconds: the number makes it unique.
+      # The file name has the time in whole seconds; the number makes the name unique.
       number = len(list(self._target.path.glob("events.out.tfevents.*")))
       self._events = EventsWriter(
         str(self._folder.path / "events"), filename_suffix=f".{number}"
@@ -147,7 +148,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
   @contextlib.contextmanager
   def _drop_on_error(self, step: int) -> Iterator[None]:
-    """Turns a failed write into a warning, the first time; later ones are silent.
+    """Turns the first failed write into a warning, and ignores later failures.
 
     Args:
       step: step whose scalars are written, for the warning.

@@ -1,9 +1,10 @@
 """Folders of checkpoints, as Orbax writes them, on a local disk and in a bucket.
 
 Orbax writes the arrays (`STEP/state`) and the JSON (`STEP/meta`) into a temporary
-folder, which it renames to `STEP`. A bucket renames nothing and Orbax has no client for
-S3. There a checkpoint is written locally, its files are sent, and `commit_success.txt`
-last: without that it is incomplete.
+folder, which it renames to `STEP`. A bucket can't rename, and Orbax has no client for
+S3. For a bucket the checkpoint is therefore written to a local folder, and its files
+are sent to the bucket, `commit_success.txt` last. A checkpoint in a bucket without that
+file is incomplete.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,10 +23,10 @@ import orbax.checkpoint as ocp
 from pomp_jax.files.paths import Path, is_bucket, remove_folder, store_of
 
 _DISCARDED = "discarded-"
-_COMMITTED = "commit_success.txt"  # Orbax's own name of such a marker
+_COMMITTED = "commit_success.txt"  # marker of a complete checkpoint, named as by Orbax
 
-# Orbax logs a traceback for each of its threads. `Checkpoints` says in one line what
-# has failed.
+# Drop Orbax's log, which has a traceback for each thread. `Checkpoints` reports a
+# failure in one line.
 absl_logging.get_absl_logger().addFilter(
   lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
 )
@@ -34,10 +35,11 @@ absl_logging.get_absl_logger().addFilter(
 def _unraisable(
   unraisable: Any, following: Callable[[Any], object] = sys.unraisablehook
 ) -> None:
-  # TensorStore raises this for each array whose write fails. `Checkpoints` reports the
-  # failure in one line.
+  # TensorStore raises "Event loop is closed" for each array whose write fails. Ignore
+  # it: `Checkpoints` reports the failure in one line.
   if str(unraisable.exc_value) != "Event loop is closed":
-    # The hook of `hosts.StopSignals`, which is set before a job is imported.
+    # `following` is the hook of `hosts.StopSignals`, which is set before a job is
+    # imported.
     following(unraisable)
 
 
@@ -47,7 +49,8 @@ sys.unraisablehook = _unraisable
 def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
   """Writes a checkpoint; a killed process leaves none that looks complete.
 
-  Errors are those of Orbax, TensorStore and the bucket's client, which have few types.
+  Errors of Orbax, TensorStore and the bucket's client pass through. They have few
+  types, so catch Exception.
 
   Args:
     path: folder of the checkpoint, on a disk or in a bucket.
@@ -64,11 +67,11 @@ def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
 
 
 def _send(local: pathlib.Path, target: Path) -> None:
-  """Sends the files of a checkpoint to a bucket, and the marker of a complete one last."""
+  """Sends the files of a checkpoint to a bucket, and then the marker of completeness."""
   sources = []
   objects = []
   for file in local.rglob("*"):
-    # Orbax may have written the marker too, which must not be sent among the others.
+    # Skip a marker that Orbax has written: the marker must be sent last.
     if file.is_file() and file.name != _COMMITTED:
       sources.append(str(file))
       objects.append(str(target / file.relative_to(local)))
@@ -77,7 +80,7 @@ def _send(local: pathlib.Path, target: Path) -> None:
 
 
 def restore(path: Path) -> Any:
-  """Arrays of a checkpoint, as dicts and lists."""
+  """Reads the arrays of a checkpoint, in nested dicts and lists."""
   items = ocp.args.Composite(state=ocp.args.StandardRestore())
   with _local(path) as local:
     if is_bucket(path):
@@ -94,7 +97,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def remove_incomplete(folder: Path) -> None:
-  """Removes what a killed or failed save or removal has left."""
+  """Removes the remains of a save or removal that failed or was killed."""
   complete = {str(step) for step in steps(folder)}
   for path in _entries(folder):
     is_unfinished = path.name.isdecimal() and path.name not in complete
@@ -105,7 +108,7 @@ def remove_incomplete(folder: Path) -> None:
 
 
 def discard(checkpoint: Path) -> None:
-  """Removes a checkpoint; killed on the way, it leaves none that looks complete."""
+  """Removes a checkpoint; a killed process leaves none that looks complete."""
   if is_bucket(checkpoint):
     (checkpoint / _COMMITTED).unlink(missing_ok=True)
     remove_folder(checkpoint)
@@ -125,7 +128,10 @@ def move(checkpoint: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _local(path: Path) -> Iterator[pathlib.Path]:
-  """The folder itself, absolute as Orbax wants it; a temporary one for a bucket."""
+  """Yields the folder as an absolute path, which Orbax needs; a local one for a bucket.
+
+  The local path for a bucket is in a temporary folder, and does not exist yet.
+  """
   if not is_bucket(path):
     yield pathlib.Path(path).absolute()
     return
@@ -151,7 +157,7 @@ def _checkpointer() -> ocp.Checkpointer:
     this_process = ocp.options.MultiprocessingOptions(
       primary_host=index,
       active_processes={index},
-      # The name of a barrier, which another process's must not equal.
+      # Prefix of the names of barriers, which must differ between processes.
       barrier_sync_key_prefix=f"pomp_jax{index}",
     )
   handler = ocp.CompositeCheckpointHandler(

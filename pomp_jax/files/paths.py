@@ -1,10 +1,11 @@
-"""Paths that users give, local ones or URLs in buckets (`gs://`, `s3://`), and files.
+"""Local paths and URLs in buckets (`gs://`, `s3://`) that users give, and their files.
 
-A URL is an `etils.epath.Path`, with the methods of a `pathlib.Path`. A bucket's objects
-are written whole and replaced, never renamed, locked or appended to; a folder exists
-while an object's name begins with it. fsspec's clients, `registry.STORES`, retry
-answers of 429 and 5xx for about half a minute, and raise an OSError with errno, reason
-and URL for others.
+A URL becomes an `etils.epath.Path`, which has the methods of a `pathlib.Path`. An
+object of a bucket can be written or replaced as a whole, but not renamed, locked or
+appended to. A folder of a bucket exists while the name of an object begins with the
+folder's name. fsspec's clients, `registry.STORES`, retry a request for about half a
+minute if the answer is 429 or 5xx. For any other failure they raise an OSError with
+errno, reason and URL.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ import re
 import shutil
 from typing import Any, TypeAlias
 
-# Read when epath looks for TensorFlow, whose file system it would use.
+# Keep epath from using TensorFlow's file system if TensorFlow is installed.
 os.environ["EPATH_USE_TF"] = "0"
 
 from etils import epath
@@ -34,11 +35,12 @@ ACCEPTED = " or ".join(
   ("a local path", *(f"{scheme}://BUCKET/.." for scheme in STORES))
 )
 
-# Of "root=/home/me/pictures" or "gs://bucket/pictures" all but "root=", "pictures".
+# The folders of a path within a text: "/home/me/" in "root=/home/me/pictures", and
+# "gs://bucket/" in "gs://bucket/pictures".
 _FOLDERS = re.compile(
   r"(^|[=:;,*'\"\s(])(?:\w+:/)?(?:~\w*)?/(?:[^=:;,'\"\s()]*/)?(?=[^\s/])"
 )
-# Files whose stamps are read at once, because a bucket's answer takes time.
+# Number of files whose stamps are read in parallel: a bucket takes time to answer.
 _STAMPS = 16
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -46,12 +48,12 @@ for _scheme, _store in STORES.items():
   # fsspec knows Google's store by both names.
   _protocols = ("gs", "gcs") if _scheme == "gs" else (_scheme,)
   for _protocol in _protocols:
-    # By name, so that a client is imported with the first URL.
+    # Register the client by its name, so that the first URL imports it.
     fsspec.register_implementation(_protocol, f"pomp_jax.{_store}", clobber=True)
 
 
 class PathError(InputError, ValueError):
-  """A path that can't be used: an unknown scheme, or a missing or old library."""
+  """A path can't be used: its scheme is unknown, or a library is missing or too old."""
 
 
 def scheme_of(path: str | os.PathLike) -> str | None:
@@ -66,7 +68,7 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def problem_of(path: str | os.PathLike) -> str | None:
-  """Says what to use instead of a path that can't be used; None if it can.
+  """Says what is expected instead of an unusable path; None for a usable path.
 
   Returns:
     Words for the end of "expected ..": the paths that are accepted, or the library that
@@ -87,7 +89,7 @@ def problem_of(path: str | os.PathLike) -> str | None:
 
 
 def to_path(path: str | os.PathLike) -> Path:
-  """Path object of a local path or a URL; PathError as `problem_of` says."""
+  """Path object of a local path or a URL; PathError if `problem_of` finds a problem."""
   if isinstance(path, epath.Path | pathlib.Path):
     return path
   if problem := problem_of(path):
@@ -112,14 +114,14 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def is_dir(path: str | os.PathLike) -> bool:
-  """Whether there is a folder; errors as `exists`'s."""
+  """Whether there is a folder; OSError for a bucket that can't be read."""
   if is_bucket(path):
     return _is_folder(path) is True
   return os.path.isdir(path)
 
 
 def is_file(path: str | os.PathLike) -> bool:
-  """Whether there is a file; errors as `exists`'s."""
+  """Whether there is a file; OSError for a bucket that can't be read."""
   if is_bucket(path):
     return _is_folder(path) is False
   return os.path.isfile(path)
@@ -128,7 +130,7 @@ def is_file(path: str | os.PathLike) -> bool:
 def read_bytes(path: str | os.PathLike) -> bytes:
   """Content of a file; OSError if it can't be read.
 
-  An object is read in one request, where epath makes two.
+  An object is read in one request; epath would make two.
   """
   if is_bucket(path):
     return store_of(path).cat_file(os.fspath(path))
@@ -157,7 +159,7 @@ def read_text(path: str | os.PathLike, error: type[Exception]) -> str:
 def read_user_json(
   path: str | os.PathLike, error: type[Exception], **options: Any
 ) -> Any:
-  """Reads a JSON file that a user wrote, so that any content is possible.
+  """Reads a JSON file that a user wrote, which may have any content.
 
   Args:
     path: file or object.
@@ -194,7 +196,8 @@ def store_of(path: str | os.PathLike) -> Any:
 def file_stamps(paths: Iterable[str | os.PathLike]) -> str:
   """Cache key of files that may change.
 
-  It holds their sizes and modification times, or their versions in a bucket.
+  The key holds the size and modification time of each local file, and the version of
+  each object.
   """
 
   def stamp(path: str | os.PathLike) -> str:
@@ -211,7 +214,7 @@ def file_stamps(paths: Iterable[str | os.PathLike]) -> str:
 
 
 def remove_folder(path: str | os.PathLike) -> None:
-  """Removes a folder and all that it holds; leaves what can't be removed of a local one."""
+  """Removes a folder and its content; in a local folder, skips what can't be removed."""
   if is_bucket(path):
     epath.Path(path).rmtree(missing_ok=True)
   else:
@@ -219,11 +222,11 @@ def remove_folder(path: str | os.PathLike) -> None:
 
 
 def local_copy(path: str | os.PathLike) -> pathlib.Path:
-  """Returns a local file with an object's content, or a local path as it is.
+  """Returns a local file with an object's content; returns a local path unchanged.
 
   Raises:
     OSError: the object can't be read, the copy can't be written, or the path is a
-      device, a pipe or a socket, on which a reader would wait, or read without end.
+      device, a pipe or a socket, from which a read may never end.
   """
   if is_bucket(path):
     return store_of(path).local_copy(os.fspath(path))
@@ -234,7 +237,7 @@ def local_copy(path: str | os.PathLike) -> pathlib.Path:
 
 
 def without_folders(value: Any) -> Any:
-  """The value, in whose strings absolute paths and URLs are cut to their last name."""
+  """Returns a value; cuts absolute paths and URLs in its strings to their last name."""
   match value:
     case Mapping():
       return {key: without_folders(item) for key, item in value.items()}
@@ -247,12 +250,13 @@ def without_folders(value: Any) -> Any:
 
 
 def cache_folder() -> pathlib.Path:
-  """The project's part of the user's cache folder, which outlives a run."""
+  """The project's folder in the user's cache folder, which outlives a run."""
   base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   return pathlib.Path(base) / "pomp_jax"
 
 
 def _is_folder(path: str | os.PathLike) -> bool | None:
+  """Whether a URL is a folder; None if there is neither a folder nor an object."""
   try:
     return epath.Path(path).stat().is_directory
   except FileNotFoundError:

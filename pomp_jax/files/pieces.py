@@ -1,10 +1,11 @@
-"""The store of finished pieces: what a job has done, so that a restart does the rest.
+"""The store of finished pieces of a job's work, so that a restart does only the rest.
 
-A piece is `NAME.json` (facts), or `NAME.npz` (arrays, and the facts as the JSON text
-`facts`). It holds its name, the key of what it was computed from, and a checksum, and
-is written atomically, on a disk and in a bucket. A piece that is missing, of another
-key, damaged or another piece's (both with a warning) counts as not done. Pieces of
-earlier versions do not hold their name.
+A piece is a file `NAME.json` (facts), or `NAME.npz` (arrays, and the facts as the JSON
+text `facts`). The file holds the piece's name, the cache key of the piece's inputs, and
+a checksum. It is written atomically, on a disk and in a bucket. A piece counts as not
+done if its file is missing or has another key. It also counts as not done, with a
+warning, if the file is damaged or holds the name of another piece. Files of earlier
+versions hold no name.
 """
 
 from collections import OrderedDict
@@ -49,7 +50,7 @@ def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
       head = f"text {len(content)}\n"
     else:
       content = np.ascontiguousarray(part)
-      # The shape of the part: a contiguous copy of a scalar has one axis.
+      # Take the shape of `part`: the contiguous copy of a scalar has one axis.
       head = f"{content.dtype.str} {np.shape(part)}\n"
     digest.update(head.encode())
     digest.update(content)
@@ -71,7 +72,8 @@ class Pieces:
 
     Args:
       folder: folder of these pieces.
-      keys: `fingerprint` of what all pieces are computed from, or of each by its name.
+      keys: cache key (`fingerprint`) of the inputs of all pieces, or the key of each
+        piece by its name.
     """
     self.folder: Path = to_path(folder)
     self._keys = keys
@@ -81,10 +83,10 @@ class Pieces:
     names: Iterable[str],
     fits: Callable[[dict[str, Any]], bool] = lambda facts: True,
   ) -> list[str]:
-    """Names of the pieces to compute, as the first process sees them.
+    """Lists the pieces that are not done, as the first process sees the folder.
 
-    All processes call it together. A stored piece also counts as missing if `fits` is
-    false of its facts.
+    All processes call this method together. A stored piece also counts as missing if
+    `fits` returns false for its facts.
     """
     missing = None
     if hosts.is_first():
@@ -110,7 +112,7 @@ class Pieces:
     return None
 
   def read(self, name: str) -> Piece:
-    """As `load`, of a piece that is done; RunFolderError if its file has gone since."""
+    """Reads a piece that was done before; RunFolderError if its file has disappeared."""
     piece = self.load(name)
     if piece is None:
       raise run_folder.RunFolderError(
@@ -124,18 +126,19 @@ class Pieces:
     facts: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray] | None = None,
   ) -> Piece:
-    """Writes a piece, on one process, and returns it as `load` would.
+    """Writes a piece, on one process, and returns the piece as `load` would.
 
     Args:
       name: name of the piece, and of its file without the suffix.
-      facts: members of its JSON object.
-      arrays: its arrays by name. An empty dict makes an `.npz` file too, None a `.json`.
+      facts: members of the piece's JSON object.
+      arrays: arrays of the piece by name. An empty dict writes an `.npz` file too, and
+        None writes a `.json` file.
 
     Raises:
       RunFolderWriteError: the piece can't be written.
     """
     keyed = {"key": self._key(name), **facts}
-    # Through JSON, so that the facts are those that `load` would read.
+    # Convert through JSON, so that the returned facts equal those that `load` reads.
     plain = json.loads(run_folder.to_json(keyed))
     stored = {**plain, _NAME: name}
     if arrays is None:
@@ -163,7 +166,7 @@ class Pieces:
     remove_folder(self.folder)
 
   def path(self, name: str, ending: str = "json") -> Path:
-    """File of a piece of facts, or with `ending="npz"` of arrays."""
+    """File of a piece; the `ending` is "npz" for a piece with arrays."""
     return self.folder / f"{name}.{ending}"
 
   def _key(self, name: str) -> str:
@@ -173,7 +176,7 @@ class Pieces:
 
 
 class ArrayCache:
-  """The arrays last used, in memory, and all of them as pieces of an optional folder."""
+  """Cache of arrays: the last used in memory, all as pieces in an optional folder."""
 
   def __init__(self, folder: str | os.PathLike | None = None, in_memory: int = 4):
     """Starts with an empty memory; nothing is read or written yet.
@@ -184,11 +187,11 @@ class ArrayCache:
     """
     self._folder = folder
     self._n_in_memory = in_memory
-    # The least recently used first.
+    # Key -> array, the least recently used first.
     self._in_memory: OrderedDict[str, np.ndarray] = OrderedDict()
 
   def find(self, key: str) -> np.ndarray | None:
-    """Returns the array of a `fingerprint`, read-only; None if it is not cached."""
+    """Returns the read-only array of a key (`fingerprint`); None if it is not cached."""
     if key in self._in_memory:
       self._in_memory.move_to_end(key)
       return self._in_memory[key]
@@ -200,14 +203,14 @@ class ArrayCache:
     return self._remember(key, piece.arrays[_ARRAY])
 
   def keep(self, key: str, array: np.ndarray, *, write: bool = True) -> np.ndarray:
-    """Caches an array in memory and, if there is a folder, as a piece of it.
+    """Caches an array in memory and, if there is a folder, as a piece in the folder.
 
     Args:
-      key: `fingerprint` of what the array is computed from.
-      array: array of any shape. The caller must not change it afterwards: memory holds
-        a view of it.
-      write: whether to write the piece. Where all processes compute the array, true on
-        one of them alone.
+      key: `fingerprint` of the array's inputs.
+      array: array of any shape. The caller must not change the array afterwards: the
+        cache holds a view of it.
+      write: whether to write the piece. If all processes compute the array, only one of
+        them may pass true.
 
     Returns:
       A read-only view of the array.
@@ -216,19 +219,19 @@ class ArrayCache:
       RunFolderWriteError: the piece can't be written.
     """
     if self._folder and write:
-      # Each array is the only piece of its key, and is named by it.
+      # Each key has one piece, so the key is also the name of the piece.
       Pieces(self._folder, key).save(key, facts={}, arrays={_ARRAY: array})
     return self._remember(key, array)
 
   def get(self, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Returns the array of a `fingerprint`, read-only: cached, or computed and cached."""
+    """Returns the read-only array of a key; computes and caches it if it is missing."""
     cached = self.find(key)
     if cached is None:
       return self.keep(key, compute())
     return cached
 
   def _remember(self, key: str, array: np.ndarray) -> np.ndarray:
-    """Puts a read-only view of an array in memory, and forgets those not used longest."""
+    """Puts a read-only view in memory, and drops the least recently used arrays."""
     view = array.view()
     view.setflags(write=False)
     self._in_memory[key] = view
@@ -238,7 +241,7 @@ class ArrayCache:
 
 
 def _read(path: Path, name: str) -> Piece | None:
-  """Reads the piece of a name; None of an archive that is no piece."""
+  """Reads a piece from its file; None if the file is an archive that is no piece."""
   is_archive = path.suffix != ".json"
   arrays: dict[str, np.ndarray] = {}
   if is_archive:
@@ -249,6 +252,7 @@ def _read(path: Path, name: str) -> Piece | None:
   else:
     content = read_file(path, run_folder.RunFolderError)
   facts = run_folder.parse_json(content, path)
+  # `parse_json` has compared a checksum and removed it; a piece must have had one.
   if not isinstance(facts, dict) or b'"checksum": ' not in content:
     raise run_folder.DamagedFileError(f"{path}: not a JSON object with its checksum")
   if is_archive and facts.pop("arrays") != _checksums(arrays):
@@ -264,7 +268,8 @@ def _read(path: Path, name: str) -> Piece | None:
 def _read_archive(path: Path) -> tuple[bytes, dict[str, np.ndarray]] | None:
   """Reads the facts, as JSON, and the arrays of a piece.
 
-  None of an archive without facts, which is no piece: a cell's prompt for example.
+  Returns None for an archive without facts. It is no piece, but the prompt of an
+  ablation's cell for example.
   """
   try:
     with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:

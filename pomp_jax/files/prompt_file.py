@@ -1,10 +1,11 @@
 """Files of learned prompts: `.npz`, and other formats of `registry.FORMATS`.
 
-`hf:OWNER/NAME` stands for a file on the hub, a folder for the prompt of a run or of a
-Dassl trainer; docs/reference/formats.md describes them. The reader of a format returns
-the fields that a file has, unchecked. Nothing is ever unpickled or run.
+The name `hf:OWNER/NAME` stands for a file on the hub. The name of a folder stands for
+the prompt of the run or of the Dassl trainer in the folder.
+docs/reference/formats.md describes the formats. The reader of a format returns the
+fields of a file unchecked. No reader imports or runs anything that a file names.
 
-Shapes: M context vectors, D width of the CLIP's text tower, N or C classes, E
+Shapes: M context vectors, T tokens, D width of the CLIP's text tower, N or C classes, E
 embedding.
 """
 
@@ -39,31 +40,32 @@ HUB_PREFIX = "hf:"
 DEFAULT_FILE = "prompt.npz"
 POSITIONS = ("end", "middle", "front")
 
-# CLIP of the prompts that POMP's and CoOp's authors publish, whose files name none.
+# CLIP of the prompts that POMP's and CoOp's authors publish; their files name no CLIP.
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
 
 FORMAT_VERSION = 1
-# Version of a file with `sentences`, so that a reader of version 1 does not take it for
-# its context alone.
+# Version of a file with `sentences`. A reader that knows only version 1 must reject the
+# file, instead of using its context without the sentences.
 SENTENCES_VERSION = 2
 VERSIONS = (FORMAT_VERSION, SENTENCES_VERSION)
-# Type of each field beside `format_version`, whatever the format.
+# Required fields and their types in every format, besides `format_version`.
 TEXTS = ("clip_model", "position", "template", "config")
 FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
 # Fields that a file may lack.
 OPTIONAL = {"sentences": str, "calibration": str}
 
-# Item of a reader's fields that is no field of a file of ours; see `Prompt.class_tokens`.
+# Item that a reader may return although our own files have no such field; see
+# `Prompt.class_tokens`.
 CLASS_TOKENS = "class_tokens"
 
-# What is wrong with a prompt that is neither a run's nor in a run's folder.
+# Message for a prompt that is not in a run's folder, and so has no class names.
 NO_NAMES = "has no class_names.json beside it, as in a run's folder: give a file or a list of names"
 
-# Text of a class, with `{}` for the name. With more words the context's place would be
-# unknown.
+# Text of a class, with `{}` for the name. If the template had more words, the place of
+# the context among them would be unknown.
 TEMPLATE = "{}."
 UNKNOWN_CLIP = "unknown"
-# Fields of a file that other code has written.
+# Fields that are assumed for a file that other code has written.
 OF_OTHERS: dict[str, Any] = {
   "format_version": FORMAT_VERSION,
   "clip_model": UNKNOWN_CLIP,
@@ -74,32 +76,33 @@ OF_OTHERS: dict[str, Any] = {
 
 
 class PromptFileError(InputError, ValueError):
-  """A prompt file that can't be used.
+  """A prompt file can't be used.
 
-  Its one line names the file, the field, and what is accepted.
+  The message is one line with the file, the field, and the accepted values.
   """
 
 
 def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
-  """Raises the PromptFileError of a field.
+  """Raises a PromptFileError about a field.
 
   Args:
     path: prompt file.
     field: name of the field, or "the file".
-    found: words for its value; what can't be printed is replaced.
-    accepted: words for the values that are accepted.
+    found: description of the field's value; unprintable characters are replaced.
+    accepted: description of the accepted values.
   """
   raise PromptFileError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")
 
 
 class Sentences(NamedTuple):
-  """Hand-written sentences that stand for a context, or beside it."""
+  """Hand-written sentences that replace a context or are mixed with it."""
 
   templates: tuple[str, ...]  # texts with one {} for the name
-  weight: float = 1.0  # of the mean of their class features; the rest is the context's
+  # weight of the class features under the sentences; the context has the rest
+  weight: float = 1.0
 
   def to_json(self) -> str:
-    """The field `sentences` of a file."""
+    """Formats the sentences as the field `sentences` of a file."""
     return json.dumps(
       {"templates": self.templates, "weight": self.weight}, allow_nan=False
     )
@@ -107,36 +110,37 @@ class Sentences(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A learned prompt, or what was better than it: sentences, or a mixture of both.
+  """A learned prompt, sentences that were better than the prompt, or a mixture of both.
 
-  Class features under a mixture are the weighted sum of the unit features of its two
-  parts, normalised. Features under several sentences are averaged and normalised first.
+  Class features under a mixture are the weighted sum of the unit features under the
+  context and under the sentences, normalised. Features under several sentences are
+  averaged and normalised before the sum.
   """
 
   # float32: [M, D] shared by all classes, [N, M, D] with one context per class, or
-  # [0, D] beside sentences that have all of the weight.
+  # [0, D] if sentences have all of the weight.
   context: np.ndarray
   clip_model: str  # name or folder of the CLIP that the context was trained with
-  # The class name comes last (the context before it), in the middle of the context, or
-  # in front.
+  # Place of the class name: "end" is after the context, "middle" in the middle of the
+  # context, and "front" before the context.
   position: str = "end"
   # Config of the run, as JSON.
   config: dict[str, Any] = dataclasses.field(default_factory=dict)
   sentences: Sentences | None = None
-  # Of its probabilities, for one CLIP and one list of classes.
+  # Calibration of the probabilities, for one CLIP and one list of classes.
   calibration: Calibration | None = None
-  # Where it was read from, for messages.
+  # Path that the prompt was read from, for messages.
   file: str = dataclasses.field(default="", compare=False)
-  # float32 [T, D]: token embeddings that a file of Dassl's has of the first class.
+  # float32 [T, D]: token embeddings of the first class, which a file of Dassl's has.
   class_tokens: np.ndarray | None = dataclasses.field(
     default=None, compare=False, repr=False
   )
 
   @property
   def upright(self) -> bool | None:
-    """Whether the pictures of its training were turned as their EXIF orientation says.
+    """Whether the training pictures were turned as their EXIF orientation says.
 
-    None if the config does not say, or the images were no files: these have no
+    None if the config does not say, or if the images were not files: only files have an
     orientation.
     """
     data = self.config.get("data")
@@ -165,7 +169,7 @@ class ClassFeatures(NamedTuple):
       where: name of the features in the message.
 
     Raises:
-      PromptFileError: another shape than [C, E].
+      PromptFileError: the shape is not [C, E].
     """
     expected = (n_classes, width)
     if self.features.shape != expected:
@@ -193,8 +197,8 @@ def check_fits(
     path: name of the prompt in the messages.
 
   Raises:
-    PromptFileError: another width than the text tower's, or a class-specific context for
-      other than N classes.
+    PromptFileError: the context's width is not D, or a class-specific context is not
+      for N classes.
   """
   shape = list(prompt.context.shape)
   if shape[-1] != width:
@@ -209,7 +213,7 @@ def check_fits(
       f"{path}: context {shape} is class-specific, one for each of its {shape[0]} classes, but the"
       f" class list has {n_classes}"
     )
-  # The width alone does not tell: ViT-B/16 and ViT-B/32 have the same one.
+  # Compare more than the width: ViT-B/16 and ViT-B/32 have the same width.
   trained = architecture(prompt.clip_model)
   used = architecture(clip_model or "")
   if trained and used and trained != used:
@@ -223,7 +227,7 @@ def check_fits(
 
 
 def architecture(clip_model: str) -> str | None:
-  """Architecture that a CLIP's name tells, such as vit-b-16 or rn50x4, or None."""
+  """Finds an architecture in a CLIP's name, such as vit-b-16 or rn50x4; None if absent."""
   name = clip_model.lower()
   vit = re.search(r"vit[-_/]?([blhg])[a-z]*[-_/]?(?:patch)?[-_/]?(\d\d)(?!\d)", name)
   if vit:
@@ -235,7 +239,7 @@ def architecture(clip_model: str) -> str | None:
 
 
 def _is_context(context: object) -> bool:
-  """Whether it is float32 [M,D] or [N,M,D] with no axis empty."""
+  """Whether a context is float32 [M,D] or [N,M,D] without an empty axis."""
   if not isinstance(context, np.ndarray) or context.dtype != np.float32:
     return False
   return context.ndim in (2, 3) and context.size > 0
@@ -252,10 +256,10 @@ def _is_empty_beside_sentences(prompt: Prompt) -> bool:
 
 
 def validate(path: str | os.PathLike, prompt: Prompt) -> None:
-  """Checks every field of a prompt that is written or was read.
+  """Checks every field of a prompt before a write or after a read.
 
   Raises:
-    PromptFileError: the first field that breaks a rule.
+    PromptFileError: a field breaks a rule; the message is about the first such field.
   """
   _validate_context(path, prompt)
   if not prompt.clip_model:
@@ -290,17 +294,17 @@ def _validate_sentences(path: str | os.PathLike, sentences: Sentences) -> None:
 
 
 def is_hub(name: str | os.PathLike) -> bool:
-  """Whether a name is one on HuggingFace's hub, `hf:OWNER/NAME`."""
+  """Whether a name stands for a file on HuggingFace's hub, `hf:OWNER/NAME`."""
   return os.fspath(name).startswith(HUB_PREFIX)
 
 
 def is_prompt_file(name: str | os.PathLike) -> bool:
-  """Whether a name is that of a prompt file, of a run's folder, or perhaps on the hub."""
+  """Whether a name is of an existing prompt file, of a folder with one, or of the hub."""
   return is_hub(name) or is_file(prompt_path(name))
 
 
 def format_of_name(path: str | os.PathLike) -> str | None:
-  """Returns the format of a file name: npz, safetensors, pth, or None."""
+  """Returns the format of a file name: npz (also on the hub), safetensors, pth, or None."""
   for name, row in FORMATS.items():
     if row.names and re.search(f"({row.names})$", str(path)):
       return name
@@ -308,15 +312,15 @@ def format_of_name(path: str | os.PathLike) -> str | None:
 
 
 def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
-  """Writes a prompt file atomically, in the format of its name.
+  """Writes a prompt file atomically, in the format that its name has.
 
-  Errors are those of `encode`.
+  Errors are those of `encode`, and OSError if the file can't be written.
   """
   write_file(path, encode(path, prompt))
 
 
 def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
-  """Content of a prompt file, in the format of its name.
+  """Content of a prompt file, in the format that its name has.
 
   Raises:
     PromptFileError: the suffix is unknown, or the format does not take a field's value,
@@ -357,10 +361,10 @@ def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
 def load_prompt(path: str | os.PathLike) -> Prompt:
   """Reads a prompt file.
 
-  Nothing in it is ever executed, and unknown fields are ignored. The content decides
-  the format, or the name where the content is damaged. A file of other code holds the
-  context alone: its position is assumed to be `end` (the published default;
-  `dataclasses.replace` sets another), and its CLIP is "unknown".
+  Nothing in the file is ever executed, and unknown fields are ignored. The content
+  decides the format; if the content is damaged, the name does. A file of other code
+  holds the context alone. Its position is assumed to be the published default `end`
+  (`dataclasses.replace` can set another position), and its CLIP is "unknown".
 
   Raises:
     PromptFileError: the file can't be used.
@@ -395,7 +399,7 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
 
 
 def _check_types(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:
-  """Raises PromptFileError for a missing field, one of another type, or a template."""
+  """Raises PromptFileError for a missing field, a wrong type, or another template."""
   version = fields.get("format_version")
   if type(version) is not int or version not in VERSIONS:
     found = "missing" if version is None else repr(version)
@@ -415,7 +419,7 @@ def _check_types(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:
 
 
 def _config(path: str | os.PathLike, text: str) -> dict[str, Any]:
-  """The config of a file's field."""
+  """Parses the field `config` of a file."""
   try:
     config = json.loads(text)
   except (ValueError, RecursionError) as error:
@@ -426,7 +430,7 @@ def _config(path: str | os.PathLike, text: str) -> dict[str, Any]:
 
 
 def _sentences(path: str | os.PathLike, text: Any, version: int) -> Sentences | None:
-  """The sentences of a file's field; None for a file without them."""
+  """Parses the field `sentences` of a file; None for a file without the field."""
   if text is None:
     if version != SENTENCES_VERSION:
       return None
@@ -453,7 +457,7 @@ def _sentences(path: str | os.PathLike, text: Any, version: int) -> Sentences | 
 
 
 def _calibration(path: str | os.PathLike, text: Any) -> Calibration | None:
-  """The calibration of a file's field; None for a file without one."""
+  """Parses the field `calibration` of a file; None for a file without the field."""
   if text is None:
     return None
   try:
@@ -466,8 +470,9 @@ def format_of_content(path: str | os.PathLike) -> str | None:
   """Tells the format of a prompt file by its first bytes and its members.
 
   Returns:
-    npz, safetensors, pth, or None for another file or one that can't be read. The
-    reader that is then chosen by the name reports what is wrong with it.
+    npz, safetensors or pth; None for any other file and for an unreadable file. After
+    None, `load_prompt` chooses the reader by the file's name, and the reader reports
+    what is wrong with the file.
   """
   try:
     file = local_copy(path)
@@ -486,7 +491,7 @@ def format_of_content(path: str | os.PathLike) -> str | None:
 
 
 def recorded_clip(path: str) -> str | None:
-  """CLIP that a prompt's file names, in a mixture the first; None for other prompts."""
+  """CLIP that a prompt's file names, or a mixture's first file; None for other prompts."""
   for name in _files_in(path):
     clip_model = load_prompt(name).clip_model
     return None if clip_model == UNKNOWN_CLIP else clip_model
@@ -494,7 +499,7 @@ def recorded_clip(path: str) -> str | None:
 
 
 def recorded_upright(path: str) -> bool | None:
-  """`Prompt.upright` of a prompt's file, in a mixture the first that is known."""
+  """`Prompt.upright` of a prompt's file, or of a mixture's first part that knows it."""
   for name in _files_in(path):
     upright = load_prompt(name).upright
     if upright is not None:
@@ -505,8 +510,9 @@ def recorded_upright(path: str) -> bool | None:
 def recorded_classes(path: str) -> str:
   """File of the class names of the run that has learned a prompt.
 
-  Of a mixture, if all its parts have the same. Empty if it is not beside the prompt:
-  for other prompts, and for a copy of a run's file elsewhere.
+  All parts of a mixture must have the same file. Returns "" if they don't, or if there
+  is no such file beside the prompt: for other prompts, and for a copy of a run's prompt
+  elsewhere.
   """
   names = [name for name in _files_in(path) if not is_hub(name)]
   if is_dir(path):
@@ -516,7 +522,10 @@ def recorded_classes(path: str) -> str:
 
 
 def _files_in(path: str) -> Iterator[str]:
-  """Prompt files of a name of `evaluate.prompts`: itself, or the parts of a mixture."""
+  """Yields the prompt files that an item of `evaluate.prompts` names.
+
+  The item is the name of one prompt, or a mixture "WEIGHT * NAME + WEIGHT * NAME".
+  """
   parts = [part.partition("*")[2].strip() for part in path.split(" + ")]
   for name in filter(None, [path, *parts]):
     if is_prompt_file(name) and not name.endswith((".npy", ".json")):
@@ -538,10 +547,10 @@ def encode_npz(context: np.ndarray, text: Mapping[str, str]) -> bytes:
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads the arrays of an npz file that are fields of a prompt, and ignores others.
+  """Reads the arrays of an npz file that are fields of a prompt, and ignores all others.
 
   Returns:
-    Arrays by the names of the fields that the file has; 0-d arrays as plain values.
+    The arrays by field, for the fields that the file has; 0-d arrays as plain values.
 
   Raises:
     PromptFileError: the file is missing or damaged, or a field is not plain numbers or
@@ -551,7 +560,7 @@ def read_npz(path: str | os.PathLike) -> dict[str, Any]:
     archive = zipfile.ZipFile(local_copy(path))
   except FileNotFoundError:
     refuse(path, "the file", "missing", "an npz")
-  except Exception as error:  # fails in more ways than zipfile documents
+  except Exception as error:  # a damaged file fails in more ways than zipfile documents
     refuse(path, "the file", f"not a whole npz ({error})", "an undamaged npz")
 
   fields: dict[str, Any] = {}
@@ -575,8 +584,8 @@ def _read_member(path: str | os.PathLike, archive: zipfile.ZipFile, field: str) 
     PromptFileError: the member is damaged, or holds Python objects.
   """
   try:
-    # All bytes of the member, so that zipfile compares their CRC-32. NumPy would stop
-    # where the header says.
+    # Read all bytes of the member, so that zipfile compares their CRC-32. NumPy would
+    # read only as many bytes as the array's header states.
     content = io.BytesIO(archive.read(f"{field}.npy"))
     array = np.lib.format.read_array(content, allow_pickle=False)
     return array if array.ndim else array.item()

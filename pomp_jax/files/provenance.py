@@ -1,4 +1,4 @@
-"""Where a result comes from: command, commit, versions, devices, date."""
+"""Provenance of a result: command, commit, versions, devices, date."""
 
 import datetime
 import functools
@@ -73,7 +73,7 @@ def release_of(library: str) -> str | None:
 def command(argv: list[str]) -> str:
   """Command line with the words of `sys.argv`, quoted for a shell."""
   if pathlib.Path(argv[0]) == _PACKAGE / "main.py":
-    # What `python -m` leaves of its own words.
+    # `python -m pomp_jax.main` puts the path of main.py into `sys.argv`.
     argv = ["python", "-m", "pomp_jax.main", *argv[1:]]
   return shlex.join(argv)
 
@@ -82,19 +82,19 @@ def command(argv: list[str]) -> str:
 def commit() -> str | None:
   """Commit of the repository that tracks this package, with `+` if files differ from it.
 
-  For an installed package it is the commit that pip installed, if that came from a
-  repository. None without either, as then `versions` has the release. The result is
-  cached: the checkout of a long run may change after its code was imported, so call
-  this early.
+  For an installed package it is the commit that pip installed from a repository. None
+  if pip installed a release instead: the field `versions` has the number of the
+  release. The result is cached: the checkout of a long run may change after its code
+  was imported, so call this function early.
   """
-  # A repository around an installed package does not track `__init__.py`, and git
-  # fails.
-  names = _git("rev-parse", "HEAD", "HEAD:./__init__.py")
-  if names is None or names.returncode:
+  # Ask for `__init__.py` too: a repository around an installed package does not track
+  # the file, so git fails.
+  rev_parse = _git("rev-parse", "HEAD", "HEAD:./__init__.py")
+  if rev_parse is None or rev_parse.returncode:
     return _installed_commit()
-  head = names.stdout.split()[0]
-  difference = _git("diff", "--no-ext-diff", "--quiet", "HEAD", "--", ".")
-  if difference is None or difference.returncode:
+  head = rev_parse.stdout.split()[0]
+  diff = _git("diff", "--no-ext-diff", "--quiet", "HEAD", "--", ".")
+  if diff is None or diff.returncode:
     return f"{head}+"
   return head
 
@@ -103,7 +103,7 @@ def _installed_commit() -> str | None:
   """Commit that pip wrote beside the package, for `pip install git+URL` (PEP 610)."""
   for folder in _PACKAGE.parent.glob("pomp_jax-*.dist-info"):
     distribution = importlib.metadata.Distribution.at(folder)
-    # A release from an index has no such file.
+    # A release from an index has no `direct_url.json`.
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     repository = origin.get("vcs_info", {})
     return repository.get("commit_id")
@@ -120,8 +120,8 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str] | None:
     The finished process, whatever its exit status; None if git can't be started or
     exceeds the limit, on a network disk for example.
   """
-  # Without it `git diff` would write to the repository, where another git may be at
-  # work.
+  # Without this variable `git diff` would write to the repository, in which another git
+  # may be at work.
   environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
   try:
     return subprocess.run(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 
 class PickleError(ValueError):
-  """A pickle that is not read; the message says what it contains."""
+  """A pickle is rejected; the message says what the pickle contains."""
 
 
 class PickledObject:
@@ -28,8 +28,9 @@ class PickledObject:
 class RestrictedUnpickler(pickle._Unpickler):
   """Unpickler that imports nothing and calls nothing; objects become `PickledObject`.
 
-  Python's own unpickler reaches a callable by `find_class` alone, which returns a
-  substitute here. (The one in C allocates what a memo index claims.)
+  Python's `pickle._Unpickler` gets a callable from `find_class` alone, which returns a
+  substitute here. (The unpickler in C would allocate as much memory as an index of the
+  pickle's memo claims.)
   """
 
   # Accepted names of classes and functions.
@@ -46,7 +47,7 @@ class RestrictedUnpickler(pickle._Unpickler):
       raise PickleError(f"damaged bytes ({type(error).__name__}: {error})") from error
 
   def find_class(self, module: str, attribute: str) -> type:
-    """Returns a substitute for a class or a function; calling it is `construct`."""
+    """Returns a substitute for a class or function; its call is a call of `construct`."""
     name = f"{module}.{attribute}"
     if not self.names.fullmatch(name):
       raise PickleError(f"the name {name}")

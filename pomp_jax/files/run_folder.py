@@ -32,7 +32,7 @@ ERROR = "error.txt"  # in a run's folder: why its last start failed, one line
 
 
 class RunFolderError(InputError, RuntimeError):
-  """A run's folder, or a file in it, that can't be used; one line that names it."""
+  """A run's folder, or a file in it, can't be used; the message is one line."""
 
 
 class DamagedFileError(RunFolderError):
@@ -61,9 +61,9 @@ class RunFolder:
     self.plots = self.path / "plots"
 
     self.prompt = self.path / "prompt.npz"
-    # Prompts that were not selected. `last` and `best` are of those checkpoints;
-    # `trained` is the learned prompt where prompt.npz holds words, or a mixture with
-    # them.
+    # Prompts that were not selected: those of the last and of the best checkpoint, and
+    # the learned prompt (`trained`) if prompt.npz holds sentences or a mixture with
+    # sentences.
     self.other_prompts = {
       "last": self.path / "prompt_last.npz",
       "best": self.path / "prompt_best.npz",
@@ -82,8 +82,8 @@ class RunFolder:
     """Checks, on the first process, that `create` can succeed; writes nothing.
 
     Raises:
-      RunFolderError: the path can't be a folder that is written to, or it holds the run
-        of another job.
+      RunFolderError: the folder can't be created or written to, or it holds the run of
+        another job than `job`.
     """
     if not hosts.is_first():
       return
@@ -114,7 +114,7 @@ class RunFolder:
       write_json(self.config, config)
 
   def write_results(self, results: dict[str, Any]) -> None:
-    """Writes `results.json`, with the results' provenance; errors as `write_json`'s."""
+    """Writes `results.json` with its provenance; RunFolderWriteError if that fails."""
     if _PROVENANCE not in results:
       results = with_provenance(results)
     write_json(self.results, results)
@@ -122,7 +122,7 @@ class RunFolder:
   def read_results(self) -> dict[str, Any] | None:
     """Reads `results.json` without its provenance; None if there is no such file.
 
-    RunFolderError if it can't be read, or is no JSON object.
+    RunFolderError if the file can't be read, or holds no JSON object.
     """
     if not exists(self.results):
       return None
@@ -132,15 +132,15 @@ class RunFolder:
     return {key: value for key, value in stored.items() if key != _PROVENANCE}
 
   def write_classes(self, names: Sequence[str]) -> None:
-    """Writes `class_names.json`, with a checksum; errors as `write_json`'s."""
+    """Writes `class_names.json` with a checksum; RunFolderWriteError if that fails."""
     write_json(self.class_names, {_VERSION: CLASSES_VERSION, CLASS_NAMES: tuple(names)})
 
   def finished(self, **facts: Any) -> dict[str, Any] | None:
     """Results of a finished run, or None if the job still has work to do.
 
-    A job writes `results.json` last, so a folder with results is a finished run, if
-    they hold the facts, such as `key=`. Process 0 reads them, and all processes call
-    this together.
+    A job writes `results.json` last, so a folder with results holds a finished run. The
+    results must also have the given facts, such as `key=`. All processes call this
+    method together, and process 0 reads the file.
 
     Raises:
       RunFolderError: the results can't be read.
@@ -156,7 +156,10 @@ class RunFolder:
     return results
 
   def scalars(self) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps, ascending, and values of every logged scalar, over all starts of the run."""
+    """Steps, ascending, and values of each logged scalar, over all starts of the run.
+
+    If a step was logged several times, its last value counts.
+    """
     points: dict[str, dict[int, float]] = {}
     for record in self.records():
       step = record.pop("step")
@@ -170,10 +173,11 @@ class RunFolder:
     return series
 
   def productive_share(self) -> float | None:
-    """Share of the wall clock that the run's steps took, from its first window on.
+    """Share of the wall-clock time that steps took, from the first logged window on.
 
-    The rest is validation, saving, starts, and steps that were repeated after a lost
-    process. None if `metrics.jsonl` has fewer than two windows with times.
+    A window is a record with `step_seconds`. The rest of the time went to validation,
+    saving, starts, and steps that were repeated after a lost process. None if
+    `metrics.jsonl` has fewer than two windows with times.
     """
     windows = [
       record for record in self.records() if {"time", "step_seconds"} <= record.keys()
@@ -189,10 +193,10 @@ class RunFolder:
     return min(1.0, step_seconds / wall_seconds)
 
   def records(self) -> Iterator[dict[str, Any]]:
-    """Yields the lines of `metrics.jsonl` in order, without damaged ones.
+    """Yields the records of `metrics.jsonl` in order; skips damaged lines.
 
     Yields:
-      The `step`, an integer, and scalars by name; NaN for null.
+      The `step`, an integer, and scalars by name; null becomes NaN.
     """
     try:
       lines = self.metrics.read_bytes().splitlines()
@@ -208,8 +212,8 @@ def _parse_record(line: bytes) -> dict[str, Any] | None:
   """Parses a line of `metrics.jsonl`, see `RunFolder.records`.
 
   Returns:
-    The record; None for a line that is empty or damaged, as the last one of a killed
-    process may be.
+    The record; None for a line that is empty or damaged. A killed process may leave a
+    damaged last line.
   """
   try:
     fields = json.loads(line)
@@ -236,7 +240,7 @@ def with_provenance(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prompt_path(path: str | os.PathLike) -> str | os.PathLike:
-  """Path of a prompt file; a run's folder stands for its prompt, as a Dassl trainer's."""
+  """Path of a prompt file; the folder of a run or a Dassl trainer stands for its prompt."""
   if not is_dir(path):
     return path
   prompt = RunFolder(path).prompt
@@ -246,9 +250,9 @@ def prompt_path(path: str | os.PathLike) -> str | os.PathLike:
 
 
 def classes_path(prompt: str | os.PathLike) -> Path | None:
-  """The class names that a run has left beside its prompt; None of other prompts.
+  """File of class names that a run has left beside its prompt; None for other prompts.
 
-  `prompt` is the file or the run's folder.
+  `prompt` is the prompt's file or the run's folder.
   """
   file = to_path(prompt_path(prompt))
   folder = RunFolder(file.parent)
@@ -260,7 +264,7 @@ def classes_path(prompt: str | os.PathLike) -> Path | None:
 def is_class_file(content: Any) -> bool:
   """Whether a JSON value is a `class_names.json` of any version.
 
-  One key may be damaged.
+  Two of the three keys are enough: one key of the file may be damaged.
   """
   if not isinstance(content, dict) or len(content) > 3:
     return False
@@ -284,7 +288,7 @@ def names_in(content: Mapping[str, Any], path: str | os.PathLike) -> tuple[str, 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Turns an OSError, of a full disk for example, into a RunFolderWriteError.
+  """Turns an OSError, for example of a full disk, into a RunFolderWriteError.
 
   The error's message names `path`.
   """
@@ -302,7 +306,8 @@ def write_json(path: str | os.PathLike, value: Any, *, checksum: bool = True) ->
   Args:
     path: file or object to write.
     value: value that `to_json` takes.
-    checksum: whether an object gets its checksum; false for files that others read.
+    checksum: whether an object gets a checksum; false for files that other programs
+      read.
 
   Raises:
     RunFolderWriteError: the file can't be written.
@@ -329,7 +334,8 @@ def to_json(value: Any) -> str:
     TypeError: a value of another type.
   """
   text = json.dumps(value, default=_plain_value)
-  # JSON has no NaN and no infinities. Python writes them as constants of its own.
+  # JSON has no NaN and no infinities, but Python writes them as `NaN` and `Infinity`.
+  # Replace these constants by null.
   plain = json.loads(text, parse_constant=lambda constant: None)
   return f"{json.dumps(plain, indent=2, ensure_ascii=False)}\n"
 
@@ -346,16 +352,16 @@ def _plain_value(value: Any) -> Any:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-  """Reads a JSON file; an object without its checksum.
+  """Reads a JSON file; compares and removes the checksum of an object.
 
-  RunFolderError if it can't be read, DamagedFileError if it is not JSON or of another
-  checksum.
+  RunFolderError if the file can't be read, DamagedFileError if the file is not JSON or
+  its checksum differs.
   """
   return parse_json(read_file(path, RunFolderError), path)
 
 
 def parse_json(content: bytes, path: str | os.PathLike) -> Any:
-  """As `read_json`, of a file's content; `path` is for the message."""
+  """Parses the content of a file as `read_json` does; `path` is for the message."""
   try:
     return without_checksum(json.loads(content.decode()), path)
   except (ValueError, RecursionError) as error:
@@ -365,9 +371,10 @@ def parse_json(content: bytes, path: str | os.PathLike) -> Any:
 
 
 def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a JSON object with its checksum as the last member, in place of any other.
+  """Returns a JSON object with its checksum as the last member, in place of an old one.
 
-  The checksum is a CRC-32, whatever the order of the keys and the spaces in the file.
+  The checksum is a CRC-32. It does not depend on the order of the keys or on the spaces
+  in the file.
   """
   rest = {key: item for key, item in value.items() if key != _CHECKSUM}
   content = json.dumps(rest, sort_keys=True).encode()
@@ -375,16 +382,16 @@ def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_checksum(value: Any, path: str | os.PathLike) -> Any:
-  """Returns the JSON value of a file without its checksum, if it has one.
+  """Compares the checksum of a JSON value, if it has one, and returns the value without.
 
-  Files that others wrote have none.
+  Files that other programs wrote have no checksum.
 
   Raises:
-    DamagedFileError: the checksum is that of another content.
+    DamagedFileError: the checksum differs from that of the content.
   """
   if not isinstance(value, dict) or not value:
     return value
-  # A damaged key still has the checksum as its value, in the last member.
+  # If the key of the checksum is damaged, the value of the last member is the checksum.
   name = _CHECKSUM if _CHECKSUM in value else next(reversed(value))
   rest = {key: item for key, item in value.items() if key != name}
   fits = value[name] == with_checksum(rest)[_CHECKSUM]
@@ -400,10 +407,10 @@ def without_checksum(value: Any, path: str | os.PathLike) -> Any:
 
 @contextlib.contextmanager
 def noting_failure(workdir: str | os.PathLike) -> Iterator[None]:
-  """Leaves in a run's folder, if there is one, why the run failed.
+  """Writes to `error.txt` in a run's folder, if the folder exists, why the run failed.
 
-  A start that finishes, is asked to stop, or has bad input has not failed. The next
-  start removes the note.
+  A start that finishes, is asked to stop, or has bad input does not count as a failure.
+  The next start removes the file.
   """
   path = to_path(workdir) / ERROR
   with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""What a run prints: text that is safe for a terminal, and progress by tqdm.
+"""Output of a run: text that is safe for a terminal, and progress by tqdm.
 
-A terminal gets tqdm's bars, a log a line every ten seconds, later every minute, of
-process 0 alone.
+Only process 0 shows progress. A terminal gets tqdm's bars. A log gets a line every ten
+seconds, and later every minute.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,37 +23,40 @@ from pomp_jax import hosts
 
 _Item = TypeVar("_Item")
 
-# Seconds between two lines of a log. They grow to six times as many in the first ten
-# minutes. A bar of brief work appears after a fifth of them.
+# Seconds between the first lines of a log. The pause grows to six times this time in
+# the first ten minutes. A bar of brief work appears after a fifth of this time.
 _LINE_SECONDS = 10.0
 
-_open: list["Progress"] = []  # the innermost last
+_open: list["Progress"] = []  # progress that is shown, the innermost last
 _lock = threading.RLock()
-# By default tqdm makes a lock for several processes, which is a file of the system.
+# tqdm's default lock is for several processes, and needs a file of the system.
 tqdm.set_lock(_lock)
 
 
 def printable(text: str, limit: int | None = 300) -> str:
-  """Cuts text to `limit` characters, and replaces those that no line can show by "?"."""
+  """Cuts text to `limit` characters, and replaces unprintable characters by "?"."""
   return "".join(letter if letter.isprintable() else "?" for letter in text[:limit])
 
 
 def one_line(message: object, limit: int | None = 300) -> str:
-  """Text of an error or another object on one line, without what directs a terminal."""
+  """Text of an error or another object on one line, without control characters."""
   return printable(" ".join(str(message).split()), limit)
 
 
 def quoted(text: str) -> str:
-  """Quotes text with its escapes; a long one is cut, and its length added."""
+  """Quotes text with escapes; cuts a long text, and adds its length."""
   if len(text) <= 80:
     return repr(text)
   return f"{text[:80]!r}... ({len(text)} characters)"
 
 
 def control_character(text: str) -> str | None:
-  """The first character that ends a line or controls a terminal, such as "U+001B"."""
+  """Names the first character that ends a line or controls a terminal, as "U+001B".
+
+  Returns None if there is no such character.
+  """
   for letter in text:
-    # Control characters, separators of lines and of paragraphs.
+    # Categories of control characters, and of separators of lines and of paragraphs.
     if unicodedata.category(letter) in ("Cc", "Zl", "Zp"):
       return f"U+{ord(letter):04X}"
   return None
@@ -76,7 +79,7 @@ def log_line(message: str) -> str:
 
 
 def set_up_logging() -> None:
-  """Prints our messages as `log_line`s, and of the libraries only warnings."""
+  """Prints our messages as `log_line`s, and only warnings of the libraries."""
   absl_logging.set_verbosity(absl_logging.WARNING)
   ours = logging.getLogger("pomp_jax")
   ours.handlers = [_Handler(sys.stdout)]
@@ -112,16 +115,17 @@ class Output:
     self._try("flush")
 
   def move(self) -> None:
-    """Moves what Python prints to a copy of the file descriptor; the original drops all.
+    """Moves Python's output to a copy of the file descriptor; the original drops all.
 
-    Libraries in other languages know the original's number alone, and print to that.
+    Libraries in other languages print to the number of the original descriptor, so
+    their output is dropped.
     """
     self.flush()
     original = self._stream.fileno()
     copy = open(  # noqa: SIM115 (open until the process ends)
       os.dup(original), "w", encoding=self._stream.encoding, errors=self._stream.errors
     )
-    # As Python does for its own streams: lines appear on a terminal at once.
+    # Show lines on a terminal at once, as Python does for its own streams.
     copy.reconfigure(line_buffering=self._stream.isatty())
 
     null_device = os.open(os.devnull, os.O_WRONLY)
@@ -137,7 +141,7 @@ class Output:
       getattr(self._stream, method)(*arguments)
     except OSError as error:
       name = self._stream.name
-      # Python flushes the standard streams at exit, and would fail again.
+      # Replace the stream: Python flushes it at exit, which would fail again.
       self._stream = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
       print(
         f"warning: {name} can't be written ({error.strerror}); output ends",
@@ -152,7 +156,7 @@ def drop_native_output() -> None:
 
 
 class _Lines:
-  """A file for tqdm that prints a log line of what it draws, where one is due."""
+  """A file for tqdm that prints tqdm's drawing as a log line if a line is due."""
 
   def __init__(self, after: float):
     self.last = ""
@@ -160,14 +164,16 @@ class _Lines:
     self.due = self._opened + min(_LINE_SECONDS, after)
 
   def write(self, text: str) -> None:
-    """Prints or drops a drawing; tqdm surrounds it with control characters."""
+    """Prints a drawing of tqdm if a line is due, and drops it otherwise."""
+    # tqdm surrounds a drawing with control characters.
     text = text.replace("\x1b[A", "").strip()
     now = time.time()
     if now < self.due or text in ("", self.last):
       return
     print(log_line(text), file=sys.stderr, flush=True)
     self.last = text
-    # Longer pauses as the work goes on: full length after 100 s, six times after 600 s.
+    # The pause is _LINE_SECONDS for the first 100 s. From 600 s on it is six times as
+    # long.
     factor = min(6, max(1, (now - self._opened) / 100))
     self.due = now + _LINE_SECONDS * factor
 
@@ -188,14 +194,14 @@ class Progress(contextlib.AbstractContextManager):
     """Starts the clock.
 
     Args:
-      total: steps of the whole run, if known.
+      total: steps of the whole run; None if their number is unknown.
       initial: steps done before this start, which don't count for the speed.
       description: words in front of the count.
       unit: plural of what is counted; empty if nothing can be counted.
-      brief: whether to show nothing of work that ends before its first line is due.
-      after: seconds until the first line of a log, if earlier than by default.
-      warmup: whether what comes before the first report compiles, and so is no part of
-        the speed.
+      brief: whether to show nothing if the work ends before its first line is due.
+      after: seconds until the first line of a log, at most _LINE_SECONDS.
+      warmup: whether the time before the first report is spent on compilation, and does
+        not count for the speed.
     """
     self._description = description
     self._brief = brief
@@ -206,9 +212,9 @@ class Progress(contextlib.AbstractContextManager):
     in_log = self._lines is not None
     if in_log and total:
       description = f"{description} {initial}/{total}"
-    bar_format = None  # tqdm's own
+    bar_format = None  # tqdm's default
     if in_log or not unit:
-      # `_set_line` replaces it in a log, once there is a speed.
+      # In a log `_set_line` replaces this format, once there is a speed.
       bar_format = "{desc}  running for {elapsed}"
     self._bar = tqdm(
       total=total,
@@ -242,7 +248,7 @@ class Progress(contextlib.AbstractContextManager):
         self._set_line(step, texts)
       if not self._reported:
         if self._warmup:
-          bar.unpause()
+          bar.unpause()  # starts the clock of the speed again
         self._reported = True
       bar.update(step - bar.n)
 
@@ -262,10 +268,12 @@ class Progress(contextlib.AbstractContextManager):
   def _line(self, is_slow: bool) -> str:
     """Format of a line of a log.
 
-    Slow work has seconds for each step, not a small fraction of one.
+    The speed of slow work is in seconds per step, since the number of steps per second
+    would be a small fraction.
     """
     if is_slow:
       word, *more = self._unit.split()
+      # "batches" has the singular "batch", and "steps" has "step".
       singular = word.removesuffix("es" if word.endswith("ches") else "s")
       speed = f"{{rate_inv:.3g}} s/{' '.join([singular, *more])}"
     else:
@@ -292,8 +300,8 @@ class Progress(contextlib.AbstractContextManager):
       if lines and is_complete and (lines.last or not self._brief):
         lines.due = 0.0
         bar.refresh()
-      # Otherwise tqdm clears only what its `update` has drawn, not a tick or what
-      # follows a log line.
+      # With a delay tqdm would clear only drawings of its `update`, but not those of a
+      # tick or those after a log line.
       bar.delay = 0
       bar.close()
 
@@ -304,13 +312,14 @@ class Progress(contextlib.AbstractContextManager):
 def steps_of(
   items: Iterable[_Item], description: str, unit: str, total: int | None = None
 ) -> Iterator[_Item]:
-  """Yields the items, and shows how many are done if they take a while.
+  """Yields the items, and shows how many are done if the work takes a while.
 
   Args:
     items: items to work on.
     description: words in front of the count.
     unit: plural of what is counted.
-    total: number of the items. By default that of a sequence, and unknown for others.
+    total: number of the items. None is the length of a sequence; for other items the
+      number is unknown.
 
   Yields:
     Each item, which counts as done when the next one is asked for.
@@ -328,7 +337,7 @@ def steps_of(
 def waiting(description: str, after: float = math.inf) -> Progress:
   """Shows work that can't be counted, if it takes longer than a few seconds.
 
-  The work lasts as long as the context of what is returned.
+  The work is the `with` block of the returned progress.
   """
   return Progress(None, description=description, unit="", brief=True, after=after)
 
@@ -339,10 +348,10 @@ def _start_thread() -> None:
 
 
 def _tick_forever() -> None:
-  """Redraws the innermost progress, which may not report for long."""
+  """Redraws the innermost progress every second, since it may not report for long."""
   while True:
     time.sleep(1.0)
-    # ValueError: a stream that is closed, by a test for example.
+    # ValueError: the stream is closed, for example by a test.
     with _lock, contextlib.suppress(ValueError, OSError):
       if _open:
         _open[-1].tick()

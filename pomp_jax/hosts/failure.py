@@ -1,8 +1,8 @@
 """The failure of a process, which ends the others within seconds.
 
 A process that fails leaves its reason with the coordinator, and the others end with it.
-Otherwise they would wait in a collective until the heartbeat timeout, as they do when
-one is killed.
+Otherwise the others would wait in a collective until the heartbeat timeout, as they do
+when a process is killed.
 """
 
 import contextlib
@@ -26,25 +26,27 @@ from pomp_jax.hosts.messages import (
   own_index,
 )
 
-# JAX's errors that are this process's alone, such as a full device: a restart would
-# meet the same.
+# Prefixes of JAX's errors that this process causes itself, such as a full device. A
+# restart would meet the same error.
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
-# Those that another process causes; ValueError where a collective's array is copied to
-# the host.
+# Prefixes of JAX's errors that another process causes. JAX raises a ValueError with
+# such a prefix when it copies the array of a collective to the host.
 OF_OTHERS = re.compile(
   r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): "
 )
 
 _KEY = "pomp_jax_failed"
-# long, since the coordinator keeps each wait that times out in memory
+# Timeout of one wait of the listener. It is long because the coordinator keeps each
+# wait that times out in memory.
 _WAIT_SECONDS = 3600.0
-# longest time that the coordinator stays for the others to read the failure
+# Longest time that the coordinator stays alive for the others to read the failure.
 _LINGER_SECONDS = 15.0
-# for another process's reason to arrive after a failed collective
+# Wait for another process's reason after a failed collective.
 _REASON_SECONDS = 3.0
-# for this process to find and report the same failure itself
+# Time for this process to find and report the same failure itself.
 _GRACE_SECONDS = LISTEN_SECONDS + 2.0
-# without the coordinator the runtime would abort the last reader
+# Pause before the coordinator exits. JAX's runtime would abort the last reader if the
+# coordinator were gone at once.
 _PARTING_SECONDS = 1.0
 
 _failing = threading.Event()
@@ -53,7 +55,7 @@ _listener: threading.Thread | None = None
 
 
 class Failure(NamedTuple):
-  """End of a process that the others learn of."""
+  """Failure that ended a process, as the others learn of it."""
 
   who: str  # process and host
   message: str  # one line
@@ -70,9 +72,8 @@ def watch_failures() -> None:
 def finish() -> None:
   """Waits until all processes have finished, and shuts JAX's runtime down.
 
-  Does nothing in a process that runs alone. The listener of `watch_failures` waits
-  within the runtime, and would abort the process if Python exited meanwhile, so it is
-  waited for.
+  Does nothing in a process that runs alone. Joins the listener of `watch_failures`: it
+  waits within the runtime, and would abort the process if Python exited meanwhile.
   """
   if client() is None:
     return
@@ -87,7 +88,7 @@ def finish() -> None:
 def fail(message: str, status: int) -> NoReturn:
   """Ends this process and tells the others why; they end with the same status.
 
-  Skips `sys.exit`: JAX would wait there for processes that may never arrive.
+  Does not call `sys.exit`, in which JAX would wait for processes that may never arrive.
 
   Args:
     message: reason, one line.
@@ -105,7 +106,7 @@ def fail(message: str, status: int) -> NoReturn:
 
 
 def is_lost_contact(error: Exception) -> bool:
-  """Whether an error is that of a collective whose other process may be gone."""
+  """Whether an error may come from a collective that has lost another process."""
   if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN):
     return True
   return isinstance(error, ValueError) and bool(OF_OTHERS.match(str(error)))
@@ -114,7 +115,7 @@ def is_lost_contact(error: Exception) -> bool:
 def fail_after_lost_contact(error: Exception) -> NoReturn:
   """Ends this process after a failed collective.
 
-  The reason is that of another process which has failed, if one arrives in time.
+  If another process's failure arrives in time, that failure is the reason.
 
   Args:
     error: error of the collective.
@@ -155,8 +156,8 @@ def _wait_for_failure(store: Any, seconds: float) -> Failure | None:
     text = store.blocking_key_value_get(_KEY, int(1000 * seconds))
   except jax.errors.JaxRuntimeError as error:
     if "DEADLINE_EXCEEDED" not in str(error):
-      # The coordinator is gone, or this process is shutting down: JAX's heartbeat
-      # decides.
+      # The coordinator is gone, or this process is shutting down. Do not end the
+      # process here: JAX's heartbeat does if the coordinator is gone.
       _finished.wait(seconds)
     return None
   who, message, status = json.loads(text)
@@ -176,14 +177,14 @@ def _end_with(failure: Failure) -> NoReturn:
 def _exit(status: int) -> NoReturn:
   """Ends this process without waiting for JAX's runtime.
 
-  The coordinator waits until the others have read the failure, which they read through
-  it.
+  Process 0 hosts the coordinator, through which the others read the failure, so it
+  first waits until they have.
   """
   sys.stdout.flush()
   sys.stderr.flush()
   store = client()
   if store is not None:
-    # The coordinator, or the process that it waits for, may be gone.
+    # The coordinator, or a process that it waits for, may be gone.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       if is_first():
         _wait_for_readers(store)

@@ -28,7 +28,7 @@ _calls = itertools.count()
 _SECONDS = 300.0
 LISTEN_SECONDS = 1.0  # longest wait inside JAX, where Python does not handle signals
 _POSTS = "pomp_jax_posted"
-_MAX_NAMED = 4  # processes on each side of a disagreement
+_MAX_NAMED = 4  # processes that a message names on each side of a disagreement
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers")
 
 
@@ -76,7 +76,8 @@ def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[HostValue]:
   Args:
     value: JSON value of this process.
     what: name of the value, for the error.
-    seconds: time to wait for each process; 0.1 s after the first that is missing.
+    seconds: time to wait for each process. After the first missing process the wait for
+      each of the others is 0.1 s.
 
   Returns:
     The values, in the order of the processes.
@@ -93,7 +94,7 @@ def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[HostValue]:
       store.key_value_set(f"{key}/{own_index()}", json.dumps(values[0]))
     else:
       for index in range(1, n_processes()):
-        # After the first timeout the other processes have had their time too.
+        # After the first timeout the other processes have had `seconds` too.
         patience = 0.1 if missing else seconds
         text = _get(store, f"{key}/{index}", patience)
         if text is None:
@@ -107,7 +108,8 @@ def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[HostValue]:
       f" within {seconds:.0f} s"
     )
 
-  # Process 0 needs up to `seconds` to collect, and as long to distribute.
+  # The others wait for process 0 to collect, up to `seconds`, and as long to
+  # distribute.
   values = from_first(values, what, 2 * seconds)
   return [HostValue(host, of_process) for host, of_process in values]
 
@@ -115,7 +117,8 @@ def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[HostValue]:
 def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
   """Returns process 0's JSON value on all processes.
 
-  A process that runs alone gets its own value as JSON would give it: lists for tuples.
+  A process that runs alone gets its own value after a round trip through JSON, which
+  turns tuples into lists.
 
   Args:
     value: JSON value; only that of process 0 counts.
@@ -151,7 +154,7 @@ def post(name: str, value: Any) -> None:
 
 
 def posted(name: str) -> dict[int, Any]:
-  """Latest posted value of each of several processes that has posted one."""
+  """Latest posted values by process; empty for a process that runs alone."""
   texts = {}
   if (store := client()) is not None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -163,8 +166,8 @@ def posted(name: str) -> dict[int, Any]:
 def agree(facts: Mapping[str, object], *, seconds: float = _SECONDS) -> None:
   """Checks that all processes have the same config, code and data.
 
-  A host with an older checkout or another class list would not fail by itself: it would
-  average the gradient of another loss into all.
+  A host with an older checkout or another class list would raise no error by itself.
+  The mean gradient of all hosts would contain the gradient of another loss.
 
   Args:
     facts: facts of this process by name; they are compared as text.
@@ -213,7 +216,7 @@ def fingerprint_of_package() -> dict[str, str]:
     if not file.is_file() or "__pycache__" in file.parts:
       continue
     content = file.read_bytes()
-    # The length keeps the end of a file apart from the name of the next.
+    # The length marks where a file ends and the name of the next file starts.
     header = f"{file.relative_to(package).as_posix()} {len(content)}\n"
     digest.update(header.encode())
     digest.update(content)

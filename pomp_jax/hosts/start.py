@@ -2,8 +2,8 @@
 timeouts.
 
 JAX's own classes read what SLURM, Open MPI and Cloud TPU leave in the environment.
-Added here: flags, JobSet and Open MPI 5, one-line errors, and all accelerators for a
-process alone on its node.
+This module adds flags, JobSet and Open MPI 5, one-line errors, and all accelerators for
+a process alone on its node.
 """
 
 from collections.abc import Mapping
@@ -27,12 +27,13 @@ from pomp_jax.hosts.resources import devices
 from pomp_jax.hosts.stop import Preempted
 
 _INTERRUPTED = 130  # exit status after SIGINT, by the convention of shells
-# JAX's names, in this order. Open MPI's processes also see the SLURM step of their
-# daemons.
+# JAX's names of launchers, in the order in which they are tried. Open MPI comes before
+# SLURM: its processes also see the SLURM step of their daemons.
 _TPU = ("gketpu", "gcetpu")
 _OTHER = ("ompi", "slurm")
-# Variables with the number and the index of processes, where JAX does not find the
-# launcher: launch/gke_jobset_gpu.yaml sets the first; Open MPI 5 names no coordinator.
+# Variables with the number of processes and the index of this one, for launchers that
+# JAX does not find. launch/gke_jobset_gpu.yaml sets JOBSET_NUM_PROCESSES. JAX misses
+# Open MPI 5, which names no coordinator.
 _COUNTED = {
   "jobset": ("JOBSET_NUM_PROCESSES", "JOB_COMPLETION_INDEX"),
   "ompi": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -43,7 +44,7 @@ _JOBSET_PORT = 8476
 class Cluster(NamedTuple):
   """Arguments of `jax.distributed.initialize`."""
 
-  launcher: str  # "flags", "jobset", or JAX's name for it
+  launcher: str  # "flags", "jobset", or JAX's name of another launcher
   coordinator: str  # host:port of process 0
   num_processes: int
   process_id: int
@@ -51,7 +52,7 @@ class Cluster(NamedTuple):
 
 
 class Place(NamedTuple):
-  """Place of a process among the others; None where the launcher does not say."""
+  """Place of a process among the others; None for what the launcher does not say."""
 
   coordinator: str | None  # host:port of process 0
   num_processes: int | None
@@ -69,8 +70,8 @@ def detect(
   environment.
 
   Args:
-    coordinator: host:port of process 0; without the other two flags it replaces the
-      launcher's.
+    coordinator: host:port of process 0. It replaces the launcher's if the next two
+      arguments are None.
     num_processes: number of processes; 1 to run alone, whatever the environment says.
     process_id: index of this process.
     timeout: time for the name of a Cloud TPU's coordinator to resolve, s.
@@ -113,7 +114,7 @@ def detect(
 
 
 def _check_address(coordinator: str) -> None:
-  """Raises HostError for another text than host:port."""
+  """Raises HostError if the text is not host:port."""
   host, _, port = coordinator.rpartition(":")
   if not host or not port.isdigit() or not 0 < int(port) < 65536:
     raise HostError(f"--coordinator: got {coordinator!r}, expected host:port")
@@ -121,7 +122,7 @@ def _check_address(coordinator: str) -> None:
 
 def _launcher() -> str:
   """Name of the launcher that started this process; "" for none."""
-  # A run on another platform has no part in a TPU's slice, even on a TPU's host.
+  # A run on another platform is not part of a TPU slice, even on a TPU's host.
   platform = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
   uses_tpu = platform in ("", "tpu")
   launchers = (*_TPU, *_OTHER) if uses_tpu else _OTHER
@@ -137,7 +138,7 @@ def _launcher() -> str:
 def _is_present(launcher: str) -> bool:
   """Whether JAX's class of this name finds its launcher in the environment."""
   for kind in clusters.ClusterEnv._cluster_types:
-    # Before JAX 0.9.1 the class of Kubernetes has no name. It is not asked for.
+    # Before JAX 0.9.1 Kubernetes' class has no name; Kubernetes is not tried here.
     if getattr(kind, "name", "") == launcher and kind.is_env_present():
       return True
   return False
@@ -147,7 +148,7 @@ def _read(launcher: str, coordinator: str | None, timeout: int) -> Place:
   """Reads the place of this process among the others from the environment.
 
   Args:
-    launcher: "jobset", or JAX's name for another one.
+    launcher: "jobset", or JAX's name of another launcher.
     coordinator: host:port of process 0; None for the launcher's.
     timeout: time for the name of a Cloud TPU's coordinator to resolve, s.
 
@@ -171,21 +172,21 @@ def _read(launcher: str, coordinator: str | None, timeout: int) -> Place:
 
 
 def _own_accelerator(launcher: str, environ: Mapping[str, str]) -> tuple[int, ...]:
-  """Chooses one accelerator for this process where several share a node and see all.
+  """Chooses an accelerator for this process if several on a node see all accelerators.
 
-  Without CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES a node is assumed to have one for
-  each of its processes.
+  Without CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES a node is assumed to have one
+  accelerator for each of its processes.
 
   Args:
-    launcher: "flags", "jobset", or JAX's name for another one.
+    launcher: "flags", "jobset", or JAX's name of another launcher.
     environ: environment variables.
 
   Returns:
     The accelerator's number, or () for all that the process sees.
 
   Raises:
-    HostError: the processes of a node see another number of accelerators, or the
-      variables of SLURM can't be read.
+    HostError: a node's processes see neither one accelerator each nor as many as there
+      are processes, or SLURM's variables can't be read.
   """
   match launcher:
     case "ompi":
@@ -222,7 +223,7 @@ def _tasks_of_node(environ: Mapping[str, str]) -> int:
   """Number of SLURM's tasks on this node.
 
   Raises:
-    HostError: the variable has another form, or too few nodes.
+    HostError: the variable has another form, or lists too few nodes.
   """
   text = environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
   # "2(x3),1" stands for nodes of 2, 2, 2 and 1 tasks.
@@ -242,12 +243,12 @@ def start(
 ) -> None:
   """Joins the other processes.
 
-  While it waits, SIGTERM (if its handler raises `Preempted`) and SIGINT end the process
-  at once. If not all processes arrive in time, it exits with status 75. After
-  `heartbeat_timeout` of silence JAX ends the other processes.
+  While this process waits, SIGTERM (if its handler raises `Preempted`) and SIGINT end
+  it at once. If not all processes arrive in time, it exits with status 75. Later, when
+  a process is silent for `heartbeat_timeout`, JAX ends the others.
 
   Args:
-    cluster: processes of the run, and this one's place.
+    cluster: processes of the run, and the place of this one among them.
     start_timeout: time for all processes to arrive, s.
     heartbeat_timeout: silence after which a process counts as lost, s.
 
@@ -257,7 +258,7 @@ def start(
   """
   if cluster.process_id == 0:
     _check_port(cluster)
-  # Collectives between processes on CPUs; ignored by accelerators.
+  # Gloo runs collectives between processes on CPUs; accelerators ignore the option.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   errors: list[Exception] = []
 
@@ -269,15 +270,15 @@ def start(
         process_id=cluster.process_id,
         local_device_ids=cluster.local_device_ids or None,
         cluster_detection_method="deactivate",
-        # Longer than this thread is waited for: JAX's own timeout would abort.
+        # Longer than the main thread waits: JAX aborts the process at its own timeout.
         initialization_timeout=start_timeout + 60,
         heartbeat_timeout_seconds=heartbeat_timeout,
       )
     except Exception as error:  # raised by the main thread, below
       errors.append(error)
 
-  # In a thread: JAX handles no signals while it waits, and aborts with a stack trace on
-  # a timeout.
+  # Join in a thread: while JAX waits, it handles no signals, and at its timeout it
+  # aborts with a stack trace.
   joining = threading.Thread(target=join, name="joining", daemon=True)
   place = f"process {cluster.process_id} of {cluster.num_processes}"
   who = f"{place} on {socket.gethostname()}"
@@ -316,14 +317,15 @@ def _wait_for(thread: threading.Thread, seconds: int) -> None:
 
 
 def _check_port(cluster: Cluster) -> None:
-  """Checks that process 0 can listen; JAX would end with a segmentation fault.
+  """Checks that process 0 can listen; otherwise JAX ends with a segmentation fault.
 
   Raises:
     HostError: another program has the port.
   """
   port = int(cluster.coordinator.rpartition(":")[2])
   with socket.socket() as listener:
-    # A port of an earlier start, whose connections the system still closes, is free.
+    # Count a port as free while the system still closes connections of an earlier
+    # start.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
       listener.bind(("", port))
@@ -335,7 +337,7 @@ def _check_port(cluster: Cluster) -> None:
 
 
 def _exit(message: str, status: int) -> NoReturn:
-  """Ends a process whose thread may hang within JAX, which nothing else would end."""
+  """Ends the process at once: a thread that hangs within JAX would keep it alive."""
   print(f"error: {message}", file=sys.stderr, flush=True)
   os._exit(status)
 

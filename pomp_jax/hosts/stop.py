@@ -1,7 +1,7 @@
-"""Stopping on a signal: a process alone, and several after the same step.
+"""Stopping on a signal, for one process, and for several after the same step.
 
 JAX's preemption service forwards a signal to all processes and picks a step that all
-can reach. `failure` ends the others where one fails.
+can reach. If a process fails, `failure` ends the others.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,30 +19,31 @@ from jax.experimental import multihost_utils
 from pomp_jax.errors import TryAgain
 from pomp_jax.hosts.messages import client
 
-# Sync points asked for by this process, over all runs. JAX compares the numbers between
-# processes, so they only ever increase: the step would decrease after a roll-back, or
-# in the next run.
+# Numbers of the sync points that this process asks for, over all runs. JAX compares the
+# numbers between processes, so the numbers must always increase. A step's number would
+# decrease after a roll-back and in the next run.
 _sync_points = itertools.count(1)
 
-_AGAIN_SECONDS = 0.1  # until the callback that could not raise has returned
-# signals that follow each other within that time are the same request
+# Delay before a signal is sent again: the callback that could not raise has returned.
+_AGAIN_SECONDS = 0.1
+# A signal within this time of the last one is part of the same request.
 _SAME_SECONDS = 5.0
 
-# Signals that end a process, and its exit status.
+# Signals that end a process, and the exit status after each.
 _STOPPING: dict[int, int] = {
   signal.SIGTERM: TryAgain.status,
   signal.SIGHUP: TryAgain.status,
   signal.SIGINT: 130,
 }
-_UNHEARD_SECONDS = 1.0  # for the main thread to handle a signal itself
+_UNHEARD_SECONDS = 1.0  # time for the main thread to handle a signal itself
 
 
 class Preempted(BaseException):
   """A run that was asked to stop and has saved its state; the message is one line.
 
   Derived from BaseException, since it may be raised anywhere and must not be handled as
-  an error. If not all processes stop `together`, each by itself, the others have to be
-  told.
+  an error. If `together`, all processes stop by themselves at the same step; otherwise
+  this process has to tell the others.
   """
 
   def __init__(self, message: str, *, together: bool = False):
@@ -53,8 +54,8 @@ class Preempted(BaseException):
 def raise_if_preempted() -> None:
   """Raises `Preempted` if one of several processes was asked to stop.
 
-  All processes call it equally often. A process that runs alone is stopped by the
-  signal itself.
+  All processes call it equally often. It does nothing in a process that runs alone,
+  which the signal itself stops.
   """
   if client() is None:
     return
@@ -66,22 +67,22 @@ class StopSignals:
   """Raises `Preempted` at a signal, wherever the main thread is.
 
   Launchers may send a signal twice (`timeout` sends it to the process and to its
-  group), which must not interrupt the unwinding: signals are ignored until none has
-  come for five seconds.
+  group). The second must not interrupt the unwinding, so signals are ignored until none
+  has come for five seconds.
 
-  The exception can get lost. Where Python can't raise, as in a callback of the garbage
-  collector (JAX has one), it would be printed and dropped: the signal is sent again.
-  Where a library replaces it, `received` has it. Where a library drops it, the next
-  signal is heard.
+  The exception can get lost. In a callback of the garbage collector (JAX has one)
+  Python can only print and drop an exception, so the signal is sent again. If a library
+  replaces the exception, `received` still holds it. If a library drops the exception,
+  the next signal raises a new one.
   """
 
   def __init__(self, remains: Callable[[], str]):
-    """Handles no signal yet; `remains` says at a signal what the run leaves."""
+    """Handles no signal yet; `remains` says, at a signal, what the run leaves."""
     self.received: Preempted | None = None
     self._remains = remains
     self._ending = False
-    self._number = 0  # of the signal that was received
-    self._deaf_until = 0.0  # time.monotonic()
+    self._number = 0  # number of the signal that was received
+    self._deaf_until = 0.0  # `time.monotonic()` until which signals are ignored
     self._next_hook = sys.unraisablehook
 
   def start(self) -> None:
@@ -92,7 +93,7 @@ class StopSignals:
       self.handle(signal.SIGHUP)
 
   def handle(self, number: int) -> None:
-    """Handles a signal, also after another part of the program has taken it."""
+    """Handles a signal, also if another part of the program has set a handler."""
     signal.signal(number, self._stop)
 
   def handles(self, number: int) -> bool:
@@ -131,11 +132,11 @@ def ending_at_once(last: Callable[[], object]) -> Iterator[None]:
 
   Python's handlers wait for the main thread, which a compiler may hold for minutes. A
   main thread that is free handles the signal as usual. Otherwise a thread calls `last`
-  and exits, and nothing that is open is closed. Signals are SIGTERM, SIGHUP and SIGINT,
-  if Python handles them.
+  and ends the process without closing open files. The signals are SIGTERM, SIGHUP and
+  SIGINT, if Python handles them.
 
   Args:
-    last: function to call before the end.
+    last: function to call before the process ends.
   """
   # Python's C handler writes the number of each signal to this pipe at once.
   reader, writer = os.pipe()
@@ -173,11 +174,11 @@ def ending_at_once(last: Callable[[], object]) -> Iterator[None]:
 
 
 class StopRequest(contextlib.AbstractContextManager):
-  """Notes SIGTERM, SIGHUP and SIGINT in its context; the loop asks after each step.
+  """Notes SIGTERM, SIGHUP and SIGINT in a `with` block; the loop asks after each step.
 
   Repeated SIGTERMs and SIGHUPs are ignored while the state is saved. A second SIGINT
-  has the handler of before. With several processes JAX handles SIGTERM from start-up
-  on.
+  goes to the handler from before the block. With several processes JAX handles SIGTERM
+  from start-up on.
   """
 
   def __init__(self) -> None:
@@ -185,12 +186,12 @@ class StopRequest(contextlib.AbstractContextManager):
     self._before: dict[int, Any] = {}
 
   def __enter__(self) -> "StopRequest":
-    """Handles the signals, if this is the main thread; Python allows no other."""
+    """Handles the signals, if this is the main thread: no other may set handlers."""
     if threading.current_thread() is not threading.main_thread():
       return self
     numbers = [signal.SIGINT, signal.SIGHUP]
     if client() is None:
-      numbers.append(signal.SIGTERM)  # else JAX handles it
+      numbers.append(signal.SIGTERM)  # with several processes JAX handles it
     for number in numbers:
       # A shell ignores SIGINT for background processes, and nohup ignores SIGHUP.
       if signal.getsignal(number) != signal.SIG_IGN:

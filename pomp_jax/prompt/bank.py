@@ -1,12 +1,11 @@
-"""The bank: text features of all classes under recent prompts, which samplers compare
-images with.
+"""The bank: text features of all classes under recent prompts, to compare images with.
 
-A step writes back the features that it computes anyway and renews the next few classes
-in turn, so that no row is older than N / renew steps. Rows are sharded over all devices
-of the mesh.
+A step writes the features that it computes anyway to the bank, and renews the next few
+classes in turn, so that no row is older than N / renew steps. Rows are sharded over all
+devices of the mesh.
 
-Shapes: N classes, R rows of a device (N rounded up to a multiple of the devices), D
-data indices, B images of a group, C classes, E embedding.
+Shapes: N classes, R rows of a device (N over the number of devices, rounded up), D data
+indices, B images of a group, C classes of a call, X classes to write, E embedding.
 """
 
 from collections.abc import Callable
@@ -34,17 +33,17 @@ class Bank(struct.PyTreeNode):
 
   rows: Any  # [N,E]; sharded, the device's own [R,E]
   n_classes: int = struct.field(pytree_node=False)  # N, static
-  # Whether `rows` are a device's own, inside a `shard_map` over the mesh.
+  # Whether `rows` are one device's shard, inside a `shard_map` over the mesh.
   sharded: bool = struct.field(pytree_node=False, default=False)
-  # Whether `mean_softmax` has an image's own class too, as a teacher's does.
+  # Whether `mean_softmax` keeps an image's share of its own class, as a teacher's bank.
   keeps_own: bool = struct.field(pytree_node=False, default=False)
 
   def of_classes(self, ids_C: Int32[Array, " C"]) -> Float[Array, "C E"]:
-    """Features of some classes, which may differ between data indices."""
+    """Features of the given classes; each data index may ask for others."""
     if not self.sharded:
       return self.rows[ids_C].astype(jnp.float32)
-    # Each device looks up what it holds of the classes of all data indices, and adds
-    # zeros for the rest. The sum then goes back to the data index that asked.
+    # Each device takes the classes of all data indices, looks up those that it holds,
+    # and sets the others to zero. The sum goes to the data index that asked.
     ids_DC = jax.lax.all_gather(ids_C, DATA, tiled=True)
     local_DC = ids_DC - self._first_row()
     is_here_DC = (local_DC >= 0) & (local_DC < len(self.rows))
@@ -64,15 +63,16 @@ class Bank(struct.PyTreeNode):
   ) -> Float[Array, " N"]:
     """Mean over the images of softmax_c(a_i . g_c / T).
 
-    It is zero for an image's own class, unless `keeps_own`.
+    An image adds zero for its own class, unless `keeps_own`.
 
     Args:
       anchors_BxE: unit features a_i, one for each image.
       labels_B: class of each image.
-      temperature: T, a cosine; negative for the classes far from the anchors.
-      own_class: whether an image's own class takes part in its denominator. An image
-        that is certain of its class then proposes next to nothing, and the sum over
-        the classes is below 1.
+      temperature: T, in units of the cosine; a negative T favours classes far from the
+        anchors.
+      own_class: whether the denominator of an image's softmax contains its own class.
+        If it does, an image that is certain of its class adds next to nothing, and the
+        sum of the result over the classes is below 1.
     """
     shares_BxR = self._shares(anchors_BxE, labels_B, temperature, own_class)
     n_images = len(labels_B)
@@ -93,7 +93,7 @@ class Bank(struct.PyTreeNode):
     """Softmax of each image over the rows of all devices, see `mean_softmax`.
 
     Returns:
-      [B,R], of the device's rows and the images of all data indices.
+      [B,R], for the images of all data indices and the rows of this device.
     """
     if self.sharded:
       # Every device scores the images of all data indices against its own rows.
@@ -122,7 +122,7 @@ class Bank(struct.PyTreeNode):
     return jnp.where(is_own_BxR, 0.0, shares_BxR)
 
   def _over_devices(self, reduction: Callable, values_B: jax.Array) -> jax.Array:
-    """Reduces the values of all devices; those of the one device stay as they are."""
+    """Reduces values over all devices; does nothing if the bank is not sharded."""
     if not self.sharded:
       return values_B
     return reduction(values_B, (DATA, CLASS))
@@ -134,7 +134,7 @@ class Bank(struct.PyTreeNode):
 
 
 def _first_row(n_rows: int) -> jax.Array:
-  """The first class of this device's rows."""
+  """Number of the class in the first of this device's rows."""
   row_of_mesh = jax.lax.axis_index(DATA) * jax.lax.axis_size(CLASS)
   index = row_of_mesh + jax.lax.axis_index(CLASS)
   return index * n_rows
@@ -146,12 +146,14 @@ def place_rows(features_NxE: np.ndarray, mesh: Mesh, dtype: str) -> jax.Array:
   Args:
     features_NxE: unit features, equal on all hosts.
     mesh: devices that share the rows.
-    dtype: one of DTYPES, the type in which they are stored.
+    dtype: type of the stored rows, one of DTYPES.
 
   Returns:
-    The rows, as many as divide by the devices; those beyond N are zero.
+    The rows, their number rounded up to a multiple of the devices. Rows beyond N are
+    zero.
   """
   n_classes, width = features_NxE.shape
+  # Round up to a multiple of the devices.
   n_rows = -(-n_classes // mesh.size) * mesh.size
   rows = np.zeros((n_rows, width), jnp.dtype(dtype))
   rows[:n_classes] = features_NxE
@@ -184,14 +186,15 @@ def write_rows(
 ) -> Float[Array, "rows E"]:
   """Writes features of classes into a sharded bank; to be called under `jit`.
 
-  `rows` that the caller's `jit` donates are written in place. Of equal ids the first
-  counts, so that the result does not depend on the order of the writes.
+  If the caller's `jit` donates `rows`, they are written in place. For an id that
+  repeats, the first features are written, so the result does not depend on the order of
+  writes.
 
   Args:
     rows: result of `place_rows`.
     mesh: devices that share the rows.
     ids_X: classes, equal on all devices; an id beyond the rows writes nothing.
-    features_XxE: their features, of any length.
+    features_XxE: features of these classes, of any length; the bank gets unit features.
   """
 
   def write_local(rows_RxE: Array, ids_X: Array, features_XxE: Array) -> Array:
@@ -201,7 +204,7 @@ def write_rows(
     # Row n_rows stands for "none of this device's": `mode="drop"` ignores it.
     local_X = ids_X - _first_row(n_rows)
     local_X = jnp.where((local_X >= 0) & (local_X < n_rows), local_X, n_rows)
-    # Only the first place of a row among the ids writes it.
+    # If several ids stand for a row, only the first of them writes it.
     place_X = jnp.arange(n_ids)
     first_R = jnp.full(n_rows + 1, n_ids).at[local_X].min(place_X)
     target_X = jnp.where(first_R[local_X] == place_X, local_X, n_rows)
@@ -222,7 +225,9 @@ def renewal_token_budget(
   rows: int,
   capacity: int | None = None,
 ) -> int:
-  """Own tokens of the longest part of a renewal, see `renewed_classes`.
+  """Computes the token budget of a renewal: own tokens of its longest part.
+
+  See `renewed_classes`.
 
   Args:
     lengths_N: own tokens of each class's name.
@@ -234,8 +239,9 @@ def renewal_token_budget(
   own_N = np.asarray(lengths_N, np.int32) + np.int32(n_own)
   taken_N = taken_of(own_N, capacity)
   n_classes = taken_N.size
+  # Steps that renew all classes once, rounded up.
   turn = -(-n_classes // (n_parts * rows))
-  # The classes of each step of a turn, as `renewed_classes` has them.
+  # The classes of each step, by the formula of `renewed_classes`.
   first = np.arange(turn)[:, None]
   ids = (first + turn * np.arange(n_parts * rows)) % n_classes
   taken = taken_N[ids].reshape(turn, n_parts, rows)
@@ -252,8 +258,9 @@ def renewed_classes(
   """The classes that one part of a step renews.
 
   Step t renews the classes t, t + T, t + 2T, .., with T = ceil(N / (n_parts rows)), so
-  any T steps renew all N. Neighbours in a list have names of similar lengths and need
-  a larger token budget: 912 tokens beside 582 for 128 of ImageNet-21K's classes.
+  any T steps renew all N. The classes of a step are not neighbours in the list, whose
+  names have similar lengths. Neighbours would need a larger token budget: 912 tokens
+  instead of 582, for 128 of ImageNet-21K's classes.
 
   Args:
     step: number of the step t, from 0 on.
@@ -263,7 +270,7 @@ def renewed_classes(
     n_classes: N.
   """
   turn = -(-n_classes // (n_parts * rows))
-  # The remainder first, so that no number exceeds N + n_parts * rows.
+  # Take the remainder first, so that no number exceeds N + n_parts * rows.
   first = step % turn
   row_of_step = part * rows + jnp.arange(rows, dtype=jnp.int32)
   return (first + turn * row_of_step) % n_classes

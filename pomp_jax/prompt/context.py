@@ -1,7 +1,8 @@
 """The soft prompt: M learned vectors, and their place among a class's own tokens.
 
 Shapes: N classes, C classes of a call, M context vectors, L own tokens of a class
-(name, ".", EOT), D width; P tokens that all classes share at the start.
+(name, ".", EOT), D width, P tokens that all classes share at the start, S start tokens
+(1 or 0), I vectors that are inserted after the name, T = L + I.
 """
 
 from typing import Any, NamedTuple
@@ -19,13 +20,13 @@ INIT_STDDEV = 0.02
 
 
 class ClassTokens(NamedTuple):
-  """Own tokens of the classes, one row a class."""
+  """Own tokens of the classes, one row for each class."""
 
   # Arrays of JAX or NumPy.
   ids: Any  # token ids of name, ".", EOT, zero-padded, int32 [C,L]
-  # Tokens of the name alone, before the context of `middle` and `front`, int32 [C].
+  # Tokens of the name alone, int32 [C]; `middle` and `front` insert context behind it.
   name_lengths: Any
-  lengths: Any  # tokens of the whole, EOT included, int32 [C]
+  lengths: Any  # all own tokens, EOT included, int32 [C]
 
 
 class Sequences(NamedTuple):
@@ -89,7 +90,7 @@ class PromptContext(nn.Module):
     """Lays out the context and the embeddings of the classes' own tokens.
 
     Args:
-      sos_SxD: embedding of the start token; none, [0,D], for a tokenizer without one.
+      sos_SxD: embedding of the start token, or [0,D] for a tokenizer without one.
       tokens_CxLxD: embeddings of `ClassTokens.ids`.
       name_lengths_C: tokens of each name, see `ClassTokens`.
       lengths_C: own tokens of each class, see `ClassTokens`.
@@ -128,7 +129,7 @@ def insert_after_name(
   Args:
     tokens_CxLxD: embeddings of each class's own tokens.
     vectors_CxIxD: vectors to insert, the same number for each class.
-    name_lengths_C: tokens of each name, in front of which nothing moves.
+    name_lengths_C: tokens of each name; the tokens of the name stay in place.
   """
   n_tokens = tokens_CxLxD.shape[1]
   n_inside = vectors_CxIxD.shape[1]
@@ -136,8 +137,8 @@ def insert_after_name(
     return tokens_CxLxD
   position_1xT = jnp.arange(n_tokens + n_inside)[None]
   start_Cx1 = name_lengths_C[:, None]
-  # Each position reads from [own tokens, vectors]: the name, then the vectors, then the
-  # rest of the tokens.
+  # `pool` holds the own tokens, then the vectors. The result reads from it the name,
+  # then the vectors, then the other own tokens.
   after_CxT = position_1xT - start_Cx1
   source_CxT = jnp.where(
     after_CxT < n_inside, n_tokens + after_CxT, position_1xT - n_inside

@@ -1,9 +1,12 @@
-"""A method as a step asks it: parameters, features of images and classes, the contrast.
+"""What a step calls of a method: parameters, features, draw and contrast.
 
-`prompt.step` knows a `Learner` and nothing else of the method. POMP's is
-`ContextLearner`: a context beside the class names, and image features of the frozen
-CLIP. Shapes: G images of a step, B of a draw, S negatives, R classes that a device
-computes, M context vectors, D width, E embedding.
+`prompt.step` knows only the `Learner` of a method. POMP's learner is `ContextLearner`:
+a context beside the class names, and image features of the frozen CLIP.
+
+Shapes: G images of a step of H x W pixels, B images of a draw, S negatives, R classes
+that a device computes, N classes, C classes of a call, M context vectors, P tokens that
+all classes share, L own tokens of a class, D width, E embedding, F features for the
+sampler.
 """
 
 import abc
@@ -31,37 +34,39 @@ class Frozen(NamedTuple):
   tokens: ClassTokens  # own tokens of all N classes
   # text features of all N classes [N,E], for learners whose text side is fixed
   classes: Any = None
-  # unit text features [N,E] that those of the learner are held near
+  # unit text features [N,E]; a term of the loss holds the learner's features near these
   anchors: Any = None
-  # Facts about the classes for the sampler. Its bank is recomputed between steps.
+  # Facts about the classes for the sampler. Its `bank` is a teacher's, or None; a step
+  # inserts the bank of recent prompts, which is part of the state.
   sampling: SamplingArrays = SamplingArrays()
 
 
 class TextFeatures(NamedTuple):
   """Text features of some classes."""
 
-  # Of any length, [R,E], or [R,B,E] where they depend on the image.
+  # Vectors of any length, [R,E], or [R,B,E] if they depend on the image.
   features: Float[Array, "R ... E"]
   available: Bool[Array, " R"] | None = None  # rows that were computed; None for all
 
 
 class Seen(NamedTuple):
-  """What a learner sees of the images of a draw."""
+  """Features and labels of the images of a draw, as the learner sees them."""
 
-  features: Float[Array, "B E"]  # contrasted with those of classes; of any length
+  features: Float[Array, "B E"]  # contrasted with class features; of any length
   labels: Int32[Array, " B"]  # class of each image: the given one, or a teacher's
-  # What the sampler compares with its bank: features of the student, or of the teacher.
+  # Image features that the sampler compares with its bank: the student's or a
+  # teacher's.
   for_sampler: Float[Array, "B F"]
-  # Features of the frozen tower, where `features` are learned and a term of the loss
-  # reads both.
+  # Features of the frozen tower; None unless `features` are learned and a term of the
+  # loss reads both.
   frozen: Float[Array, "B E"] | None = None
 
 
 class ClassFeatures(NamedTuple):
   """Features of the classes of a draw, of any length."""
 
-  own: Float[Array, "B E"]  # of each image's class
-  # [S,B,E] where they depend on the image
+  own: Float[Array, "B E"]  # features of each image's class
+  # [S,B,E] if they depend on the image
   negatives: Float[Array, "S E"] | Float[Array, "S B E"]
 
 
@@ -70,20 +75,21 @@ class Term(NamedTuple):
 
   # (settings, frozen arrays, images, classes, draw) -> its share of the loss, a scalar.
   share: Callable[[ContrastSettings, Frozen, Seen, ClassFeatures, Negatives], jax.Array]
-  # Whether it reads features of the frozen image tower beside learned ones.
+  # Whether the term reads features of the frozen image tower beside learned features.
   reads_frozen: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learner(abc.ABC):
-  """Parameters, what a step contrasts as functions of them, and the contrast.
+  """Parameters of a method, the features that a step contrasts, and the contrast.
 
   The functions are pure. All but `init` and `observe` run inside the step's
   `shard_map`.
   """
 
-  # Result of `clip.vision.image_tower`. None when batches bring features, and for a
-  # learner that sees the pixels itself unless a term of its loss reads frozen features.
+  # Result of `clip.vision.image_tower`. None when batches bring features. None also for
+  # a learner that encodes pixels itself, unless a term of its loss reads frozen
+  # features.
   image_tower: ImageTower | None = None
   # terms of the loss beside the contrast, by their names in the log
   terms: Mapping[str, Term] = dataclasses.field(default_factory=dict)
@@ -98,17 +104,17 @@ class Learner(abc.ABC):
   def observe(
     self, frozen: Frozen, images: jax.Array
   ) -> tuple[jax.Array, jax.Array | None]:
-    """Computes what no gradient moves, of all images of a step.
+    """Computes what does not depend on the parameters, for all images of a step.
 
-    It runs outside of what is differentiated, so that it leaves no residuals.
+    A step calls it outside of the differentiated function, so it leaves no residuals.
 
     Args:
       frozen: arrays with the image tower's parameters.
       images: uint8 [G,H,W,3], or float32 features [G,E].
 
     Returns:
-      The images as `see` takes them, and features of the frozen tower beside them, or
-      None.
+      The images in the form that `see` takes, and features of the frozen tower or None,
+      see `Seen.frozen`.
     """
     if self.image_tower is None:
       return images, None
@@ -122,10 +128,10 @@ class Learner(abc.ABC):
     labels_B: Int32[Array, " B"],
     frozen_BxE: Float[Array, "B E"] | None,
   ) -> Seen:
-    """Computes what is contrasted of a draw's images.
+    """Computes the features of a draw's images that are contrasted with classes.
 
-    By default these are the features that `observe` has computed; learners with
-    parameters on the image side override this.
+    By default these are the features that `observe` has computed. Learners with
+    parameters on the image side override this method.
 
     Args:
       params: parameters of the learner.
@@ -152,13 +158,13 @@ class Learner(abc.ABC):
     Args:
       key: random key of the draw.
       settings: settings with K, N and the sampler.
-      frozen: arrays with those of the sampler.
+      frozen: arrays with `sampling`, which the sampler reads.
       seen: result of `see`.
 
     Returns:
       Classes and weights, which `samplers.complete_negatives` completes.
     """
-    # A draw is a choice, through which no gradient flows to a learned image side.
+    # No gradient flows through the choice of classes to learned image features.
     images_BxE = jax.lax.stop_gradient(normalize(seen.for_sampler))
     return draw_negatives(
       key,
@@ -180,8 +186,8 @@ class Learner(abc.ABC):
   ) -> TextFeatures:
     """Computes features of the classes that a device was dealt.
 
-    Each device of the `class` axis calls it with other classes, so it must not contain
-    collectives.
+    Each device of the `class` axis calls this function with other classes, so it must
+    not contain collectives.
 
     Args:
       params: parameters of the learner.
@@ -203,9 +209,10 @@ class Learner(abc.ABC):
     classes: ClassFeatures,
     negatives: Negatives,
   ) -> Contrast:
-    """Computes loss and accuracy of a draw's images, without the terms.
+    """Computes loss and accuracy of a draw's images, without the loss's `terms`.
 
-    By default this is POMP's `local_contrast`. A learner with a teacher overrides it.
+    By default this is POMP's `local_contrast`. A learner with a teacher overrides this
+    method.
 
     Args:
       settings: numbers of the loss.
@@ -231,7 +238,7 @@ class ContextLearner(Learner):
 
   module: PromptContext  # the context and its layout
   text_tower: TextTower  # result of `clip.text.text_tower`, with the same budget
-  # Result of `step.step_token_budget`; rows beyond it are not available. None for no
+  # Result of `step.step_token_budget`; classes beyond it are not available. None for no
   # limit.
   token_budget: int | None = None
   # Own tokens that a block of the text tower holds, see `Encoder.capacity`; None
@@ -269,7 +276,7 @@ class ContextLearner(Learner):
     return TextFeatures(features_RxE, available_R)
 
   def available(self, lengths_R: Int32[Array, " R"]) -> Bool[Array, " R"] | None:
-    """The rows that the text tower computes, by their own tokens; None for all."""
+    """Which classes the text tower computes within the token budget; None for all."""
     if self.token_budget is None:
       return None
     return kept_rows(lengths_R, self.token_budget, self.capacity)
@@ -306,7 +313,7 @@ def sequences_of_tokens(
   tokens_C: ClassTokens,
   class_ids_C: Int32[Array, " C"],
 ) -> Sequences:
-  """Lays out classes by tokens that need not be those of `frozen`, as other names have.
+  """Lays out classes by the given tokens, for example of names outside of `frozen`.
 
   Args:
     module: context and its layout.

@@ -1,6 +1,6 @@
 """The loss of POMP: local contrast with local correction (Ren et al., 2023, section 3).
 
-Shapes: B images, S sampled negatives, E embedding, H levels of a hierarchy.
+Shapes: B images, S sampled negatives, N classes, E embedding, H levels of a hierarchy.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,22 +20,22 @@ class Correction(NamedTuple):
 
   # factor on the log importance weight that is added to the logit of a negative
   scale: float
-  # In place of `log_one_plus_sum`, for the softmax loss: (corrected logits of the
-  # negatives less that of the image's class [B,S], log importance weights of the
-  # images' classes [B]) -> [B].
+  # Replaces `log_one_plus_sum` in the softmax loss: (gaps [B,S], log importance weights
+  # of the images' classes [B]) -> [B]. A gap is the corrected logit of a negative minus
+  # the logit of the image's class.
   loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
 
 CORRECTIONS = {
-  "log": Correction(1.0),  # the unbiased one
+  "log": Correction(1.0),  # unbiased denominator
   "log10": Correction(1.0 / math.log(10.0)),  # as published
   "none": Correction(0.0),
 }
 # `softmax`: cross-entropy of the image's class.
 # `sigmoid`: a sum of binary losses (Zhai et al., 2023); with the importance weights of
 #   `log`, value and gradient are unbiased at any K.
-# `l1` and `l2`: distance between the own class and the image, or the text in its place
-#   (Khattak et al., 2024).
+# `l1` and `l2`: distance between the features of the own class and of the image, or of
+#   a text in the place of the image (Khattak et al., 2024).
 LOSSES = ("softmax", "sigmoid", "l1", "l2")
 _DISTANCES = {"l1": jnp.abs, "l2": jnp.square}
 
@@ -61,7 +61,8 @@ class Contrast(NamedTuple):
   loss: Float[Array, ""]  # mean over the images, nats
   # Share of the images whose own class has the highest similarity in their set.
   accuracy: Float[Array, ""]
-  terms: Mapping[str, Float[Array, ""]] = {}  # shares of the loss of a learner's terms
+  # share of each of the learner's terms in the loss, by name
+  terms: Mapping[str, Float[Array, ""]] = {}
 
 
 def normalize(features: Float[Array, "... E"]) -> Float[Array, "... E"]:
@@ -82,14 +83,14 @@ def margin(
     none: m_i = 0.
 
   Args:
-    n_kept_B: n_i, the negatives that were not rejected. Without one the margin is 0.
+    n_kept_B: n_i, the number of negatives that image i keeps. If it is 0, so is m_i.
     n_classes: N.
     correction: one of CORRECTIONS, or its scale as a traced number.
 
   Returns:
     The margin of each image, in nats for `log`.
   """
-  # No division by zero for an image without negatives, whose margin is set below.
+  # Avoid a division by zero for an image without negatives; its margin is set below.
   at_least_one_B = jnp.maximum(n_kept_B, 1).astype(jnp.float32)
   log_weight_B = jnp.log((n_classes - 1) / at_least_one_B)
   has_negatives_B = n_kept_B > 0
@@ -113,13 +114,14 @@ def local_contrast(
 ) -> Contrast:
   """Loss of each image's class against the negatives that are not its class.
 
-  With s = scale cos, m_i the margin and b the bias:
+  With s_ic = scale * cos(f(x_i), g(t_c)), s_i+ that of the image's class y_i, m_i the
+  margin (m_ic if it differs between classes) and b the bias:
 
     softmax: loss_i = -log( exp(s_i+) / (exp(s_i+) + sum_{c != y_i} exp(s_ic + m_i)) ).
     sigmoid: loss_i = log(1 + exp(-s_i+ - b))
                       + sum_{c != y_i} exp(m_i) log(1 + exp(s_ic + b)).
-    l1, l2: loss_i = mean over E of |f - g|, or (f - g)^2, of unit features, without
-      negatives.
+    l1, l2: loss_i = mean over E of |f - g|, or of (f - g)^2, between the unit features
+      of the image and of its class. Negatives are not used.
 
   An image with no negative left contributes zero softmax loss and zero gradient.
 
@@ -127,19 +129,19 @@ def local_contrast(
     settings: numbers of the loss; K and the sampler are not read.
     image_features_BxE: f(x) of the images, of any length.
     positive_features_BxE: g(t_y) of each image's own class, of any length.
-    negative_features_SxE: g(t_c) of the negatives, of any length; [S,B,E] where it
-      depends on the image.
+    negative_features_SxE: g(t_c) of the negatives, of any length; [S,B,E] if g depends
+      on the image.
     labels_B: class y_i of each image.
-    negatives: result of `samplers.complete_negatives`. Those that are not available are
-      no negatives of any image, and n_i counts the rest.
+    negatives: result of `samplers.complete_negatives`. Classes that are not available
+      are dropped for all images, and n_i counts the others.
   """
   scale = settings.logit_scale
   image_BxE = normalize(image_features_BxE.astype(jnp.float32))
   positive_BxE = normalize(positive_features_BxE.astype(jnp.float32))
   negative_SxE = normalize(negative_features_SxE.astype(jnp.float32))
   positive_B = scale * jnp.sum(image_BxE * positive_BxE, axis=-1)
-  # HIGHEST: logits are multiplied by 100, and accelerators would round the product to
-  # bfloat16.
+  # HIGHEST: accelerators would otherwise compute the product in bfloat16, and a logit
+  # scale of 100 would multiply the error.
   precision = jax.lax.Precision.HIGHEST
   if negative_SxE.ndim == 2:
     cosine_BxS = jnp.matmul(image_BxE, negative_SxE.T, precision=precision)
@@ -148,8 +150,8 @@ def local_contrast(
   negative_BxS = scale * cosine_BxS
   kept_BxS, margin_BxS = kept_with_margin(settings, labels_B, negatives)
   corrected_BxS = jnp.where(kept_BxS, negative_BxS + margin_BxS, -jnp.inf)
-  # Relative to the positive before the exponentials: exact for an image without
-  # negatives, and logits of 100 do not cancel where the loss is small.
+  # Subtract the positive's logit before the exponentials: an image without negatives
+  # has a loss of exactly 0, and no small loss is a difference of two logits near 100.
   gap_BxS = corrected_BxS - positive_B[:, None]
   match settings.loss:
     case "sigmoid":
@@ -171,17 +173,17 @@ def _softmax_losses(
   margin_BxS: jax.Array,
   negatives: Negatives,
 ) -> jax.Array:
-  """Cross-entropy of each image's class, and of its kinds if they have a weight.
+  """Cross-entropy of each image's class, plus that of its kinds if they have a weight.
 
-  The gaps are the corrected logits of the negatives less that of the image's class.
+  A gap is the corrected logit of a negative minus the logit of the image's class.
   """
-  loss_of_row = None
+  replacement = None
   if isinstance(settings.correction, str):
-    loss_of_row = CORRECTIONS[settings.correction].loss
-  if loss_of_row is None:
+    replacement = CORRECTIONS[settings.correction].loss
+  if replacement is None:
     loss_B = log_one_plus_sum(gap_BxS)
   else:
-    loss_B = loss_of_row(gap_BxS, _own_log_weights(negatives, margin_BxS))
+    loss_B = replacement(gap_BxS, _own_log_weights(negatives, margin_BxS))
   if settings.ancestors_weight:
     ancestors_B = _ancestor_losses(gap_BxS, negatives.own_kinds, negatives.kinds)
     loss_B += settings.ancestors_weight * ancestors_B
@@ -193,14 +195,16 @@ def kept_with_margin(
 ) -> tuple[jax.Array, jax.Array]:
   """Finds the negatives of each image, and the margins of their logits.
 
+  Drops the image's own class, and classes that are not available or rejected.
+
   Args:
     settings: settings with N and the correction.
     labels_B: class of each image.
     negatives: result of `samplers.complete_negatives`.
 
   Returns:
-    Whether a class is a negative of each image [B,S], and what is added to its logit,
-    the correction and the fixed margin, [B,S], [1,S] or [B,1].
+    Whether each class is a negative of each image [B,S], and the sum of correction and
+    fixed margin that is added to its logit: [B,S], [1,S] or [B,1].
   """
   kept_BxS = negatives.ids[None, :] != labels_B[:, None]
   if negatives.available is not None:
@@ -215,13 +219,13 @@ def kept_with_margin(
   factor = _factor(settings.correction)
   if log_weights.ndim == 1:
     return kept_BxS, factor * log_weights[None, :] + settings.margin
-  # Each image has a draw of its own; the classes of other draws weigh nothing.
+  # Each image has its own draw. Classes of the other images' draws have weight 0.
   is_drawn_BxS = log_weights > -jnp.inf
   return kept_BxS & is_drawn_BxS, factor * log_weights + settings.margin
 
 
 def _own_log_weights(negatives: Negatives, margin_BxS: jax.Array) -> jax.Array:
-  """Log importance weights of the images' own classes, [B], or a zero for all."""
+  """Log importance weights of the images' own classes, [B], or one 0 for all images."""
   if negatives.log_weights is None:
     # After the uniform draw all classes have the same weight.
     return margin_BxS[:, 0]
@@ -238,7 +242,7 @@ def _accuracy(
 
 
 def log_one_plus_sum(gap_BxS: jax.Array) -> jax.Array:
-  """log(1 + sum exp(gap)): the cross-entropy of the positive, which is the 1."""
+  """log(1 + sum exp(gap)): the cross-entropy, in which the 1 is the positive's term."""
   return jax.nn.logsumexp(jnp.pad(gap_BxS, ((0, 0), (1, 0))), axis=-1)
 
 
@@ -247,13 +251,13 @@ def _ancestor_losses(
 ) -> jax.Array:
   """Cross-entropy of the kind of each image's class, mean over the levels.
 
-  A kind's logit is the log-sum-exp of the corrected logits of the classes below it, so
-  its probability is the sum of theirs:
+  A kind's logit is the log-sum-exp of the corrected logits of the classes below it. The
+  kind's probability is then the sum of the probabilities of these classes:
 
     -log p(kind) = -log p(class) + log p(class | kind).
 
   Args:
-    gap_BxS: corrected logits of the negatives less that of the image's class.
+    gap_BxS: corrected logits of the negatives minus the logit of the image's class.
     own_kinds_BxH: int32 [B,H], kind of each image's class on each level; -1 for none.
     kinds_SxH: int32 [S,H], kinds of the negatives.
 

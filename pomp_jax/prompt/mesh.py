@@ -22,8 +22,8 @@ ImageTower = Callable[[Any, jax.Array], jax.Array]
 def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
   """Builds a mesh [data, class].
 
-  Devices of a slice stay together: the data axis goes over the slices, and sums within
-  each come first.
+  Devices of a slice stay together: the data axis runs over the slices, so that a sum
+  can be taken within each slice first.
 
   Args:
     class_size: devices that split the classes of one draw.
@@ -33,8 +33,7 @@ def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
     InputError: the devices, or those of a slice, do not divide by `class_size`.
   """
   if devices is None:
-    # The devices of a process are together, so that its images are on neighbouring
-    # rows.
+    # Ordered by process, so that the images of a process are on neighbouring rows.
     devices = hosts.devices()
   # `mesh_utils.create_hybrid_device_mesh` puts the slices in this order too, but it may
   # place the devices of one process apart from each other.
@@ -44,8 +43,8 @@ def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
     raise InputError(f"config.mesh.class_size: got {class_size}, expected {expected}")
   rows = devices.reshape(-1, class_size)
   if any(slice_of(first) != slice_of(last) for first, last in rows[:, [0, -1]]):
-    # Every step would gather the features of all classes through the data-centre
-    # network.
+    # Devices of several slices would split the classes. Every step would gather the
+    # features of all classes through the data-centre network.
     slices = [slice_of(device) for device in devices]
     _, sizes = np.unique(slices, return_counts=True)
     expected = f"a divisor of the {sizes.min()} devices of a slice"
@@ -54,12 +53,12 @@ def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
 
 
 def slice_of(device: Any) -> int:
-  """The slice of a device; slices are joined by the data-centre network."""
+  """The slice of a device, or 0 without slices, which the data-centre network joins."""
   return getattr(device, "slice_index", None) or 0
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Copies a tree, equal on all hosts, to every device; shapes stay shapes."""
+  """Copies a tree, equal on all hosts, to every device; shapes get a sharding."""
   return _placed(tree, NamedSharding(mesh, P()))
 
 
@@ -81,7 +80,7 @@ def _placed(tree: Any, sharding: NamedSharding) -> Any:
 def over_all_devices(mesh: Mesh, image_tower: ImageTower) -> ImageTower:
   """Splits the image tower's rows over all devices, those of the class axis too.
 
-  Its images are sharded over `data`, and it is not compiled.
+  The result takes images that are sharded over `data`, and is not compiled.
   """
 
   def features_of_share(params: Any, images: jax.Array) -> jax.Array:
@@ -109,11 +108,11 @@ def over_all_devices(mesh: Mesh, image_tower: ImageTower) -> ImageTower:
 def _own_share(images: jax.Array) -> jax.Array:
   """This device's share of a data index's images along the class axis.
 
-  The shares are of equal size: the last images are followed by zeros.
+  The shares are of equal size: zeros are appended after the last image.
   """
   class_size = jax.lax.axis_size(CLASS)
   n_images = images.shape[0]
-  rows = -(-n_images // class_size)
+  rows = -(-n_images // class_size)  # rounded up
   no_padding = [(0, 0)] * (images.ndim - 1)
   padding = [(0, rows * class_size - n_images), *no_padding]
   start = jax.lax.axis_index(CLASS) * rows
@@ -125,7 +124,7 @@ def split_over_class(
 ) -> jax.Array:
   """Applies a function to this device's share of the images, and gathers all results.
 
-  To be called inside the step's `shard_map`.
+  Call this function inside the step's `shard_map`.
   """
   shares = jax.lax.all_gather(function(_own_share(images_B)), CLASS, tiled=True)
   return shares[: len(images_B)]

@@ -1,4 +1,4 @@
-"""The optimizers of the recipes, SGD with momentum and AdamW, and their rates."""
+"""The optimizers of the recipes, SGD with momentum and AdamW, and their schedules."""
 
 import math
 from typing import Any
@@ -39,7 +39,7 @@ def learning_rate(
   Args:
     schedule: one of SCHEDULES.
     base: rate after the warmup.
-    epochs: T, any fraction.
+    epochs: T, which may be a fraction.
     steps_per_epoch: steps of an epoch.
     warmup: w, in epochs; a fraction only for `step`.
     warmup_rate: constant rate of the warmup.
@@ -50,13 +50,13 @@ def learning_rate(
   if schedule == "epoch":
     decay_epochs = epochs
   else:
-    # A run that is all warmup divides by no zero, and never reads the decay.
+    # Avoid a division by zero for a run that is all warmup, which uses no decay.
     decay_epochs = max(epochs - warmup, 1e-9)
 
   def time_of(step: Any) -> Any:
     """Time t in epochs, at the start of a step."""
     if schedule == "epoch":
-      # Integer division: step / steps_per_epoch can round down to the epoch before.
+      # Not step / steps_per_epoch, which can round to just below a whole epoch.
       return step // steps_per_epoch
     return step / steps_per_epoch
 
@@ -78,15 +78,15 @@ def sgd(
     rate: learning rate by step.
     momentum: share of the last update that is kept.
     weight_decay: factor of the parameters that is added to the gradient.
-    clip_norm: norm over all parameters to which a longer gradient is scaled down before
-      all else, as by torch.nn.utils.clip_grad_norm_; 0 for any norm.
+    clip_norm: largest norm of the gradient over all parameters. A longer gradient is
+      first scaled down, as torch.nn.utils.clip_grad_norm_ does. 0 for no limit.
   """
   parts = [
     optax.add_decayed_weights(weight_decay),
     optax.trace(momentum),
     optax.scale_by_learning_rate(rate),
   ]
-  # No entry in the state where nothing is clipped: older checkpoints have none.
+  # Without clipping, add no entry to the optimizer state: older checkpoints have none.
   if clip_norm:
     parts.insert(0, optax.clip_by_global_norm(clip_norm))
   return optax.chain(*parts)
@@ -105,10 +105,10 @@ def adamw(
   Args:
     rate: learning rate by step.
     beta1: decay of the mean of the gradients.
-    beta2: decay of the mean of their squares.
-    epsilon: number added to the root of that mean.
-    decay: factor of the parameters that is subtracted at a rate of 1.
-    clip_norm: norm to which a longer gradient is scaled down, as by `sgd`.
+    beta2: decay of the mean of the squared gradients.
+    epsilon: number added to the root of the mean square.
+    decay: weight decay; each step subtracts rate * decay * parameters.
+    clip_norm: largest norm of the gradient, see `sgd`.
   """
   decoupled = optax.adamw(rate, beta1, beta2, epsilon, weight_decay=decay)
   if not clip_norm:
@@ -119,6 +119,6 @@ def adamw(
 def result_of(params: Any, opt_state: Any) -> Any:
   """The parameters that a training results in.
 
-  These are their average, if the optimizer keeps one.
+  These are the average of the parameters if the optimizer keeps one, else `params`.
   """
   return optax.tree.get(opt_state, "average", params)

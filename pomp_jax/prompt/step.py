@@ -1,10 +1,13 @@
 """One training step over a mesh: draw, features, loss, mean gradient, update.
 
 Mesh axes: `data` (images; each index draws its own negatives) and `class` (splits the
-text tower's rows, whose small features are gathered). One program for one device or a
-pod. Read from `make_train_step` down: each function calls the one below it. Shapes: B
-images of a draw, S sampled negatives, C = B + S classes of a step, L own tokens of a
-class, D width, E embedding.
+text tower's rows, whose small features are gathered). The same program runs on one
+device and on a pod. Read from `make_train_step` down: each function calls the one below
+it.
+
+Shapes: B images of a draw, S sampled negatives, C = B + S classes of a draw, R of them
+on a device, Z devices of the class axis, X classes whose features go to the bank, L own
+tokens of a class, D width, E embedding.
 """
 
 from collections.abc import Callable
@@ -40,10 +43,10 @@ class TrainState(struct.PyTreeNode):
   step: Any  # steps taken
   # the learner's parameters, such as {"context": [M,D]}, without the frozen CLIP
   params: Any
-  opt_state: Any  # optax's state for these
+  opt_state: Any  # optax's state for `params`
   seed_key: Any  # key data of the seed, from which a step derives its draws
   # Text features of all classes under recent prompts, sharded, see `prompt.bank`; None
-  # where the sampler reads none.
+  # if the sampler does not read them.
   bank: Any = None
 
 
@@ -58,8 +61,8 @@ def create_state(
     seed: seed of the initial parameters and of all draws.
   """
   seed_key = jax.random.key(seed)
-  # The draws fold in the step, 0, 1, ..; the initial parameters have a stream of their
-  # own.
+  # The draws fold the step, 0, 1, .., into the seed. The initial parameters fold in a
+  # number that no step reaches.
   init_key = jax.random.fold_in(seed_key, 2**32 - 1)
   params = learner.init(init_key)
   return TrainState(
@@ -73,7 +76,7 @@ def create_state(
 def repeated(
   program: jax.stages.Compiled, state: TrainState, *others: Any
 ) -> Callable[[], None]:
-  """Returns a function that takes the next step at each call, and waits for it.
+  """Returns a function that takes the next step at each call, and waits for its result.
 
   Args:
     program: compiled step, which donates the state.
@@ -84,14 +87,14 @@ def repeated(
   def take_step() -> None:
     nonlocal state
     state, metrics = program(state, *others)
-    # Calls of a program return before it has run.
+    # The call returns before the program has run.
     jax.block_until_ready((state, metrics))
 
   return take_step
 
 
 class Renewal(NamedTuple):
-  """The rows of the bank that a step computes beside its own classes, in turn."""
+  """Rows of the bank that a step computes in turn, beside the classes of its draws."""
 
   learner: Learner  # learner with the token budget of `bank.renewal_token_budget`
   rows: int  # classes of a device and a micro-step, see `bank.renewed_classes`
@@ -106,15 +109,15 @@ def step_token_budget(
   class_size: int = 1,
   capacity: int | None = None,
 ) -> int:
-  """Own tokens that one device's rows of a step may take.
+  """Computes the token budget of a step: own tokens that a device's classes may take.
 
-  At K = N every class is in every draw, and the budget holds them all. Otherwise it
-  holds a uniform draw of classes, see `clip.packed.token_budget`. Draws of the other
-  samplers have about the same mean length; where names are longer, the last few classes
-  of a draw are dropped, and the weights of the others grow.
+  At K = N every class is in every draw, and the budget holds all classes. Otherwise the
+  budget holds a uniform draw, see `clip.packed.token_budget`. Names in the draws of
+  other samplers have about the same mean length. If a draw exceeds the budget, its last
+  few classes are dropped, and the weights of the others grow.
 
   Args:
-    module: context, whose vectors that classes do not share are added to their tokens.
+    module: context. Vectors that the classes do not share count as own tokens.
     lengths_N: own tokens of the names.
     settings: settings with K, N and the sampler.
     group_size: images of a draw.
@@ -123,22 +126,22 @@ def step_token_budget(
   """
   own_N = np.asarray(lengths_N, np.int32) + np.int32(module.n_own)
   n_negatives = without_replacement.n_negatives(settings.k, settings.n_classes)
-  n_positives = -(-group_size // class_size)
+  n_positives = -(-group_size // class_size)  # of a device, rounded up
   if n_negatives == settings.n_classes:
     taken_N = taken_of(own_N, capacity)
-    # The classes are dealt out in turn, see `_dealt`; any of them may be a positive.
+    # The classes are dealt out in turn, see `_dealt`; any class may be a positive.
     shares = [taken_N[first::class_size].sum() for first in range(class_size)]
     return math.ceil(max(shares) + n_positives * taken_N.max())
   if samplers.SAMPLERS[settings.sampling.name].for_each_image:
     # Every image draws from a list of its own.
     own_N = np.tile(own_N, group_size)
     n_negatives *= group_size
-  n_drawn = -(-n_negatives // class_size)
+  n_drawn = -(-n_negatives // class_size)  # of a device, rounded up
   return token_budget(own_N, n_drawn, n_positives, capacity)
 
 
 class StepParts(NamedTuple):
-  """What a compiled step holds beside its arrays."""
+  """Settings and functions that are compiled into a step."""
 
   mesh: Mesh
   learner: Learner
@@ -149,7 +152,7 @@ class StepParts(NamedTuple):
 
 
 class _Group(NamedTuple):
-  """One group of each data index, and what its draws are derived from."""
+  """One group of each data index, and the numbers that give the keys of its draws."""
 
   images: Any  # uint8 [data*B,H,W,3] or features [data*B,E]
   labels: Any  # int32 [data*B]
@@ -159,7 +162,8 @@ class _Group(NamedTuple):
   frozen: Any  # features of the frozen tower [data*B,E] beside the images, or None
 
 
-# Classes whose features a device computed, [X], and these, [X,E]; None without a bank.
+# Ids [X] of the classes that a device computed, and their features [X,E]; None without
+# a bank.
 _Computed = tuple[jax.Array, jax.Array] | None
 
 
@@ -171,13 +175,13 @@ def make_train_step(parts: StepParts) -> jax.stages.Wrapped:
   `accumulate=8` compute the same.
 
   Negatives beyond the learner's token budget are dropped for that step; the margin uses
-  the number kept. A bank in the state gets the features of the draw, and those of
-  `renewal`, if given.
+  the number kept. If the state has a bank, the step writes the features of the draws to
+  it, and the features of `renewal`, if given.
 
-  A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32
-  [G*B]}, sharded over `data`. Metrics are scalars on the device: `loss`, `accuracy`,
-  `consistency` (if any: its share of the loss), `grad_norm`, and `param_norm` (of all
-  learned parameters, before the update).
+  A batch of G groups is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E],
+  "label": int32 [G*B]}, sharded over `data`. Metrics are scalars on the device: `loss`,
+  `accuracy`, `consistency` (if any: its share of the loss), `grad_norm`, and
+  `param_norm` (of all learned parameters, before the update).
   """
   learner = parts.learner
   if learner.image_tower is not None:
@@ -190,7 +194,9 @@ def make_train_step(parts: StepParts) -> jax.stages.Wrapped:
 def train_step(
   parts: StepParts, state: TrainState, frozen: Frozen, batch: Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Draws, contrasts and updates; the log shows this name as compiled.
+  """Takes a step: draws, contrasts and updates.
+
+  JAX's log of compilations shows the name of this function.
 
   Args:
     parts: mesh, learner, optimizer and numbers.
@@ -230,8 +236,8 @@ class _MeanGradient(NamedTuple):
   """Result of the forward and backward passes of a step."""
 
   contrast: Contrast  # mean over all groups
-  gradient: Any  # likewise, a tree like the parameters
-  # Features for the bank, with an axis of the micro-steps in front; None without one.
+  gradient: Any  # mean over all groups, a tree like the parameters
+  # Features for the bank, with a first axis of micro-steps; None without a bank.
   computed: _Computed
 
 
@@ -240,8 +246,8 @@ def _mean_gradient(
 ) -> _MeanGradient:
   """Averages contrast and gradient over all groups.
 
-  A scan takes the groups of a data index one after the other, so that the memory is
-  that of one.
+  A scan takes the groups of a data index one after the other, so that only one group
+  needs memory at a time.
 
   Args:
     parts: mesh, learner and numbers.
@@ -249,7 +255,7 @@ def _mean_gradient(
     frozen: arrays that no gradient moves.
     batch: images and labels, see `make_train_step`.
   """
-  # Outside of what is differentiated, so the image tower leaves no residuals.
+  # Outside of the differentiated function, so the image tower leaves no residuals.
   images, frozen_features = parts.learner.observe(frozen, batch["image"])
   in_groups = functools.partial(_in_groups, parts)
   images, labels, frozen_features = jax.tree.map(
@@ -306,7 +312,9 @@ def _add_gradient(
 def _mean_loss(
   parts: StepParts, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
 ) -> tuple[jax.Array, tuple[Contrast, _Computed]]:
-  """Mean loss over the data axis, each index with its own draw."""
+  """Mean loss over the data axis; each data index has its own draw."""
+  # `group.frozen`, features of the images, is split over `data`; the argument `frozen`
+  # is equal on all devices.
   group_specs = _Group(
     images=P(DATA),
     labels=P(DATA),
@@ -328,20 +336,20 @@ def _mean_loss(
 def _device_contrast(
   parts: StepParts, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
 ) -> tuple[Contrast, _Computed]:
-  """The mean contrast, and the features that this device computed.
+  """Mean contrast over all devices, and the class features that this device computed.
 
   Runs inside the `shard_map`.
   """
   settings = parts.settings
   learner = parts.learner
-  # Equal on all devices, but used with rows that differ: a custom VJP (those of
-  # `clip.packed`) must see both as varying.
+  # `frozen` is equal on all devices, but a custom VJP, such as those of `clip.packed`,
+  # combines it with rows that differ, and must see both as varying.
   frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
   if bank is not None:
-    rows = banks.Bank(bank, settings.n_classes, sharded=True)
-    frozen = frozen._replace(sampling=frozen.sampling._replace(bank=rows))
+    own_bank = banks.Bank(bank, settings.n_classes, sharded=True)
+    frozen = frozen._replace(sampling=frozen.sampling._replace(bank=own_bank))
   seen = learner.see(params, frozen, group.images, group.labels, group.frozen)
-  # Number of the group among all of the batch, from which its draw is derived.
+  # Number of the group in the batch; the key of the draw is derived from it.
   number = jax.lax.axis_index(DATA) * parts.accumulate + group.micro
   key = without_replacement.draw_key(
     jax.random.wrap_key_data(group.seed_key), group.step, number
@@ -356,6 +364,7 @@ def _device_contrast(
     if parts.renewal is not None:
       renewed = _renewed(parts, parts.renewal, params, frozen, group.step, number, seen)
       features_of_ids.append(renewed)
+    # An id beyond the rows of the bank: N, rounded up to a multiple of the devices.
     no_row = settings.n_classes + parts.mesh.size
     computed = _available_rows(features_of_ids, no_row)
   return jax.lax.pmean(contrast, (DATA, CLASS)), computed
@@ -370,7 +379,7 @@ def _renewed(
   number: jax.Array,
   seen: Seen,
 ) -> tuple[jax.Array, TextFeatures]:
-  """The classes of this device's turn [X], and their features, without gradient."""
+  """Classes [X] that this device renews now, and their features, without gradient."""
   part = number * jax.lax.axis_size(CLASS) + jax.lax.axis_index(CLASS)
   n_parts = parts.mesh.size * parts.accumulate
   n_classes = parts.settings.n_classes
@@ -382,9 +391,11 @@ def _renewed(
 def _dealt(ids_C: Int32[Array, " C"]) -> Int32[Array, " R"]:
   """This device's classes of a draw.
 
-  They are dealt out in turn, so that each device gets its share of the positives.
+  The classes are dealt out in turn, so that each device gets its share of the
+  positives, which come first.
   """
   class_size = jax.lax.axis_size(CLASS)
+  # Round up to equal shares; class 0 fills the rest.
   rows = -(-ids_C.size // class_size)
   padded_C = jnp.pad(ids_C, (0, rows * class_size - ids_C.size))
   dealt_RxZ = padded_C.reshape(rows, class_size)
@@ -394,7 +405,7 @@ def _dealt(ids_C: Int32[Array, " C"]) -> Int32[Array, " R"]:
 
 
 def _gathered(rows_R: jax.Array, n_classes: int) -> jax.Array:
-  """Rows of all classes of a draw in its order, from those that `_dealt` gave out."""
+  """Rows of all classes in the order of the draw: the inverse of `_dealt`."""
   dealt = jax.lax.all_gather(rows_R, CLASS, axis=1)
   return dealt.reshape(-1, *rows_R.shape[1:])[:n_classes]
 
@@ -417,7 +428,7 @@ def _contrast(
   features_CxE = _gathered(text.features, n_classes)
   own_BxE = features_CxE[:n_images]
   if features_CxE.ndim == 3:
-    # [C,B,E], one for each image: the diagonal pairs each image with its own class.
+    # Features [C,B,E] depend on the image: the diagonal pairs images and own classes.
     own_BxE = jnp.diagonal(own_BxE).T
   available_S = None
   if text.available is not None:
@@ -425,7 +436,7 @@ def _contrast(
   negatives = samplers.complete_negatives(
     settings.sampling, frozen.sampling, drawn, seen.labels, available_S
   )
-  # All classes where the images' own are negatives too; otherwise the drawn ones.
+  # The drawn classes; all classes if the images' own are negatives too.
   negatives_SxE = features_CxE[n_classes - negatives.ids.size :]
   classes = ClassFeatures(own_BxE, negatives_SxE)
   contrast = learner.contrast(settings, frozen, seen, classes, negatives)
@@ -440,7 +451,7 @@ def _contrast(
 def _available_rows(
   features_of_ids: list[tuple[jax.Array, TextFeatures]], no_row: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Joins classes to ids [X] and features [X,E]; dropped rows get the id `no_row`."""
+  """Joins the pairs to ids [X] and features [X,E]; dropped classes get id `no_row`."""
   ids = []
   features = []
   for ids_R, text in features_of_ids:
@@ -452,7 +463,7 @@ def _available_rows(
 
 
 def _updated_bank(parts: StepParts, rows: jax.Array, computed: _Computed) -> jax.Array:
-  """Writes what all groups computed, in their order, into the bank."""
+  """Writes the features of all groups to the bank, in the order of the groups."""
 
   def in_order(leaf: jax.Array) -> jax.Array:
     # [accumulate, data * X, ..] to [data * accumulate * X, ..].

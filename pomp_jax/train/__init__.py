@@ -1,1 +1,1 @@
-"""A training: setup, loop, what it watches, and how it resumes."""
+"""Training: setup, loop, monitoring, checkpoints, results."""

@@ -1,9 +1,8 @@
-"""What a training reads: views of images, or their features, and which process reads
-which.
+"""Input of a training: views of images, or their features, and each process's shard.
 
-Views that are rendered or decoded, and stored features, have the same order.
+Rendered views, decoded views and stored features come in the same order.
 
-Shapes: n images, B of them in a batch, V views of each, E embedding.
+Shapes: n images, B images in a batch, V views of each image, E embedding.
 """
 
 import collections
@@ -70,7 +69,7 @@ def open_features(
     "resizer": RESIZER,
   }
   if data.augment == "none":
-    # Nothing is drawn, so features under another seed or crop are the same ones.
+    # Nothing is drawn, so the features do not depend on seed, crop or resizer.
     for field in ("augment_seed", "crop_area", "resizer"):
       made_from[field] = None
   digest = fingerprint([repr(sorted(made_from.items()))])
@@ -96,7 +95,7 @@ def open_fetch(
   Args:
     data: `config.data`.
     source: training images, or features of a file.
-    encoder: CLIP in use, whose image size the views have.
+    encoder: CLIP in use. The views have the image size of this CLIP.
     folder: folder of the run.
 
   Returns:
@@ -110,7 +109,7 @@ def open_fetch(
     features = open_features(data, source, encoder, folder)
     return functools.partial(stored_views, features, policy)
 
-  # `bytes_of_view` reads the keyword `size`.
+  # `size` must be a keyword argument: `bytes_of_view` looks it up in the partial.
   return functools.partial(
     views, source, augmentation=policy, size=encoder.clip.image_size
   )
@@ -120,7 +119,7 @@ def bytes_of_view(fetch: Fetch) -> int:
   """Size in bytes of the pixels of a view; 0 for features.
 
   Args:
-    fetch: function of `open_fetch`, or one that states its own `view_bytes`.
+    fetch: result of `open_fetch`, or a function with an attribute `view_bytes`.
   """
   if hasattr(fetch, "view_bytes"):
     return fetch.view_bytes
@@ -155,8 +154,8 @@ def read_ahead(
 def readable_features(
   data: Data, encoder: Encoder, source: Source, folder: RunFolder
 ) -> SplitFeatures:
-  """Computes the features of a split's readable images, or reads those of an earlier
-  start.
+  """Computes the features of a split's readable images, or reads the stored ones of an
+  earlier start.
 
   Args:
     data: `config.data`, with the share of images that may be unreadable.
@@ -186,8 +185,8 @@ def own_shard(mesh: Mesh) -> Shard:
 def process_shards(mesh: Mesh) -> dict[int, Shard]:
   """Shard of a batch that each process reads for its devices.
 
-  The rows of the mesh split a batch. Processes whose devices split the classes of the
-  same images, and so the same rows, read the same shard.
+  The rows of the mesh split a batch. Processes whose devices are on the same rows split
+  the classes of the same images, so they read the same shard.
 
   Args:
     mesh: devices [data, class] of all processes.
@@ -217,6 +216,6 @@ def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator
   send = functools.partial(
     jax.make_array_from_process_local_data, NamedSharding(mesh, P(DATA))
   )
-  # Steps are started without waiting for them, so the copy runs beside the previous
-  # step.
+  # The loop starts a step without waiting for its result, so the copy runs beside the
+  # previous step.
   return (jax.tree.map(send, batch) for batch in batches)

@@ -1,11 +1,11 @@
 """Computes the features of the training images once, for `data.features="stored"`.
 
 Each process computes its own blocks; a restart resumes with the block that was
-interrupted. Memory holds the block that is being computed and the pixels of a few parts
-of it.
+interrupted. Memory holds the features of the current block and the pixels of a few
+parts.
 
-Shapes: n images, b of them in a block, B in a part, R versions of each, V views in an
-epoch, S side of a view in pixels, E embedding.
+Shapes: n images, b images in a block, B images in a part, R versions of each image, V
+views of an image in an epoch, S side of a view in pixels, E embedding.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ from pomp_jax.train import batches
 
 log = logging.getLogger(__name__)
 
-# Longest wait for the slowest process, in seconds. Heartbeats tell whether it lives.
+# Longest wait for the slowest process, in seconds; heartbeats notice a dead process.
 _NO_END = 7 * 86_400.0
 
 
@@ -44,7 +44,7 @@ def fill_features(
 
   Args:
     data: `config.data`.
-    clip: `config.clip`, opened anew where processes work at their own pace.
+    clip: `config.clip`, which each of several processes opens on its own devices.
     folder: folder of the run.
     source: training images.
     encoder: CLIP on the devices of all processes.
@@ -67,8 +67,8 @@ def fill_features(
     # Each process works at its own pace, so its CLIP must not run collectives.
     encoder = opening.open_encoder(clip, devices=hosts.devices(local=True))
   _fill(data, features, own_blocks, source, encoder)
-  # `_fill` asks all processes after each block whether to stop. Those with fewer blocks
-  # ask as often as the process with the most.
+  # All processes must ask equally often whether to stop. `_fill` asks after each block,
+  # so a process with fewer blocks than others asks here for the rest.
   most_blocks = -(-len(missing) // n_processes)
   for _ in range(most_blocks - len(own_blocks)):
     hosts.raise_if_preempted()
@@ -89,7 +89,7 @@ def fill_features(
 def _missing_blocks(features: Features) -> list[int]:
   """Blocks to compute, as process 0 sees the folder.
 
-  A network's file system may show each process another listing.
+  A network file system may show each process another listing.
   """
   missing = None
   if hosts.is_first():
@@ -99,9 +99,10 @@ def _missing_blocks(features: Features) -> list[int]:
 
 
 def _note_unreadable(data: Data, features: Features, source: Source) -> None:
-  """Raises CorruptDataError if all processes and starts met too many unreadable images.
+  """Raises CorruptDataError if processes and starts together met too many unreadable
+  images.
 
-  Process 0 reads all features for it.
+  Process 0 reads all features to find these images.
   """
   unreadable = None
   if hosts.is_first():
@@ -131,7 +132,7 @@ def check_same_images(folder: RunFolder, made_from: Mapping[str, Any]) -> None:
 
   record = read_json(path)
   for field, value in made_from.items():
-    # The run may be of a version whose record lacks the field.
+    # The record of an older version may lack the field.
     recorded = record.get(field, value)
     if recorded == value:
       continue
@@ -150,7 +151,7 @@ def _fill(
 ) -> None:
   """Computes and writes blocks, one after the other.
 
-  Threads or workers decode the next parts meanwhile.
+  Meanwhile threads or workers decode the next parts.
 
   Args:
     data: `config.data`.
@@ -181,8 +182,8 @@ def _fill(
       log.warning(
         "%s: can't be read; another image stands in for it", name_of(source, index)
       )
-    # Raises as soon as this process alone has met too many. `_note_unreadable` counts
-    # those of the other processes and of earlier starts.
+    # Raises as soon as this process alone has met too many unreadable images.
+    # `_note_unreadable` adds those of the other processes and of earlier starts.
     skipped.note(unreadable)
     features.write(block, features_bxRxE)
     hosts.raise_if_preempted()

@@ -1,4 +1,4 @@
-"""The training loop: steps from the last checkpoint, or from none, to the end.
+"""The training loop: steps from the last checkpoint, or from the start, to the end.
 
 The checkpoint holds everything that a step depends on, so a resumed run takes the same
 steps.
@@ -25,13 +25,13 @@ from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError, Watch
 
 log = logging.getLogger(__name__)
 
-# Factor over the running mean of the loss above which a loss is bad, where it can be
-# rolled back.
+# A loss above this factor times the running mean is bad, if `roll_backs` allows a
+# roll-back.
 SPIKE = 5.0
 
 
 class Parts(NamedTuple):
-  """What a training builds once and uses again after each roll-back."""
+  """Objects that a training builds once and uses again after each roll-back."""
 
   take_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # compiled
   validate: Callable[[TrainState], Accuracy | None]
@@ -88,6 +88,7 @@ def _train_from(last: Checkpoint, run: Run, parts: Parts) -> Checkpoint:
     Watch(run, monitor, first=last.step, tracker=parts.tracker) as watch,
   ):
     on_devices = batches.on_devices(watch.timed(loader), run.encoder.mesh)
+    # Count the seconds of earlier starts too.
     start = time.monotonic() - last.seconds
     for step in range(last.step + 1, run.total_steps + 1):
       state, metrics = parts.take_step(state, run.frozen, next(on_devices))
@@ -98,10 +99,10 @@ def _train_from(last: Checkpoint, run: Run, parts: Parts) -> Checkpoint:
       if must_stop or is_last or step % run.checkpoint.every == 0:
         # Raises for a bad loss, so only good states are saved.
         watch.flush()
-        # A stop request may leave seconds only, too few to validate.
+        # After a stop request only seconds may be left, too few to validate.
         accuracy = None if must_stop else parts.validate(state)
         watch.validated(step, accuracy)
-        # Raises for too many unreadable images, so it comes before the save.
+        # Raises for too many unreadable images, so share them before the save.
         _share_unreadable(loader.skipped)
         last = last._replace(
           step=step,
@@ -146,10 +147,10 @@ def _roll_back(
   """Returns the last good checkpoint, to resume with other draws and other images.
 
   Args:
-    run: training of the bad loss.
-    checkpoints: its checkpoints.
-    before: checkpoint from which the bad loss was reached.
-    error: bad loss, with its step.
+    run: training that met the bad loss.
+    checkpoints: checkpoints of the training.
+    before: checkpoint from which the training ran into the bad loss.
+    error: error that holds the step of the bad loss.
 
   Raises:
     TrainingError: no roll-back is left.
@@ -162,14 +163,14 @@ def _roll_back(
       " lower the learning rate, or let config.roll_backs=3 resume from it"
     ) from error
 
-  good = resume(run, checkpoints)
-  last = good.rolled_back(before, error.step, run.seed, run.encoder.mesh)
+  restored = resume(run, checkpoints)
+  rolled_back = restored.rolled_back(before, error.step, run.seed, run.encoder.mesh)
   log.warning(
     "%s: ROLLED BACK to step %d, with other draws and other images from there on (%d of at most %d"
     " times)",
     error,
-    last.step,
-    last.roll_backs,
+    rolled_back.step,
+    rolled_back.roll_backs,
     n_allowed,
   )
-  return last
+  return rolled_back

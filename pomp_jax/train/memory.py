@@ -12,18 +12,19 @@ from pomp_jax.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
-# Share of a device's own limit; weights, data and the other temporaries take the rest.
+# Share of a device's memory for activations. Weights, data and other temporaries take
+# the rest.
 _SHARE = 0.5
-# Of CPUs, which have no limit: the same on all machines, so that a run that moves keeps
-# its bits.
+# Memory for activations on CPUs, which have no limit. It is the same on all machines,
+# so that a run that moves to another machine stays bit-identical.
 _NO_LIMIT_GIB = 4.0
 
 
 def activation_memory(clip: Clip) -> float:
   """Memory of a device for activations, in bytes; all processes call it together.
 
-  That of `clip.memory_gib`, or where it is 0 a share of the first process's smallest
-  device, so that all processes compile equal programs.
+  Returns `clip.memory_gib`, or if it is 0 a share of the smallest device of process 0,
+  so that all processes compile equal programs.
   """
   gib = clip.memory_gib or memory_of_device()
   return gib * 2**30
@@ -41,7 +42,7 @@ def memory_plan(
     encoder: CLIP in use.
     n_prefix: P, prefix tokens that all classes share.
     token_budget: own tokens of the classes that a device computes.
-    n_times: text towers that are computed together and share the memory.
+    n_times: number of text towers that are computed together and share the memory.
   """
   bytes_of_tower = activation_memory(clip) / n_times
   return plan_memory(
@@ -56,7 +57,7 @@ def memory_plan(
 
 
 def share_of_device(limit_gib: float) -> float:
-  """Memory for activations, in GiB, of a device with this limit; 0 is for no limit."""
+  """Memory for activations, in GiB, of a device with this limit; 0 if it has none."""
   if not limit_gib:
     return _NO_LIMIT_GIB
   return _SHARE * limit_gib
@@ -64,7 +65,7 @@ def share_of_device(limit_gib: float) -> float:
 
 @functools.cache
 def memory_of_device() -> float:
-  """Memory for activations, in GiB, of the first process's smallest device.
+  """Memory for activations, in GiB, of the smallest device of process 0.
 
   All processes make the first call together; later calls return the same number.
   """

@@ -1,6 +1,7 @@
-"""What a method is beside its step, and the context that it starts from.
+"""What a method provides beside its step, and the context that a training starts from.
 
-Shapes: N classes, M context vectors, F fixed tokens, D width.
+Shapes: N classes, M context vectors, F fixed tokens, T = M + F, L positions of a text,
+D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,11 +39,11 @@ Scorer = Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]
 
 @dataclasses.dataclass(frozen=True)
 class Pomp:
-  """POMP as a method that learns by steps; others override what differs."""
+  """POMP as a method that learns by steps; other methods override what differs."""
 
   name: str  # value of `config.method`
   contrast: Contrast = Contrast()  # with fields that a room adds for the method
-  # an `Encoder` of the training images other than the run's; None for that one
+  # `Encoder` of the training images; None for the encoder of the run
   images: Any = None
 
   # Whether words of `prompt.init` beyond `prompt.m` tokens stay fixed.
@@ -74,7 +75,7 @@ class Pomp:
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """Builds the arrays that the method's steps read, for a list of classes.
+    """Builds the arrays that the method's steps read about a list of classes.
 
     Args:
       prompt: `config.prompt`, whose M vectors need places beside a name.
@@ -83,7 +84,7 @@ class Pomp:
       names: names of the N classes.
 
     Raises:
-      VocabularyError: a name has no room beside the M vectors.
+      VocabularyError: a name does not fit beside the M vectors.
       TokenizeError: a name can't be tokenized.
     """
     vocabulary = encoder.vocabulary(names, prompt.m)
@@ -92,7 +93,7 @@ class Pomp:
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """Builds the learner: POMP's own learns the context alone.
+    """Builds the learner: POMP's learner is `plain`, which learns the context alone.
 
     Another method wraps `plain` or replaces it.
 
@@ -108,8 +109,8 @@ class Pomp:
     """Builds the function that scores the images of a split; None for a method that
     learns a prompt.
 
-    A prompt is scored by the class features that it makes. A method without a prompt
-    has image features, or classifiers, of its own.
+    The caller scores a prompt by its class features. A method without a prompt has its
+    own image features or classifiers, and this function scores them.
 
     Args:
       encoder: CLIP of the run.
@@ -124,7 +125,7 @@ def method_of(name: str, contrast: Contrast | None = None) -> Pomp:
 
   Args:
     name: value of `config.method`.
-    contrast: fields of its training; their defaults if None.
+    contrast: `config.contrast`; its defaults if None.
   """
   build = load(METHODS[name].steps)
   method: Pomp = build(name, contrast or Contrast())
@@ -134,9 +135,9 @@ def method_of(name: str, contrast: Contrast | None = None) -> Pomp:
 def initial_words(
   prompt: Prompt, clip: Clip, fixed_words: bool = False
 ) -> Int[np.ndarray, " T"]:
-  """Token ids of the words of `prompt.init`: T = M + F.
+  """Token ids of the words of `prompt.init`: T = M + F tokens.
 
-  The first M become the learned vectors. F fixed words follow them.
+  The first M tokens become the learned vectors. The F tokens after them stay fixed.
 
   Args:
     prompt: `config.prompt`.
@@ -176,7 +177,7 @@ def initial_context(
   Args:
     prompt: `config.prompt`.
     clip: CLIP with its token embeddings.
-    n_classes: N, of a class-specific context.
+    n_classes: N, for a class-specific context.
     fixed_words: whether words beyond M tokens are allowed, and stay fixed.
 
   Returns:
@@ -184,7 +185,7 @@ def initial_context(
 
   Raises:
     ConfigError: the words don't have M tokens, or the file has no context, another M,
-      another position, or a context for each class.
+      another position, or class-specific contexts for a shared one.
     PromptFileError: the file can't be read, or its D or N differs.
   """
   if _is_prompt(prompt.init):
@@ -208,7 +209,7 @@ def _context_of_file(prompt: Prompt, clip: Clip, n_classes: int) -> np.ndarray:
   require(n_vectors == prompt.m, "prompt.m", prompt.m, f"{n_vectors}, as in {path}")
   if stored.context.ndim == 3 and not prompt.class_specific:
     raise ConfigError("prompt.class_specific", False, f"True, as in {path}")
-  # Checkpoints of other code do not record their position.
+  # Checkpoints of other code do not record the position of the name.
   has_position = stored.clip_model != UNKNOWN_CLIP
   if has_position and stored.position != prompt.position:
     expected = f"{stored.position!r}, as in {path}"

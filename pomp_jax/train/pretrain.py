@@ -44,15 +44,16 @@ from pomp_jax.train.training import PromptRun
 
 
 class Chosen(NamedTuple):
-  """What a finished training keeps and evaluates."""
+  """Checkpoint and prompts of a finished training, to save and evaluate."""
 
   checkpoint: Checkpoint
   prompt: Prompt | None  # None for a method that learns no prompt
-  others: dict[str, Checkpoint]  # also saved as prompts, by name of the file
-  # Prompts to evaluate beside it, by row of the tables.
+  others: dict[str, Checkpoint]  # other checkpoints to save as prompts, by file name
+  # Other prompts to evaluate, by row of the tables.
   rows: Mapping[str, Prompt | str] = types.MappingProxyType({})
   reference: str = results.HAND_WRITTEN  # row that the others are compared with
-  # Facts about the choice among words and training, empty without candidates.
+  # Facts about the choice between words and the trained prompt; empty without
+  # candidates.
   words: Mapping[str, Any] = types.MappingProxyType({})
 
 
@@ -78,7 +79,7 @@ def check(config: TrainingConfig, workdir: str) -> None:
     expected = "2 classes or more to tell apart; the training data has 1"
     require(n_classes > 1, "negatives", config.negatives, expected)
     check_mesh(config.mesh.class_size, config.loop, config.data.views)
-    # SOS, a name of one token, "." and EOT need a place.
+    # SOS, a name of one token, "." and EOT need a place each.
     n_places = clip.text_config.max_position_embeddings - 4
     n_vectors = config.prompt.m
     expected = f"at most {n_places} for this CLIP"
@@ -134,7 +135,7 @@ def check_names(
     for candidate in read_prompts(candidates, "prompt.candidates"):
       texts.append(candidate.prompt)
   if prompt.m:
-    # Any context of M vectors leaves the same places.
+    # Zeros do: any context of M vectors leaves the same number of places.
     context_MxD = np.zeros((prompt.m, 1), np.float32)
     texts.append(Prompt(context_MxD, UNKNOWN_CLIP))
   for text in texts:
@@ -162,7 +163,7 @@ def check_mesh(
   expected = f"a divisor or a multiple of the {n_local} devices of each process"
   require(has_shard, "mesh.class_size", class_size, expected)
 
-  # Each index of the data axis draws negatives for its images of each micro-step.
+  # Each index of the data axis draws negatives for its images in each micro-step.
   n_data = mesh.shape[DATA]
   n_groups = n_data * loop.accumulate
   expected = (
@@ -188,7 +189,7 @@ def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
     workdir: folder of the run.
 
   Returns:
-    What `results.json` holds.
+    The content of `results.json`.
 
   Raises:
     TrainingError: the loss is bad, or the results can't be written.
@@ -230,7 +231,8 @@ def _start_folder(run: PromptRun) -> None:
   """Writes the config, the classes and the stored features of the training images.
 
   Raises:
-    FeatureStoreError: the features depend on other things than at the first start.
+    FeatureStoreError: the CLIP, the images or the augmentation changed since the first
+      start.
     CorruptDataError: too many images are unreadable.
   """
   folder = run.folder
@@ -246,7 +248,7 @@ def _start_folder(run: PromptRun) -> None:
 
 
 def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
-  """Trains and evaluates; writes the results and returns what `results.json` holds.
+  """Trains and evaluates; writes `results.json` and returns its content.
 
   Raises:
     TrainingError: the loss is bad, or the results can't be written.
@@ -255,7 +257,7 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
   last = loop.train(run, tracker)
   chosen = _choose(run, last)
   if chosen.prompt and hosts.is_first():
-    # Saved before the evaluation, so that a failure there does not lose it.
+    # Save the prompt before the evaluation, so that a failure there does not lose it.
     with results.writing_results(folder):
       save_prompt(folder.prompt, chosen.prompt)
       for name, checkpoint in chosen.others.items():
@@ -285,7 +287,8 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
   if left_out:
     outcome["left_out"] = left_out
 
-  # Computed on the devices of all processes, so all of them make this call.
+  # The sheet is computed on the devices of all processes, so all of them make this
+  # call.
   draw_sheet = None
   if PREDICTION_SHEET and chosen.prompt:
     draw_sheet = PREDICTION_SHEET.open()(run, chosen.prompt, outcome)
@@ -306,7 +309,7 @@ def _choose(run: PromptRun, last: Checkpoint) -> Chosen:
 
   Args:
     run: the finished training.
-    last: its last checkpoint.
+    last: last checkpoint of the training.
   """
   saves_prompt = METHODS[run.contrast.method].saves_prompt
   checkpoints = {"last": last}

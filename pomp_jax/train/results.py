@@ -31,8 +31,9 @@ from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger(__name__)
 
-# The prompt that others are compared with, and what `results.json` has of each.
+# Row of the hand-written prompt, with which other prompts are compared by default.
 HAND_WRITTEN = "hand_written"
+# Figures of each prompt in `results.json`.
 _FIGURES = (
   "images",
   "top1",
@@ -42,20 +43,20 @@ _FIGURES = (
   "ece",
   "difference",
 )
-_MOST_NAMED = 1000  # unreadable images of a split in `results.json`
+_MOST_NAMED = 1000  # unreadable images of a split that `results.json` names
 
 
 class Split(NamedTuple):
   """A test split that is ready to be scored."""
 
-  source: Source  # all its images
-  features: SplitFeatures  # of its readable images
+  source: Source  # all images of the split
+  features: SplitFeatures  # features of the readable images
 
 
 class Figures(NamedTuple):
   """Figures of a run, as its folder records them."""
 
-  results: dict[str, Any]  # what `results.json` holds
+  results: dict[str, Any]  # content of `results.json`
   sets: dict[str, Any]  # splits as sets of `rooms.analysis.by_class`, for its tables
 
 
@@ -128,14 +129,14 @@ def evaluate_run(
 
   Args:
     run: the finished training.
-    learned: its prompt, or the parameters of a method that learns no prompt.
-    done: its last checkpoint.
+    learned: learned prompt, or the parameters of a method that learns no prompt.
+    done: last checkpoint of the training.
     rows: other prompts to evaluate, by row of the tables.
-    reference: row that the others are compared with.
+    reference: row with which the other rows are compared.
     labels: texts that explain the prompts of rows, by row.
   """
   start = time.monotonic()
-  # A class-specific context knows no class but those it was trained on.
+  # A class-specific context has vectors only for the classes of the training.
   names = run.source.names if run.prompt.class_specific else None
   log.info("trained; evaluating on %s", ", ".join(opening.evaluation_splits(run.data)))
   splits = open_splits(run.data, run.eval.images, run.encoder, run.folder, names)
@@ -172,14 +173,14 @@ def _scores(
   rows: Mapping[str, Prompt | str],
   reference: str,
 ) -> dict[str, dict[str, Any]]:
-  """Figures of each prompt on each split; what was learned comes first, as "prompt".
+  """Figures of each prompt on each split; the learned one comes first, as "prompt".
 
   Args:
     run: the finished training.
-    learned: its prompt, or the parameters of a method that learns no prompt.
+    learned: learned prompt, or the parameters of a method that learns no prompt.
     splits: images and features by split.
     rows: other prompts to evaluate, by row of the tables.
-    reference: row that the others are compared with.
+    reference: row with which the other rows are compared.
   """
   prompts: dict[str, Prompt | str] = {}
   if isinstance(learned, Prompt):
@@ -215,8 +216,8 @@ def figures_of_splits(
   Args:
     splits: images and features by split.
     scores: figures by split and prompt.
-    learned: prompt of the method's own scores.
-    reference: prompt that the others are compared with.
+    learned: name of the learned prompt or method in `scores`.
+    reference: prompt with which the other prompts are compared.
     labels: texts that explain prompts, by prompt.
   """
   results: dict[str, Any] = {
@@ -260,8 +261,9 @@ def finish(
   results: Mapping[str, Any],
   sets: Mapping[str, Any],
 ) -> None:
-  """Writes tables of all classes, the plot of the accuracy and, last, the results;
-  logs these.
+  """Writes the tables of all classes, the plot of the accuracy and, last, the results.
+
+  Logs the accuracy and the unreadable images.
 
   Args:
     folder: folder of the run.
@@ -299,6 +301,7 @@ def finish(
     line = ", ".join(
       f"{label_of[name]} {100 * score['top1']:.1f}%" for name, score in scores.items()
     )
+    # The line has room for one interval: that of the first prompt.
     name, score = next(iter(scores.items()))
     low, high = score["top1_interval"]
     log.info(

@@ -1,5 +1,5 @@
-"""The progress of a run: its start, its checkpoints, and what a start that resumes
-may change."""
+"""The progress of a run: its start, its checkpoints, and the fields that may change
+when it resumes."""
 
 from collections.abc import Collection, Mapping
 import logging
@@ -23,18 +23,18 @@ from pomp_jax.train.training import PromptRun, Run
 
 log = logging.getLogger(__name__)
 
-# Fields that leave the result of a run as it is.
+# Fields that do not change the result of a run.
 FREE_FIELDS = (
-  *("dry_run", "dry_run_rate"),  # no dry run leaves anything
+  *("dry_run", "dry_run_rate"),  # a dry run writes nothing
   *("log.every", "log.tracker", "profile_steps", "compilation_cache"),
   *("checkpoint.every", "checkpoint.keep", "checkpoint.on_failure"),
   *("data.threads", "data.workers", "data.max_corrupt", "data.root"),
   *("data.cache", "data.features", "data.feature_store"),
-  # As long as no loss is bad.
+  # `roll_backs` changes the result only after a bad loss.
   "roll_backs",
 )
-# Fields that may change before a run is resumed: these, and those that follow the
-# number and the kind of devices. A change of the draws is a warning.
+# Fields that may change before a run is resumed: the free fields, and those that depend
+# on the number and the kind of devices. If the draws change, the run only warns.
 MAY_CHANGE = frozenset(
   (*FREE_FIELDS, "accumulate", "mesh.class_size", "clip.memory_gib")
 )
@@ -45,7 +45,7 @@ def check_same_run(
 ) -> None:
   """Compares a start's fields with those of the run in a folder, if there is one.
 
-  A field that the run's version lacked had its default.
+  A field that the run's `config.json` lacks has its default value.
 
   Args:
     now: fields of this start by dotted name.
@@ -57,7 +57,7 @@ def check_same_run(
     ConfigError: a field outside `may_change` has another value than at the first start.
     RunFolderError: `config.json` can't be read.
   """
-  # Process 0's folder: the other hosts may have another disk there.
+  # Only process 0 compares: on the other hosts the folder may be on another disk.
   if not hosts.is_first() or not folder.config.exists():
     return
 
@@ -88,15 +88,15 @@ class Checkpoint(NamedTuple):
   state: TrainState
   seconds: float = 0.0  # time that the steps took, over all starts
   unreadable: list[int] = []  # indices of images that could not be read
-  roll_backs: int = 0  # to earlier checkpoints
-  skipped_batches: int = 0  # batches that led to a bad loss
-  statistics: dict[str, Any] | None = None  # of the `LossMonitor`
+  roll_backs: int = 0  # number of roll-backs to earlier checkpoints
+  skipped_batches: int = 0  # number of batches that led to a bad loss
+  statistics: dict[str, Any] | None = None  # `LossMonitor.statistics`
 
   def meta(self, run: Run) -> dict[str, Any]:
     """Builds the JSON that a checkpoint holds beside the state.
 
-    The keys "detour" and "judge" are those of the first versions, whose checkpoints
-    are still read.
+    The first versions named the keys "detour" and "judge". The names stay, so that old
+    checkpoints can be read.
     """
     n_batches = self.step + self.skipped_batches
     return {
@@ -123,8 +123,8 @@ class Checkpoint(NamedTuple):
       mesh: devices of the run.
     """
     n_roll_backs = before.roll_backs + 1
-    # Other negatives after each roll-back. The key is new: steps fold in 0, 1, .., and
-    # the initial parameters 2^32 - 1.
+    # A new key gives other negatives after each roll-back. The number is not used
+    # elsewhere: steps fold in 0, 1, .., and the initial parameters 2^32 - 1.
     number = 2**32 - 1 - n_roll_backs
     key = jax.random.fold_in(jax.random.key(seed), number)
     seed_key = replicate(np.asarray(jax.random.key_data(key)), mesh)
@@ -146,8 +146,8 @@ def resume(run: Run, checkpoints: Checkpoints) -> Checkpoint:
 
 
 def best(run: Run) -> Checkpoint | None:
-  """Returns the best checkpoint of a finished run by validation; None if none was
-  validated."""
+  """Returns the checkpoint of a finished run with the best validation accuracy; None
+  if no checkpoint was validated."""
   with Checkpoints(run.folder.checkpoints, run.checkpoint.keep) as checkpoints:
     restored = checkpoints.restore(blank_state(run), best=True)
   return None if restored is None else _checkpoint(run, restored)
@@ -202,7 +202,7 @@ def first_state(run: Run) -> TrainState:
 
 
 def blank_state(run: Run) -> TrainState:
-  """State of step 0 as it is stored, but for the bank's rows, which are zero."""
+  """State of step 0 in its stored form, except that the rows of the bank are zero."""
   state = replicate(
     create_state(run.learner(), run.optimizer, run.seed), run.encoder.mesh
   )
@@ -221,8 +221,8 @@ def place_bank(run: Run, state: TrainState) -> TrainState:
 
 
 def gather_bank(run: Run, state: TrainState) -> TrainState:
-  """State as it is stored, for any mesh: the bank whole, float32 [N,E], on every
-  host."""
+  """State in its stored form, which fits any mesh: every host has the whole bank,
+  float32 [N,E]."""
   if state.bank is None:
     return state
   n_classes = len(run.source.names)

@@ -38,7 +38,7 @@ def sampling_arrays(
     ConfigError: a field needs relations that these classes do not have.
   """
   arrays = SamplingArrays()
-  # Arrays that each field of `config.sampling` needs, with its present value.
+  # Arrays that each field of `config.sampling` needs at its present value.
   needs = {
     "name": SAMPLERS[sampling.name].needs,
     "exclude": EXCLUSIONS[sampling.exclude],
@@ -80,7 +80,7 @@ def _frequencies(
     power: `sampling.power`; 0 for a uniform distribution.
   """
   counts_N = np.bincount(labels_n, minlength=n_classes).astype(np.float64)
-  # Relative to the largest count, so that no power overflows.
+  # Divide by the largest count first, so that no power overflows.
   weights_N = (counts_N / counts_N.max()) ** power
   return (weights_N / weights_N.sum()).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Makes a training of a config: its data, its learner, its optimizer."""
+"""Builds a training from a config: its data, its learner, its optimizer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +44,7 @@ def prepare(
   source: Source | None = None,
   frozen: Frozen | None = None,
 ) -> PromptRun:
-  """Opens everything that a run needs; writes nothing but features of validation images.
+  """Opens everything that a run needs; writes only features of validation images.
 
   Several runs can share what is slow to open: the CLIP, the images, the frozen arrays.
 
@@ -66,7 +66,7 @@ def prepare(
     )
   if source is None:
     source = encoder.sized(opening.open_source(data, "train"))
-  # Called for its ConfigError, before anything is written.
+  # Raises a ConfigError before anything is written.
   logit_bias_of(config.contrast, encoder)
   steps_per_epoch, total_steps = length_of(loop, data, source)
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)
@@ -101,8 +101,8 @@ def prepare(
     ),
   )
 
-  # The best candidate may have another M than `config.prompt.m`, for which another
-  # run's arrays were built.
+  # Another run's arrays were built for `config.prompt.m`, but the best candidate may
+  # have another M.
   if frozen is None or candidates:
     frozen = method.frozen_arrays(prompt, config.eval.template, encoder, source.names)
   sampling = sampling._replace(bank=frozen.sampling.bank)
@@ -147,8 +147,8 @@ def optimizer_of(
     optim: `config.optim`.
     steps_per_epoch: steps that show all images once.
     total_steps: steps of the training.
-    traced: traced numbers by name (`lr`, `momentum`, `weight_decay`, `warmup_lr`), in
-      the place of the fields' own. One compiled program then serves several values.
+    traced: traced numbers by name (`lr`, `momentum`, `weight_decay`, `warmup_lr`) that
+      replace the values of `optim`. One compiled program then serves several values.
   """
   numbers = {
     "lr": optim.lr,

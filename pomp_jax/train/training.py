@@ -1,7 +1,7 @@
-"""What a training is: what stays the same during it, and what the loop asks of it.
+"""A training: the settings and data that stay the same, and what the loop calls.
 
-`Run` is any training by steps, `PromptRun` one that learns from the contrast with
-classes. `train.setup` makes them of a config.
+`Run` is any training by steps, `PromptRun` a training that learns from the contrast
+with classes. `train.setup` builds a `PromptRun` from a config.
 """
 
 import abc
@@ -57,8 +57,8 @@ from pomp_jax.train.sampling_data import sampling_of
 
 @dataclasses.dataclass(frozen=True)
 class Run(abc.ABC):
-  """Everything that stays the same during a training by steps, and what the loop
-  asks of it."""
+  """Settings and data that stay the same during a training by steps, and the functions
+  that the loop calls."""
 
   # all fields, as config.json, checkpoints and prompt files record them
   config: dict[str, Any]
@@ -85,7 +85,7 @@ class Run(abc.ABC):
 
   @abc.abstractmethod
   def learner(self) -> Any:
-    """What is learned, with its `init` of `prompt.learner.Learner`."""
+    """Returns the object to learn, with the `init` of `prompt.learner.Learner`."""
 
   @abc.abstractmethod
   def build_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -96,11 +96,11 @@ class Run(abc.ABC):
     """
 
   def validation(self) -> Callable[[TrainState], Accuracy | None]:
-    """Returns a function from state to its accuracy on validation images, or to None.
+    """Returns a function from a state to its accuracy on validation images, or to None.
 
-    The mean over classes, `macro_top1`, decides which checkpoints are kept: where
-    classes have different numbers of images, top-1 over images rises while most classes
-    fall.
+    The mean over classes, `macro_top1`, decides which checkpoints are kept. Top-1 over
+    images can rise while most classes get worse, if classes have different numbers of
+    images.
     """
     return lambda state: None
 
@@ -109,7 +109,7 @@ class Run(abc.ABC):
     """Threads and worker processes that read the batches; see `choose_readers`."""
     _, n_shards = own_shard(self.encoder.mesh)
     batch_size = self.loop.batch_size
-    is_in_files = hasattr(self.source, "where")  # only images in files have names
+    is_in_files = hasattr(self.source, "where")  # only stored images have this method
     return choose_readers(
       self.data.threads,
       self.data.workers,
@@ -155,9 +155,9 @@ class PromptRun(Run):
   method: methods.Pomp
   module: PromptContext
   # Validation accuracy of `prompt.candidates` by name; None unless training starts from
-  # the best.
+  # the best candidate.
   candidates: Mapping[str, float] | None = None
-  # Remat and chunks of a step where these are not to be those that fit the memory.
+  # Remat and chunks of a step; None for the fastest that fit the memory.
   plan: MemoryPlan | None = None
 
   @property
@@ -200,8 +200,8 @@ class PromptRun(Run):
 
   @property
   def needs_bank(self) -> bool:
-    """Whether the sampler compares features of all classes under recent prompts, no
-    teacher's."""
+    """Whether the sampler reads a bank of features under recent prompts, rather than a
+    teacher's bank."""
     return "bank" in self.loss.sampling.needs and self.frozen.sampling.bank is None
 
   @functools.cached_property
@@ -230,7 +230,7 @@ class PromptRun(Run):
       consistency = CONSISTENCY.open()(self.contrast)
       if consistency:
         terms["consistency"] = consistency
-    # The frozen tower, where its features are not stored and something reads them.
+    # Run the frozen tower only if its features are not stored and something reads them.
     tower = None
     reads_frozen = any(term.reads_frozen for term in terms.values())
     if self.data.features == "online" and (reads_frozen or not learner.learns_images):
@@ -242,8 +242,8 @@ class PromptRun(Run):
     """Remat and chunks of a step."""
     if self.plan is not None:
       return self.plan
-    # Images with class features of their own share the memory, and so do two trained
-    # towers.
+    # If each image has its own class features, all images of a group share the memory.
+    # If two towers are trained, they share it as well.
     n_times = self.group_size if self.method.per_image_text else 1
     n_times *= 2 if METHODS[self.contrast.method].pixels else 1
     return self._memory_plan(self.token_budget, n_times)
@@ -275,7 +275,8 @@ class PromptRun(Run):
     return make_train_step(parts)
 
   def _renewal(self) -> Renewal | None:
-    """The share of `sampling.renew` of each device and micro-step, rounded up."""
+    """Share of `sampling.renew` for each device and micro-step, rounded up; None for no
+    renewal."""
     n_parts = self.encoder.mesh.size * self.loop.accumulate
     rows = -(-min(self.sampling.renew, len(self.source.names)) // n_parts)
     if not self.needs_bank or not rows:
@@ -286,9 +287,10 @@ class PromptRun(Run):
     return Renewal(self._learner(budget, self._memory_plan(budget)), rows)
 
   def validation(self) -> Callable[[TrainState], Accuracy | None]:
-    """Returns a function from state to its accuracy on validation images.
+    """Returns a function from a state to its accuracy on validation images.
 
-    It tells all training classes apart. Without validation images it returns None.
+    The accuracy is over all training classes. Without validation images the function
+    returns None.
     """
     if not opening.has_validation(self.data):
       return lambda state: None
@@ -312,8 +314,8 @@ class PromptRun(Run):
     return self.encoder.features_of_classes(params, self.frozen, self.module.position)
 
   def result(self, state: TrainState) -> Any:
-    """The parameters that are validated, saved and evaluated: averaged, if
-    `optim.average` says."""
+    """The parameters that are validated, saved and evaluated: averaged if
+    `optim.average` asks for it."""
     return result_of(state.params, state.opt_state)
 
   def prompt_of(self, state: TrainState) -> Prompt:
@@ -337,7 +339,7 @@ class PromptRun(Run):
     if score is None:
       return None
 
-    # Each validation asks for the arrays of the same split, so keep the last ones.
+    # Each validation asks for the arrays of the same split, so keep the last arrays.
     @functools.lru_cache(maxsize=1)
     def frozen_of(names: tuple[str, ...]) -> Frozen:
       return self.method.frozen_arrays(

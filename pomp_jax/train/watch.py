@@ -1,5 +1,5 @@
-"""Metrics of a training loop, read without making the device wait, and the losses that
-are bad.
+"""Metrics of a training loop, read without making the device wait, and the check for
+bad losses.
 
 Metrics of a step are read while a later window of steps runs: the host never waits for
 a number that the device has yet to compute, except where the loop must know it (before
@@ -29,24 +29,24 @@ log = logging.getLogger(__name__)
 
 _STATM = pathlib.Path("/proc/self/statm")
 
-# A run is input bound when it spends more than this fraction of its time waiting for
-# the loader, and more than that fraction of its batches find the device idle.
+# A run is input bound when it spends more than _WAIT_RATIO of its time waiting for the
+# loader, and more than _STARVED_RATIO of its batches find the device idle.
 _WAIT_RATIO = 1 / 3
 _STARVED_RATIO = 1 / 2
-# Steps that the host starts ahead of the device: one keeps it busy, and a stop waits
-# for all.
+# Steps that the host starts ahead of the device. One step keeps the device busy, and a
+# stop waits for all of them.
 _AHEAD = 2
 # Weight of a step in the running mean of the loss.
 _WEIGHT = 0.05
-# Steps before which no loss counts as a spike.
+# Number of steps before any loss counts as a spike.
 _STEPS_BEFORE = 20
 
 
 def memory() -> dict[str, float]:
   """Memory in use and its peak in bytes, of the fullest device of this process.
 
-  Where the devices have no statistics (CPUs), the memory of the process; empty where
-  the system has none either.
+  If the devices have no statistics (CPUs), returns the memory of the process, and
+  nothing if the system has no statistics either.
   """
   statistics = [device.memory_stats() or {} for device in hosts.devices(local=True)]
   names = {
@@ -85,8 +85,8 @@ class LossMonitor:
   """
 
   def __init__(self, spike: float, statistics: dict[str, Any] | None = None):
-    """A loss above `spike` times the running mean is bad; with 0, only one that is
-    not finite."""
+    """A loss above `spike` times the running mean is bad; with a `spike` of 0, only a
+    loss that is not finite."""
     self._spike = spike
     self.statistics = statistics or {"steps": 0, "loss": 0.0}  # as JSON
 
@@ -95,7 +95,7 @@ class LossMonitor:
 
     Args:
       step: number of the step.
-      metrics: its scalars, `loss` among them.
+      metrics: scalars of the step, `loss` among them.
 
     Raises:
       BadLossError: a metric is not finite, or the loss is a spike.
@@ -126,8 +126,8 @@ class Watch(contextlib.AbstractContextManager):
   docs/how-to/watching.md lists.
 
   Metrics are means over the steps of a window; times and `memory` are each process's.
-  The host runs ahead of the device: only a batch that finds the device idle shows that
-  the loader is too slow.
+  The host runs ahead of the device, so a wait for the loader may cost nothing. Only a
+  batch that finds the device idle shows that the loader is too slow.
   """
 
   def __init__(
@@ -144,14 +144,14 @@ class Watch(contextlib.AbstractContextManager):
       run: training whose steps are watched.
       check: function that gets each step and its metrics, in order, and may raise
         BadLossError.
-      first: steps that are done already.
+      first: number of steps that are done already.
       tracker: record in an experiment tracker, if there is one.
     """
     self._run = run
     self._check = check
     self._opened = contextlib.ExitStack()
 
-    # Process 0 writes.
+    # Only process 0 writes.
     self._metrics: MetricsWriter | None = None
     if hosts.is_first():
       metrics = MetricsWriter(run.folder.path, first + 1, tracker)
@@ -170,7 +170,7 @@ class Watch(contextlib.AbstractContextManager):
       self._share_of_peak = SHARE_OF_PEAK.open()(run)
 
     self._pending: list[tuple[int, dict[str, Any]]] = []  # steps that are not read yet
-    self._done_step = first  # last step that the device had done when it was timed
+    self._done_step = first  # last step that the device had done at the last timing
     self._warned = False
     self._own: dict[str, float] = {}  # this process's times and memory
     self.restart()
@@ -188,7 +188,7 @@ class Watch(contextlib.AbstractContextManager):
     for batch in batches:
       self._waited += time.monotonic() - start
       self._batches += 1
-      # With nothing pending, the loop itself has waited for the device.
+      # If no step is pending, the device idles because the loop has waited for it.
       if self._pending and _is_done(self._pending[-1][1]):
         self._starved += 1
       yield batch
@@ -256,9 +256,9 @@ class Watch(contextlib.AbstractContextManager):
     scalars["images_per_second"] = images_per_second
     scalars |= self._own
     scalars |= self._share_of_peak(self._own["step_seconds"])
-    processes = hosts.posted("watch")  # the latest of each
-    if len(processes) > 1:
-      for process, figures in processes.items():
+    figures_of_processes = hosts.posted("watch")  # the latest figures of each process
+    if len(figures_of_processes) > 1:
+      for process, figures in figures_of_processes.items():
         for name, value in figures.items():
           scalars[f"process_{process}/{name}"] = value
     self._metrics.write(last_step, **scalars)
@@ -280,7 +280,7 @@ class Watch(contextlib.AbstractContextManager):
     done_step = step + n_later
     n_steps = done_step - self._done_step
     if n_steps <= 0:
-      return  # the latest times stay
+      return  # keep the latest times
 
     elapsed = max(time.monotonic() - self._start, 1e-9)
     self._own = {
@@ -294,7 +294,7 @@ class Watch(contextlib.AbstractContextManager):
     self._warn_if_input_bound(step)
 
   def _warn_if_input_bound(self, step: int) -> None:
-    """Warns once per start where the devices wait for the loader."""
+    """Warns if the devices wait for the loader, once for each `Watch`."""
     if self._warned:
       return
     wait = self._own["data_wait_ratio"]

@@ -1,8 +1,8 @@
 """The samplers of negatives, in one registry: from a batch's classes to a draw.
 
-A sampler is a function that proposes probabilities q [N], and a row of SAMPLERS. The
-draw mixes q with the uniform distribution; its weights keep sums over all classes
-unbiased. A sampler that draws in another way has a `draw` of its own, as
+A sampler is a row of SAMPLERS with a function that proposes probabilities q [N]. The
+draw mixes q with the uniform distribution. The importance weights of the draw keep sums
+over all classes unbiased. A sampler that draws in another way has its own `draw`, see
 docs/studies/other_samplers.py.
 
 Shapes: B images of a draw, S sampled negatives, N classes, E embedding, G sibling
@@ -23,11 +23,11 @@ from pomp_jax.prompt.sampling.without_replacement import (
   sample_weighted,
 )
 
-# What `hard` compares the bank with: features of the images' classes, or of the images.
+# Features that `hard` compares the bank with: of the images' classes, or of the images.
 ANCHORS = ("classes", "images")
-# Near-synonyms of an image's class that are never its negatives: those with similar
-# text features, or its kin. The values are the fields of SamplingArrays that each
-# reads.
+# Rules for near-synonyms of an image's class, which are never the image's negatives:
+# classes with similar text features, or the kin of the class. The values are the fields
+# of SamplingArrays that each rule reads.
 EXCLUSIONS: dict[str, tuple[str, ...]] = {
   "none": (),
   "similar": ("bank",),
@@ -36,7 +36,7 @@ EXCLUSIONS: dict[str, tuple[str, ...]] = {
 
 
 class SamplingArrays(NamedTuple):
-  """Facts about the classes that samplers read; None where the run's does not."""
+  """Facts about the classes that samplers read; None if the run's sampler does not."""
 
   # Any, not jax.Array: JAX also builds this tree from shapes and shardings.
   # text features of all classes under recent prompts, a `prompt.bank.Bank`
@@ -60,7 +60,7 @@ class SamplingSettings:
   # can be drawn, and no weight exceeds N / (mix S).
   mix: float = 0.1
   logit_scale: float = 100.0  # the loss's factor of the cosine, for `posterior`
-  temperature: float = 0.05  # T of `hard`, a cosine
+  temperature: float = 0.05  # T of `hard`, in units of the cosine
   anchors: str = "classes"  # anchors of `hard`, one of ANCHORS
   exclude: str = "none"  # one of EXCLUSIONS, with any sampler
   exclude_threshold: float = 0.95  # cosine above which `similar` excludes
@@ -68,7 +68,7 @@ class SamplingSettings:
 
   @property
   def is_plain(self) -> bool:
-    """Whether it is the published uniform draw, which `loss.margin` corrects."""
+    """Whether the draw is the published uniform one, which `loss.margin` corrects."""
     row = SAMPLERS[self.name]
     is_uniform = row.propose is None and row.draw is None
     return is_uniform and self.exclude == "none" and not self.batch_positives
@@ -98,7 +98,7 @@ def propose_posterior(
     q, which adds up to 1; all zeros if all images are certain.
   """
   temperature = 1.0 / settings.logit_scale
-  # The own class takes part in the denominator, as it does in that of the loss.
+  # The denominator contains the own class, as the denominator of the loss does.
   shares_N = arrays.bank.mean_softmax(images_BxE, labels_B, temperature, own_class=True)
   total = jnp.sum(shares_N)
   # If all images are certain, no proposal is left and the uniform share draws alone.
@@ -108,16 +108,18 @@ def propose_posterior(
 def propose_similar(
   settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
 ) -> Float[Array, " N"]:
-  """q_c = mean_i softmax_c(a_i . g_c / T) over c != y_i, with a_i the anchors.
+  """Proposes for each image the classes near its anchor.
 
-  Each image proposes the classes near its anchor.
+  q_c = mean_i softmax_c(a_i . g_c / T) over c != y_i, with a_i the anchor of image i.
 
   Args:
-    settings: settings with T, which kind of anchors, and with T < 0 for the classes far
-      from them.
+    settings: settings with T and the kind of anchors. T < 0 proposes the classes far
+      from the anchors.
     arrays: arrays with the bank, whose rows are the g_c.
-    labels_B: classes y_i of the images, whose features are the anchors `classes`.
-    images_BxE: unit features of the images, the anchors `images`.
+    labels_B: classes y_i of the images. If `anchors` is "classes", a_i is the
+      bank's row of y_i.
+    images_BxE: unit features of the images. If `anchors` is "images", these are the
+      a_i.
   """
   if settings.anchors == "classes":
     anchors_BxE = arrays.bank.of_classes(labels_B)
@@ -131,7 +133,7 @@ def propose_similar(
 def propose_siblings(
   settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
 ) -> Float[Array, " N"]:
-  """q of drawing an image, one of its class's groups, and another class of that group.
+  """Proposes siblings: q of drawing an image, a group of its class, and a sibling.
 
   An image whose class is in no group proposes all classes uniformly.
 
@@ -147,9 +149,10 @@ def propose_siblings(
   groups_BxG = groups_NxG[labels_B]
   n_groups_B = jnp.sum(groups_BxG >= 0, axis=1)
   share_BxG = jnp.where(groups_BxG >= 0, 1.0 / jnp.maximum(n_groups_B, 1)[:, None], 0.0)
+  # The padding -1 reads the last group, which its share of 0 leaves unchanged.
   share_BxG /= labels_B.size * (group_sizes_A[groups_BxG] - 1)
-  # Every member of a group gets its share, the images' own classes too. Theirs is then
-  # subtracted.
+  # Every member of a group gets the group's share, an image's own class too. The share
+  # of the own class is then subtracted.
   share_A = jnp.zeros(group_sizes_A.shape).at[groups_BxG].add(share_BxG)
   q_N = jnp.sum(jnp.where(groups_NxG >= 0, share_A[groups_NxG], 0.0), axis=1)
   q_N = q_N.at[labels_B].add(-jnp.sum(share_BxG, axis=1))
@@ -160,7 +163,7 @@ def propose_siblings(
 def propose_frequent(
   settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
 ) -> Float[Array, " N"]:
-  """q by the number of training images of each class, computed once for a run.
+  """Proposes classes by their numbers of training images; computed once for a run.
 
   Args:
     settings: settings, not read.
@@ -175,18 +178,18 @@ def propose_frequent(
 class Negatives(NamedTuple):
   """The classes that a group's images are contrasted with."""
 
-  ids: Int32[Array, " S"]  # classes; distinct where all images share the draw
+  ids: Int32[Array, " S"]  # classes; distinct if all images share the draw
   # classes whose features were computed; None for all
   available: Bool[Array, " S"] | None = None
   # Log importance weights -log pi_c, with pi_c the probability that the draw holds c;
-  # [B,S] where each image draws for itself, -inf for the classes of other images'
+  # [B,S] if each image has its own draw, with -inf for the classes of other images'
   # draws. None after the plain uniform draw, which `loss.margin` corrects.
   log_weights: Float[Array, " S"] | Float[Array, "B S"] | None = None
   # Log importance weight of each image's own class, drawn or not. None beside
-  # `log_weights` where classes are chosen, not drawn: a part of them is no smaller
-  # draw, and its weights stay.
+  # `log_weights` says that the classes were chosen, not drawn. If some of them are not
+  # available, the weights of the others stay the same.
   own_log_weights: Float[Array, " B"] | None = None
-  # Classes that are no negatives of an image, beside its own; None for no others.
+  # Classes that an exclusion rejects as negatives of each image; None without one.
   rejected: Bool[Array, "B S"] | None = None
   # Kind of each image's class on each level of a hierarchy, -1 for none.
   own_kinds: Int32[Array, "B H"] | None = None
@@ -194,7 +197,7 @@ class Negatives(NamedTuple):
 
 
 class Draw(Protocol):
-  """A draw other than that by a mixture of proposals."""
+  """A sampler's own draw, in place of the draw by a mixture of q and uniform."""
 
   def __call__(
     self,
@@ -212,12 +215,13 @@ class Sampler(NamedTuple):
   """A row of the registry."""
 
   # Function (settings, arrays, labels [B], unit image features [B,E]) -> q [N], which
-  # adds up to 1; an image gives its own class nothing. None for the uniform draw.
+  # adds up to 1. An image adds nothing to q of its own class. None for the uniform
+  # draw.
   propose: Callable[[SamplingSettings, SamplingArrays, Array, Array], Array] | None = (
     None
   )
   needs: tuple[str, ...] = ()  # fields of SamplingArrays that it reads
-  # Fields of `config.sampling` that it reads, so that an ablation runs no cell twice.
+  # Fields of `config.sampling` that the sampler reads; an ablation varies no others.
   reads: tuple[str, ...] = ("mix",)
   draw: Draw | None = None  # in place of the draw by q
   for_each_image: bool = False  # whether `draw` returns `size` classes for each image
@@ -247,7 +251,7 @@ def draw_negatives(
   """Draws the negatives of one group: K-1 classes, or all N when K = N.
 
   Args:
-    key: key of the draw, see `draws.draw_key`.
+    key: key of the draw, see `without_replacement.draw_key`.
     settings: the sampler and its numbers.
     k: K, static.
     n_classes: N, static.
@@ -323,7 +327,7 @@ def complete_negatives(
 
 
 def _of_part(log_weights: Array, available_S: Bool[Array, " S"]) -> Array:
-  """Raises the log importance weights of a draw of which only a part is available.
+  """Raises the log importance weights of a draw if only a part of it is available.
 
   A class is equally likely at any place of a draw, so a part of it is a smaller draw:
   inclusion probabilities shrink by n_available / n_drawn.
@@ -357,11 +361,9 @@ def _rejected(
   if settings.exclude == "none":
     return None
   if settings.exclude == "similar":
-    labels_BxE = arrays.bank.of_classes(labels_B)
+    own_BxE = arrays.bank.of_classes(labels_B)
     drawn_SxE = arrays.bank.of_classes(ids_S)
-    cosine_BxS = jnp.matmul(
-      labels_BxE, drawn_SxE.T, precision=jax.lax.Precision.HIGHEST
-    )
+    cosine_BxS = jnp.matmul(own_BxE, drawn_SxE.T, precision=jax.lax.Precision.HIGHEST)
     return cosine_BxS > settings.exclude_threshold
   # A class may list another as its kin without being listed by it: look both ways.
   kin_NxD = arrays.kin
@@ -375,8 +377,8 @@ def _with_batch_positives(
 ) -> Negatives:
   """Puts the images' classes before the drawn ones, each class once.
 
-  The images' classes are certain, so their weight is 1, and a drawn class that is one
-  of them is dropped. The sum over all classes stays unbiased.
+  The images' classes are negatives with certainty, so their weight is 1. A drawn class
+  that is the class of an image is dropped. The sum over all classes stays unbiased.
 
   Args:
     negatives: the draw, and which of its classes are available.

@@ -20,8 +20,8 @@ from pomp_jax.array_types import Array, Float, Int32
 # Lengths along the line are multiples of 2^-32 and positions are unsigned integers
 # modulo 1, so that no rounding accumulates over thousands of classes.
 _ONE = 2.0**32
-# Above the rounding error of a float32 probability, and below every probability that
-# matters.
+# Distance from 0 or 1 within which a probability counts as 0 or 1. It is above the
+# rounding error of a float32 probability and below every probability that matters.
 _NEAR = 2.0**-20
 
 
@@ -49,8 +49,8 @@ def draw_key(seed_key: jax.Array, step: Array, group: Array) -> jax.Array:
   Args:
     seed_key: key of the run's seed.
     step: number of the step, from 0 on.
-    group: number of the images that share one draw. A batch has one group for each
-      data index of the mesh and each micro-step of accumulation.
+    group: index of the group of images that share this draw. A batch has one group for
+      each data index of the mesh and each micro-step of accumulation.
   """
   step_key = jax.random.fold_in(seed_key, step)
   return jax.random.fold_in(step_key, group)
@@ -67,10 +67,10 @@ class _Draws(NamedTuple):
 def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]:
   """Draws distinct classes, every subset equally likely.
 
-  The cost does not depend on N when K is a small part of it: more ids than needed are
+  The cost does not depend on N when K is a small part of N: more ids than needed are
   drawn with replacement and the first K-1 distinct ones are kept, in order of drawing.
-  If too few are distinct, which is rare, all are drawn again. That is symmetric in the
-  classes, and so uniform.
+  If too few are distinct, which is rare, all are drawn again. This procedure treats all
+  classes alike, so the draw is uniform.
 
   Args:
     key: key of the draw.
@@ -90,13 +90,13 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
 
   def distinct_first(key: jax.Array) -> _Draws:
     ids = jax.random.randint(key, (n_draws,), 0, n_classes, jnp.int32)
-    # A stable sort puts equal ids side by side, the first drawn of them first.
+    # A stable sort puts equal ids side by side, in the order in which they were drawn.
     order = jnp.argsort(ids, stable=True)
     ordered = ids[order]
-    equals_last = ordered[1:] == ordered[:-1]
-    repeats = jnp.concatenate([jnp.zeros(1, bool), equals_last])
+    equals_previous = ordered[1:] == ordered[:-1]
+    repeats = jnp.concatenate([jnp.zeros(1, bool), equals_previous])
     # Two more sorts restore the order of drawing and move new ids to the front. A
-    # scatter would do it in one, but TPUs run scatters as a loop.
+    # scatter would do both in one operation, but TPUs run scatters as a loop.
     is_repeat = repeats[jnp.argsort(order)]
     first_new = jnp.argsort(is_repeat, stable=True)[:size]
     return _Draws(key, ids[first_new], (~is_repeat).sum())
@@ -110,7 +110,7 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
 
 
 def inclusion_probabilities(q_N: Float[Array, " N"], size: int) -> Float[Array, " N"]:
-  """Computes pi_c = min(1, t q_c), with the factor t for which they add up to S.
+  """Computes pi_c = min(1, t q_c), with the factor t for which the pi_c add up to S.
 
   Args:
     q_N: relative probabilities: not negative, at least `size` of them above 0.
@@ -126,10 +126,10 @@ def inclusion_probabilities(q_N: Float[Array, " N"], size: int) -> Float[Array, 
   t_S = (size - jnp.arange(size)) / sum_from_S
   # The right j is the first one that leaves the next class, and so all others, below 1.
   n_certain = jnp.argmax(t_S * ordered_N[:size] <= 1.0)
-  # Not q_N > ordered_N[n_certain]: XLA may round q_N in two ways, and that class exceed
-  # itself.
+  # Do not test q_N > ordered_N[n_certain]: XLA may compute q_N twice with different
+  # rounding, and a class would then exceed itself.
   is_certain_N = t_S[n_certain] * q_N > 1.0
-  # Computed a second time, as a sum with less rounding than the cumulative one.
+  # Compute t again: this sum has less rounding error than the cumulative sum.
   t = (size - is_certain_N.sum()) / jnp.sum(jnp.where(is_certain_N, 0.0, q_N))
   return jnp.where(is_certain_N, 1.0, jnp.minimum(1.0, t * q_N))
 
@@ -160,7 +160,7 @@ def sample_weighted(key: jax.Array, q_N: Float[Array, " N"], size: int) -> Weigh
   pi_N = inclusion_probabilities(q_N, size)
 
   # Lengths along the line. A class that float32 cannot tell from certain is always
-  # picked, and takes no room on it: a length of 1 is 0 modulo 1.
+  # picked, and gets the length 0: a length of 1 is 0 modulo 1.
   is_certain_N = pi_N > 1.0 - _NEAR
   has_rest = size > is_certain_N.sum()
   is_off_line_N = is_certain_N | ~has_rest
@@ -171,20 +171,21 @@ def sample_weighted(key: jax.Array, q_N: Float[Array, " N"], size: int) -> Weigh
   order_N = jax.random.permutation(order_key, n_classes)
   end_N = jnp.cumsum(length_N[order_N], dtype=jnp.uint32)
   start = jax.random.bits(start_key, (), jnp.uint32)
-  # The points are the start plus 0, 1, ..: all of them are the start modulo 1. A class
-  # has a point in [end - length, end) if the start's distance from the beginning is
-  # below the length. Unsigned differences wrap around, as the positions do.
+  # The points are the start plus 0, 1, ..: modulo 1 all of them equal the start. A
+  # class has a point in [end - length, end) if the start is less than the length behind
+  # end - length. Unsigned differences wrap around, as the positions do.
   distance_N = start - (end_N - length_N[order_N])
   has_point_N = distance_N < length_N[order_N]
   is_picked_N = has_point_N | is_certain_N[order_N]
 
-  # The picked classes take the S places from a random one on, all others place S, so
-  # that a sort by place moves the picked ones to the front.
+  # The picked classes get the places 0 to S - 1, turned by a random number, and all
+  # other classes get place S. A sort by place then moves the picked classes to the
+  # front.
   turn = jax.random.randint(turn_key, (), 0, size)
   place_N = jnp.where(is_picked_N, (jnp.cumsum(is_picked_N) - 1 + turn) % size, size)
   ids_N = jax.lax.sort((place_N, order_N.astype(jnp.int32)), num_keys=1)[1]
 
-  # At least one unit of length, so that the logarithm is finite.
+  # Count at least one unit of length, so that the logarithm is finite.
   drawn_pi_N = jnp.maximum(length_N, 1).astype(jnp.float32) / _ONE
   ids_S = ids_N[:size]
   log_pi_N = jnp.where(is_certain_N, 0.0, jnp.log(drawn_pi_N))
@@ -192,14 +193,14 @@ def sample_weighted(key: jax.Array, q_N: Float[Array, " N"], size: int) -> Weigh
 
 
 def _whole_turns(length_N: Array) -> Array:
-  """Shares out the rounding error, so that the lengths add up to 0 modulo 1.
+  """Distributes the rounding error, so that the lengths add up to 0 modulo 1.
 
-  No class takes a share that is nearly 0 or 1 long, so none passes either end.
+  A class with a length near 0 or 1 keeps its length, so no length leaves [0, 1].
   """
   is_free_N = (length_N > _NEAR * _ONE) & (length_N < (1.0 - _NEAR) * _ONE)
   error = (jnp.uint32(0) - jnp.sum(length_N, dtype=jnp.uint32)).astype(jnp.int32)
   n_free = jnp.maximum(is_free_N.sum(), 1).astype(jnp.int32)
   share, rest = jnp.divmod(error, n_free)
-  # The first `rest` free classes take one unit more.
+  # The first `rest` of the free classes take one unit more.
   share_N = share + (jnp.cumsum(is_free_N) <= rest)
   return length_N + jnp.where(is_free_N, share_N, 0).astype(jnp.uint32)

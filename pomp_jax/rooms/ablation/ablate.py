@@ -1,9 +1,9 @@
 """Trains every combination of some fields' values, many of them in one program.
 
-A restart runs the cells that are missing or have failed. A cell that fails is marked
-with its error, and the others continue. With several processes all of them train every
-cell together, and the first reads the folder and writes; runs of their own share the
-cells by `config.ablate.part`.
+The training of one combination is a cell. A restart runs the cells that are missing or
+have failed. A cell that fails is marked with its error, and the others continue. The
+processes of one run train every cell together, and only the first process reads and
+writes the folder. Separate runs can divide the cells by `config.ablate.part`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +67,7 @@ def check(config: AblateConfig, workdir: str) -> None:
 
 @contextlib.contextmanager
 def _named(cell: Cell) -> Iterator[None]:
-  """Puts the cell's name in front of what is refused in it."""
+  """Puts the cell's name in front of the message of an InputError."""
   try:
     yield
   except InputError as error:
@@ -76,11 +76,11 @@ def _named(cell: Cell) -> Iterator[None]:
 
 
 def run(config: AblateConfig, workdir: str) -> dict[str, Any]:
-  """Runs the cells that are missing, and sums up: returns what `results.json` holds.
+  """Runs the missing cells, and writes and returns the content of `results.json`.
 
   Raises:
-    TrainingError: cells of this part have failed; everything is written nevertheless.
-    InputError: a cell that can't be, before anything is written.
+    TrainingError: cells of this part have failed; all results are written first.
+    InputError: a cell can't be trained; nothing is written.
   """
   start = time.monotonic()
   ablate = config.ablate
@@ -131,9 +131,10 @@ def run(config: AblateConfig, workdir: str) -> dict[str, Any]:
 
 
 def _check_group(shared: SharedInputs, group: Sequence[Cell]) -> None:
-  """Opens what a group's cells share, which stays open; InputError if it is unusable.
+  """Opens the inputs that a group's cells share; InputError if one is unusable.
 
-  Its checks read no field in which the cells of a group differ.
+  The inputs stay open. Checking the first cell is enough: no check reads a field in
+  which the cells of a group differ.
   """
   try:
     with _named(group[0]):
@@ -141,20 +142,21 @@ def _check_group(shared: SharedInputs, group: Sequence[Cell]) -> None:
   except InputError:
     raise
   except Exception:
-    # It comes again when the cell is trained, and is its error then.
+    # With one process, continue: the error is raised again when the cell is trained,
+    # and is stored as the cell's error then.
     if jax.process_count() > 1:
       raise
 
 
 def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> None:
-  """Trains and evaluates the missing cells of a group, as lanes of one program."""
+  """Trains and evaluates a group's missing cells, as lanes of one program."""
   group = _missing(shared.folder, group, fields.curve_every)
   if not group:
     return
   try:
     runs = [shared.prepare(group[0])]
     for cell in group[1:]:
-      # Their arrays are equal.
+      # The cells of a group have equal frozen arrays: share those of the first.
       runs.append(dataclasses.replace(shared.prepare(cell), frozen=runs[0].frozen))
     streams = [shared.stream(run) for run in runs]
     most = fields.lanes or _most_lanes(runs[0])
@@ -163,11 +165,11 @@ def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> N
     for cell, run, trained in zip(group, runs, trainings, strict=True):
       _finish(shared, cell, run, trained, n_lanes)
   except RunFolderError:
-    # The folder of all cells fails: this is no error of a cell.
+    # End the run: the folder of all cells is unusable, which is no cell's error.
     raise
   except Exception as error:
     if jax.process_count() > 1:
-      # The other processes may be computing the cell, and would wait for this one.
+      # The other processes may be computing the cell, and would wait for this process.
       raise
     if len(group) == 1:
       # The other cells continue.
@@ -179,7 +181,7 @@ def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> N
 
 
 def _most_lanes(run: PromptRun) -> int:
-  """Lanes that the memory for activations leaves room for."""
+  """Number of lanes whose activations fit into the memory for activations."""
   step_bytes = activation_bytes(
     run.encoder.clip.config.text_config,
     run.n_prefix,
@@ -198,11 +200,11 @@ def _finish(
   trained: Trained,
   n_lanes: int,
 ) -> None:
-  """Evaluates a lane, all processes together, and writes its cell."""
+  """Evaluates a trained lane on all processes, and writes its cell on the first."""
   try:
-    check = LossMonitor(0.0)
+    monitor = LossMonitor(0.0)
     for step, loss in enumerate(trained.losses.tolist(), 1):
-      check(step, {"loss": loss})
+      monitor(step, {"loss": loss})
     if not np.isfinite(trained.context).all():
       raise TrainingError("the prompt is not finite after the last step")
   except TrainingError as error:
@@ -237,7 +239,7 @@ def _finish(
   with writing(store.folder):
     store.folder.mkdir(exist_ok=True)
   save_prompt(store.path(cell.stem, "npz"), prompt)
-  # Last: a cell with a piece is a finished cell.
+  # Save the piece last: a cell counts as finished as soon as it has a piece.
   store.save(cell.stem, {"name": cell.name, "values": cell.values, **outcome})
   top1 = ", ".join(
     f"{split} {100 * value:.1f}%" for split, value in outcome["top1"].items()
@@ -250,7 +252,7 @@ def _finish(
 def _figure_of_prompts(
   scores_of_splits: Mapping[str, Mapping[str, Mapping[str, Any]]], figure: str
 ) -> dict[str, dict[str, Any]]:
-  """One figure of each prompt, by split and the prompt's label."""
+  """One figure of each prompt, by split and by the prompt's label."""
   figures = {}
   for split, prompts in scores_of_splits.items():
     figures[split] = {label: score[figure] for label, score in prompts.items()}
@@ -260,9 +262,9 @@ def _figure_of_prompts(
 def _step_times(
   shared: SharedInputs, cells: Sequence[Cell], every: int
 ) -> list[dict[str, Any]]:
-  """Times the kinds of cells once all cells are there.
+  """Times a step of each kind of cells; returns [] while a cell is missing.
 
-  Cells of one kind differ in the seed alone.
+  Cells of one kind differ only in the seed.
   """
   missing = _missing(shared.folder, cells, every)
   if missing:
@@ -296,16 +298,19 @@ def _write_results(
   cells: Sequence[Cell],
   facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Sums up the cells that are there, until no other part's process has added one."""
+  """Writes the results of the finished cells.
+
+  Runs of other parts may finish cells meanwhile: the results are then written again.
+  """
   store = _store(folder, *cells)
 
   def stored() -> dict[str, dict[str, Any]]:
-    facts_of = {}
+    facts_by_key = {}
     for cell in cells:
       piece = store.load(cell.stem)
       if piece:
-        facts_of[cell.key] = piece.facts
-    return facts_of
+        facts_by_key[cell.key] = piece.facts
+    return facts_by_key
 
   while True:
     finished = stored()
@@ -327,16 +332,21 @@ def _write_results(
 
 
 def _missing(folder: RunFolder, cells: Sequence[Cell], curve_every: int) -> list[Cell]:
-  """The cells that are missing or have failed; all processes call it together."""
+  """Lists the cells that are missing or have failed; called on all processes together.
+
+  A cell without the validations that `curve_every` asks for is missing, too.
+  """
 
   def fits(facts: dict[str, Any]) -> bool:
     if facts["error"]:
       return False
-    shown = curve_steps(curve_every, facts["steps"])
-    return not shown or facts.get("curve", {}).get("steps") == shown
+    validated_steps = curve_steps(curve_every, facts["steps"])
+    if not validated_steps:
+      return True
+    return facts.get("curve", {}).get("steps") == validated_steps
 
-  todo = set(_store(folder, *cells).missing([cell.stem for cell in cells], fits))
-  return [cell for cell in cells if cell.stem in todo]
+  stems = set(_store(folder, *cells).missing([cell.stem for cell in cells], fits))
+  return [cell for cell in cells if cell.stem in stems]
 
 
 def _store(folder: RunFolder, *cells: Cell) -> Pieces:

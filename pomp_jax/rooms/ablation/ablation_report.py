@@ -1,4 +1,4 @@
-"""Writes what an ablation leaves beside its cells: a table, plots, and a report."""
+"""Writes an ablation's table, plots and report beside its cells."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -14,7 +14,7 @@ from pomp_jax.rooms.ablation.seed_pairs import (
   paired_differences,
 )
 
-# The split whose best line is marked, the first of these that there is.
+# The report marks the row that is best by the first of these figures that cells have.
 _MARKED = ("novel_top1", "new_top1", "test_top1", "base_top1")
 _COSTS = (
   "Training time is a cell's share of the steps of the program that trained it, memory its share"
@@ -36,7 +36,7 @@ _COURSES = "time_to_accuracy.png"
 def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
   """Writes one or more cells as CSV and plots.
 
-  Accuracy is plotted against time where steps were timed.
+  Accuracy is plotted against time only if steps were timed.
   """
   cells = results["cells"]
   rows = []
@@ -49,7 +49,7 @@ def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
   write_csv(folder.path / "cells.csv", columns, lines)
   by_hand = _distinct_by_hand(cells)
   references = {}
-  if len(by_hand) == 1:  # otherwise no line holds for all cells
+  if len(by_hand) == 1:  # otherwise no reference line is right for all cells
     references = _references(by_hand[0].top1)
   images = _images(cells)
   plots.sweep(folder.plots / _SWEEP, plots.groups(cells), references, images)
@@ -61,14 +61,14 @@ def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
 def _references(
   by_hand: Mapping[str, Mapping[str, float]],
 ) -> dict[str, dict[str, float]]:
-  """The best prompt written by hand, as lines of reference in the plots.
+  """Makes the plots' reference lines: the top-1 of the best hand-written prompt.
 
   Args:
-    by_hand: top-1 by split, and in it by prompt. All splits have the same prompts.
+    by_hand: top-1 by split and prompt; all splits have the same prompts.
 
   Returns:
-    By the figure that the line belongs to, such as "test_top1": label and top-1 of the
-    prompt with the highest sum over the splits. Empty without prompts.
+    {label: top-1} by the name of the figure to draw it in, such as "test_top1". The
+    prompt is the one with the highest sum of top-1 over the splits. {} without prompts.
   """
   totals: dict[str, float] = {}
   for top1_of_prompts in by_hand.values():
@@ -129,7 +129,7 @@ def _cells_table(cells: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
-  """When each kind of cell arrives; nothing without the times of steps."""
+  """Reports when each kind of cells reaches the threshold; [] if no step was timed."""
   courses = time_to_accuracy.courses(results["cells"], results.get("step_times", ()))
   if not courses:
     return []
@@ -171,16 +171,16 @@ def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
 
 
 def _images(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-  """Number of images evaluated, by split; several numbers where cells differ."""
+  """Number of images evaluated, by split; several numbers if cells differ."""
   counts: dict[str, set[int]] = {}
   for cell in cells:
     images = cell.get("curve", {}).get("images", {}) | cell.get("images", {})
     for split, n_images in images.items():
       counts.setdefault(split, set()).add(n_images)
-  words = {}
+  texts = {}
   for split, numbers in counts.items():
-    words[split] = " or ".join(f"{n_images:,}" for n_images in sorted(numbers))
-  return words
+    texts[split] = " or ".join(f"{n_images:,}" for n_images in sorted(numbers))
+  return texts
 
 
 class _ByHand(NamedTuple):
@@ -191,7 +191,7 @@ class _ByHand(NamedTuple):
 
 
 def _distinct_by_hand(cells: Sequence[Mapping[str, Any]]) -> list[_ByHand]:
-  """Distinct figures of prompts by hand, which depend on a cell's CLIP and classes."""
+  """Distinct figures of hand-written prompts, which depend on CLIP and classes."""
   distinct: dict[str, _ByHand] = {}
   for cell in cells:
     if not cell["error"]:
@@ -205,13 +205,16 @@ def _heading(name: str) -> str:
 
 
 def _summary(groups: Sequence[plots.Group], differences: Differences) -> Table:
-  """A row for each kind; bold where the paired difference to the first is above 0."""
+  """A row for each kind of cells.
+
+  A figure is bold if the interval of its difference to the first kind is above 0.
+  """
   fields: list[str] = []
   names: list[str] = []
   for group in groups:
-    fields += group.values
-    names += group.figures
-  # Each once, in the order of the groups.
+    fields += group.values.keys()
+    names += group.figures.keys()
+  # List each field and each figure once, in the order of the groups.
   fields = list(dict.fromkeys(fields))
   names = list(dict.fromkeys(names))
   rows = []
@@ -220,7 +223,7 @@ def _summary(groups: Sequence[plots.Group], differences: Differences) -> Table:
     row += [_spread(group, name) for name in names]
     rows.append(row)
   bold = []
-  # Differences begin with the second kind.
+  # The differences begin with the second kind of cells, in row 1.
   for row_index, (_, differences_of_kind) in enumerate(differences, 1):
     for name, difference in differences_of_kind.items():
       if difference.interval and difference.interval[0] > 0:
@@ -230,11 +233,12 @@ def _summary(groups: Sequence[plots.Group], differences: Differences) -> Table:
 
 
 def _best_marks(groups: Sequence[plots.Group], names: Sequence[str]) -> list[str]:
-  """Marks the groups with the highest mean on the split that decides."""
+  """Marks the groups with the highest mean of the first figure of `_MARKED`."""
   decisive = [name for name in _MARKED if name in names]
   if not decisive:
     return [""] * len(groups)
   name = decisive[0]
+  # A group whose cells all failed has no figure: -1 is below every accuracy.
   means = [
     group.figures[name].mean if name in group.figures else -1 for group in groups
   ]
@@ -256,14 +260,14 @@ def _spread(group: plots.Group, name: str) -> str:
 
 
 def _by_hand(cells: Sequence[Mapping[str, Any]]) -> Table:
-  """A row for each prompt written by hand, and for each kind of CLIP and classes."""
+  """A row for each hand-written prompt, under each combination of CLIP and classes."""
   distinct = _distinct_by_hand(cells)
   splits = list(dict.fromkeys(split for by_hand in distinct for split in by_hand.top1))
   rows = []
   for by_hand in distinct:
-    where = f" ({by_hand.cell} and similar)" if len(distinct) > 1 else ""
+    cells_text = f" ({by_hand.cell} and similar)" if len(distinct) > 1 else ""
     for prompt in next(iter(by_hand.top1.values()), {}):
-      row = [method_label(prompt) + where]
+      row = [method_label(prompt) + cells_text]
       for split in splits:
         text = "-"
         if split in by_hand.top1:

@@ -30,7 +30,7 @@ _ACCEPTED = (
 # Fields that only runs with a bank read, and fields that only a sampled contrast reads.
 _BANK = ("sampling.renew", "sampling.bank_dtype")
 _DRAW = ("k", "correction", "sampling.name")
-# Groups of fields of other methods than POMP.
+# Config groups of methods other than POMP.
 _METHOD_GROUPS = {row.prefix for row in EXTENSIONS.values() if row.prefix}
 
 # Maps values, by field, to the config with these values.
@@ -40,9 +40,9 @@ Replace = Callable[[Mapping[str, Any]], TrainingConfig]
 class Cell(NamedTuple):
   """One training of an ablation."""
 
-  values: Mapping[str, Any]  # of each swept field; None where the cell does not read it
-  # Values that replace the ablation's, by field: the job, and the same fields in all
-  # cells.
+  values: Mapping[str, Any]  # by swept field; None if the cell does not read the field
+  # Values that replace those of the ablation's config, by field. All cells have the
+  # same fields here: the job, and each field that differs in any cell.
   overrides: Mapping[str, Any]
   key: str  # fingerprint of all that the cell's result depends on
 
@@ -54,7 +54,7 @@ class Cell(NamedTuple):
 
   @property
   def stem(self) -> str:
-    """Name of the files with its result and its prompt, without suffix."""
+    """Name of the files of the cell's result and prompt, without suffix."""
     words = [f"{field}-{text_of(value)}" for field, value in self.values.items()]
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words))
     return f"{safe[:100]}_{self.key[:10]}"
@@ -86,24 +86,25 @@ def read_grid(text: str) -> dict[str, list[str]]:
 
 
 def make_cells(text: str, replace: Replace) -> list[Cell]:
-  """Makes the cells of `config.ablate.grid`, the first field varying slowest.
+  """Makes the cells of `config.ablate.grid`; the first field varies slowest.
 
   Args:
     text: grids, as the module describes.
-    replace: `replace` of the ablation's config, which has all other fields of the
-      trainings.
+    replace: method of the ablation's config, from which the trainings take all fields
+      that are not swept.
 
   Raises:
     ConfigError: a text that is no grid, or values that no training can have.
   """
   grids = [read_grid(part) for part in text.split("&")]
   swept = list(dict.fromkeys(field for grid in grids for field in grid))
-  # Equal trainings have one key, and the first of them makes the cell.
+  # Equal trainings have the same key: the first of them becomes the cell.
   trainings: dict[str, _Training] = {}
   for grid in grids:
     for texts in itertools.product(*grid.values()):
       training = _training(dict(zip(grid, texts, strict=True)), swept, replace)
       trainings.setdefault(_key(training.config), training)
+  # No training has the job "", so the job is among the changed fields.
   base = replace({"job": "pretrain"}).flat() | {"job": ""}
   changed = set()
   for training in trainings.values():
@@ -122,14 +123,14 @@ def make_cells(text: str, replace: Replace) -> list[Cell]:
 class _Training(NamedTuple):
   """One combination of a grid's values."""
 
-  values: dict[str, Any]  # of the swept fields; None where it does not read them
-  config: dict[str, Any]  # of all fields
+  values: dict[str, Any]  # by swept field; None if the training does not read the field
+  config: dict[str, Any]  # values of all fields
 
 
 def _training(
   texts: Mapping[str, str], swept: Sequence[str], replace: Replace
 ) -> _Training:
-  """The training of some fields' values, which are still texts."""
+  """Reads one combination of the grid's values, which are still texts."""
   changes: dict[str, Any] = {"job": "pretrain"}
   for field, text in texts.items():
     if (field, text) == ("k", ALL):
@@ -145,7 +146,8 @@ def _training(
   values = {field: None if field in unread else config[field] for field in swept}
   if training.negatives == ALL and "k" in values:
     values["k"] = ALL
-  # With the defaults of fields without effect, equal trainings have equal configs.
+  # Set fields without effect to their defaults, so that equal trainings have equal
+  # configs.
   for field in unread:
     config[field] = fields_of()[field].default
   return _Training(values, config)
@@ -158,7 +160,7 @@ def _key(config: Mapping[str, Any]) -> str:
 
 
 def _unread(values: Mapping[str, Any]) -> list[str]:
-  """Fields that a training with these values of its fields does not read."""
+  """Lists the fields that a training with these values does not read."""
   is_exact = values["negatives"] == ALL
   sampler = SAMPLERS["uniform" if is_exact else values["sampling.name"]]
   unread = []

@@ -1,4 +1,4 @@
-"""Means and standard deviations of an ablation's cells over the seeds, and their plot."""
+"""Computes and plots an ablation's means and standard deviations over the seeds."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -12,7 +12,7 @@ import numpy as np
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted
 
-# Headings of the figures of a cell other than its accuracies.
+# Headings of a cell's figures that are not accuracies.
 COSTS = {"seconds": "training (s)", "memory_mib": "memory (MiB)"}
 
 
@@ -21,7 +21,7 @@ class Spread(NamedTuple):
 
   mean: float
   std: float  # of the sample; 0 for one value
-  # At each seed. Of costs at each program, whose lanes share what was measured once.
+  # One a seed. A cost has one a program, because it is measured once for all lanes.
   values: tuple[float, ...]
 
 
@@ -39,7 +39,7 @@ def kind_of(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text_of(value: Any) -> str:
-  """Formats a value of a swept field; None, of a field that is not read, is a dash."""
+  """Formats a swept field's value; None, for a field that is not read, is a dash."""
   return "-" if value is None else str(value)
 
 
@@ -55,7 +55,7 @@ def figures_of(cell: Mapping[str, Any]) -> dict[str, float]:
 
 
 def scale_of(name: str) -> float:
-  """Returns the factor of a figure where it is shown: accuracies are percentages."""
+  """Returns the factor for display: 100 for accuracies, which are shown in percent."""
   return 1.0 if name in COSTS else 100.0
 
 
@@ -80,8 +80,8 @@ def _group(cells: Sequence[Mapping[str, Any]]) -> Group:
   spreads = {}
   for name, values in values_of.items():
     if name in COSTS:
-      # Cells that ran as lanes of one program have equal costs, which were measured
-      # once; equal numbers count once, or the spread would be too small.
+      # Count equal costs once: lanes of one program share a cost that was measured
+      # once, and repeating it would make the spread too small.
       values = list(dict.fromkeys(values))
     std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     spreads[name] = Spread(float(np.mean(values)), std=std, values=tuple(values))
@@ -100,7 +100,7 @@ def swept(groups_of: Sequence[Group]) -> list[str]:
 
 
 def is_ordered(groups_of: Sequence[Group], field: str) -> bool:
-  """Whether the values of a field are numbers, or "all" classes, rather than names."""
+  """Whether a field's values are numbers or "all" (all classes), and not names."""
   values = [group.values.get(field) for group in groups_of]
   return all(value == "all" or type(value) in (int, float) for value in values)
 
@@ -111,27 +111,33 @@ def sweep(
   references: Mapping[str, Mapping[str, float]],
   images: Mapping[str, str],
 ) -> None:
-  """Plots mean and standard deviation over the seeds, each figure in its panel.
+  """Plots mean and standard deviation over the seeds, one panel a figure.
 
   The x axis is the first swept field with its values evenly spaced. Every combination
-  of the other swept fields is a line, or marks alone where the x axis has names. A
-  group that does not read one of these fields belongs to every line. Each seed is a
-  faint dot.
+  of the other swept fields is a line, or only marks if the x axis has names. A group
+  that does not read a field is drawn on the lines of all the field's values. Each seed
+  is a faint dot.
 
   Args:
     path: file of the plot.
-    groups_of: groups of the cells.
-    references: values of grey lines, by figure and label.
+    groups_of: cells grouped over the seeds, from `groups`.
+    references: heights of grey reference lines, by figure and label.
     images: numbers of images, by split.
   """
+  # If no field is swept, all groups share one tick without a name.
   along, *others = swept(groups_of) or [""]
   ticks = list(dict.fromkeys(_tick(group, along) for group in groups_of))
-  keys = dict.fromkeys(tuple(group.values[f] for f in others) for group in groups_of)
-  lines: list[tuple[Any, ...]] = [
-    key for key in keys if any(value is not None for value in key)
-  ]
+  # Each line has the values of the other fields. A group that reads none of these
+  # fields is drawn on every line, so it gets no line of its own.
+  combinations = dict.fromkeys(
+    tuple(group.values[f] for f in others) for group in groups_of
+  )
+  lines: list[tuple[Any, ...]] = []
+  for combination in combinations:
+    if any(value is not None for value in combination):
+      lines.append(combination)
   if not lines:
-    lines.append(())  # one line of all groups
+    lines.append(())  # one line with all groups
   names = list(dict.fromkeys(name for group in groups_of for name in group.figures))
   n_seeds = 0
   for group in groups_of:
@@ -139,19 +145,20 @@ def sweep(
       n_seeds = max(n_seeds, len(spread.values))
   title = f"Mean and standard deviation over {counted(n_seeds, 'seed')}"
   figure, axes_of = drawing.panels(max(len(names), 1), 3.3, 3.3, title, columns=3)
+  # Names have no order: do not connect their means.
   between = "-" if is_ordered(groups_of, along) else "none"
   legend: dict[str, Any] = {}
   for axes, name in zip(axes_of, names, strict=False):
-    for number, key in enumerate(lines):
+    for number, combination in enumerate(lines):
       points = []
       for group in groups_of:
-        if name in group.figures and _is_on_line(group, others, key):
+        if name in group.figures and _is_on_line(group, others, combination):
           points.append((ticks.index(_tick(group, along)), group.figures[name]))
       points.sort(key=lambda point: point[0])
-      # Shifted, so that the error bars of several lines can be told apart.
+      # Shift each line sideways, so that error bars of several lines do not overlap.
       shift = 0.06 * (number - (len(lines) - 1) / 2)
       line = _draw_line(axes, points, number, shift, scale_of(name), between)
-      label = ", ".join(f"{f}={v}" for f, v in zip(others, key, strict=False))
+      label = ", ".join(f"{f}={v}" for f, v in zip(others, combination, strict=False))
       legend.setdefault(label, line)
     for label, value in references.get(name, {}).items():
       legend[label] = reference_line(axes, scale_of(name) * value)
@@ -164,7 +171,7 @@ def sweep(
     else:
       heading = top1_heading(name.removesuffix("_top1"), images)
     drawing.label_panel(axes, heading, along, grid="both")
-  legend.pop("", None)  # the only line needs no label
+  legend.pop("", None)  # a line of all groups needs no label
   if legend:
     drawing.legend_below(figure, list(legend.values()), list(legend))
   drawing.save(path, figure)
@@ -176,7 +183,7 @@ def _tick(group: Group, along: str) -> str:
 
 
 def _is_on_line(group: Group, fields: Sequence[str], key: tuple[Any, ...]) -> bool:
-  """Whether each field has the line's value, or is not read by the group."""
+  """Whether a group has the line's value of each field, or does not read the field."""
   for field, value in zip(fields, key, strict=False):
     if group.values[field] is not None and group.values[field] != value:
       return False
@@ -184,7 +191,10 @@ def _is_on_line(group: Group, fields: Sequence[str], key: tuple[Any, ...]) -> bo
 
 
 def _limit_y(axes: Axes, name: str, spreads: Sequence[Spread]) -> None:
-  """Sets the y axis: percentages to 100, costs from 0, or seconds over decades."""
+  """Sets the y axis: accuracies within 0..100%, and costs from 0.
+
+  Seconds that differ by a factor above 20 get a logarithmic axis.
+  """
   means = [spread.mean for spread in spreads]
   if name not in COSTS:
     drawing.end_at(axes, "y", 0.0, 100.0)
@@ -209,7 +219,7 @@ def _draw_line(
   scale: float,
   between: str,
 ) -> ErrorbarContainer:
-  """Draws means with error bars, a line style between them, and the seeds as dots."""
+  """Draws means with error bars, connected in the style `between`; seeds as dots."""
   x = shift + np.array([tick for tick, _ in points])
   means = scale * np.array([spread.mean for _, spread in points])
   stds = scale * np.array([spread.std for _, spread in points])
@@ -222,12 +232,12 @@ def _draw_line(
 
 
 def reference_line(axes: Axes, value: float, label: str = "") -> Line2D:
-  """Draws a grey horizontal line with its label on the right, if it has one.
+  """Draws a grey horizontal line with a label.
 
   Args:
     axes: panel to draw in.
     value: height of the line.
-    label: text above the line, where curves have left it.
+    label: text above the right end of the line; "": none.
   """
   line = axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
   axes.text(
@@ -239,7 +249,7 @@ def reference_line(axes: Axes, value: float, label: str = "") -> Line2D:
     va="bottom",
     ha="right",
     transform=axes.get_yaxis_transform(),
-    zorder=5,  # above curves and marks, which the outline leaves visible
+    zorder=5,  # above curves and marks; the outline covers little of them
     path_effects=drawing.outline(),
   )
   return line

@@ -17,22 +17,22 @@ _PAIRED = (
 
 
 class Difference(NamedTuple):
-  """A kind of cells less another one, seed by seed: mean in fractions, and Student's
-  interval."""
+  """Difference of a figure between two kinds of cells, paired by seed, as fractions."""
 
   mean: float
+  # Student's 95% interval over the seeds.
   interval: tuple[float, float] | None  # None for one seed, or without spread
 
 
-# Of each kind but the first: its swept values without the seed, and differences by
-# figure.
+# For each kind of cells but the first: its swept values without the seed, and its
+# differences to the first kind by figure.
 Differences = Sequence[tuple[Mapping[str, Any], Mapping[str, Difference]]]
 
 
 def paired_differences(cells: Sequence[Mapping[str, Any]]) -> Differences:
   """Compares the top-1 figures of each kind of cells with those of the first kind.
 
-  Differences are over the seeds that both have.
+  A difference is over the seeds that both kinds have.
   """
   figures_of_kinds: dict[str, dict[Any, dict[str, float]]] = {}  # by kind and seed
   values_of_kinds: dict[str, dict[str, Any]] = {}
@@ -54,28 +54,28 @@ def _differences(
   figures_of_seeds: Mapping[Any, Mapping[str, float]],
   first_figures: Mapping[Any, Mapping[str, float]],
 ) -> dict[str, Difference]:
-  """Differences of a kind's figures to the first kind's, of those without a cost."""
-  pairs_of: dict[str, list[float]] = {}
+  """Differences of a kind's accuracies to the first kind's, without its costs."""
+  values_of_seeds: dict[str, list[float]] = {}
   for seed, figures in figures_of_seeds.items():
     for name, value in figures.items():
-      pairs = pairs_of.setdefault(name, [])
+      values = values_of_seeds.setdefault(name, [])
       if name in first_figures.get(seed, {}):
-        pairs.append(value - first_figures[seed][name])
+        values.append(value - first_figures[seed][name])
   differences = {}
-  for name, pairs in pairs_of.items():
-    if pairs and name not in plots.COSTS:
-      differences[name] = _difference(pairs)
+  for name, values in values_of_seeds.items():
+    if values and name not in plots.COSTS:
+      differences[name] = _difference(values)
   return differences
 
 
 def _difference(pairs: Sequence[float]) -> Difference:
-  """Mean of the pairs' differences with Student's 95% interval."""
+  """Mean of `pairs`, one difference a seed, with Student's 95% interval."""
   n_pairs = len(pairs)
   mean = float(np.mean(pairs))
   std = 0.0
   if n_pairs > 1:
     std = float(np.std(pairs, ddof=1))
-  # Equal differences of a few seeds don't tell the spread.
+  # One seed, or a few seeds with equal differences, don't tell the spread.
   if np.isclose(std, 0, atol=1e-9):
     return Difference(mean, None)
   quantile = float(scipy.special.stdtrit(n_pairs - 1, 0.975))
@@ -84,13 +84,13 @@ def _difference(pairs: Sequence[float]) -> Difference:
 
 
 def differences_section(differences: Differences) -> list[Section]:
-  """A row for each kind of cells but the first; nothing for one kind."""
+  """Tabulates the differences, a row for each kind but the first; [] for one kind."""
   fields: list[str] = []
   names: list[str] = []
   for values, differences_of_kind in differences:
-    fields += values
-    names += differences_of_kind
-  # Each once, in the order of the kinds.
+    fields += values.keys()
+    names += differences_of_kind.keys()
+  # List each field and each figure once, in the order of the kinds.
   fields = list(dict.fromkeys(fields))
   names = list(dict.fromkeys(names))
   if not names:

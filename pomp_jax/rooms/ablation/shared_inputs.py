@@ -1,4 +1,4 @@
-"""Opens CLIPs, images and features that cells of an ablation share, each once."""
+"""Opens once the CLIPs, images and features that an ablation's cells share."""
 
 from collections.abc import Callable, Mapping
 import contextlib
@@ -29,11 +29,11 @@ from pomp_jax.train import batches, results, setup
 from pomp_jax.train.fill_features import fill_features
 from pomp_jax.train.training import PromptRun
 
-# Images rendered or decoded at a time over all processes, roughly.
+# Rough number of images rendered or decoded at a time, over all processes.
 _IMAGES = 1024
 
-# Splits of a curve: images of the training classes that nothing else sees, and unseen
-# classes.
+# Splits of a curve: images of the training classes that nothing else reads
+# ("validation"), and unseen classes.
 CURVE = ("validation", "novel", "new")
 
 # Figures by split and prompt.
@@ -41,18 +41,18 @@ Scores = dict[str, dict[str, Accuracy]]
 
 
 class SharedInputs:
-  """Opens or computes each thing when it is first asked for, and holds it.
+  """Opens or computes each input on its first use, and caches it.
 
   Streams are in temporary files, mapped into memory. Other features of images are
   stored in `data.feature_store` or the ablation's folder.
   """
 
   def __init__(self, folder: RunFolder, replace: Replace):
-    """Opens nothing yet; `replace` is that of the ablation's config."""
+    """Opens nothing yet; `replace` is the method of the ablation's config."""
     self.folder = folder
     self._replace = replace
     self._streams: dict[Any, Stream] = {}
-    # Each of these runs once for equal arguments, for as long as this object lives.
+    # Cache per object: each of these functions runs once for equal arguments.
     self._encoder = functools.cache(opening.open_encoder)
     open_source = lambda data, encoder: encoder.sized(
       opening.open_source(data, "train")
@@ -63,7 +63,7 @@ class SharedInputs:
       setattr(self, name, functools.cache(getattr(self, name)))
 
   def prepare(self, cell: Cell) -> PromptRun:
-    """Prepares the training of a cell, which shares its CLIP and its images."""
+    """Prepares the training of a cell with the shared CLIP and images."""
     config = self._replace(cell.overrides)
     encoder = self._encoder(
       config.clip, config.mesh.class_size, config.data.feature_store
@@ -75,7 +75,7 @@ class SharedInputs:
     )
 
   def _frozen(self, encoder: Encoder, data: Data, m: int) -> Frozen:
-    """Arrays of the training's classes under a context of m vectors."""
+    """Frozen arrays of the training classes, for a context of m vectors."""
     return encoder.frozen(encoder.vocabulary(self._source(data, encoder).names, m))
 
   def stream(self, run: PromptRun) -> Stream:
@@ -85,7 +85,7 @@ class SharedInputs:
     """
     key = run.encoder, run.data, run.loop.batch_size, run.seed
     longest = self._streams.get(key)
-    # Runs of several lengths share the longest stream.
+    # Runs that differ only in their number of steps share the longest stream.
     if longest is None or len(longest.labels) < run.total_steps:
       fill_features(run.data, run.clip, self.folder, run.source, run.encoder)
       longest = _stream(run, self._image_features(run.encoder))
@@ -94,7 +94,7 @@ class SharedInputs:
     return Stream(longest.features[steps], labels=longest.labels[steps])
 
   def _image_features(self, encoder: Encoder) -> Callable:
-    """The image tower as a training step has it, but gathered on all hosts."""
+    """Compiles the training step's image tower, with its features on all hosts."""
     tower = over_all_devices(encoder.mesh, encoder.image_tower)
     return jax.jit(tower, out_shardings=NamedSharding(encoder.mesh, P()))
 
@@ -111,18 +111,19 @@ class SharedInputs:
     """Measures the accuracy of prompts written by hand on every split.
 
     Args:
-      encoder: encoder of the CLIP.
-      data: settings of the data.
-      evaluation: settings of the evaluation, with the template.
+      encoder: the CLIP.
+      data: fields of the data, which name the splits.
+      evaluation: fields of the evaluation, with the number of images and the template.
     """
     by_hand = {"hand_written": evaluation.template, "class_name": "{}."}
     splits = self._splits(encoder, data, evaluation.images)
     return _accuracy(encoder, splits, by_hand)
 
   def curve(self, run: PromptRun, contexts: Mapping[int, np.ndarray]) -> dict[str, Any]:
-    """Validates the contexts of a run's steps on the available splits of `CURVE`.
+    """Evaluates a run's contexts, by step, on the available splits of `CURVE`.
 
-    Returns the "steps", "top1" by split at each, and the number of "images" by split.
+    Returns "steps", "top1" by split with one value a step, and the number of "images"
+    by split.
     """
     encoder = run.encoder
     prompt = run.prompt
@@ -131,14 +132,14 @@ class SharedInputs:
     )
     top1: dict[str, list[float]] = {name: [] for name in validated.splits}
     for context in contexts.values():
-      # Not through the encoder's cache of class features: no context comes twice.
+      # Bypass the encoder's cache of class features: each context is used once.
       params = replicate({"context": context}, encoder.mesh)
       features_NxE = encoder.features_of_classes(
         params, validated.frozen, prompt.position
       )
       for name, split in validated.splits.items():
-        rows = features_NxE[validated.rows[name]]
-        scores = topk_accuracy(split.features, rows, split.labels, mesh=encoder.mesh)
+        classes = features_NxE[validated.rows[name]]
+        scores = topk_accuracy(split.features, classes, split.labels, mesh=encoder.mesh)
         top1[name].append(scores["top1"])
     images = {name: len(split.labels) for name, split in validated.splits.items()}
     return {"steps": list(contexts), "top1": top1, "images": images}
@@ -146,16 +147,17 @@ class SharedInputs:
   def _curve_splits(
     self, encoder: Encoder, data: Data, n: int, m: int, class_specific: bool
   ) -> "_CurveSplits":
-    """Splits of a curve, of n images at most, for contexts of m vectors."""
+    """Splits of a curve with at most n images each, for contexts of m vectors."""
     source = opening.open_source(data, "validation", n_images=n)
     splits = {
       "validation": batches.readable_features(data, encoder, source, self.folder)
     }
-    if not class_specific:  # such a context knows only the classes of its training
+    # A class-specific context knows only the classes that it was trained on.
+    if not class_specific:
       for name, split in self._splits(encoder, data, n).items():
         if name in CURVE:
           splits[name] = split
-    # Splits share classes, whose features are computed once.
+    # Splits may share classes: list each class once, to compute its features once.
     classes = itertools.chain.from_iterable(split.names for split in splits.values())
     names = tuple(dict.fromkeys(classes))
     row_of = {name: row for row, name in enumerate(names)}
@@ -181,7 +183,7 @@ class _CurveSplits(NamedTuple):
   """Splits of a curve and their classes."""
 
   splits: dict[str, SplitFeatures]
-  rows: dict[str, list[int]]  # of each split's classes among those of `frozen`
+  rows: dict[str, list[int]]  # indices of each split's classes in `frozen`
   frozen: Frozen  # arrays of the classes of all splits
 
 
@@ -198,7 +200,10 @@ def _accuracy(
 
 
 def _stream(run: PromptRun, image_features: Callable) -> Stream:
-  """Reads this process's rows of the pretrain job's batches, as features."""
+  """Reads this process's rows of the pretrain job's batches, as features.
+
+  Shapes: T steps, G rows of a batch on this process.
+  """
   mesh = run.encoder.mesh
   rows = NamedSharding(mesh, P(DATA))
   part, n_parts = batches.own_shard(mesh)
@@ -206,23 +211,27 @@ def _stream(run: PromptRun, image_features: Callable) -> Stream:
   labels = []
   with (
     contextlib.closing(run.open_batches()) as loader,
-    # The file has no name, and ends with the process.
+    # The file has no name: it is deleted when the process ends.
     tempfile.TemporaryFile() as file,
   ):
     starts = range(0, run.total_steps, at_a_time)
     for start in steps_of(starts, "features of training images", "parts"):
       n_steps = min(at_a_time, run.total_steps - start)
-      read = [next(loader) for _ in range(n_steps)]
-      images = np.concatenate([batch["image"] for batch in read])
+      step_batches = [next(loader) for _ in range(n_steps)]
+      # Pixels, or features if these are stored.
+      image_rows = np.concatenate([batch["image"] for batch in step_batches])
       if run.data.features == "online":
-        images = jax.make_array_from_process_local_data(rows, images)
+        images = jax.make_array_from_process_local_data(rows, image_rows)
         features = np.asarray(image_features(run.frozen.image, images))
-        # Each part of the data axis has a block of rows, of all these batches.
-        images = np.split(features, n_parts)[part]
-      # Write without a memory map, through which a full disk would kill the process.
-      file.write(np.ascontiguousarray(images).data)
-      labels += [batch["label"] for batch in read]
+        # The features of all processes are here. Each part of the data axis has one
+        # block of them, with its rows of all `n_steps` batches.
+        image_rows = np.split(features, n_parts)[part]
+      # Write to the file, not to a memory map: with a map a full disk would kill the
+      # process.
+      file.write(np.ascontiguousarray(image_rows).data)
+      labels += [batch["label"] for batch in step_batches]
     file.flush()
     labels_TxG = np.stack(labels)
-    shape = (*labels_TxG.shape, images.shape[-1])
-    return Stream(np.memmap(file, images.dtype, mode="r", shape=shape), labels_TxG)
+    shape = (*labels_TxG.shape, image_rows.shape[-1])
+    features_TxGxE = np.memmap(file, image_rows.dtype, mode="r", shape=shape)
+    return Stream(features_TxGxE, labels_TxG)

@@ -1,7 +1,8 @@
 """Computes the seconds of training until cells are as accurate as the exact contrast.
 
-Time is steps times the seconds of a step, and the first bank where there is one. The
-accuracy is that of validation images of the training classes, mean over the seeds.
+Time is the number of steps times the seconds of a step, plus the seconds of the first
+bank if the sampler has one. Accuracy is measured on validation images of the training
+classes, and averaged over the seeds. Shapes: S seeds, T validated steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,10 +33,10 @@ class Course(NamedTuple):
   """Accuracy of cells that differ only in the seed, against time."""
 
   group: Group  # the cells, and their figures after the last step
-  steps: tuple[int, ...]  # validated steps T
-  top1: Mapping[str, np.ndarray]  # fractions [seeds,T] by split
-  step_seconds: float  # of a step of a cell alone
-  start_seconds: float  # of the first bank
+  steps: tuple[int, ...]  # the T validated steps
+  top1: Mapping[str, np.ndarray]  # fractions [S,T] by split
+  step_seconds: float  # of one step of a cell that is trained alone
+  start_seconds: float  # of the first bank; 0 without a bank
 
   @property
   def is_exact(self) -> bool:
@@ -62,11 +63,11 @@ class Course(NamedTuple):
 
 
 class Arrival(NamedTuple):
-  """When a course reaches the accuracy of the exact contrast, or None if never."""
+  """When a course reaches the exact contrast's accuracy; None if it never does."""
 
   course: Course
-  step: int | None  # first validated step
-  seconds: float | None  # of training until then
+  step: int | None  # first validated step with this accuracy
+  seconds: float | None  # of training until this step
   than_exact: float | None  # how many times faster than the exact contrast
   than_uniform: float | None  # how many times faster than the fastest uniform draw
 
@@ -74,17 +75,20 @@ class Arrival(NamedTuple):
 def courses(
   cells: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]]
 ) -> list[Course]:
-  """Puts curves and times of cells together; kinds whose cells all failed are left out.
+  """Joins the curves and times of each kind of cells; drops kinds that failed in whole.
 
-  A cell's `curve` is {"steps": [T], "top1": {split: [T]}}. Times have `values` without
-  the seed, `step_seconds` and `first_bank_seconds`, one a kind.
+  A cell's `curve` is {"steps": [T], "top1": {split: [T]}}. `times` has one mapping a
+  kind, with `values` without the seed, `step_seconds` and `first_bank_seconds`.
   """
-  done = [cell for cell in cells if not cell["error"]]
+  finished = [cell for cell in cells if not cell["error"]]
   kinds = []
   for group, time in itertools.product(groups(cells), times):
     if time["values"] != group.values:
       continue
-    curves = [cell["curve"] for cell in done if kind_of(cell["values"]) == group.values]
+    curves = []
+    for cell in finished:
+      if kind_of(cell["values"]) == group.values:
+        curves.append(cell["curve"])
     if not curves:
       continue
     top1 = {}
@@ -102,34 +106,36 @@ def courses(
 
 
 def threshold_of(kinds: Sequence[Course]) -> float | None:
-  """The accuracy that other contrasts should reach.
+  """Returns the accuracy that other contrasts should reach.
 
   Args:
     kinds: course of each kind of cells.
 
   Returns:
-    The last accuracy of the first exact contrast, less its sample standard deviation
-    over the seeds. None without an exact contrast.
+    The mean accuracy of the first exact contrast after its last step, less the sample
+    standard deviation over the seeds. None without an exact contrast.
   """
   for course in kinds:
     if not course.is_exact:
       continue
     last_top1 = course.top1[CRITERION][:, -1]
     if len(last_top1) == 1:
-      # One seed has no deviation.
+      # One seed has no standard deviation.
       return float(last_top1[0])
     return float(last_top1.mean() - last_top1.std(ddof=1))
   return None
 
 
 def arrivals(kinds: Sequence[Course]) -> list[Arrival]:
-  """Lists when each course reaches the threshold; nothing without the exact contrast."""
+  """Lists when each course reaches the threshold; [] without an exact contrast."""
   threshold = threshold_of(kinds)
   if threshold is None:
     return []
-  # The exact contrast reaches a threshold below its own last accuracy.
+  # The first exact contrast always arrives: its last accuracy is not below the
+  # threshold.
   steps = [_first_step(course, threshold) for course in kinds]
-  fastest: dict[str, float] = {}  # seconds by kind of draw
+  # Seconds by draw: "exact", or the sampler, which is "uniform" if it is not swept.
+  fastest: dict[str, float] = {}
   for course, step in zip(kinds, steps, strict=True):
     if step is not None:
       draw = course.group.values.get(_SAMPLER, "uniform")
@@ -154,7 +160,7 @@ def arrivals(kinds: Sequence[Course]) -> list[Arrival]:
 
 
 def _first_step(course: Course, threshold: float) -> int | None:
-  """The first validated step at which the mean over the seeds reaches the threshold."""
+  """First validated step at which the mean over the seeds reaches the threshold."""
   reaches_T = course.top1[CRITERION].mean(axis=0) >= threshold
   if not reaches_T.any():
     return None
@@ -162,7 +168,7 @@ def _first_step(course: Course, threshold: float) -> int | None:
 
 
 def _ratio(reference: float | None, seconds: float) -> float | None:
-  """How many times faster than a reference; None without one, or without seconds."""
+  """How many times faster than the reference; None without it, or for 0 seconds."""
   if reference is None or not seconds:
     return None
   return reference / seconds
@@ -171,7 +177,7 @@ def _ratio(reference: float | None, seconds: float) -> float | None:
 def plot(
   path: str | os.PathLike, kinds: Sequence[Course], images: Mapping[str, str]
 ) -> None:
-  """Plots accuracy against seconds of training, a panel a split, a line a course.
+  """Plots accuracy against seconds of training: one panel a split, one line a course.
 
   Error bars are the standard deviation over the seeds after the last step.
 
@@ -192,7 +198,8 @@ def plot(
   for axes, split in zip(axes_of, splits, strict=True):
     lines = []
     for number, course in enumerate(kinds):
-      if split in course.top1:  # a class-specific context knows no other classes
+      # A class-specific context has no curve on splits with other classes.
+      if split in course.top1:
         lines += _draw_course(axes, course, split, number)
     if split == CRITERION and threshold is not None:
       reference_line(axes, 100 * threshold, "exact contrast, less its spread")
@@ -205,9 +212,9 @@ def plot(
 
 
 def _draw_course(axes: Axes, course: Course, split: str, number: int) -> list[Any]:
-  """Draws the mean over the seeds, with an error bar at its end; returns the line."""
+  """Draws the mean over the seeds, with an error bar at its end; returns [line]."""
   style = drawing.style(number)
-  # When the colours are used up, they come again with another kind of line.
+  # When all colours are used, repeat them with another line style.
   style["linestyle"] = _LINES[number // len(drawing.COLOURS) % len(_LINES)]
   if course.is_exact:
     style["color"] = "black"

@@ -1,11 +1,11 @@
 """Runs several trainings in one compiled program, each a lane of a vmap.
 
-It also times the steps of single ones. Lanes of a program differ only in arrays: the
-seed, and numbers of the loss and of the optimizer. Cells that need another program, such
-as those of another K, are lanes of another program.
+It also times steps of trainings that run alone. Lanes of a program differ only in
+arrays: the seed, and numbers of the loss and of the optimizer. Cells that need another
+program, such as cells with another K, are lanes of another program.
 
-Shapes: S lanes, T steps, G rows of a batch that are this process's, E embedding,
-M context vectors, D width.
+Shapes: S lanes, T steps, G rows of a batch on this process, E embedding, M context
+vectors, D width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,11 +34,11 @@ from pomp_jax.train.resume import first_state
 from pomp_jax.train.setup import optimizer_of
 from pomp_jax.train.training import PromptRun
 
-# Fields of `optim`, and of a training, in which lanes of a program may differ.
+# Fields of `optim`, and of the whole config, in which lanes of a program may differ.
 _NUMBERS = ("lr", "momentum", "weight_decay", "warmup_lr")
 _LANE_FIELDS = ("seed", "correction", *(f"optim.{name}" for name in _NUMBERS))
-_ROUNDS = 5  # of timing
-_STEPS = 3  # timed steps of a round, after one that is not
+_ROUNDS = 5  # rounds of timing
+_STEPS = 3  # timed steps of a round, after one for warmup
 
 
 class Stream(NamedTuple):
@@ -68,8 +68,8 @@ def program_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
       for field, value in cell.overrides.items()
       if field not in _LANE_FIELDS
     }
-    # Corrections that scale the logits differ in a number. One with a loss of its own
-    # is another program.
+    # Corrections that scale the logits differ only in a number, so they share a
+    # program. A correction with a loss of its own needs another program.
     correction = cell.overrides.get("correction")
     if correction is not None and CORRECTIONS[correction].loss is None:
       correction = "scaled"
@@ -79,7 +79,10 @@ def program_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def lanes_of_program(n_cells: int, most: int) -> int:
-  """Returns the largest divisor of the cells up to `most`: one program serves all."""
+  """Returns the largest divisor of `n_cells` up to `most`.
+
+  Each call of the program then trains equally many cells: it is compiled only once.
+  """
   lanes = max(min(most, n_cells), 1)
   while n_cells % lanes:
     lanes -= 1
@@ -87,9 +90,9 @@ def lanes_of_program(n_cells: int, most: int) -> int:
 
 
 def curve_steps(every: int, total: int) -> list[int]:
-  """Lists the steps after which prompts are validated: multiples of `every`, the last.
+  """Lists the steps after which prompts are validated.
 
-  There are none if `every` is 0.
+  They are the multiples of `every`, and the last step. Returns [] if `every` is 0.
   """
   if not every:
     return []
@@ -104,7 +107,7 @@ def train_lanes(
   The program is compiled once, and called for `size` runs at a time.
 
   Args:
-    runs: runs of the cells of one of `program_groups`.
+    runs: runs of the cells of one group of `program_groups`.
     streams: batches of each run.
     size: number of lanes S; it divides the number of runs.
     curve_every: steps between the contexts of a curve; 0 for none.
@@ -123,14 +126,14 @@ class _Lanes:
   """Runs that are trained together, and the arguments of their program at each step."""
 
   def __init__(self, runs: Sequence[PromptRun], streams: Sequence[Stream]):
-    self.run = runs[0]  # in all but `numbers` and batches the others equal it
+    self.run = runs[0]  # the other runs differ from it only in numbers and batches
     self.size = len(runs)
     self._streams = streams
     self._numbers = _numbers(runs)
     self._rows = NamedSharding(self.run.encoder.mesh, P(None, DATA))
 
   def arguments(self, state: Any, step: int) -> tuple[Any, ...]:
-    """State, numbers, frozen arrays and batch of step 1, 2, .."""
+    """Returns state, numbers, frozen arrays and the batch of a step (1, 2, ..)."""
     features = np.stack([stream.features[step - 1] for stream in self._streams])
     labels = np.stack([stream.labels[step - 1] for stream in self._streams])
     batch = _batch(self._rows, features, labels)
@@ -140,7 +143,7 @@ class _Lanes:
 def _train_together(
   program: jax.stages.Compiled, lanes: _Lanes, state: Any, curve_every: int
 ) -> Iterator[Trained]:
-  """Trains the lanes from their first states to the last step, and yields each."""
+  """Trains the lanes from their first states to the last step; yields each result."""
   run = lanes.run
   size = lanes.size
   validated_steps = curve_steps(curve_every, run.total_steps)
@@ -154,7 +157,7 @@ def _train_together(
     if step in validated_steps:
       curve[step] = np.asarray(run.result(state)["context"])
   contexts = np.asarray(run.result(state)["context"])
-  del state  # banks are large, and the cells are evaluated next
+  del state  # free its bank, which is large, before the cells are evaluated
   seconds = (time.monotonic() - start) / size
   memory_mib = math.nan
   if memory := program.memory_analysis():
@@ -172,8 +175,8 @@ def _train_together(
 
 def _first_states(runs: Sequence[PromptRun]) -> Any:
   """The state of each run, stacked along a new first axis that no device splits."""
-  # A first state depends on the seed alone. With a bank it takes a pass over all classes,
-  # so runs of a seed share it.
+  # Runs with the same seed have equal first states. Compute each state once: with a
+  # bank it takes a pass over all classes.
   state_of_seed = {}
   for seed, run in {run.seed: run for run in runs}.items():
     state_of_seed[seed] = first_state(run)
@@ -208,8 +211,9 @@ def _batch(
 def _step(run: PromptRun) -> jax.stages.Wrapped:
   """Compiles the pretrain job's step over all lanes.
 
-  Lanes differ in numbers only, which are arguments of the step. Their states are
-  stacked along a new first axis and donated. Frozen arrays and the batch are shared.
+  Lanes differ only in numbers, which are arguments of the step, and in their batches.
+  The lanes' states are stacked along a new first axis and donated. Frozen arrays are
+  shared.
 
   Args:
     run: training of any of the lanes.
@@ -217,7 +221,7 @@ def _step(run: PromptRun) -> jax.stages.Wrapped:
   run_on_features = _on_features(run)
   has_own_loss = CORRECTIONS[run.contrast.correction].loss is not None
 
-  # Its name is shown while the program compiles.
+  # JAX shows the name of this function while it compiles the program.
   def step_of_cells(
     state: TrainState,
     numbers: Mapping[str, jax.Array],
@@ -242,19 +246,20 @@ def _step(run: PromptRun) -> jax.stages.Wrapped:
 
 
 def _on_features(run: PromptRun) -> PromptRun:
-  """A run on features of images, which the streams hold, instead of pixels."""
+  """Copies a run to read image features, which the streams hold, instead of pixels."""
   return dataclasses.replace(run, data=dataclasses.replace(run.data, features="stored"))
 
 
 def step_times(
   runs: Sequence[PromptRun], streams: Sequence[Stream]
 ) -> list[dict[str, float]]:
-  """Measures the steps of kinds of cells, each trained alone, by one run of a kind.
+  """Times a step of each kind of cells, by one run a kind that is trained alone.
 
-  A lane's time is only its share of a program. So that kinds can be compared, each
-  takes steps of the job pretrain in several rounds, in turn: a machine that is slow for
-  a while slows all of them. Returns the median and the least of a step, and the median
-  of the first bank, features of all classes; 0 without a bank.
+  The time of a lane is not enough: it is only a share of a program's time. Each kind
+  takes steps of the job pretrain instead. The kinds take turns in several rounds, so
+  that a machine that is slow for a while slows all kinds. Returns, for each run, the
+  median and least seconds of a step, and the median seconds to compute the first bank
+  (features of all classes); 0 without a bank.
   """
   parts = list(zip(runs, streams, strict=True))
   steps = []
@@ -280,7 +285,7 @@ def step_times(
 
 
 def _step_of(run: PromptRun, stream: Stream) -> Callable[[], None]:
-  """The compiled step of the pretrain job, which repeats the run's first batch."""
+  """Compiles the pretrain job's step; each call repeats it on the run's first batch."""
   run = _on_features(run)
   rows = NamedSharding(run.encoder.mesh, P(DATA))
   batch = _batch(rows, stream.features[0], stream.labels[0])

@@ -1,8 +1,8 @@
-"""What prompts do to the features of classes: alignment, uniformity, nearest tokens.
+"""Analyses class features under prompts: alignment, uniformity, nearest tokens.
 
-The data sets are those that `config.evaluate` names. Leaves `results.json`,
-`results.md`, `report.html` and plots in the run's folder. With several processes all of
-them compute, and the first writes.
+`config.evaluate` names the data sets. The job writes `results.json`, `results.md`,
+`report.html` and plots into the run's folder. All processes compute, and the first one
+writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ def check(config: AnalyseConfig, workdir: str) -> None:
   """Opens every set and every prompt; writes nothing."""
   folder = RunFolder(workdir)
   if folder.results.exists():
-    # Images of another folder are others.
+    # Here `data.root` may not change: another folder may have other images.
     check_same_run(config.flat(), folder, MAY_CHANGE - {"data.root"})
   check_prompts(
     config.analyse.prompts,
@@ -109,7 +109,7 @@ def _figures(
 ) -> dict[str, Any]:
   """Figures of a prompt's class features on a set of images."""
   uniformity = None
-  # A single class has no pair.
+  # Uniformity is over pairs of classes, and a single class has no pair.
   if len(features_NxE) > 1:
     uniformity = geometry.uniformity(features_NxE)
   top1 = topk_accuracy(images.features, features_NxE, images.labels, ks=(1,), mesh=mesh)
@@ -123,14 +123,14 @@ def _figures(
 def _tokens(
   encoder: Encoder, prompts: Sequence[NamedPrompt], top: int
 ) -> dict[str, Any]:
-  """The tokens nearest to the vectors of each learned prompt that all classes share."""
+  """Finds the tokens nearest to the vectors of each prompt that all classes share."""
   embeddings_VxD = token_table(encoder.clip.params)
   name_of_ids = encoder.clip.tokenizer.convert_ids_to_tokens
   vectors = {}
   for label, prompt, _ in prompts:
     if not isinstance(prompt, Prompt):
       continue
-    # Each class may have vectors of its own, and sentences have none.
+    # Skip a context with other vectors for each class, and sentences without vectors.
     if prompt.context.ndim != 2 or not prompt.context.size:
       continue
     ids_MxT, distances_MxT = geometry.nearest_tokens(
@@ -151,7 +151,7 @@ def _log_set(name: str, results_of_set: Mapping[str, Any]) -> None:
   n_images = results_of_set["images"]
   n_classes = results_of_set["classes"]
   for label, figures in results_of_set["prompts"].items():
-    # The uniformity is None where there is one class.
+    # The uniformity is None if there is one class.
     uniformity = cell(figures["uniformity"], 3)
     log.info(
       "%s: %s: alignment %.3f, uniformity %s, top-1 %.1f%% (%d images, %d classes)",

@@ -1,7 +1,7 @@
 """Bias and variance of the sampled gradient against the exact one over all classes.
 
 Shapes: B images, K negatives of a draw, C = B + K, N classes, M context vectors, D
-width, R draws, P = M D entries of a gradient.
+width, E embedding, R draws, P = M D entries of a gradient.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted
 from pomp_jax.report.report import Report, Section, Table, cell, facts
 
-# Smallest relative bias in a plot: single precision's rounding is near.
+# Smallest relative bias in a plot, near the rounding error of float32.
 _LOWEST_BIAS = 1e-3
 _LINES = ("-", "--", ":", "-.", (0, (1, 3)))
 
@@ -36,8 +36,8 @@ def gradient_function(
   Args:
     learner: the learner, whose token budget fits the draw.
     settings: sampler, K and logit scale; its loss and its correction are ignored.
-    corrections: correction of each row, all of the same draw; "sigmoid" is that loss
-      with importance weights.
+    corrections: correction of each row of the result; all rows have the same draw.
+      "sigmoid" stands for the sigmoid loss with importance weights.
   """
 
   @jax.jit
@@ -66,13 +66,13 @@ def gradient_function(
       classes = learner.text_features(params, frozen, ids_C, features_BxE)
       return classes.features, classes.available
 
-    # The text tower runs once for all corrections, and so does its forward pass.
+    # The forward pass of the text tower runs once for all corrections.
     class_features_CxE, pull_back, available_C = jax.vjp(
       class_features, params, has_aux=True
     )
-    available_S = None if available_C is None else available_C[n_images:]
+    available_K = None if available_C is None else available_C[n_images:]
     negatives = complete_negatives(
-      settings.sampling, frozen.sampling, drawn, labels_B, available_S
+      settings.sampling, frozen.sampling, drawn, labels_B, available_K
     )
 
     def gradient_of(correction: str) -> Float[Array, " P"]:
@@ -109,13 +109,13 @@ def draws_of(
 
   Args:
     gradients: function of `gradient_function`.
-    arguments: its arguments without the key: parameters, frozen arrays, images [B,E]
-      and labels [B].
+    arguments: arguments of `gradients` but the key: parameters, frozen arrays, images
+      [B,E] and labels [B].
     n_draws: number of draws, R.
     seed: random seed of the draws.
 
   Returns:
-    Gradients in float64, in which `summarise` takes small differences of them.
+    Gradients in float64, because `summarise` takes small differences of gradients.
   """
   keys_R = jax.random.split(jax.random.key(seed), n_draws)
   draws = []
@@ -130,15 +130,15 @@ def summarise(
 ) -> dict[str, float | int]:
   """Estimates bias, deviation and direction of a sampled gradient g_K against g.
 
-  g is the exact gradient, which is not 0. The squared distance of the mean over R draws
-  from g is the squared bias plus, on average, 1/R of the variance; that share is
-  subtracted. The standard error is a jackknife over the R >= 3 draws, which are
-  independent.
+  g is the exact gradient, which is not 0. The squared distance between g and the mean
+  over R draws is, on average, the squared bias plus 1/R of the variance. The variance's
+  part is subtracted. A jackknife over the R >= 3 independent draws estimates the
+  standard error of the squared bias.
 
   Returns:
     draws: R.
-    relative_bias: ||E g_K - g|| / ||g||; bias_low and bias_high are two standard errors
-      of its square away, at least 0.
+    relative_bias: ||E g_K - g|| / ||g||. bias_low and bias_high are the roots of its
+      square minus and plus two standard errors, at least 0.
     relative_deviation: sqrt(E ||g_K - E g_K||^2) / ||g||.
     cosine: cosine of the mean over the draws with g. draw_cosine, draw_cosine_error:
       mean cosine of single draws with g, and its standard error.
@@ -164,7 +164,7 @@ def summarise(
   variance = gradients_RxP.var(axis=0, ddof=1).sum()
   mean_P = gradients_RxP.mean(axis=0)
   norms_R = np.linalg.norm(gradients_RxP, axis=1)
-  # A draw may be 0, where all of its classes are certain.
+  # The gradient of a draw is 0 if all its images are certain: avoid 0 / 0.
   cosine_R = (
     gradients_RxP @ exact_P / np.maximum(norms_R * norm, np.finfo(np.float64).tiny)
   )
@@ -181,10 +181,10 @@ def summarise(
 
 
 class _Row(NamedTuple):
-  """A row of panels: one line a pair of sampler and correction."""
+  """A row of panels, with a line for each pair of sampler and correction."""
 
   heading: str
-  label_of_line: dict[tuple[str, str], str]
+  label_of_line: dict[tuple[str, str], str]  # by sampler and correction
 
 
 def gradient_bias_panels(
@@ -198,7 +198,7 @@ def gradient_bias_panels(
 
   Args:
     path: file of the plot.
-    cells: `sampler`, `correction`, `k` and the figures of `summarise` of each
+    cells: `sampler`, `correction`, `k` and the figures of `summarise`, for each
       combination.
     images: number of images, B.
     classes: number of classes, N.
@@ -224,7 +224,7 @@ def gradient_bias_panels(
       cells_of_line = [
         cell for cell in cells if (cell["sampler"], cell["correction"]) == pair
       ]
-      # Shifted, so that error bars at the same K don't overlap.
+      # Shift the lines, so that error bars at the same K don't overlap.
       shift = 1.05 ** (line - (len(row.label_of_line) - 1) / 2)
       _draw_line((bias, deviation, cosine), cells_of_line, line, shift, label)
     bias.set_yscale("log")
@@ -244,7 +244,7 @@ def gradient_bias_panels(
 
 
 def _draws(cells: Sequence[Mapping[str, Any]]) -> str:
-  """Numbers of draws; there are fewer at a larger K."""
+  """Text of the number of draws, or of the range if a larger K has fewer draws."""
   fewest = min(cell["draws"] for cell in cells)
   most = max(cell["draws"] for cell in cells)
   if fewest == most:
@@ -265,7 +265,7 @@ def _draw_line(
     panels: axes of bias, deviation and cosine.
     cells: figures of the pair, one cell at each K.
     line: number of the line, which chooses its colour and dashes.
-    shift: factor on K, by which error bars of several lines don't overlap.
+    shift: factor on K, so that error bars of several lines don't overlap.
     label: text of the legend.
   """
   bias_axes, deviation_axes, cosine_axes = panels
@@ -276,12 +276,12 @@ def _draw_line(
   }
 
   def figures(name: str) -> np.ndarray:
-    """A figure of the cells, by K."""
+    """Values of one figure, one for each cell."""
     return np.array([cell[name] for cell in cells])
 
   k = figures("k") * shift
 
-  # A bias may be 0, and its axis is logarithmic.
+  # A bias may be 0, which a logarithmic axis can't show.
   bias = np.maximum(figures("relative_bias"), _LOWEST_BIAS)
   low = np.maximum(figures("bias_low"), _LOWEST_BIAS)
   high = np.maximum(figures("bias_high"), _LOWEST_BIAS)
@@ -336,7 +336,7 @@ def gradient_bias_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Re
 
 
 def _figures_row(figures: Mapping[str, Any]) -> list[str]:
-  """A combination as a row of the report."""
+  """Formats the figures of a combination as a row of the report."""
   text = {}
   for name, value in figures.items():
     if not isinstance(value, str):

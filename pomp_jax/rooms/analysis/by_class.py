@@ -1,8 +1,9 @@
 """Answers of an evaluation class by class: CSV files, confusion matrices, sections of
-its report.
+the report.
 
-A set is a mapping: `split`, `classes` (N names) and `prompts` (label -> figures of
-`metrics.Tally.figures` and `by_class`, the latter perhaps missing).
+A set is a mapping with `split`, `classes` (N names) and `prompts` (label -> figures of
+`metrics.Tally.figures` and, if known, `metrics.Tally.by_class`). `reference` and
+`labels` are optional, see `sets_of`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,9 +39,9 @@ _RESULTS = (
 )
 _CLASS = ("set", "prompt", "class", "images", "top1")
 _CONFUSION = ("set", "prompt", "class", "answer", "images", "images_of_class")
-# Classes of a set whose confusion matrix is drawn.
+# Most classes of a set whose confusion matrix is drawn.
 _MOST_DRAWN = 50
-# What `results.json` and the report hold of a set.
+# Most entries of a set in `results.json` and in the report.
 _PAIRS = 20  # pairs of confused names
 _CLASSES = 50  # classes of the lowest accuracy
 
@@ -51,22 +52,22 @@ def sets_of(
   reference: str,
   labels: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
-  """Sets of a training's splits, as `write` takes them.
+  """Builds sets from the splits of a training, as `write` takes them.
 
   Args:
     names: names of the classes of each split.
     scores: figures of the prompts on each split.
     reference: prompt that the others are compared with.
-    labels: labels of the prompts that differ from those of `prompt_labels`.
+    labels: labels of prompts, if they differ from those of `prompt_labels`.
   """
   sets = {}
   for split, classes in names.items():
-    # A part of a split follows a slash.
-    images = split.partition("/")[0]
-    if images not in ("train", "validation"):
-      images = "test"
+    # A slash separates the split of the images from the part of the classes.
+    split_of_images = split.partition("/")[0]
+    if split_of_images not in ("train", "validation"):
+      split_of_images = "test"
     sets[split] = {
-      "split": images,
+      "split": split_of_images,
       "classes": classes,
       "reference": reference,
       "labels": labels,
@@ -87,6 +88,7 @@ def write(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
       if "per_class" not in figures:
         continue
       images_N, top1_N = _per_class(figures)
+      # A class without images has no accuracy.
       for class_name, images, top1 in zip(names, images_N, top1_N, strict=True):
         classes.append((name, label, class_name, images, top1 if images else ""))
       for c, answer, count in figures["confusions"]:
@@ -108,7 +110,7 @@ def write(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _result_row(name: str, of_set: Mapping[str, Any], label: str) -> list[Any]:
-  """A prompt's row of `results.csv`; None where a figure is not known."""
+  """A prompt's row of `results.csv`; None for a figure that is not known."""
   figures = of_set["prompts"][label]
   low, high = figures["top1_interval"]
   row = [
@@ -133,7 +135,7 @@ def _result_row(name: str, of_set: Mapping[str, Any], label: str) -> list[Any]:
 
 
 def _confusion_matrix(figures: Mapping[str, Any]) -> np.ndarray:
-  """Images of each class by answer, int [N,N]."""
+  """Counts the images of each class by answer, int [N,N]."""
   images_N, top1_N = _per_class(figures)
   n_right_N = np.rint(np.nan_to_num(top1_N) * images_N)
   matrix_NxN = np.diag(n_right_N.astype(int))
@@ -143,9 +145,9 @@ def _confusion_matrix(figures: Mapping[str, Any]) -> np.ndarray:
 
 
 def _best_prompt(of_set: Mapping[str, Any]) -> str | None:
-  """The prompt of the highest top-1, of those whose answers are known by class.
+  """The prompt of the highest top-1 among those with figures by class.
 
-  Of equals it is the first.
+  Of prompts with equal top-1 it is the first. None if no prompt has figures by class.
   """
   top1_of = {}
   for label, figures in of_set["prompts"].items():
@@ -155,10 +157,11 @@ def _best_prompt(of_set: Mapping[str, Any]) -> str | None:
 
 
 def summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[str, Any]:
-  """What `results.json` holds of one prompt, the best one if None, as JSON values.
+  """Summarises one prompt, the best one if `label` is None, as JSON values.
 
-  `confused` has [class, answer, images, images of the class], the most frequent first;
-  `hardest` [class, images, top1], the lowest first. Empty where answers are not known.
+  `confused` lists [class, answer, images, images of the class], the most frequent
+  first. `hardest` lists [class, images, top1], the lowest top-1 first. The summary is
+  empty if the prompt has no figures by class.
   """
   label = label or _best_prompt(of_set)
   if label is None or "per_class" not in of_set["prompts"][label]:
@@ -185,7 +188,7 @@ def sections(
 
   Args:
     sets: `summary` of each set, by its name.
-    labels: label of each prompt in tables; others have their own name.
+    labels: labels of prompts in tables; a prompt without a label appears by its name.
   """
   confused_rows = []
   class_rows = []
@@ -221,7 +224,7 @@ def _picture(name: str) -> str:
 
 
 def _per_class(figures: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-  """Images and accuracy of each class, as Python's numbers."""
+  """Numbers of images and accuracies of the classes, as Python numbers."""
   images, top1 = (figures["per_class"][key] for key in ("images", "top1"))
   return np.asarray(images, int).tolist(), np.asarray(top1, float).tolist()
 
@@ -229,9 +232,9 @@ def _per_class(figures: Mapping[str, Any]) -> tuple[list[int], list[float]]:
 def _draw_confusions(
   path: Path, matrix_NxN: np.ndarray, names: Sequence[str], title: str
 ) -> None:
-  """Draws a row a class, with shares and numbers of its images by answer."""
+  """Draws a row for each class: shares and numbers of its images by answer."""
   n_classes = len(names)
-  # More classes are drawn smaller.
+  # Draw smaller cells for many classes.
   cell_inches = 0.2 if n_classes > 15 else 0.36
   side = max(2.2, cell_inches * n_classes)
   figure = Figure(figsize=(side + 3.2, side + 2.2), layout="constrained")

@@ -10,7 +10,7 @@ from pomp_jax.prompt.sampling.samplers import SAMPLERS
 
 
 def _some_of(*choices: str) -> Check:
-  """A tuple of one or more different texts."""
+  """Checks for a tuple of one or more choices without repeats."""
   return Check(
     lambda value: 0 < len(value) == len(set(value)) == len(set(value) & set(choices)),
     f"one or more different ones of {', '.join(choices)}",

@@ -1,8 +1,8 @@
 """Bias and variance of the sampled gradient, by K, correction and sampler.
 
-For the same images and the same prompt: the exact gradient, of the contrast over all
-classes, and gradients of many draws. `cells/` has a file for each sampler and K. A
-restart computes the cells that are missing.
+The job computes, for the same images and the same prompt, the exact gradient of the
+contrast over all classes, and the gradients of many draws. `cells/` has a file for each
+sampler and K. A restart computes the cells that are missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ from pomp_jax.train.training import logit_bias_of
 
 log = logging.getLogger(__name__)
 
-# Version of a cell's file; a part of its key.
+# Version of a cell's file, a part of the cell's key.
 _VERSION = "1"
 # Images that are decoded and encoded at a time.
 _IMAGES = 1024
@@ -61,7 +61,7 @@ class Gradients(NamedTuple):
   module: PromptContext
   params: Any
   frozen: Frozen  # with the arrays of all samplers
-  contrast: ContrastSettings  # of another K and sampler
+  contrast: ContrastSettings  # `of_draws` replaces K and the sampler
   features_BxE: Float[np.ndarray, "B E"]
   labels_B: Int[np.ndarray, " B"]
   seed: int
@@ -69,7 +69,7 @@ class Gradients(NamedTuple):
   def of_draws(
     self, k: int, sampling: SamplingSettings, corrections: Sequence[str], n_draws: int
   ) -> Float[np.ndarray, "R corrections P"]:
-    """Computes independent draws under each correction.
+    """Computes the gradients of independent draws under each correction.
 
     Args:
       k: classes of a draw, K.
@@ -86,6 +86,7 @@ class Gradients(NamedTuple):
       group_size=self.labels_B.size,
       capacity=capacity,
     )
+    # The start token, and the context vectors before the name.
     n_prefix = 1 + self.module.n_vectors - self.module.n_own
     memory = memory_plan(self.clip, self.encoder, n_prefix, budget)
     tower = self.encoder.text_tower(budget, memory)
@@ -101,7 +102,7 @@ class Gradients(NamedTuple):
 
 
 def check(config: GradientBiasConfig, workdir: str) -> None:
-  """Checks before weights are read what can't work; writes nothing.
+  """Checks fields, data and prompt before weights are read; writes nothing.
 
   Raises:
     InputError: a field does not fit the job or the data, or the prompt is unusable.
@@ -130,7 +131,7 @@ def check(config: GradientBiasConfig, workdir: str) -> None:
 
 
 def _check_sizes(k: Sequence[Any], n_classes: int) -> None:
-  """Raises ConfigError unless the sizes of draws differ and fit the classes."""
+  """Raises ConfigError unless the values of K differ and fit the number of classes."""
   are_sizes = all(type(size) is int and 2 <= size <= n_classes for size in k)
   are_distinct = are_sizes and len(set(k)) == len(k)
   accepted = f"one or more different sizes from 2 to the number of classes, {n_classes}"
@@ -138,7 +139,7 @@ def _check_sizes(k: Sequence[Any], n_classes: int) -> None:
 
 
 def _check_fixed_fields(values: Mapping[str, Any]) -> None:
-  """Raises ConfigError for a field of the training that the job does not read."""
+  """Raises ConfigError if a field of the training that the job does not read is set."""
   fixed: dict[str, Any] = {
     "method": "pomp",
     "prompt.class_specific": False,
@@ -153,7 +154,7 @@ def _check_fixed_fields(values: Mapping[str, Any]) -> None:
 
 
 def run(config: GradientBiasConfig, workdir: str) -> dict[str, Any]:
-  """Computes the cells that are missing; returns what `results.json` holds."""
+  """Computes the cells that are missing; returns the content of `results.json`."""
   start = time.monotonic()
   settings = config.gradient_bias
   clip = config.clip
@@ -167,7 +168,8 @@ def run(config: GradientBiasConfig, workdir: str) -> dict[str, Any]:
   variables = module.init(jax.random.key(config.seed), method=lambda m: m.context)
   params = replicate(variables["params"], encoder.mesh)
   arrays = _arrays(config.sampling, config.data, settings.samplers, names)
-  # The exact gradient is the same under all corrections of one loss.
+  # The exact gradient is the same under all corrections of one loss. One correction
+  # stands for each loss.
   losses: tuple[str, ...] = ("log",)
   logit_bias = 0.0
   if "sigmoid" in settings.corrections:
@@ -244,7 +246,10 @@ def run(config: GradientBiasConfig, workdir: str) -> dict[str, Any]:
 def _images(
   data: Data, encoder: Encoder, n_images: int, seed: int
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-  """Names of all classes; features [B,E] and labels [B] of readable training images."""
+  """Reads the names of all classes, and features [B,E] and labels [B] of images.
+
+  Training images that can't be read are left out.
+  """
   source = encoder.sized(opening.open_source(data, "train", n_images=n_images))
   order = np.random.default_rng(seed).permutation(len(source))
   chosen = np.sort(order[:n_images])
@@ -253,6 +258,7 @@ def _images(
     return split.names, split.features, split.labels
   features = []
   skipped = SkippedImages(source, data.max_corrupt)
+  # Round up: a part has at most _IMAGES images.
   n_parts = -(-len(chosen) // _IMAGES)
   for part in np.array_split(chosen, n_parts):
     images, reasons = readable_images(source, part)
@@ -267,7 +273,10 @@ def _images(
 def _start(
   path: str, prompt: fields.Prompt, width: int
 ) -> tuple[PromptContext, np.ndarray | None]:
-  """The context of the prompt, or a random one; and its checkpoint's bank, if any."""
+  """Opens the prompt's context and its checkpoint's bank, if it has one.
+
+  Without a path the context is random.
+  """
   if not path:
     return PromptContext(prompt.m, width, prompt.position), None
   stored, bank_NxE = _load(path)
@@ -298,6 +307,7 @@ def _arrays(
     try:
       of_sampler = sampling_arrays(settings, data, names, labels_n)
     except ConfigError as error:
+      # Blame the field of this job that names the sampler.
       if error.field != "sampling.name":
         raise
       accepted = (
@@ -317,8 +327,11 @@ def _cells(
   folder: RunFolder,
   key: str,
 ) -> list[dict[str, Any]]:
-  """Figures of each sampler, K and correction; `key` is that of all but these."""
-  # The text tower computes about as many rows for each K.
+  """Computes the missing figures of each sampler, K and correction, and returns all.
+
+  `key` is the cache key of everything but sampler, K and correction.
+  """
+  # A larger K gets fewer draws, so that each K costs about as many rows.
   n_draws = {
     k: int(np.clip(settings.rows // (k + settings.images), 8, 512)) for k in settings.k
   }

@@ -1,5 +1,4 @@
-"""A picture of test images with their most probable classes, which a training
-leaves."""
+"""Draws test images with their most probable classes at the end of a training."""
 
 from collections.abc import Callable, Mapping, Sequence
 import logging
@@ -22,17 +21,17 @@ from pomp_jax.train.training import PromptRun
 
 log = logging.getLogger(__name__)
 
-_IMAGES = 12  # of a sheet
-_CLASSIFIED = 256  # images among which misclassified ones are looked for
+_IMAGES = 12  # most images of a sheet
+_CLASSIFIED = 256  # most images among which misclassified ones are looked for
 MISTAKES = "mistakes.png"
 
 
 class Sheet(NamedTuple):
-  """Images, uint8 [n,H,W,3], with their names and the most probable ones, best
-  first."""
+  """Images with the names of their classes, and the most probable names."""
 
-  images: np.ndarray
-  names: Sequence[str]
+  images: np.ndarray  # uint8 [n,H,W,3]
+  names: Sequence[str]  # true class of each image
+  # of each image: three names with their probabilities, the most probable first
   top3: Sequence[Sequence[tuple[str, float]]]
 
   def of(self, rows: Sequence[int]) -> "Sheet":
@@ -45,7 +44,7 @@ class Sheet(NamedTuple):
 
 
 def _split_to_show(splits: Sequence[str]) -> str:
-  """The first split of classes that the training did not see, or else the first one."""
+  """The first split of classes that the training did not see, else the first split."""
   for split in splits:
     if split.endswith(("novel", "new")):
       return split
@@ -59,12 +58,12 @@ def prediction_sheet(
 
   Args:
     run: the training.
-    prompt: the prompt that it has learned.
-    results: its results, with the evaluated splits.
+    prompt: the prompt that the training has learned.
+    results: results of the training, with the evaluated splits.
 
   Returns:
-    A function that draws the sheet as a PNG file, and misclassified images as
-    `mistakes.png` beside it, if there are any; None if no image can be read.
+    A function that draws the sheet as a PNG file and, if there are misclassified
+    images, `mistakes.png` beside the sheet. None if no image can be read.
   """
   split = _split_to_show(list(results["eval"]))
   n_images = results["eval_images"][split]
@@ -94,7 +93,7 @@ def prediction_sheet(
 
 
 def misclassified(classified: Sheet | None) -> tuple[Sheet | None, str]:
-  """The misclassified images, and their number; None without any."""
+  """Returns a sheet of misclassified images and its title; None and "" without any."""
   if classified is None:
     return None, ""
   wrong = []
@@ -104,7 +103,7 @@ def misclassified(classified: Sheet | None) -> tuple[Sheet | None, str]:
       wrong.append(row)
   if not wrong:
     return None, ""
-  # The most certain first: some of them are errors of the labels.
+  # Show the most certain answers first: some of them reveal wrong labels.
   wrong.sort(key=lambda row: -classified.top3[row][0][1])
   sheet = classified.of(wrong[:_IMAGES])
   title = (
@@ -115,7 +114,7 @@ def misclassified(classified: Sheet | None) -> tuple[Sheet | None, str]:
 
 
 def _classified(classifier: Classifier, source: Source, n_images: int) -> Sheet | None:
-  """Classifies images of a source, as evenly over it as possible.
+  """Classifies images that are spread evenly over a source.
 
   Args:
     classifier: a prompt's classifier with the classes of the source.
@@ -123,8 +122,8 @@ def _classified(classifier: Classifier, source: Source, n_images: int) -> Sheet 
     n_images: number of images; unreadable ones among them are left out.
 
   Returns:
-    The readable images with their names and three likeliest classes; None, with a line
-    in the log, if none can be read.
+    The readable images with their names and three likeliest classes. None, with a line
+    in the log, if no image can be read.
   """
   rows = spread_evenly(n_images, len(source))
   images, reasons = readable_images(source, rows)
@@ -142,10 +141,10 @@ def _classified(classifier: Classifier, source: Source, n_images: int) -> Sheet 
 
 
 def _draw(path: Path, sheet: Sheet, title: str) -> None:
-  """Draws images with their names and the most probable ones, best first."""
+  """Draws images with their names and the most probable names, best first."""
   n_columns = min(len(sheet.images), 4)
-  n_rows = -(-len(sheet.images) // n_columns)
-  # Inches. Positions are fixed: a layout engine takes seconds here.
+  n_rows = -(-len(sheet.images) // n_columns)  # rounded up
+  # Sizes are in inches. Positions are fixed, because a layout engine takes seconds.
   width = 2.9 * n_columns
   height = 3.7 * n_rows + 0.3
   figure = Figure(figsize=(width, height))
@@ -165,7 +164,7 @@ def _draw(path: Path, sheet: Sheet, title: str) -> None:
     y = 3.7 * (n_rows - 1 - row)
     picture = add_axes(x + 0.35, y + 1.1, 2.2, 2.15)
     answers = add_axes(x + 0.1, y + 0.15, 2.7, 0.85)
-    # Few pixels must stay pixels; many are reduced, where smoothing is right.
+    # Show the pixels of an enlarged image as they are; smooth a reduced image only.
     is_enlarged = max(image.shape[:2]) < 2.15 * drawing.DPI
     picture.imshow(image, interpolation="nearest" if is_enlarged else "antialiased")
     heading = textwrap.fill(drawing.name(sheet.names[index], 60), 32)
@@ -177,13 +176,13 @@ def _draw(path: Path, sheet: Sheet, title: str) -> None:
 def _draw_answers(
   axes: Axes, true_name: str, answers: Sequence[tuple[str, float]]
 ) -> None:
-  """Draws one line a name: a tick if it is right, and the name over a bar.
+  """Draws a line for each name: a tick if the name is right, and the name over a bar.
 
-  The bar is the name's probability.
+  The bar's length is the name's probability.
   """
   axes.set(xlim=(0, 1), ylim=(3, 0))
   short_names = drawing.names([name for name, _ in answers], 38)
-  # At 8.5 points 26 bold letters fit.
+  # At 8.5 points 26 bold letters fit. Reduce the font for longer names.
   longest = max(len(name) for name in short_names)
   name_size = 8.5 * min(1.0, 26 / max(longest, 1))
   for line, (name, probability) in enumerate(answers):

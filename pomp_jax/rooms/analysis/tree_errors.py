@@ -1,6 +1,6 @@
 """Nearness of a classifier's errors on WordNet's is-a tree.
 
-Shapes: B images, N classes, n nodes of the tree.
+Shapes: B images of a batch, n images of all batches, N classes, nodes of the tree.
 """
 
 import collections
@@ -18,29 +18,35 @@ class Relations(NamedTuple):
   """Relations of B pairs of a class and an answer.
 
   The height of a node counts the edges of the longest path down to a leaf (Bertinetto
-  et al., "Making Better Mistakes", 2020), its depth those of the longest path up to the
-  root. Of common ancestors the lowest is the deepest one, then the first by id.
+  et al., "Making Better Mistakes", 2020). The depth of a node counts the edges of the
+  longest path up to the root. The lowest common ancestor is the deepest one; of equally
+  deep ancestors, the first by id.
   """
 
   # edges of the shortest path through a common ancestor
   distance: Int[np.ndarray, " B"]
-  # of the lowest common one; 0 for the class itself
+  # height of the lowest common ancestor; 0 if class and answer are equal
   ancestor_height: Int[np.ndarray, " B"]
-  ancestor_depth: Int[np.ndarray, " B"]
-  sibling: Bool[np.ndarray, " B"]  # whether they are two classes that share a parent
-  # whether they are equal, or one is an ancestor of the other
+  ancestor_depth: Int[np.ndarray, " B"]  # depth of the lowest common ancestor
+  # whether class and answer differ and share a parent
+  sibling: Bool[np.ndarray, " B"]
+  # whether class and answer are equal, or one is an ancestor of the other
   kin: Bool[np.ndarray, " B"]
 
 
 class Hierarchy:
-  """Relations between the classes of a list, given by their distinct nodes in the
-  tree."""
+  """Relations between the classes of a list, which are distinct nodes of a tree.
+
+  Attributes:
+    depth: depth of each class.
+    n_siblings: number of the other classes that share a parent with each class.
+  """
 
   def __init__(self, tree: Tree, class_nodes_N: Int[np.ndarray, " N"]):
     """Computes depths, heights and siblings.
 
     Args:
-      tree: tree of which the classes are some of the nodes.
+      tree: tree whose nodes include the classes.
       class_nodes_N: node of each class, all distinct.
     """
     self._nodes = class_nodes_N.tolist()
@@ -67,15 +73,15 @@ class Hierarchy:
   def _node_heights(self) -> Int[np.ndarray, " nodes"]:
     """Edges of the longest path from each node down to a leaf."""
     heights = np.zeros(len(self._parents), int)
-    # From the deepest node up. A parent is less deep than its child, so the height of a
-    # node is complete when its parents take it over.
+    # Visit the deepest nodes first. A parent is less deep than its child, so the height
+    # of a node is final before its parents use it.
     for node in np.argsort(-self._depths):
       for parent in self._parents[node]:
         heights[parent] = max(heights[parent], heights[node] + 1)
     return heights
 
   def _count_siblings(self) -> list[int]:
-    """Number of the other classes that share a parent with each class."""
+    """Counts the other classes that share a parent with each class."""
     classes_below = collections.defaultdict(set)
     for number, node in enumerate(self._nodes):
       for parent in self._parents[node]:
@@ -95,7 +101,7 @@ class Hierarchy:
     self, labels_B: Int[np.ndarray, " B"], answers_B: Int[np.ndarray, " B"]
   ) -> Relations:
     """Relates right classes to answers, both given as indices into the class list."""
-    # Each different pair is related once.
+    # Relate each distinct pair once.
     pairs_B = labels_B.astype(np.int64) * len(self) + answers_B
     pairs, row_B = np.unique(pairs_B, return_inverse=True)
     rows = []
@@ -105,7 +111,7 @@ class Hierarchy:
     return Relations(*(np.array(column)[row_B] for column in zip(*rows, strict=True)))
 
   def _relation(self, label: int, answer: int) -> tuple[Any, ...]:
-    """The fields of `Relations` of one pair."""
+    """The fields of `Relations` for one pair."""
     a = self._nodes[label]
     b = self._nodes[answer]
     up_a = self._distances_up(a)
@@ -131,17 +137,18 @@ class Hierarchy:
 
 
 class TreeTally:
-  """Counts of how near the answers are on the tree, as shares of 1.
+  """Tally of how near answers are to the right classes on the tree, in shares of 1.
 
-  "sibling_chance" is the share on a class with a common parent if errors were uniform
-  over the other classes. "top1" of the hierarchy counts ancestors and descendants of
-  the class as right. "at_depth" is the share with a common ancestor at that depth, over
-  the classes that are as deep.
+  "sibling_chance" is the share of errors that would hit a sibling of the class if
+  errors were uniform over the other classes. "top1" of the hierarchy counts ancestors
+  and descendants of the class as right. "at_depth" is, for each depth and the images of
+  classes at least so deep, the share whose answer has a common ancestor with the class
+  at that depth.
   """
 
   def __init__(self, hierarchy: Hierarchy):
     self._hierarchy = hierarchy
-    self._batches: list[tuple[np.ndarray, ...]] = []  # labels, answers, right ones
+    self._batches: list[tuple[np.ndarray, ...]] = []  # labels, answers, whether right
 
   def add(
     self, labels_B: np.ndarray, answers_B: np.ndarray, right_B: np.ndarray
@@ -156,7 +163,7 @@ class TreeTally:
     self._batches.append((labels_B, answers_B, right_B))
 
   def figures(self) -> dict[str, Any]:
-    """The figures above, as JSON values."""
+    """Computes the figures that the class describes, as JSON values."""
     labels_n, answers_n, right_n = map(np.concatenate, zip(*self._batches, strict=True))
     relations = self._hierarchy.relate(labels_n, answers_n)
     n_images = len(labels_n)
@@ -164,7 +171,7 @@ class TreeTally:
     n_errors = int(wrong_n.sum())
     errors = max(n_errors, 1)
     n_others = max(len(self._hierarchy) - 1, 1)
-    # Siblings that uniform errors would hit.
+    # Expected number of siblings that uniform errors would hit.
     siblings = 0.0
     for labels_B, _, right_B in self._batches:
       siblings += self._hierarchy.n_siblings[labels_B[~right_B]].sum() / n_others
@@ -196,6 +203,6 @@ class TreeTally:
 
 
 def tallies(synsets: Sequence[str]) -> Callable[[], TreeTally]:
-  """Makes a `TreeTally` for each prompt over the classes with these WordNet ids."""
+  """Returns a function that makes a `TreeTally`, for the classes of WordNet ids."""
   tree = load_tree()
   return functools.partial(TreeTally, Hierarchy(tree, tree.nodes(synsets)))

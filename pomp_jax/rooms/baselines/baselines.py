@@ -1,9 +1,9 @@
 """POMP beside every baseline on the same classes: one table of accuracy, time and
 memory.
 
-Each method has a folder with one run folder per seed. On the CPU backend it runs in a
-process of its own, so that its peak memory is measured alone. A method that fails is
-marked with its error, and the others continue. A restart skips what has finished.
+Each method has a folder with one run folder per seed. On the CPU backend each method
+runs in its own process, so that its peak memory is measured alone. A method that fails
+is marked with its error, and the others continue. A restart skips finished runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,8 +41,8 @@ _EXPECTED = "one or more methods (label, {field: value}), no label twice"
 def check(config: BaselinesConfig, workdir: str) -> None:
   """Checks each method and seed as the pretrain job does."""
   for runs in method_runs(config.baselines.methods, config.replace, workdir).values():
-    for one in runs.values():
-      pretrain.check(*one)
+    for training, folder in runs.values():
+      pretrain.check(training, folder)
 
 
 def run(config: BaselinesConfig, workdir: str) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def run(config: BaselinesConfig, workdir: str) -> dict[str, Any]:
 def method_runs(
   methods: Sequence[tuple[str, Mapping[str, Any]]], replace: Replace, workdir: str
 ) -> dict[str, Runs]:
-  """The trainings of each row of `config.baselines.methods`, by label.
+  """Makes the trainings of each row of `config.baselines.methods`, by label.
 
   Args:
     methods: label of each row, and its fields that differ from the job's config.
@@ -115,9 +115,9 @@ def method_runs(
   Raises:
     ConfigError: there is no row, or a row has a wrong label or value.
   """
-  runs_of: dict[str, Runs] = {}
+  runs_by_label: dict[str, Runs] = {}
   for label, values in methods:
-    if not label.replace("_", "").isalnum() or label in runs_of:
+    if not label.replace("_", "").isalnum() or label in runs_by_label:
       raise ConfigError("baselines.methods", label, _EXPECTED)
     if "job" in values:
       raise ConfigError(
@@ -126,38 +126,42 @@ def method_runs(
     config = _config_of_row(values, replace)
     validate(config.replace({"job": "pretrain"}))
     folder = os.path.join(workdir, label)
-    runs_of[label] = runs_of_seeds(config.repeat.seeds, config.replace, folder)
-  if not runs_of:
+    runs_by_label[label] = runs_of_seeds(config.repeat.seeds, config.replace, folder)
+  if not runs_by_label:
     raise ConfigError("baselines.methods", methods, _EXPECTED)
-  return runs_of
+  return runs_by_label
 
 
 def _config_of_row(values: Mapping[str, Any], replace: Replace) -> RepeatConfig:
-  """Config of a row, with its seeds; each seed is a pretrain job, see `runs_of_seeds`."""
+  """Makes a row's config, as the job repeat, which has the seeds.
+
+  `runs_of_seeds` turns it into one pretrain job per seed.
+  """
   changes: dict[str, Any] = {"job": "repeat"}
   for field, value in values.items():
     changes[field] = value_of_text(field, value) if isinstance(value, str) else value
   config: RepeatConfig = replace(changes)
   method = METHODS.get(config.method)
   if method is None:
-    # `validate` names the unknown method.
+    # The caller's `validate` raises an error that names the unknown method.
     return config
   if method.pixels and config.data.features == "stored":
     # Stored features serve only the methods that leave the image tower as it is.
     config = config.replace({"data.features": "online"})
   starts_from_best = config.prompt.init == fields.BEST and "prompt.init" not in values
   if starts_from_best and not method.saves_prompt:
-    # The best of words, that of `configs/own.py:best`, is for prompts to beat.
+    # A method that saves no prompt can't start from the best words of
+    # `configs/own.py:best`: give it its usual initial context.
     m = config.prompt.m or fields.Prompt.m
     config = config.replace({"prompt.init": "", "prompt.m": m})
   return config
 
 
 def _outcome(folder: RunFolder, runs: Runs, programs: str) -> dict[str, Any]:
-  """Runs a method, or reads what an earlier start has left.
+  """Runs a method, or reads the outcome that an earlier start has stored.
 
   Returns:
-    {"seeds": .., "runs": results of each, "peak_mib": ..}, or {"error": ..}.
+    {"seeds": .., "runs": results of each seed, "peak_mib": ..}, or {"error": ..}.
   """
   all_ran = all(RunFolder(workdir).results.exists() for _, workdir in runs.values())
   if all_ran:
@@ -176,14 +180,14 @@ def _outcome(folder: RunFolder, runs: Runs, programs: str) -> dict[str, Any]:
   if "error" not in outcome:
     outcome["seeds"] = list(runs)
     if all_ran:
-      # Every seed had finished: the peak would be that of reading files.
+      # Every seed had finished before: the peak would be that of reading files.
       outcome["peak_mib"] = None
     folder.write_results(outcome)
   return outcome
 
 
 def _run_seeds(runs: Runs, programs: str) -> dict[str, Any]:
-  """Runs all seeds of a method; on the CPU in a process of its own.
+  """Runs all seeds of a method; on the CPU backend it is called in a new process.
 
   Args:
     runs: config and folder of each seed's training.
@@ -201,19 +205,19 @@ def _run_seeds(runs: Runs, programs: str) -> dict[str, Any]:
   except Exception as error:  # the other methods continue
     message = f"{type(error).__name__}: {error}"
     return {"error": " ".join(message.split())}
-  # Through JSON, so that it equals what a restart reads from the file.
+  # Convert the results through JSON, so that they equal those that a restart reads.
   plain_results = json.loads(json.dumps(results, default=float))
   return {"runs": plain_results, "peak_mib": round(peak_mib(), 1)}
 
 
 def _share_programs(folder: str) -> None:
-  """Lets the other seeds load what the first one compiled."""
+  """Lets later seeds load the programs that the first seed has compiled."""
   jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
-  """Rows of the table: one of a method, or one of each text of zero-shot CLIP."""
+  """Rows of the table by label: one for a method, but one a prompt for zero-shot."""
   runs = outcome["runs"]
   first = runs[0]
   row = {
@@ -230,6 +234,6 @@ def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
   )
   if method == "zero_shot":
     return {f"{label}_{text}": row | {"top1": top1[text]} for text in top1}
-  # A method without a prompt has its scores under its name.
+  # A method that learns no prompt has its scores under the method's name.
   name = "prompt" if "prompt" in top1 else method
   return {label: row | {"top1": top1[name]}}

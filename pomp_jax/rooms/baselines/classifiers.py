@@ -1,4 +1,7 @@
-"""Zero-shot CLIP, and classifiers of image features: fit, evaluation, results."""
+"""Fits and evaluates classifiers of image features, and evaluates zero-shot CLIP.
+
+Shapes: n images, N classes, E embedding.
+"""
 
 from collections.abc import Callable
 import time
@@ -41,7 +44,7 @@ class Fitted(NamedTuple):
   # NamedTuple of arrays with a method `scores`: features [n,E] -> [n,N]
   classifier: Any
   names: tuple[str, ...]
-  found: dict[str, Any]  # what the search for its settings found, as JSON
+  found: dict[str, Any]  # result of the search for the settings, as JSON
 
 
 class Training(NamedTuple):
@@ -61,7 +64,7 @@ class Training(NamedTuple):
     )
 
 
-# Returns a classifier, and what the search for its settings found, as JSON.
+# Returns a classifier, and the result of the search for its settings, as JSON. Raises
 # FloatingPointError if no setting gives a finite classifier.
 Fit = Callable[[Training], tuple[Any, dict[str, Any]]]
 
@@ -69,12 +72,12 @@ Fit = Callable[[Training], tuple[Any, dict[str, Any]]]
 def run(
   config: TrainingConfig, folder: RunFolder, fit: Fit | None = None
 ) -> dict[str, Any]:
-  """Fits and evaluates a classifier; leaves `classifier.npz` and the results.
+  """Fits and evaluates a classifier; writes `classifier.npz` and the results.
 
   Args:
     config: config of the training.
     folder: folder of the run.
-    fit: fits the classifier; None: zero-shot CLIP, which leaves no `classifier.npz`.
+    fit: fits the classifier; None: zero-shot CLIP, without a `classifier.npz`.
 
   Raises:
     TrainingError: no setting gives a finite classifier.
@@ -91,16 +94,16 @@ def run(
       fitted = fitted_by(fit, data, config.clip, config.eval.images, encoder, folder)
     except FloatingPointError as error:
       raise TrainingError(f"{method}: {error}") from error
-  evaluation = time.monotonic()
+  evaluation_start = time.monotonic()
   if fitted and hosts.is_first():
-    # Saved before the evaluation, which may fail.
+    # Save the classifier before the evaluation, which may fail.
     folder.create()
     path = folder.path / "classifier.npz"
     with writing(path), replacing(path) as file:
       np.savez(file, names=np.array(fitted.names), **fitted.classifier._asdict())
   # A classifier knows only the classes of its training.
-  known = fitted and fitted.names
-  splits = results.open_splits(data, config.eval.images, encoder, folder, known)
+  known_names = fitted.names if fitted else None
+  splits = results.open_splits(data, config.eval.images, encoder, folder, known_names)
   scores = {}
   for name, (_, split) in splits.items():
     classes = opening.class_list(data, config.eval.template, split.names)
@@ -117,8 +120,8 @@ def run(
     "clip_model": encoder.clip.name,
     **figures,
     "n_classes": opening.n_training_classes(data),
-    "seconds": round(evaluation - start, 2),
-    "eval_seconds": round(time.monotonic() - evaluation, 2),
+    "seconds": round(evaluation_start - start, 2),
+    "eval_seconds": round(time.monotonic() - evaluation_start, 2),
     "not_evaluated": not_evaluated,
   }
   if fitted:
@@ -141,15 +144,15 @@ def fitted_by(
   encoder: Encoder,
   folder: RunFolder,
 ) -> Fitted:
-  """Fits a classifier to the run's images, whose features its folder may store.
+  """Fits a classifier to the training images.
 
   Args:
     fit: fits the classifier.
     data: images of the training.
-    clip: fields of the CLIP, which stored features are checked against.
+    clip: fields of the CLIP; stored features must have been computed with them.
     n_validation: number of validation images.
     encoder: the CLIP.
-    folder: folder of the run.
+    folder: folder of the run, which may store features of the images.
 
   Raises:
     FloatingPointError: no setting gives a finite classifier.
@@ -170,9 +173,10 @@ def _scores(
   fitted: Fitted | None,
   classes: ClassList,
 ) -> dict[str, Accuracy]:
-  """Accuracy of a classifier by its method's name, and of hand-written prompts.
+  """Accuracy of the classifier, under its method's name, and of hand-written prompts.
 
-  Without a classifier all of `_ZERO_SHOT` are scored.
+  All prompts of `_ZERO_SHOT` are scored if there is no classifier, else only
+  "hand_written" and "class_name".
   """
   scores = {}
   prompts = list(_ZERO_SHOT)

@@ -1,11 +1,12 @@
 """CoCoOp (Zhou et al., 2022, "Conditional Prompt Learning"): a context that depends on
 the image.
 
-A small net maps the unit image feature to one vector, which is added to every context
-vector: v_m(x) = v_m + h(f(x)), h = Linear(E, E/16), ReLU, Linear(E/16, D). Each image
-has its own class features: the text tower does B times the work, and batches must be
-small. Shapes: B images of a draw, R classes of a device, M context vectors, D width, E
-embedding, I and O widths of a linear layer.
+A small net h maps the unit feature f(x) of an image x to one vector, which is added to
+every context vector v_m: v_m(x) = v_m + h(f(x)), h = Linear(E, E/16), ReLU,
+Linear(E/16, D). Each image has its own class features, so the text tower does B times
+the work, and batches must be small. Shapes: B images of a draw, R classes of a device,
+M context vectors, D width, E embedding, H hidden width of the net, I and O widths of a
+linear layer.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ _BOTTLENECK = 16
 
 @dataclasses.dataclass(frozen=True)
 class CoCoOpLearner(Learner):
-  """{"context": [M,D], "meta_net": {"hidden": .., "shift": ..}}."""
+  """Learns {"context": [M,D], "meta_net": {"hidden": .., "shift": ..}}."""
 
   plain: ContextLearner  # the context, and the token budget of one image
   embedding: int
@@ -57,12 +58,12 @@ class CoCoOpLearner(Learner):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """See `Learner`; features [R,B,E] of each image.
+    """Computes the class features [R,B,E], which differ between images; see `Learner`.
 
     Args:
       params: context and meta-net.
       frozen: text tower and tokens.
-      class_ids_R: classes.
+      class_ids_R: ids of the classes of this device.
       image_features_BxE: features of the images, which shift the context.
     """
     net = params["meta_net"]
@@ -72,11 +73,12 @@ class CoCoOpLearner(Learner):
     def of_one_image(
       shift_D: Float[Array, " D"],
     ) -> tuple[Float[Array, "R E"], Int32[Array, " R"]]:
-      own = {"context": params["context"] + shift_D}
-      sequences = class_sequences(self.plain.module, own, frozen, class_ids_R)
+      shifted = {"context": params["context"] + shift_D}
+      sequences = class_sequences(self.plain.module, shifted, frozen, class_ids_R)
       return self.plain.text_tower(frozen.text, *sequences), sequences.lengths
 
     features_RxBxE, lengths_BxR = jax.vmap(of_one_image, out_axes=(1, 0))(shift_BxD)
+    # The lengths of the sequences are equal for all images: take the first image's.
     return TextFeatures(features_RxBxE, self.plain.available(lengths_BxR[0]))
 
 
@@ -114,7 +116,7 @@ class CoCoOp(Baseline):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: Clip
   ) -> CoCoOpLearner:
-    """Builds the learner of the context and the meta-net, see `Pomp`.
+    """Builds the learner of the context and of the meta-net, see `Pomp`.
 
     Args:
       plain: POMP's learner, whose context the meta-net shifts.

@@ -20,11 +20,11 @@ _seeds = Check(
 )
 
 
-LIKELIEST = "likeliest"  # of `kdpl.classes`
+LIKELIEST = "likeliest"  # value of `kdpl.classes`
 
 
 def _method(text: str) -> tuple[str, dict[str, str]]:
-  """A method as a text: `label: field=value, field=value`."""
+  """Reads a method from a text: `label: field=value, field=value`."""
   label, colon, items = text.partition(":")
   if not colon:
     raise ValueError(text)
@@ -91,7 +91,7 @@ class Tokens(Group):
     return ("prompt.visual_tokens",)
 
   def check_in(self, config: Any) -> None:
-    """Checks that only methods with deeper prompts have some."""
+    """Checks that `prompt.depth` is 1 for a method without prompts in deeper layers."""
     assert isinstance(config, TrainingConfig)
     fits = METHODS[config.method].deep or self.depth == 1
     require(fits, "prompt.depth", self.depth, f"1 where method={config.method!r}")
@@ -114,7 +114,7 @@ class Baselines(Group):
 
 
 def check_method(method: str) -> None:
-  """Raises ConfigError for a method whose result has no seeds to repeat."""
+  """Raises ConfigError for a method that does not train by steps."""
   by_steps = [name for name, row in METHODS.items() if row.steps]
   expected = f"one of {', '.join(by_steps)} where job='repeat'; see job='baselines'"
   require(method in by_steps, "method", method, expected)

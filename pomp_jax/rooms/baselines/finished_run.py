@@ -1,9 +1,9 @@
-"""A finished run of a method that learns no prompt, as a classifier of any names.
+"""Classifies any names with a finished run of a method that learns no prompt.
 
-Its parameters are those of a checkpoint. Class features are computed for the names that
-are asked for, by the method's own learner; a method with tokens in the image tower sees
-the images by itself, and CoCoOp's class features depend on the image, so that these
-have no class vectors alone.
+The parameters come from the run's checkpoint. The method's own learner computes the
+features of the names that are asked for. Two kinds of methods have no class vectors for
+the frozen image tower: a method with tokens in the image tower encodes the images
+itself, and CoCoOp's class features depend on the image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,14 +34,14 @@ from pomp_jax.train.methods import method_of
 
 
 class FinishedRun(OtherPrompt):
-  """What a checkpoint of such a method holds, as `evaluate.prompts` takes it."""
+  """Checkpoint of a method that learns no prompt, as an entry of `evaluate.prompts`."""
 
   def __init__(self, checkpoint: Restored, path: str | os.PathLike):
     """Reads the learned parameters, and the fields of the config that the method needs.
 
     Args:
       checkpoint: last checkpoint of the run.
-      path: the run, for messages.
+      path: path of the run, for messages.
 
     Raises:
       CheckpointError: the checkpoint has no config of a method, or no parameters.
@@ -73,14 +73,14 @@ class FinishedRun(OtherPrompt):
     clip_config: ClipConfig,
     clip_model: str,
   ) -> None:
-    """Checks that the run's parameters fit a CLIP; needs no weights.
+    """Checks that the run's parameters fit a CLIP, without the CLIP's weights.
 
-    A context says by its shape whether it fits. Other parameters do not, so the CLIP
-    must have the name of the training's.
+    The shape of a context tells whether it fits. The shapes of other parameters do not,
+    so the CLIP must have the same name as the CLIP of the training.
 
     Args:
       label: name of the run, for messages.
-      synonyms: names of the classes, not read: a method by steps takes any.
+      synonyms: names of the classes, not read: any names can be classified.
       clip_config: architecture of the CLIP.
       clip_model: name of the CLIP.
 
@@ -98,14 +98,16 @@ class FinishedRun(OtherPrompt):
       )
 
   def describe(self, classes: ClassList) -> list[Any]:
-    """Cache key of what it answers: method, fields and parameters."""
+    """Cache key of the class features: method, fields and parameters."""
     settings = [self._name, self._prompt.flat(), self._template]
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self._params)]
     return [json.dumps(settings, default=str), *leaves]
 
   def features(self, encoder: Encoder, classes: ClassList) -> np.ndarray:
-    """Unit features [N,E]; InputError for a method whose images or classes are its
-    own."""
+    """Unit class features [N,E] for the frozen image tower.
+
+    Raises InputError for a method that has none, see the module's docstring.
+    """
     classifier = self.classifier(encoder, classes)
     if callable(classifier):
       raise InputError(
@@ -115,7 +117,7 @@ class FinishedRun(OtherPrompt):
     return classifier
 
   def classifier(self, encoder: Encoder, classes: ClassList) -> np.ndarray | Scorer:
-    """Unit features [N,E], or what scores images where these do not tell all."""
+    """Unit class features [N,E]; for a method without them a function that scores."""
     method = self._method
     prompt = self._prompt
     module = PromptContext(prompt.m, encoder.clip.text_width, prompt.position)
@@ -136,7 +138,7 @@ class FinishedRun(OtherPrompt):
     if not learner.learns_images:
       return classes_NxE
     placed_NxE = replicate(classes_NxE, encoder.mesh)
-    # The features of the frozen tower are dropped: the learned one sees the pixels.
+    # Ignore the features of the frozen tower: the method encodes the pixels itself.
     return lambda features_BxE, images_B: _cosines(
       compiled.images(params, frozen, images_B), placed_NxE
     )
@@ -144,6 +146,6 @@ class FinishedRun(OtherPrompt):
 
 @jax.jit
 def _cosines(features_BxE: jax.Array, classes_NxE: jax.Array) -> jax.Array:
-  # HIGHEST: accelerators would round the product to bfloat16; thousands of classes lie
-  # close.
+  # HIGHEST: accelerators would round the product to bfloat16, which is too coarse for
+  # thousands of similar classes.
   return jnp.matmul(features_BxE, classes_NxE.T, precision=jax.lax.Precision.HIGHEST)

@@ -1,12 +1,13 @@
 """KDPL (Mistretta et al., 2024): a prompt learned from a teacher's probabilities,
 without labels.
 
-The teacher is another CLIP that sees the same views. A row of a batch holds its image
-feature behind the student's, and the samplers' bank its class features. Its most likely
-class takes the place of an image's label, and is contrasted with the draw. With all
-classes, or the likeliest by the teacher's mean probability, this is the published loss.
-Shapes: B images of a draw, N classes, S sampled negatives, C = B + S, E and T widths of
-student and teacher, F of either.
+The teacher is another CLIP that sees the same views. A row of a batch holds the
+student's image feature, then the teacher's. The samplers' bank holds the teacher's
+class features. The teacher's most likely class replaces an image's label, and is
+contrasted with the negatives. If the negatives are all classes, or those of the largest
+mean probability under the teacher, this is the published loss. Shapes: B images of a
+draw, N classes, S sampled negatives, C = B + S, M context vectors, D width, E and T
+widths of the student's and the teacher's features, F either of these.
 """
 
 from collections.abc import Sequence
@@ -45,10 +46,9 @@ from pomp_jax.train.methods import Pomp
 
 @dataclasses.dataclass(frozen=True)
 class KDPLLearner(ContextLearner):
-  """{"context": [M,D] or [N,M,D]}, taught by the probabilities under the sampler's
-  bank."""
+  """Learns {"context": [M,D] or [N,M,D]} from the teacher's probabilities."""
 
-  # whether a draw is `likeliest_classes`, whichever the sampler
+  # whether `likeliest_classes` chooses the negatives in place of the sampler
   likeliest: bool = False
 
   def see(
@@ -64,26 +64,26 @@ class KDPLLearner(ContextLearner):
     Args:
       params: not read.
       frozen: the teacher's class features, as the sampler's bank.
-      images_B: rows of the student's feature and the teacher's, [B,E+T].
+      images_B: [B,E+T], the student's feature of each image, then the teacher's.
       labels_B: not read.
       frozen_BxE: features of the frozen image tower, passed on.
     """
     del params, labels_B
-    taught_NxT = frozen.sampling.bank.rows
-    # A row has the student's feature, then the teacher's.
-    student_width = images_B.shape[1] - taught_NxT.shape[1]
+    teacher_classes_NxT = frozen.sampling.bank.rows
+    student_width = images_B.shape[1] - teacher_classes_NxT.shape[1]
     student_BxE = images_B[:, :student_width]
     teacher_BxT = images_B[:, student_width:]
-    labels_B = jnp.argmax(_cosines(teacher_BxT, taught_NxT), axis=1).astype(jnp.int32)
+    cosines_BxN = _cosines(teacher_BxT, teacher_classes_NxT)
+    labels_B = jnp.argmax(cosines_BxN, axis=1).astype(jnp.int32)
     return Seen(student_BxE, labels_B, for_sampler=teacher_BxT, frozen=frozen_BxE)
 
   def draw(
     self, key: jax.Array, settings: ContrastSettings, frozen: Frozen, seen: Seen
   ) -> Negatives:
-    """Draws the negatives; with `likeliest` it chooses the teacher's likeliest classes.
+    """Draws the negatives, or with `likeliest` chooses the teacher's likeliest classes.
 
     Args:
-      key: random key of the draw, not read where classes are chosen.
+      key: random key of the draw, not read if the classes are chosen.
       settings: sampler and K.
       frozen: arrays of the sampler.
       seen: the teacher's features and most likely classes.
@@ -114,8 +114,10 @@ class KDPLLearner(ContextLearner):
     Args:
       settings: logit scale, and the weights of the negatives.
       frozen: the teacher's class features, as the sampler's bank.
-      seen: features of student and teacher, and the teacher's most likely classes.
-      classes: the student's features of these classes and of the negatives.
+      seen: the student's image features (`features`), the teacher's (`for_sampler`),
+        and the teacher's most likely class of each image (`labels`).
+      classes: the student's features of the teacher's most likely classes, and of the
+        negatives.
       negatives: ids and weights of the negatives.
     """
     return distillation(
@@ -139,7 +141,7 @@ def likeliest_classes(
 ) -> Negatives:
   """Chooses the classes of the largest mean probability under the teacher (KDPL-CA).
 
-  They are not drawn, so they stand for no others: each has the weight 1.
+  The classes are not drawn at random, so each has the importance weight 1.
 
   Args:
     settings: settings with the logit scale of the probabilities.
@@ -166,8 +168,9 @@ def distillation(
   """Computes the symmetric divergence (KL(p || q) + KL(q || p)) / 2, in nats.
 
   p are the teacher's probabilities and q the student's, both with the student's logit
-  scale. They are over C = B + S classes: the teacher's class of each image, and the
-  negatives, which stand for all others by their importance weights w:
+  scale s. The C = B + S classes are the teacher's class of each image, and the
+  negatives. With cos_c the cosine of image and class c, and w_c the importance weight
+  of a negative (1 for the image's class, 0 for the classes of other images),
 
     p_c = w_c exp(s cos_c) / sum_d w_d exp(s cos_d).
 
@@ -182,10 +185,11 @@ def distillation(
     negatives: ids and weights of the negatives.
 
   Returns:
-    The mean over the images, and as accuracy the share of the images that the student
-    gives the teacher's class.
+    The mean over the images as `loss`. The `accuracy` is the share of the images to
+    which the student finds the teacher's class most similar.
   """
-  # The images' classes stand before the draw, and each counts for its image alone.
+  # Columns 0 to B - 1 are the images' classes: log(1) = 0 for an image's own class,
+  # log(0) = -inf for the classes of other images.
   log_weights_BxB = jnp.log(jnp.eye(len(labels_B)))
   kept_BxS, margin_BxS = kept_with_margin(settings, labels_B, negatives)
   log_weights_BxS = jnp.where(kept_BxS, margin_BxS, -jnp.inf)
@@ -200,13 +204,13 @@ def distillation(
   log_p_BxC = jax.nn.log_softmax(teacher_BxC + log_weights_BxC)
   log_q_BxC = jax.nn.log_softmax(student_BxC + log_weights_BxC)
 
-  # KL(p || q) + KL(q || p) = sum (p - q) (log p - log q). Both logarithms are -inf
-  # where an image does not have the class.
+  # KL(p || q) + KL(q || p) = sum (p - q) (log p - log q). If a class is not among an
+  # image's classes, both logarithms are -inf: replace their difference by 0.
   log_ratio_BxC = jnp.where(has_class_BxC, log_p_BxC - log_q_BxC, 0.0)
   difference_BxC = jnp.exp(log_p_BxC) - jnp.exp(log_q_BxC)
   divergence_B = jnp.sum(difference_BxC * log_ratio_BxC, axis=1) / 2
 
-  # Column i of C is the teacher's class of image i.
+  # The student is right about image i if it chooses column i, the teacher's class.
   candidates_BxC = jnp.where(has_class_BxC, student_BxC, -jnp.inf)
   best_B = jnp.argmax(candidates_BxC, axis=1)
   is_right_B = best_B == jnp.arange(len(labels_B))
@@ -225,7 +229,7 @@ def _cosines(images_BxF: jax.Array, classes_CxF: jax.Array) -> Float[Array, "B C
 
 
 class _SideBySide(Encoder):
-  """Student and teacher as one encoder of the training images: features [n,E+T]."""
+  """Encodes images by student and teacher: features [n,E+T], the student's first."""
 
   def __init__(self, *each: Encoder):
     self.each = each
@@ -236,18 +240,18 @@ class _SideBySide(Encoder):
     self.image_tower = self._image_tower
 
   def _image_tower(self, params: Any, images: jax.Array) -> jax.Array:
-    rows = [
-      one.image_tower(own, images) for one, own in zip(self.each, params, strict=True)
-    ]
-    return jnp.concatenate(rows, axis=-1)
+    features = []
+    for encoder, encoder_params in zip(self.each, params, strict=True):
+      features.append(encoder.image_tower(encoder_params, images))
+    return jnp.concatenate(features, axis=-1)
 
   @property
   def image_fingerprint(self) -> str:
-    return " ".join(one.image_fingerprint for one in self.each)
+    return " ".join(encoder.image_fingerprint for encoder in self.each)
 
   def image_features(self, images: np.ndarray, *, unit: bool = True) -> np.ndarray:
     return np.concatenate(
-      [one.image_features(images, unit=unit) for one in self.each], axis=-1
+      [encoder.image_features(images, unit=unit) for encoder in self.each], axis=-1
     )
 
 
@@ -255,16 +259,16 @@ class _SideBySide(Encoder):
 class KDPL(Pomp):
   """KDPL as a method of a training."""
 
-  bank: Any = None  # the teacher's class features, once it is open
+  bank: Any = None  # the teacher's class features; None until `opened`
 
   def opened(
     self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList
   ) -> "KDPL":
-    """See `Pomp`: the teacher and its class features.
+    """Opens the teacher and computes its class features, see `Pomp`.
 
     Args:
       clip: fields of the student's CLIP.
-      data: features and store of the training.
+      data: fields of the data: whether features are stored, and where.
       encoder: the student.
       classes: classes of the training.
 
@@ -287,7 +291,7 @@ class KDPL(Pomp):
       )
     except InputError as error:
       raise ConfigError("kdpl.teacher", clip.model, str(error)) from error
-    # It sees the student's views, however its own images would be resized.
+    # The teacher sees the student's views, so both CLIPs need images of one size.
     size = encoder.clip.image_size
     accepted = f"a CLIP for the student's images of {size} pixels"
     require(teacher.clip.image_size == size, "kdpl.teacher", clip.model, accepted)
@@ -308,17 +312,17 @@ class KDPL(Pomp):
     """
     frozen = super().frozen_arrays(prompt, template, encoder, names)
     vision_params = tuple(clip.vision_params for clip in self.images.each)
-    # The bank is the teacher's under fixed words, so no step changes it.
+    # The teacher's prompt is fixed, so no step changes the bank.
     sampling = SamplingArrays(bank=self.bank)
     return frozen._replace(image=vision_params, sampling=sampling)
 
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> KDPLLearner:
-    """See `Pomp`.
+    """Builds the learner of the student's context, see `Pomp`.
 
     Args:
-      plain: POMP's learner, whose context and text tower this one has.
+      plain: POMP's learner, whose context and text tower this learner uses.
       encoder: the student.
       prompt: fields of the prompt.
       clip: fields of the CLIP.

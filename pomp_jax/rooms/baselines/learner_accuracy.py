@@ -1,7 +1,7 @@
-"""Accuracy of learners without a prompt: features of their own, of images or of classes
-an image.
+"""Measures learners that encode images themselves, or have class features per image.
 
-Shapes: n images, N classes, B images of a shard, R classes of P chunks, E embedding.
+Shapes: n images, N classes, B images of a shard, P chunks of R classes, S image size, E
+embedding.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,21 +30,21 @@ from pomp_jax.train.methods import Pomp
 
 # Classes in a chunk, for per-image class features.
 _CLASSES = 256
-# Images decoded at a time over all processes, and images scored at a time with
-# per-image class features.
+# Images decoded at a time over all processes.
 _IMAGES = 512
+# Images scored at a time, with per-image class features.
 _IMAGES_WITH_CLASSES = 32
 # Images that a classifier of features scores at a time.
 _ROWS = 512
 
 
 class Baseline(Pomp):
-  """A method by steps that learns no prompt."""
+  """A method that trains by steps and learns no prompt."""
 
   def accuracy(
     self, encoder: Encoder, learner: Learner, data: Data
   ) -> Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]:
-    """See `Pomp`; `learner_accuracy`.
+    """See `Pomp` and `learner_accuracy`.
 
     Args:
       encoder: the CLIP.
@@ -55,16 +55,16 @@ class Baseline(Pomp):
 
 
 class CompiledLearner:
-  """A learner's features and scores, compiled for a mesh; the learner has no token
-  budget.
+  """A learner's features and scores, compiled for a mesh.
 
-  Rows are split over the devices, as `predictions.rank_rows` takes them. Arguments are
-  parameters and frozen arrays on the mesh, with the classes to tell apart.
+  The learner has no token budget. Rows are split over the devices, as in
+  `ranking.rank_rows`. Each function takes parameters and frozen arrays on the mesh; the
+  frozen arrays hold the classes to choose from.
   """
 
   def __init__(self, learner: Learner, mesh: Mesh):
     """Wraps the learner's functions; each compiles on first use."""
-    # Where it learns images; else `images` is not called.
+    # `images` is called only if the learner has `image_features` (`learns_images`).
     pixel_learner: Any = learner
 
     def of_images(
@@ -85,7 +85,8 @@ class CompiledLearner:
       features_BxE: Float[jax.Array, "B E"],
     ) -> Float[jax.Array, "B N"]:
       unit_BxE = normalize(features_BxE)
-      # The last chunk is padded with the first class.
+      # Fill the last chunk of R = `_CLASSES` classes with class 0; its extra scores are
+      # dropped below.
       ids_PxR = jnp.pad(ids_N, (0, -ids_N.size % _CLASSES)).reshape(-1, _CLASSES)
 
       def of_chunk(ids_R: Int[jax.Array, " R"]) -> Float[jax.Array, "B R"]:
@@ -122,30 +123,32 @@ class CompiledLearner:
       features_BxE, labels_B = rows
       return ranks(cosines_of_pairs(params, frozen, ids_N, features_BxE), labels_B)
 
-    # (params, frozen, images [B,S,S,3]) -> unit features [B,E], of a learner that sees
-    # pixels.
+    # (params, frozen, images [B,S,S,3]) -> unit features [B,E], for a learner that
+    # encodes images.
     self.images = map_rows(mesh, of_images, n_replicated=2, gather=False)
     # (params, frozen, ids [R]) -> unit features [R,E], equal for all images.
     self.classes = map_rows(mesh, of_classes, n_replicated=2)
-    # (params, frozen, ids [N], features [B,E]) -> cosines [B,N], with classes for each
-    # image.
+    # (params, frozen, ids [N], features [B,E]) -> cosines [B,N], with class features
+    # for each image.
     self.cosines = map_rows(mesh, cosines_in_parts, n_replicated=3)
-    # The same with (features, labels [B]) -> ranks [B].
+    # (params, frozen, ids [N], (features [B,E], labels [B])) -> ranks [B], with class
+    # features for each image.
     self.ranks = map_rows(mesh, ranks_of_pairs, n_replicated=3)
 
 
 def learner_accuracy(
   encoder: Encoder, learner: Learner, per_image: bool, data: Data
 ) -> Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]:
-  """Returns the accuracy of any parameters on any split, compiled once for all.
+  """Returns a function that computes the accuracy of any parameters on any split.
 
-  The function takes parameters on the mesh, frozen arrays with the split's classes,
-  features of the split, and its images, which are read where the learner sees pixels.
+  It compiles only once. It takes parameters on the mesh, frozen arrays with the split's
+  classes, features of the split, and the split's images, which are read only if the
+  learner encodes images.
 
   Args:
     encoder: the CLIP.
     learner: the learner, which has no token budget.
-    per_image: whether its class features depend on the image.
+    per_image: whether the learner's class features depend on the image.
     data: threads that read images, and how many may be unreadable.
   """
   mesh = encoder.mesh
@@ -158,7 +161,7 @@ def learner_accuracy(
     source: Source,
     classes_NxE: np.ndarray,
   ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Ranks and labels of the images, which are read again.
+    """Reads the images again, and returns their ranks and labels.
 
     Images that can't be read any more are dropped.
     """
@@ -180,7 +183,7 @@ def learner_accuracy(
         rank_B = rank_rows(mesh)(replicated_NxE, (features_BxE, batch.labels))
         yield rank_B, batch.n_images
 
-    # A batch's last rows are padding.
+    # Drop the padding at the end of each batch.
     rank_n = np.concatenate(
       [rank_B[:n_images] for rank_B, n_images in fetched(ranked())]
     )
@@ -191,7 +194,7 @@ def learner_accuracy(
   def ranks_with_classes(
     params: Any, frozen: Frozen, split: SplitFeatures, ids_N: np.ndarray
   ) -> Int[np.ndarray, " n"]:
-    """Ranks of images, each with class features of its own, a few at a time."""
+    """Ranks of images that have class features of their own, a few images at a time."""
     of_rows = functools.partial(compiled.ranks, params, frozen, ids_N)
     starts = range(0, len(split.labels), _IMAGES_WITH_CLASSES)
     parts = []
@@ -230,7 +233,7 @@ def classifier_accuracy(classifier: Any, split: SplitFeatures) -> Accuracy:
   n_images = len(split.labels)
   n_classes = len(split.names)
   ranks_of_parts = []
-  # In parts: the scores of all images at once may not fit into memory.
+  # Score in parts: the scores of all images at once may not fit into memory.
   for start in steps_of(range(0, n_images, _ROWS), "scoring", "parts"):
     part = slice(start, start + _ROWS)
     scores_nxN = classifier.scores(split.features[part])

@@ -1,7 +1,7 @@
 """Linear probe of CLIP (Radford et al., 2021, section 3.2 and appendix A.3).
 
 Multinomial logistic regression on image features by L-BFGS; `search` finds the L2
-strength. Shapes: n images, N classes, E features.
+strength. Shapes: n images, N classes, E embedding, P = E N + N weights and biases.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def fit(
     labels_n: class of each image.
     n_classes: number of classes, N.
     strength: strength of the penalty, above 0.
-    iterations: most iterations of L-BFGS.
+    iterations: maximum number of iterations of L-BFGS.
     start: initial probe; None: zeros.
   """
   width = features_nxE.shape[1]
@@ -76,6 +76,7 @@ def fit(
 
   initial = np.zeros(n_weights + n_classes)
   if start is not None:
+    # Assign to the slice to keep float64: the arrays of a probe are float32.
     initial[:] = np.concatenate([start.kernel.ravel(), start.bias])
   solution = scipy.optimize.minimize(
     value_and_gradient,
@@ -95,8 +96,13 @@ def fit(
 
 @functools.cache
 def _objective(shape: tuple[int, int]) -> Callable:
-  """Compiles the mean loss over the images, once for all strengths, with its
-  gradient."""
+  """Compiles the objective of `fit`, divided by n, and its gradient.
+
+  The strength is an argument, so that one program serves all strengths.
+
+  Args:
+    shape: (E, N), shape of the kernel.
+  """
 
   def value(
     weights: Float[jax.Array, " P"],
@@ -121,7 +127,7 @@ class Search(NamedTuple):
   """Result of a search for the L2 strength."""
 
   probe: LinearProbe  # the most accurate one
-  accuracies: dict[float, float]  # on validation images, by the strength tried
+  accuracies: dict[float, float]  # on validation images, by strength
 
 
 def search(
@@ -132,8 +138,8 @@ def search(
 
   The sweep tries every second decade. Bisection tries the two neighbours of the best
   strength, and halves their distance down to an eighth of a decade. Ties go to the
-  probe that was tried first, in the sweep the stronger penalty. A probe with weights
-  that are not finite is never the best, and never an initial probe.
+  probe that was tried first; in the sweep this is the one with the stronger penalty. A
+  probe with weights that are not finite is never the best, and never an initial probe.
 
   Args:
     fit_with: fits a probe for a strength, from an initial probe or from zeros.
@@ -147,7 +153,7 @@ def search(
   best_accuracy = -1.0
 
   def attempt(strength: float) -> None:
-    """Fits a probe that was not tried yet, from the best one so far."""
+    """Fits a probe of a strength not tried yet, starting from the best probe so far."""
     nonlocal best, best_accuracy
     if strength in accuracies:
       return
@@ -159,7 +165,7 @@ def search(
       best = probe
       best_accuracy = accuracy
 
-  # The strongest first: its solution is close to the initial zeros.
+  # Try the strongest penalty first: its solution is close to the initial zeros.
   for strength in reversed(COARSE):
     attempt(strength)
   if best is None:
@@ -207,6 +213,6 @@ def fit_classifier(
 
 
 def run(config: TrainingConfig, folder: RunFolder) -> dict[str, Any]:
-  """See `classifiers.run`."""
+  """Fits and evaluates a linear probe, see `classifiers.run`."""
   fit = functools.partial(fit_classifier, iterations=config.of(Probe).iterations)
   return classifiers.run(config, folder, fit)

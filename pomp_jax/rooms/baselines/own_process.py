@@ -1,4 +1,4 @@
-"""A function in a process of its own."""
+"""Runs a function in a process of its own."""
 
 from collections.abc import Callable
 import multiprocessing
@@ -9,18 +9,18 @@ from pomp_jax.hosts import Preempted
 
 
 class ProcessError(RuntimeError):
-  """A process that ended without a result; the message is one line."""
+  """The process ended without a result; the message is one line."""
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-  """Calls a function in a new process, for a peak memory of its own.
+  """Calls a function in a new process, so that its peak memory is measured alone.
 
-  An exception during the wait terminates the process by SIGTERM, so that a training
-  saves.
+  If an exception ends the wait, the new process gets SIGTERM, so that a training saves
+  a checkpoint before it ends.
 
   Args:
     function: function that a new process can import.
-    *arguments: its arguments, which are pickled.
+    *arguments: arguments of the function, which are pickled.
 
   Returns:
     What the function returns.
@@ -28,13 +28,14 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
   Raises:
     ProcessError: the process ended without a result.
     Preempted: the process got SIGTERM.
-    Exception: the one that the function raised.
+    Exception: the function raised it.
   """
   context = multiprocessing.get_context("spawn")
   receiver, sender = context.Pipe(duplex=False)
   process = context.Process(target=_answer, args=(sender, function, arguments))
   process.start()
-  # The other end lives in the new process alone, so that its death ends the wait.
+  # Only the new process holds the sending end from here on: if the process dies, `recv`
+  # raises EOFError.
   sender.close()
   try:
     succeeded, answer = receiver.recv()

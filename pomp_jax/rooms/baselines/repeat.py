@@ -22,7 +22,7 @@ from pomp_jax.train import pretrain
 
 log = logging.getLogger(__name__)
 
-# From field -> value to the config with these values.
+# Maps values, by field, to the config with these values.
 Replace = Callable[[Mapping[str, Any]], Any]
 # Seed -> config and folder of its training.
 Runs = dict[int, tuple[TrainingConfig, str]]
@@ -111,11 +111,11 @@ def _log_gains(results: Mapping[str, Any], n_seeds: int) -> None:
 
 
 def runs_of_seeds(seeds: Sequence[int], replace: Replace, workdir: str) -> Runs:
-  """The trainings with these seeds; one where the seed does not change the result.
+  """Makes a training for each seed; only the first if seeds do not change the result.
 
   Args:
-    seeds: seeds; empty: that of the config.
-    replace: copies a config, which has all other fields, with other values.
+    seeds: seeds; empty: the seed of the config.
+    replace: copies the config of the trainings with other values.
     workdir: folder that gets a folder for each seed.
   """
   training = replace({"job": "pretrain"})
@@ -130,10 +130,10 @@ def runs_of_seeds(seeds: Sequence[int], replace: Replace, workdir: str) -> Runs:
 
 
 def summary(values: list[float]) -> dict:
-  """Figures of one value a seed.
+  """Summarises a figure that has one value a seed.
 
-  `std` is the sample standard deviation, 0 for one seed; `t_interval` Student's 95%
-  interval of the mean over seeds, None for one seed; `spread` the highest value less
+  `std` is the sample standard deviation, 0 for one seed. `t_interval` is Student's 95%
+  interval of the mean over seeds, None for one seed. `spread` is the highest value less
   the lowest.
   """
   n_seeds = len(values)
@@ -158,8 +158,8 @@ def summary(values: list[float]) -> dict:
 def gain(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   """Compares the learned prompt with the best hand-written one.
 
-  What training has learned where words were kept ("trained") is not hand-written
-  either. `prompts` has the summaries by prompt.
+  `prompts` has the summaries by prompt. Besides the learned "prompt", "trained" is not
+  hand-written: the context that training learned in a run that kept words instead.
   """
   mean_of = {}
   for name, scores in prompts.items():
@@ -178,8 +178,8 @@ def of_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   """Summarises each split and prompt over the results of several seeds.
 
   The images are the same for all seeds. `top1_interval` covers the choice of the
-  images, `top1["t_interval"]` the spread over the seeds. Prompts are those that all
-  seeds have.
+  images, `top1["t_interval"]` the spread over the seeds. Prompts that a seed lacks are
+  left out.
   """
   summaries: dict[str, dict[str, Any]] = {}
   for split, scores_of_first in runs[0]["eval"].items():
@@ -195,7 +195,7 @@ def of_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _summary_of_scores(scores: Sequence[Accuracy]) -> dict[str, Any]:
-  """Summary of one prompt's accuracy, one a seed."""
+  """Summarises a prompt's accuracies, one a seed."""
   n_images = scores[0]["images"]
   top1 = summary([accuracy["top1"] for accuracy in scores])
   return {

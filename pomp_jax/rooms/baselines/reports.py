@@ -1,4 +1,4 @@
-"""Reports of methods and of seeds side by side, and their plot."""
+"""Reports that compare methods or seeds, and a plot of their accuracies."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -20,7 +20,7 @@ from pomp_jax.report.report import (
 )
 
 _SEEDS = "Mean ± sample standard deviation over the seeds."
-_TEXTS = ("hand_written", "class_name")  # prompts that no seed changes
+_TEXTS = ("hand_written", "class_name")  # prompts that do not depend on the seed
 
 
 def baselines_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
@@ -60,11 +60,12 @@ def baselines_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report
 
 
 def top1_of_prompts(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-  """Joins what is known of a prompt's top-1: prompt -> split -> figures.
+  """Joins the figures of each prompt's top-1: prompt -> split -> figures.
 
-  These are the summary over the seeds, numbers of images and classes, and the interval
-  over the images. A text has one value, without a spread. `results` has `eval` of
-  `repeat.of_seeds`, and `eval_classes`.
+  The figures are the summary over the seeds, the numbers of images and classes, and the
+  interval over the images. A prompt that does not depend on the seed has one value, and
+  no interval over seeds. `results` has `eval`, from `repeat.of_seeds`, and
+  `eval_classes`.
   """
   top1: dict[str, dict[str, Any]] = {}
   for split, prompts in results["eval"].items():
@@ -136,7 +137,7 @@ def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
 
 
 def method_labels(names: Sequence[str]) -> list[str]:
-  """Returns `method_label` of each, or the names if two labels would be equal."""
+  """Returns `method_label` of each name, or the names if two labels would be equal."""
   labels = [method_label(name) for name in names]
   if len(set(labels)) < len(set(names)):
     return list(names)
@@ -146,9 +147,10 @@ def method_labels(names: Sequence[str]) -> list[str]:
 def _split_columns(
   top1: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> dict[str, str]:
-  """Heading of each split of a method or prompt, with numbers of images and classes."""
+  """Heading of each split that a row has, with the numbers of images and classes."""
   figures_of: dict[str, Mapping[str, Any]] = {}
   for splits in top1.values():
+    # The numbers are equal for all methods: keep those that are already there.
     figures_of = {**splits, **figures_of}
   return {
     split: with_counts(split, figures["images"], figures.get("classes"))
@@ -180,7 +182,7 @@ def _mean(figures: Mapping[str, Any] | None) -> str:
 
 
 def _intervals(figures: Mapping[str, Any] | None) -> str:
-  """The intervals over the images and over the seeds, those that there are."""
+  """The intervals over images and over seeds, in percent; missing ones are left out."""
   if figures is None:
     return cell(None)
   intervals = {"images": figures["interval"], "seeds": figures.get("t_interval")}
@@ -197,9 +199,10 @@ def method_dots(
 ) -> None:
   """Plots top-1 of each method, a panel a split: mean and deviation over the seeds.
 
-  A method with one run has the 95% interval over the images instead, dotted.
-  `top1[method][split]` has `mean`, `std`, `values` (one a seed) and `interval`,
-  fractions, `images` and perhaps `classes`; a method may lack splits.
+  A method with one run has a dotted bar, the 95% interval over the images, instead of
+  the deviation. `top1[method][split]` has the fractions `mean`, `std`, `values` (one a
+  seed) and `interval`, the number of `images`, and perhaps that of `classes`. A method
+  may lack splits.
   """
   methods = list(top1)
   figures_of_splits: dict[str, dict[int, Mapping[str, Any]]] = {}
@@ -218,7 +221,7 @@ def method_dots(
     axes.set_ylim(len(methods) - 0.4, -0.8)
     axes.margins(x=0.12)
     drawing.end_at(axes, "x", 0.0, 100.0)
-    # The images and classes are those of all methods.
+    # All methods have the same numbers of images and classes: read the first method's.
     figures = next(iter(figures_of_rows.values()))
     heading = with_counts(
       drawing.name(split, 22), figures["images"], figures.get("classes")
@@ -244,7 +247,7 @@ def _dots_title(top1: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 def _draw_dot(axes: Axes, row: int, figures: Mapping[str, Any]) -> None:
   """Draws a method's mean with its bar and its number."""
   mean = 100 * figures["mean"]
-  reach: Any
+  reach: Any  # length of the bar, or [[below], [above]] the mean
   if len(figures["values"]) > 1:
     reach = 100 * figures["std"]
   else:
@@ -252,7 +255,7 @@ def _draw_dot(axes: Axes, row: int, figures: Mapping[str, Any]) -> None:
     reach = [[mean - 100 * low], [100 * high - mean]]
   bar = drawing.error_bars(axes, mean, row, row, xerr=reach, markersize=6)
   if len(figures["values"]) == 1:
-    # The third part of Matplotlib's container has the bars.
+    # The third item of Matplotlib's container holds the bars.
     bar.lines[2][0].set_linestyle(":")
   axes.annotate(
     f"{mean:.1f}",

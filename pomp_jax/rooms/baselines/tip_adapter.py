@@ -4,9 +4,9 @@ features.
 logits(f) = s f W^T + alpha * sum_k exp(-beta (1 - f . key_k)) onehot(label_k), with f
 and the keys on the unit sphere, s the logit scale, W the text features. A key is the
 mean feature of a training image over augmented views. Tip-Adapter-F trains these keys
-by AdamW on new views, with alpha and beta fixed. Both search for alpha and beta on
-validation images at the end. Shapes: n keys (cached images), V views of each, B other
-images, N classes, E embedding.
+by AdamW on new views, with alpha and beta fixed. Both methods search for alpha and beta
+on validation images at the end. Shapes: n keys (cached images), V views of an image, B
+other images, N classes, E embedding, S image size, a and b values of alpha and beta.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -46,7 +46,7 @@ from pomp_jax.train.batches import VIEWS, bytes_of_view, open_fetch, read_ahead
 
 log = logging.getLogger(__name__)
 
-# The published code's AdamW.
+# AdamW's epsilon and weight decay in the published code.
 _EPSILON, _DECAY = 1e-4, 0.01
 _PUBLISHED = pathlib.Path(__file__).with_suffix(".json")
 
@@ -93,12 +93,12 @@ class TipAdapter(NamedTuple):
   ) -> "TipAdapter":
     """Returns the adapter with the alpha and beta of the highest accuracy.
 
-    The first of equals wins, beta by beta. Ties between classes, and scores that are
-    not finite, count as wrong.
+    Of equal accuracies the first wins; each beta is tried with all alphas before the
+    next beta. Ties between classes, and scores that are not finite, count as wrong.
 
     Args:
       features_BxE: unit features of validation images.
-      labels_B: their classes.
+      labels_B: classes of the images.
       alphas: cache weights to try.
       betas: sharpnesses to try.
     """
@@ -120,12 +120,12 @@ class TipAdapter(NamedTuple):
   ) -> tuple[np.ndarray, Callable[[float], np.ndarray]]:
     """Computes text logits [B,N], and a function from beta to cache logits [B,N].
 
-    Cache logits are before alpha.
+    The cache logits are not multiplied by alpha yet.
     """
     gap_nxB = 1 - self.keys @ features_BxE.T
     n_keys = len(self.labels)
     ones_n = np.ones(n_keys, gap_nxB.dtype)
-    # Sparse: each key has one class.
+    # The matrix is sparse, because each key has one class.
     onehot_Nxn = scipy.sparse.csr_matrix(
       (ones_n, (self.labels, np.arange(n_keys))), (len(self.text_features), n_keys)
     )
@@ -138,10 +138,9 @@ class TipAdapter(NamedTuple):
 
 
 def mean_keys(epochs: Iterable[Float[np.ndarray, "n V E"]]) -> Float[np.ndarray, "n E"]:
-  """Averages the features of each image over its views in all epochs, and normalises
-  them.
+  """Averages each image's features over its views in all epochs; normalises the mean.
 
-  The features of the views are not normalised: the published code averages first.
+  As in the published code, the features of the views are not normalised before.
   """
   total_nxE = sum(
     features_nxVxE.sum(axis=1, dtype=np.float64) for features_nxVxE in epochs
@@ -167,9 +166,9 @@ def tune(
 ) -> TipAdapter:
   """Trains the keys of Tip-Adapter-F by cross-entropy on the training images.
 
-  Returns the epoch with the highest validation accuracy (the published code uses test
-  images), and never the training-free adapter. Training stops with a warning at keys
-  that are not finite.
+  Returns the adapter of the epoch with the highest validation accuracy (the published
+  code uses test images), and never the training-free adapter. Training stops with a
+  warning if the keys are not finite after a later epoch than the first.
 
   Args:
     adapter: training-free adapter, whose keys are the initial ones.
@@ -184,9 +183,10 @@ def tune(
   Raises:
     FloatingPointError: the keys of the first epoch are not finite.
   """
-  steps = -(-len(labels_n) // batch_size)
+  # Round up: the last batch of an epoch may be smaller.
+  steps_per_epoch = -(-len(labels_n) // batch_size)
   optimizer = optax.adamw(
-    optax.cosine_decay_schedule(rate, n_epochs * steps),
+    optax.cosine_decay_schedule(rate, n_epochs * steps_per_epoch),
     eps=_EPSILON,
     weight_decay=_DECAY,
   )
@@ -266,8 +266,8 @@ def cross_entropy(
     beta: sharpness of the affinity.
   """
   n_classes = text_features_NxE.shape[0]
-  # HIGHEST: accelerators would round the cosines, which beta and the scale then
-  # multiply.
+  # HIGHEST: accelerators would round the cosines, and the factors beta and scale would
+  # enlarge the error.
   product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
   affinity_nxB = jnp.exp(-beta * (1 - product(keys_nxE, features_BxE.T)))
   cache_NxB = jax.ops.segment_sum(affinity_nxB, key_labels_n, n_classes)
@@ -280,7 +280,7 @@ def cross_entropy(
 def tip_settings(tip: Tip, data: Data) -> Published:
   """Returns `config.tip`, with published values in the place of zeros.
 
-  They are those of the data set, or ImageNet's where it has none.
+  The published values are the data set's, or ImageNet's if the data set has none.
   """
   settings = published(data.dataset) if SOURCES[data.source].stored else None
   if settings is None:
@@ -299,14 +299,18 @@ def tip_settings(tip: Tip, data: Data) -> Published:
 
 
 def grid(most: float, steps: int) -> np.ndarray:
-  """Returns equal steps from 0.1 towards `most`, without it, as in the published
-  search."""
+  """Returns `steps` equidistant values from 0.1 towards `most`, which is left out.
+
+  The published search has the same values.
+  """
   return 0.1 + (most - 0.1) / steps * np.arange(steps)
 
 
 class Epoch(NamedTuple):
-  """Features of all training images in one epoch; those of unreadable images are
-  undefined."""
+  """Features of all training images in one epoch.
+
+  The rows of unreadable images are undefined.
+  """
 
   features: Float[np.ndarray, "n V E"]  # of the views of each image, not normalised
   readable: Bool[np.ndarray, " n"]
@@ -317,7 +321,7 @@ def view_features(
 ) -> Iterator[Epoch]:
   """Yields the features of all training images, epoch by epoch, on each process.
 
-  Without augmentation all epochs are the same, and computed once.
+  Without augmentation all epochs are equal, so only the first is computed.
 
   Args:
     data: views, augmentation, and how many images may be unreadable.
@@ -354,6 +358,8 @@ def view_features(
   for number in range(n_different):
     features = []
     readable = []
+    # `batches` holds all epochs. With `parts` first, `zip` ends before it takes a batch
+    # of the next epoch.
     for indices, (views, is_readable) in zip(parts, batches, strict=False):
       features.append(_encoded_views(encoder, views))
       readable.append(is_readable)
@@ -367,7 +373,7 @@ def view_features(
 
 
 def _encoded_views(encoder: Encoder, views: np.ndarray) -> np.ndarray:
-  """Features [B,V,E] of pixels [B,V,S,S,3]; stored features are returned as they are."""
+  """Features [B,V,E] of pixels [B,V,S,S,3]; stored features are returned unchanged."""
   if views.ndim == 3:
     return views
   n_images, n_views = views.shape[:2]
@@ -398,7 +404,7 @@ def fit_classifier(
     seed: random seed of the order of the images.
 
   Returns:
-    The adapter, and what the search has found, as JSON.
+    The adapter, and the result of the search for alpha and beta, as JSON.
 
   Raises:
     FloatingPointError: the keys of the first epoch are not finite.
@@ -408,7 +414,7 @@ def fit_classifier(
   source = training.source
   validation = training.validation
   settings = tip_settings(tip, data)
-  # Without augmentation all views are the same.
+  # Without augmentation all views of an image are equal: one is enough.
   n_views = 1 if data.augment == "none" else tip.views
   n_epochs = settings.epochs if tuned else 0
   fetch = open_fetch(data, source, encoder, training.folder)

@@ -1,15 +1,23 @@
 """Learned tokens in the vision tower: VPT (Jia et al., 2022), MaPLe, IVLP (Khattak et
 al., 2023).
 
-All train on pixels. VPT-shallow adds tokens before the first layer, VPT-deep new ones
-before each of J layers; its text features are fixed. MaPLe's text tower has M vectors
-before the name, and replaces them before each of its layers 1..J-1. The vision tower
-has M tokens at the same depths, each a linear map of the text's: p_j = Linear_j(t_j), D
-to W. As released, the context starts from the first M = 2 tokens of "a photo of a", and
-"of a" precedes each name (`initial_words`). IVLP, PromptSRC's learner, is VPT-deep
-beside MaPLe's text tower: no map, and V tokens of its own. Shapes: B images of a draw,
-R classes of a device, J layers with tokens, V or M tokens in each, D width of the text
-tower, W of the vision tower, E embedding.
+All of them train on pixels.
+
+VPT-shallow adds tokens before the first layer, VPT-deep adds new tokens before each of
+J layers. Text features are fixed.
+
+MaPLe's text tower has M vectors before the name, and replaces them before each of its
+layers 1..J-1. Its vision tower has M tokens at the same depths. Each token is a linear
+map of a text vector: p_j = Linear_j(t_j), from width D to width W. As in the released
+code, the context starts from the first M = 2 tokens of "a photo of a", and "of a"
+precedes each name (`initial_words`).
+
+IVLP, PromptSRC's learner, has MaPLe's text tower and VPT-deep's vision tower: V tokens
+that are learned independently, without a map.
+
+Shapes: B images of a draw, R classes of a device, J layers with tokens, V or M tokens
+in a layer, F fixed words, D width of the text tower, W width of the vision tower, E
+embedding. Images are [B,H,W,3] with H and W in pixels.
 """
 
 import abc
@@ -65,7 +73,7 @@ class PixelLearner(Learner):
   def observe(
     self, frozen: Frozen, images: jax.Array
   ) -> tuple[jax.Array, jax.Array | None]:
-    """See `Learner`; the pixels."""
+    """Returns the pixels, and the frozen tower's features if used; see `Learner`."""
     if self.image_tower is None:
       return images, None
     return images, self.image_tower(frozen.image, images)
@@ -99,7 +107,7 @@ class PixelLearner(Learner):
 
 @dataclasses.dataclass(frozen=True)
 class VPTLearner(PixelLearner):
-  """{"visual": [J,V,W]}, from N(0, 0.02^2); text features are `Frozen.classes`."""
+  """Learns {"visual": [J,V,W]}, from N(0, 0.02^2); text features are fixed."""
 
   width: int
   n_tokens: int
@@ -129,7 +137,7 @@ class VPTLearner(PixelLearner):
     class_ids_R: jax.Array,
     image_features_BxE: jax.Array,
   ) -> TextFeatures:
-    """Looks up the features of the classes, which nothing learned changes.
+    """Looks up the features of the classes, which do not depend on the parameters.
 
     Args:
       params: not read.
@@ -144,12 +152,12 @@ class VPTLearner(PixelLearner):
 
 @dataclasses.dataclass(frozen=True)
 class DeepTextLearner(Learner):
-  """{"context": [M,D], "deep": [J-1,M,D]}; image features are the frozen CLIP's.
+  """Learns {"context": [M,D], "deep": [J-1,M,D]}; image features are the frozen CLIP's.
 
-  No "deep" where J = 1: checkpoints hold no empty arrays.
+  If J = 1 there is no "deep", because checkpoints hold no empty arrays.
   """
 
-  plain: ContextLearner  # a context before the name, and the shared tower
+  plain: ContextLearner  # a context before the name, and the text tower "shared"
   depth: int  # J, layers of the text tower with vectors of their own
 
   def init(self, key: jax.Array) -> Any:
@@ -189,16 +197,20 @@ class DeepTextLearner(Learner):
 
 @dataclasses.dataclass(frozen=True)
 class MaPLeLearner(DeepTextLearner, PixelLearner):
-  """`DeepTextLearner`'s and {"coupling": {"kernel": [J,D,W], "bias": [J,W]}}."""
+  """Learns `DeepTextLearner`'s vectors and linear maps to the image tower's tokens.
+
+  The maps are {"coupling": {"kernel": [J,D,W], "bias": [J,W]}}.
+  """
 
   vision_width: int
 
   def init(self, key: jax.Array) -> Any:
-    """See `Learner`; as published, the maps of the deeper layers start equal."""
+    """See `Learner`; as published, the maps of layers 1..J-1 start equal."""
     _, _, first_key, other_key = jax.random.split(key, 4)
     width = self.plain.module.width
     first = init_dense(first_key, width, self.vision_width)
     other = init_dense(other_key, width, self.vision_width)
+    # Stack the first layer's map and J - 1 copies of the other.
     coupling = jax.tree.map(
       lambda *layers: jnp.stack(layers), first, *[other] * (self.depth - 1)
     )
@@ -207,9 +219,9 @@ class MaPLeLearner(DeepTextLearner, PixelLearner):
   def image_features(
     self, params: Any, frozen: Frozen, images_B: jax.Array
   ) -> jax.Array:
-    """Runs the image tower with tokens that are mapped from the text tower's vectors.
+    """Runs the image tower with tokens that are linear maps of the text vectors.
 
-    Each layer has a map of its own (MaPLe, Khattak et al., 2023).
+    Each layer has its own map (MaPLe, Khattak et al., 2023).
 
     Args:
       params: vectors of the text tower, and the maps.
@@ -229,8 +241,7 @@ class MaPLeLearner(DeepTextLearner, PixelLearner):
 
 @dataclasses.dataclass(frozen=True)
 class IVLPLearner(DeepTextLearner, VPTLearner):
-  """`DeepTextLearner`'s and `VPTLearner`'s: tokens of both towers, learned
-  independently."""
+  """Learns `DeepTextLearner`'s vectors and `VPTLearner`'s tokens independently."""
 
   def init(self, key: jax.Array) -> Any:
     """See `Learner`."""
@@ -245,7 +256,7 @@ class VPT(Baseline):
   towers: tuple[str, ...] = ("vision",)
 
   def check(self, prompt: Prompt, clip: ClipConfig) -> None:
-    """Checks that a CLIP's towers can have the tokens.
+    """Checks that a CLIP's towers can have learned tokens at this depth.
 
     Raises:
       ConfigError: the image tower is no ViT, or `prompt.depth` exceeds the layers.
@@ -284,7 +295,7 @@ class VPT(Baseline):
     """Builds the learner of tokens in the image tower, see `Pomp`.
 
     Args:
-      plain: POMP's learner, which is not read: the class features are fixed.
+      plain: POMP's learner, not read, because the class features are fixed.
       encoder: the CLIP.
       prompt: numbers of tokens and layers.
       clip: type of the image tower, and its memory.
@@ -308,9 +319,10 @@ class MaPLe(VPT):
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """Puts the words behind the learned vectors into each class's own tokens.
+    """Puts the fixed words before the name in each class's own tokens.
 
-    The context replaces the first M initial words. The other F words stay as they are.
+    The context replaces the first M initial words. The other F words are fixed, and
+    come after the learned vectors.
 
     Args:
       prompt: number of context vectors, and their initial words.
@@ -337,10 +349,10 @@ class MaPLe(VPT):
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """Builds the learner of vectors in the text tower, mapped to the image tower's.
+    """Builds the learner of text vectors, and of their maps to the image tower.
 
     Args:
-      plain: POMP's learner, whose context and text tower this one has.
+      plain: POMP's learner, whose context and text tower this learner uses.
       encoder: the CLIP.
       prompt: number of layers with tokens.
       clip: type of the image tower, and its memory.
@@ -359,7 +371,7 @@ class IVLP(MaPLe):
     """Builds the learner of vectors in the text tower and of tokens in the image tower.
 
     Args:
-      plain: POMP's learner, whose context and text tower this one has.
+      plain: POMP's learner, whose context and text tower this learner uses.
       encoder: the CLIP.
       prompt: numbers of tokens and layers.
       clip: type of the image tower, and its memory.
@@ -376,7 +388,7 @@ class IVLP(MaPLe):
 
 
 class DeepText(MaPLe):
-  """ProText's vectors (Khattak et al., 2024), in the text tower alone, as a method."""
+  """ProText's vectors (Khattak et al., 2024) as a method: only in the text tower."""
 
   towers = ("text",)
 
@@ -386,7 +398,7 @@ class DeepText(MaPLe):
     """Builds the learner of vectors in the text tower alone.
 
     Args:
-      plain: POMP's learner, whose context and text tower this one has.
+      plain: POMP's learner, whose context and text tower this learner uses.
       encoder: the CLIP, which is not read.
       prompt: number of layers with vectors.
       clip: fields of the CLIP, which are not read.
@@ -396,10 +408,10 @@ class DeepText(MaPLe):
 
 
 class _Vision(NamedTuple):
-  """An image tower that takes tokens."""
+  """An image tower that takes learned tokens."""
 
   tower: PromptedImageTower
-  width: int  # W, of its tokens
+  width: int  # W, width of the tokens
 
 
 def _vision(encoder: Encoder, clip: fields.Clip) -> _Vision:
@@ -421,7 +433,7 @@ def prompted_image_tower(
 ) -> PromptedImageTower:
   """Builds `(clip.vision_params, images, tokens) -> features`, not normalised.
 
-  Layer j < J sees the V tokens tokens[j], and the previous layer's outputs of its own
+  Layer j < J takes the V tokens tokens[j]. The outputs of layer j - 1 at its learned
   tokens are dropped (Jia et al., 2022: J = 1 is VPT-shallow, J = all layers VPT-deep).
   The first tokens enter before the tower's first layer norm. Learned tokens have no
   positions. Features are float32.
@@ -429,9 +441,10 @@ def prompted_image_tower(
   Args:
     clip: CLIP with a ViT.
     dtype: type that the tower computes in, see `clip.vision.image_tower`.
-    chunk: images computed together, see there; 0: all.
-    limit_bytes: size of activations, by a rough estimate, above which each chunk is
-      rematerialised in the backward pass, where the limit of `chunk` then holds too.
+    chunk: images computed together, see `clip.vision.image_tower`; 0: all.
+    limit_bytes: limit of the activations, by a rough estimate. Above it each chunk is
+      rematerialised in the backward pass, so that only one chunk's activations are in
+      memory.
   """
   config: Any = clip.config.vision_config
   plain_tower = image_tower(clip, dtype, chunk, False)
@@ -443,7 +456,8 @@ def prompted_image_tower(
     n_images = images_BxHxWx3.shape[0]
     n_learned = tokens_JxVxD.shape[1]
     n_bytes = prompted_activation_bytes(config, n_images, n_learned)
-    # One chunk would need all of its activations at once in either case.
+    # With a single chunk, rematerialisation would save nothing: the backward pass needs
+    # all activations at once.
     has_several_chunks = 0 < chunk < n_images
     if has_several_chunks and n_bytes > limit_bytes:
       return remat_tower(params, images_BxHxWx3, tokens_JxVxD)
@@ -465,7 +479,7 @@ def prompted_activation_bytes(vit: Any, n_images: int, n_learned: int) -> float:
     n_learned: learned tokens of a layer, V.
   """
   patches_a_side = vit.image_size // vit.patch_size
-  n_tokens = 1 + patches_a_side**2 + n_learned  # with that of the class
+  n_tokens = 1 + patches_a_side**2 + n_learned  # class token, patches, learned tokens
   attention_weights = vit.num_attention_heads * n_tokens
   numbers = 9 * vit.hidden_size + 3 * vit.intermediate_size + 2 * attention_weights
   bytes_of_image = 4.0 * numbers * vit.num_hidden_layers * n_tokens

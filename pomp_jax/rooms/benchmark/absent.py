@@ -4,8 +4,8 @@ No array is placed and nothing runs: weights, state and batch are shapes. `forec
 reads the compiled program.
 
 JAX has one public function for this, `jax.experimental.topologies.get_topology_desc`.
-For TPUs it needs libtpu, for GPUs JAX's CUDA plugin, and neither needs a device or a
-driver.
+The function needs libtpu for TPUs, and JAX's CUDA plugin for GPUs. It needs neither a
+device nor a driver.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,18 +55,18 @@ from pomp_jax.train.training import PromptRun
 log = logging.getLogger(__name__)
 
 _FIELD = "dry_run"
-# libtpu reads these when it is loaded.
+# libtpu reads these variables when it is loaded.
 _TPU_ENVIRONMENT = {
-  # Outside of a cloud a query of its metadata ends only after minutes.
+  # Skip the query of a cloud's metadata: elsewhere it times out only after minutes.
   "TPU_SKIP_MDS_QUERY": "1",
-  # The machine's TPUs need no lock, as they are not used.
+  # Take no lock: the TPUs of this machine are not used.
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   # Search for no other hosts.
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
-# Without a GPU no candidates of kernels can be timed, and for some sizes XLA has no
-# Triton kernel that was not timed. So products are cuBLAS's.
+# Let cuBLAS compute the matrix products: without a GPU XLA can't time candidate
+# kernels, and for some sizes it has no Triton kernel without timing.
 GPU_OPTIONS: dict[str, str | bool] = {
   "xla_gpu_autotune_level": "0",
   "xla_gpu_enable_triton_gemm": False,
@@ -78,7 +78,7 @@ class Memory(NamedTuple):
 
   arguments: int  # weights, state and batch
   temporaries: int
-  others: int  # results that share no argument's memory, and the program
+  others: int  # results that do not reuse an argument's memory, and the program
 
   @property
   def total(self) -> int:
@@ -99,18 +99,18 @@ class Compiled(NamedTuple):
 class _Shapes(Clip):
   """A CLIP whose weights are shapes, except for the table of token embeddings.
 
-  The words that a prompt starts from are rows of that table.
+  The table keeps its values, because a prompt's initial words are rows of it.
   """
 
   @property
   def sos_embedding(self) -> Any:
-    """Zeros: only their shape is compiled."""
+    """Zeros, because a compilation needs only the shape."""
     n_sos = 0 if self.tokenizer.bos_token_id is None else 1
     return np.zeros((n_sos, self.text_width), np.float32)
 
   @property
   def text_params(self) -> Any:
-    """Shapes; a table that is mapped into memory stays, for `Encoder` to read some."""
+    """Shapes; a memory-mapped token table stays, for `Encoder` to read rows of it."""
     params = super().text_params
     if isinstance(token_table(params), np.memmap):
       return params
@@ -141,7 +141,7 @@ class Job(NamedTuple):
 
 
 def check(text: str, class_size: int, loop: fields.Loop, n_views: int) -> list[Any]:
-  """Opens the devices that `config.dry_run` names, and checks that they share a step.
+  """Opens the devices that `config.dry_run` names; checks that a step fits their mesh.
 
   Args:
     text: value of `config.dry_run`.
@@ -187,7 +187,7 @@ def open_devices(text: str) -> list[Any]:
     topology = topologies.get_topology_desc(
       topology_name=name, platform=platform, **options
     )
-  except Exception as error:  # of many kinds, by platform and release
+  except Exception as error:  # its type depends on the platform and the release
     reason = one_line(error)
     if "lockfile" in reason or "already in use" in reason:
       raise InputError(
@@ -196,13 +196,13 @@ def open_devices(text: str) -> list[Any]:
       ) from error
     accepted = f"a machine that {library} knows; it says: {reason}"
     raise ConfigError(_FIELD, text, accepted) from error
-  # A mesh takes the devices of a host together.
+  # Keep the devices of a host together, as a mesh needs them.
   place = lambda device: (slice_of(device), device.process_index, device.id)
   return sorted(topology.devices, key=place)
 
 
 def _require_libtpu() -> str:
-  """Name and release of libtpu.
+  """Name and release of libtpu, or the path that TPU_LIBRARY_PATH names.
 
   Raises:
     InputError: libtpu is not installed, or not in the release that JAX requires.
@@ -212,7 +212,7 @@ def _require_libtpu() -> str:
       return path
     raise InputError(_missing("libtpu", "aot-tpu"))
   version = importlib.metadata.version("libtpu")
-  required = ""
+  required = ""  # any release, if JAX requires none
   for requirement in importlib.metadata.requires("jax") or ():
     if match := re.match(r"libtpu==([\d.]+)", requirement):
       required = match[1]
@@ -238,17 +238,19 @@ def _missing(library: str, extra: str) -> str:
 
 
 class Outcome(NamedTuple):
-  """A training of shapes, and its step for the machine."""
+  """A training whose arrays are shapes, and its step compiled for the machine."""
 
   here: PromptRun  # on this machine's first device, to read images
-  there: PromptRun
+  there: PromptRun  # on the machine to compile for
   compiled: Compiled | None  # None if the compiler ran out of the machine's memory
   changes: dict[str, Any]  # fields that the last try has changed
-  problems: list[tuple[dict[str, Any], str]]  # changes of each try that does not fit
+  # For each try that does not fit: its changes, and what does not fit.
+  problems: list[tuple[dict[str, Any], str]]
 
   @property
   def fits(self) -> bool:
     """Whether the last try fits."""
+    # Tries have different changes, so the last problem tells whose it is.
     return not self.problems or self.problems[-1][0] != self.changes
 
 
@@ -279,10 +281,10 @@ def run(text: str, job_of: Callable[[Mapping[str, Any]], Job]) -> Outcome:
 
 
 class Prepared(NamedTuple):
-  """A training of shapes."""
+  """A training whose arrays are shapes."""
 
   here: PromptRun  # on this machine's first device, to read images
-  there: PromptRun  # on the machine
+  there: PromptRun  # on the machine to compile for
 
 
 def prepare(job: Job, machine: Machine, devices: Sequence[Any]) -> Prepared:
@@ -290,8 +292,8 @@ def prepare(job: Job, machine: Machine, devices: Sequence[Any]) -> Prepared:
 
   Args:
     job: parts of the training's config.
-    machine: machine to compile for, whose memory is planned with.
-    devices: devices of that machine, of which the mesh is made.
+    machine: machine to compile for; its memory limits the memory for activations.
+    devices: devices of that machine, for the mesh.
   """
   clip = job.clip
   encoder = _ShapeEncoder(
@@ -311,18 +313,18 @@ def prepare(job: Job, machine: Machine, devices: Sequence[Any]) -> Prepared:
 
 
 def _shapes_of(settings: fields.Clip) -> _Shapes:
-  """The CLIP of a config without its weights; random ones are not drawn."""
+  """Opens a config's CLIP without its weights; a synthetic CLIP draws no weights."""
   if settings.model.startswith(SYNTHETIC_CLIP):
     config, tokenizer = synthetic_clip.config_and_tokenizer(settings.model)
     is_size = lambda node: isinstance(node, tuple)
-    # Zeros that are broadcast take no memory.
+    # Broadcast a single zero to each shape, which takes no memory.
     zeros = functools.partial(np.broadcast_to, np.float32(0))
     zero_params: Any = jax.tree.map(zeros, parameter_shapes(config), is_leaf=is_size)
     clip = Clip(settings.model, config, zero_params, tokenizer)
   else:
     clip = opening.open_clip(settings)
   params = with_embeddings(jax.tree.map(_shape, clip.params), token_table(clip.params))
-  # The scale and the bias are read as numbers, before the step is compiled.
+  # Keep the values of scale and bias, which are read before the step is compiled.
   params["logit_scale"] = clip.params.get("logit_scale", np.float32(np.log(100)))
   if "logit_bias" in clip.params:
     params["logit_bias"] = clip.params["logit_bias"]
@@ -344,7 +346,8 @@ def step_arguments(run: PromptRun) -> tuple[TrainState, Any, dict[str, Any]]:
   create = functools.partial(create_state, run.learner(), run.optimizer, run.seed)
   state = jax.tree.map(shape, jax.eval_shape(create))
   if run.needs_bank:
-    # Devices have equal numbers of the bank's rows; the last ones are padding.
+    # Round the bank's rows up to a multiple of the devices: each device holds equally
+    # many, and the last rows are padding.
     n_classes = len(run.source.names)
     n_rows = -(-n_classes // mesh.size) * mesh.size
     width = run.encoder.clip.config.projection_dim
@@ -359,11 +362,11 @@ def step_arguments(run: PromptRun) -> tuple[TrainState, Any, dict[str, Any]]:
 def compile_step(
   run: PromptRun, options: dict[str, str | bool] | None = None
 ) -> Compiled:
-  """Lowers and compiles the step of `prepare` with the compiler's `options`.
+  """Lowers and compiles the step of a prepared run with the compiler's `options`.
 
-  Where JAX has a folder for compiled programs, it keeps the program there, but it can
-  read it only on the machine itself. So the memory and the text of the program are kept
-  beside it, for the next dry run.
+  If JAX has a folder for compiled programs, it stores the program there, but can load
+  it only on the machine that it is compiled for. This function therefore stores the
+  program's memory and text in the same folder, and the next dry run reads them.
 
   Raises:
     jax.errors.JaxRuntimeError: the step does not fit.
@@ -394,7 +397,7 @@ def _file_of_program(
   lowered: jax.stages.Lowered,
   options: dict[str, str | bool] | None,
 ) -> Any:
-  """The file of a step's memory and text, named by all that they depend on."""
+  """The file for a step's memory and text; its name is the cache key of both."""
   folder = _folder_of_programs()
   if not folder:
     return None
@@ -409,7 +412,8 @@ def _compiled(
 ) -> tuple[Memory, str]:
   """Compiles a step, and returns its memory and its text."""
   with warnings.catch_warnings():
-    # JAX tries to load the entry of an earlier dry run, which takes a device.
+    # JAX warns because it fails to load the program that an earlier dry run stored:
+    # loading takes a device.
     warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
     program = lowered.compile(compiler_options=options)
   plan: Any = program.memory_analysis()
@@ -447,8 +451,8 @@ def _compile(run: PromptRun, machine: Machine) -> tuple[Compiled | None, str]:
     machine: chips to compile for.
 
   Returns:
-    The compiled step, and what does not fit, "" if all does. The step is None if the
-    compiler itself found that it does not fit.
+    The compiled step, and a text that says what does not fit, "" if the step fits. The
+    step is None if the compiler itself found that it does not fit.
   """
   options = None
   if machine.chip.gpu:
@@ -456,7 +460,7 @@ def _compile(run: PromptRun, machine: Machine) -> tuple[Compiled | None, str]:
   try:
     compiled = compile_step(run, options)
   except jax.errors.JaxRuntimeError as error:
-    # TPU's compiler allocates memory, and raises this where there is too little.
+    # The TPU compiler allocates memory, and raises this error if it has too little.
     if not str(error).startswith("RESOURCE_EXHAUSTED"):
       raise
     return None, one_line(error).removeprefix("RESOURCE_EXHAUSTED: ")
@@ -471,9 +475,10 @@ def _compile(run: PromptRun, machine: Machine) -> tuple[Compiled | None, str]:
 def _smaller(
   job_of: Callable[[Mapping[str, Any]], Job], machine: Machine, devices: Sequence[Any]
 ) -> Iterator[dict[str, Any]]:
-  """Yields changes of fields by which a step takes less and less memory.
+  """Yields changes of fields that make a step take less and less memory.
 
-  Each keeps the changes before it. Changes that the devices can't share are left out.
+  Each yield includes the changes before it. A change is skipped if the step then does
+  not fit the devices' mesh.
   """
   job = job_of({})
   memory = job.clip.memory_gib or share_of_device(machine.chip.memory / GIB)

@@ -1,9 +1,9 @@
 """Measures the text tower of a step, forward and backward to the context.
 
-Weights are random, and rows are drawn from ImageNet-21K's names by their stored token
-lengths. In turn, in one process, run our tower, HuggingFace Flax's over 77 tokens, and
-the whole training step. The yardstick is this machine's rate at a large matrix product,
-which every round measures again.
+Weights are random, and rows have the stored token lengths of names that are drawn from
+ImageNet-21K. One process runs our tower, HuggingFace Flax's tower over 77 tokens, and
+the whole training step, in turn. Times are compared with this machine's rate at a large
+matrix product, which every round measures again.
 """
 
 from typing import Any
@@ -26,16 +26,16 @@ from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, whole_step
 
 
 def check(config: BenchmarkConfig, workdir: str) -> None:
-  """Refuses a K above the number of classes, and steps that a model can't have.
+  """Checks that K fits the number of classes, and that the model has whole steps.
 
   Raises:
-    ConfigError: naming the field.
+    ConfigError: a K is too large, or a bidirectional model has whole steps.
   """
   ks = config.benchmark.k
   n_classes = token_lengths().size
   fits = all(k <= n_classes for (k,) in numbers(ks))
   require(fits, "benchmark.k", ks, f"at most the number of classes, {n_classes}")
-  # The whole step packs names, which a bidirectional tower does not read packed.
+  # The whole step packs names, and a bidirectional tower can't read packed names.
   if getattr(MODELS[config.benchmark.model], "bidirectional", False):
     for field in ("steps", "bank_steps"):
       sizes = getattr(config.benchmark, field)
@@ -82,7 +82,7 @@ def run(config: BenchmarkConfig, workdir: str) -> dict[str, Any]:
 
 
 def _available(names: list[str]) -> list[str]:
-  """Drops and reports HuggingFace Flax's CLIP where transformers has none."""
+  """Drops HuggingFace Flax's CLIP if transformers has none, and prints that."""
   if "reference" not in names or has_flax_clip():
     return names
   print("reference: skipped, needs transformers<5", flush=True)
@@ -96,8 +96,8 @@ def _steps(
 
   Args:
     fields: fields of the job.
-    names: implementations, of which all but `shared` run at `baseline_k` only.
-    k: number of rows, names of classes.
+    names: implementations; all but `shared` run only if K is one of `baseline_k`.
+    k: number of rows K, each the name of a class.
   """
   lengths_N = token_lengths()
   lengths_K = lengths_N

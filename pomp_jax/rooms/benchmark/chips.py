@@ -1,7 +1,7 @@
 """Data sheets and names of the accelerators that a step can be compiled for.
 
-Each figure is of one device as JAX counts them: a TPU chip, one of the two halves of a
-TPU7x chip, a GPU. `SOURCES` has the pages.
+Each figure is for one device as JAX counts devices: a TPU chip, one of the two halves
+of a TPU7x chip, or a GPU. `SOURCES` has the pages that the figures come from.
 """
 
 import math
@@ -18,14 +18,14 @@ _GPU_SHARE = 0.75
 
 
 class Gpu(NamedTuple):
-  """What XLA asks of a GPU's architecture when it compiles without one."""
+  """Properties of a GPU that XLA needs to compile for it without the GPU."""
 
   name: str
   capability: tuple[int, int]
   cores: int  # streaming multiprocessors
-  fpus: int  # float32 units of each
-  shared_memory: int  # bytes of each
-  block_memory: int  # bytes of these that a block may ask for
+  fpus: int  # float32 units of a multiprocessor
+  shared_memory: int  # bytes of a multiprocessor
+  block_memory: int  # bytes of the shared memory that a block may ask for
   l2_cache: int  # bytes
   clock_ghz: float
   memory: int  # bytes of the device
@@ -88,20 +88,21 @@ class Chip(NamedTuple):
   title: str
   flops: float  # peak of products in bfloat16, FLOP/s
   float32_flops: float  # peak of products in float32, FLOP/s
-  bandwidth: float  # of its memory, bytes/s
-  memory: float  # that a program may take, bytes
-  # Cycles a second of the compiler's estimate; 0 where the compiler gives none.
+  bandwidth: float  # of the device's memory, bytes/s
+  memory: float  # bytes that a program may take
+  # Cycles a second, to convert the compiler's estimate; 0 if the compiler gives none.
   clock: float = 0.0
-  axes: int = 0  # of a slice's torus; 0 of a GPU
+  axes: int = 0  # number of axes of a slice's torus; 0 for a GPU
   per_chip: int = 1  # devices of a chip
-  options: tuple[tuple[str, str], ...] = ()  # of the topology
+  options: tuple[tuple[str, str], ...] = ()  # of the topology, by name
   gpu: Gpu | None = None
   device_kind: str = ""  # as JAX names it
 
   @property
   def peak(self) -> dict[str, float]:
     """FLOP/s of matrix products by the value of `clip.dtype`."""
-    # A GPU has units for TF32; a TPU makes three passes in bfloat16.
+    # A GPU computes TF32 at half the rate of bfloat16. A TPU has no units for TF32, and
+    # makes three passes in bfloat16.
     n_passes = 2 if self.gpu else 3
     return {
       "float32": self.float32_flops,
@@ -120,10 +121,11 @@ def _tpu(
   side: int,
   **others: Any,
 ) -> Chip:
-  """A TPU's device, with its peak in bfloat16 and its memory's rate in GB/s.
+  """Describes a TPU's device.
 
-  It has `units` matrix units of `side` x `side` cells, and a cell computes two FLOP a
-  cycle. From these and the peak follows the clock.
+  `tflops` is the peak in bfloat16, `gbps` the rate of the memory in GB/s. The device
+  has `units` matrix units of `side` x `side` cells. A cell computes two FLOP a cycle,
+  so the clock follows from the peak and the number of cells.
   """
   flops = tflops * 1e12
   return Chip(
@@ -146,7 +148,7 @@ def _gpu(
   float32_tflops: float,
   gbps: float | int,
 ) -> Chip:
-  """A GPU, with its peak in bfloat16 and its memory's rate in GB/s."""
+  """Describes a GPU; `tflops` is the peak in bfloat16, `gbps` its memory's rate."""
   return Chip(
     kind=kind,
     title=gpu.name,
@@ -182,7 +184,7 @@ _A100 = Gpu(
   memory=42_331_013_120,
 )
 _A100_80GB = _A100._replace(name="NVIDIA A100-SXM4-80GB", memory=85_094_957_056)
-# The memory of a TPU is what libtpu 0.0.42 lets a program have, by its own message.
+# The memory of a TPU is the limit that libtpu 0.0.42 states in its error message.
 _CHIPS = (
   _tpu(
     "v4",
@@ -225,8 +227,9 @@ _CHIPS = (
     axes=2,
     device_kind="TPU v6 lite",
   ),
-  # A device is half of a chip. No page says the number of units: with four a large
-  # product reaches 80% of the peak by the compiler's estimate; two would exceed it.
+  # A device is half of a chip. No page gives the number of units. With four units the
+  # compiler's estimate of a large product is 80% of the peak; with two it would exceed
+  # the peak.
   _tpu(
     "tpu7x",
     tflops=2307 / 2,
@@ -238,16 +241,15 @@ _CHIPS = (
     per_chip=2,
     device_kind="TPU7x",
   ),
-  # Peaks of GPUs are without sparsity, and in float32 those of the cores that are not
-  # tensor cores.
+  # GPU peaks are without sparsity. Peaks in float32 are without the tensor cores.
   _gpu("h100", _H100, tflops=989.5, float32_tflops=66.9, gbps=3352),
   _gpu("a100", _A100, tflops=312, float32_tflops=19.5, gbps=1555),
   _gpu("a100-80gb", _A100_80GB, tflops=312, float32_tflops=19.5, gbps=2039),
 )
 CHIPS = {chip.kind: chip for chip in _CHIPS}
-# Pages with peak, memory and its rate. The limits of memory are libtpu's message when a
-# program asks for more (TPUs), or JAX's usual share of the device's bytes in XLA's own
-# list of GPUs.
+# Pages with a chip's peak, memory and memory rate. The limits of memory have other
+# sources: the message of libtpu when a program asks for more (TPUs), and XLA's own list
+# of GPUs, of whose bytes JAX takes its usual share.
 SOURCES = {
   "v4": f"{_CLOUD}/v4",
   "v5e": f"{_CLOUD}/v5e",
@@ -258,7 +260,7 @@ SOURCES = {
   "a100": f"{_NVIDIA}/a100/",
   "a100-80gb": f"{_NVIDIA}/a100/",
 }
-# Shapes of slices by their number of chips, on the same pages.
+# Shapes of slices by number of axes and number of chips, from the pages of `SOURCES`.
 _SHAPES = {
   2: {
     1: "1x1",
@@ -280,7 +282,8 @@ _SHAPES = {
     256: "4x8x8",
   },
 }
-# Kinds by the names that clouds use. The number in a name counts chips or GPUs.
+# Kinds of chips by the clouds' names of machines. The number in these names counts
+# chips or GPUs.
 _BY_CHIPS = {
   r"(?:v5litepod|v5e)-(\d+)": "v5e",
   r"v6e-(\d+)": "v6e",
@@ -313,7 +316,7 @@ class Machine(NamedTuple):
 
   chip: Chip
   shape: tuple[int, ...]  # of the torus, or of GPUs (slices, hosts, GPUs of a host)
-  n_slices: int = 1  # slices of this shape, joined by the data-centre network
+  n_slices: int = 1  # number of slices of this shape, joined by the data-centre network
 
   @property
   def n_devices(self) -> int:
@@ -389,12 +392,12 @@ def _with_colon(name: str) -> str:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-  """The numbers of a shape such as 4x4."""
+  """Reads the numbers of a shape such as 4x4."""
   return tuple(int(size) for size in text.split("x"))
 
 
 def _gpu_shape(text: str, chip: Chip, sizes: tuple[int, ...]) -> tuple[int, ...]:
-  """Slices, hosts and GPUs of a host for a number of GPUs, or ConfigError."""
+  """The shape (slices, hosts, GPUs of a host) of a number of GPUs, or ConfigError."""
   n_gpus = sizes[0]
   is_complete = n_gpus <= 8 or n_gpus % 8 == 0
   if len(sizes) > 1 or not is_complete:
@@ -409,7 +412,7 @@ def _slice_shape(text: str, chip: Chip, sizes: tuple[int, ...]) -> tuple[int, ..
   if len(sizes) == chip.axes:
     return sizes
   if len(sizes) > 1:
-    _, example, *_ = shapes.values()
+    _, example, *_ = shapes.values()  # the second shape is a typical one
     expected = f"a shape of {chip.axes} axes, such as {chip.kind}:{example}"
     raise ConfigError("dry_run", text, expected)
   n_chips = sizes[0]

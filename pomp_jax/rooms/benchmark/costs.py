@@ -37,7 +37,8 @@ from pomp_jax.train.training import PromptRun
 # A part is measured on all of its rows if a warmup and two measurements take at most
 # this many seconds.
 _PART_SECONDS = 20.0
-# A measurement this long is scaled as it is: the clock is fine enough for it.
+# A measurement of at least this many seconds is scaled to all rows: the clock is
+# precise enough for it.
 _ENOUGH_SECONDS = 0.05
 # A computation of at most this many FLOP runs on all rows at once: a slow core takes
 # two seconds for it.
@@ -78,7 +79,7 @@ def measure(run: PromptRun) -> dict[str, Any]:
 
 
 def noise_state(run: PromptRun) -> TrainState:
-  """Returns a first state; a bank is noise, which costs a step as much as features."""
+  """Returns a first state; its bank is noise, at the cost of features to a step."""
   state = blank_state(run)
   if state.bank is None:
     return state
@@ -90,28 +91,28 @@ def noise_state(run: PromptRun) -> TrainState:
 def reading(run: PromptRun, state: TrainState | None = None) -> dict[str, Any]:
   """Measures how long this process takes to read the images of a step.
 
-  Some of the images are read, and the time is scaled to all of them. Views of an image
-  are read one by one, each at the cost of an image.
+  Some of the images are read, and the time is scaled to all images. Each view of an
+  image costs as much as an image, because views are read one by one.
 
   Args:
     run: prepared training.
     state: ignored; the other parts of a dry run take the state of the training.
 
   Returns:
-    {"read": cost of a step}.
+    {"read": cost of reading a step's images}.
   """
   _, n_shards = batches.own_shard(run.encoder.mesh)
   n_images = run.loop.batch_size // run.data.views
   n_measured = min(n_images, _READ * n_shards)
   n_views = n_measured * run.data.views
 
-  # A small batch would choose fewer readers than the run does: name their numbers.
+  # Set the numbers of readers: a small batch would choose fewer than the run has.
   readers = run.readers
   loop = dataclasses.replace(run.loop, batch_size=n_views)
   data = dataclasses.replace(run.data, threads=readers.threads, workers=readers.workers)
   small_run = dataclasses.replace(run, loop=loop, data=data)
 
-  # Each reader holds some batches that are ready: read more than these.
+  # Each reader prefetches some batches: time more batches than readers can hold.
   n_readers = readers.threads * max(1, readers.workers)
   n_timed = max(_BATCHES, 4 * n_readers)
   loader = small_run.open_batches()
@@ -153,11 +154,12 @@ def _step(run: PromptRun, state: TrainState) -> dict[str, Any]:
 
 
 def _is_short(run: PromptRun) -> bool:
-  """Whether the step is short by its FLOP, so that no part need be compiled first."""
+  """Whether a step has so few FLOP that it can run without timing its parts first."""
   n_tokens = run.n_prefix + run.token_budget
   flops = 3 * text_flops(run, n_tokens)  # forward and backward
   if run.data.features == "online":
-    n_patches = run.encoder.clip.image_size**2 / 14**2  # of the smallest usual size
+    # 14 x 14 pixels are the smallest usual patch.
+    n_patches = run.encoder.clip.image_size**2 / 14**2
     size = sum(leaf.size for leaf in jax.tree.leaves(run.encoder.vision_params))
     flops += 2 * size * n_patches * run.loop.batch_size
   return flops <= _FEW_FLOPS
@@ -176,7 +178,7 @@ def _image_cost(run: PromptRun) -> Cost:
   rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
 
   def encoding_of(n_images: int) -> Callable[[], Any]:
-    # Pad to equal shares of the devices. The values of the pixels do not matter.
+    # Round up to a multiple of the devices. The values of the pixels do not matter.
     padded = -(-n_images // encoder.mesh.size) * encoder.mesh.size
     pixels = jnp.zeros((padded, size, size, 3), np.uint8, device=rows)
     return lambda: encoder.features_of_images(pixels).block_until_ready()
@@ -200,19 +202,19 @@ def _class_cost(run: PromptRun) -> Cost:
   cost = _cost(part_of_step, n_rows_of_step, least)
   if cost.measured == cost.total:
     return cost
-  # Scale by tokens, not by rows: the budget of a few rows has more slack.
+  # Scale by tokens, not by rows: the token budget of a few rows has more slack.
   measured = _with_fewer_classes(run, cost.measured)
   n_tokens = run.n_prefix + run.token_budget
   n_measured_tokens = measured.n_prefix + measured.token_budget
-  # `cost.seconds` is for all rows; of these only `cost.measured` were timed.
+  # `cost.seconds` is already scaled by rows: undo that first.
   measured_seconds = cost.seconds * cost.measured / cost.total
   return cost._replace(seconds=measured_seconds * (n_tokens / n_measured_tokens))
 
 
 def _with_fewer_classes(run: PromptRun, n_rows: int) -> PromptRun:
-  """A run whose step has this many rows: images and classes, in the proportions of `run`.
+  """A run whose step has `n_rows`, images and classes in the proportions of `run`.
 
-  It reads stored image features, so that its time is that of the text tower.
+  The step reads stored image features, so that its time is the text tower's.
   """
   share = min(1.0, n_rows / (run.group_size + run.k))
   n_chunks = run.step_memory.n_chunks
@@ -314,10 +316,10 @@ def _saving(run: PromptRun, state: TrainState) -> dict[str, Any]:
 def disk(run: PromptRun) -> dict[str, int]:
   """Estimates the bytes of a run's parts on a disk, by name.
 
-  It writes a checkpoint to the run's folder. `images` are the training images, of the
-  mean size of a few; records hold them as they are. `stored_features` are 0 if the
-  features of no two epochs are the same, or if they are not stored. `checkpoints` are
-  all that a run keeps, and the prompt.
+  A checkpoint is written to the run's folder to measure it. `images` is the number of
+  training images times the mean size of a few; records hold images unchanged.
+  `stored_features` is 0 if features are not stored, or if each epoch has other views.
+  `checkpoints` are all that a run keeps, and the prompt.
   """
   image_bytes = 0.0
   if isinstance(run.source, StoredImages):
@@ -329,7 +331,7 @@ def disk(run: PromptRun) -> dict[str, int]:
   # A stored view is a feature and a number, four bytes each.
   view_bytes = 4 * (run.encoder.clip.config.projection_dim + 1)
   figures = _saving(run, noise_state(run))
-  # Beside `keep` checkpoints there are the best one and the one being written.
+  # Besides `keep` checkpoints a run has the best one and the one being written.
   n_checkpoints = run.checkpoint.keep + 2
   checkpoints = n_checkpoints * figures["checkpoint_bytes"]
   return {
@@ -340,7 +342,7 @@ def disk(run: PromptRun) -> dict[str, int]:
 
 
 def stored_views(run: PromptRun) -> int:
-  """Counts the views whose features are computed before the first step, if stored."""
+  """Counts the views whose features are stored before the first step."""
   augmentation = batches.augmentation(run.data)
   if augmentation.kind != "none" and not augmentation.view_epochs:
     return 0  # each epoch has other views, so none are stored
@@ -350,7 +352,7 @@ def stored_views(run: PromptRun) -> int:
 def _cost(
   computation_of: Callable[[int], Callable[[], Any]], total: int, least: int
 ) -> Cost:
-  """Measures the time of all rows, or scales that of some if all would take long.
+  """Measures the time of all rows, or scales the time of some if all take too long.
 
   Args:
     computation_of: maps a number of rows to their computation, whose first call may
@@ -371,6 +373,7 @@ def _cost(
     # A measurement runs three times: the warmup, and two that are timed.
     affordable = int(rows_per_second * _PART_SECONDS / 3)
     is_exact_enough = seconds >= _ENOUGH_SECONDS
+    # Stop if the next size, at least eight times as many rows, would take too long.
     is_last = affordable < min(total, 8 * n)
     if n == total or is_exact_enough or is_last:
       return Cost(seconds * total / n, n, total)

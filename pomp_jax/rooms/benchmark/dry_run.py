@@ -1,8 +1,8 @@
 """Measures a training on synthetic data, and estimates the cost of the real one.
 
-The same code runs on the same devices with the same shapes. Each part is timed, a long
-one on some of its rows (`costs.py`), and the run's total is the sum. Files go to a
-temporary folder. For a machine that is not here the step is compiled only
+The training's code runs on the training's devices with the training's shapes. Each part
+is timed, a long part on some of its rows (`costs.py`), and the run's total is the sum.
+Files go to a temporary folder. For a machine that is not here the step is only compiled
 (`absent.py`).
 """
 
@@ -43,14 +43,14 @@ log = logging.getLogger(__name__)
 
 
 def check(config: Any, workdir: str) -> None:
-  """Checks a dry run, and what the run itself would check without its data.
+  """Checks the dry run, and as much of the run as can be checked without its data.
 
   Args:
     config: config of the job `pretrain`, whose data need not be there.
     workdir: folder of the run.
 
   Raises:
-    ConfigError: the job or the method has no dry run, or the run would raise it.
+    ConfigError: the job or the method has no dry run, or the run's config is wrong.
     InputError: the compiler of the machine is not installed.
   """
   if config.job != "pretrain":
@@ -64,13 +64,13 @@ def check(config: Any, workdir: str) -> None:
     if not METHODS[config.method].steps:
       raise ConfigError("method", config.method, "a method that trains by steps")
     absent.check(trial.dry_run, trial.mesh.class_size, trial.loop, trial.data.views)
-    # That mesh is checked. The rest is checked as for one device of this machine.
+    # `absent.check` has checked the mesh: check the rest for one device here.
     trial = trial.replace({"mesh.class_size": 1})
   pretrain.check(trial, workdir)
 
 
 def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
-  """Measures and logs the report; leaves nothing in `workdir`. Returns the figures."""
+  """Measures, logs the report, and returns the figures; writes nothing to `workdir`."""
   changes = changes_of(
     config.data, config.eval.images, config.clip.model, config.prompt
   )
@@ -103,13 +103,13 @@ def _forecast(
   replace: Callable[[Mapping[str, Any]], Any],
   temporary: str,
 ) -> dict[str, Any]:
-  """Compiles the step for a machine that is not here, and logs what it says.
+  """Compiles the step for a machine that is not here, and logs the forecast.
 
   Args:
     machine_name: value of `dry_run`.
     rate: price of an hour.
-    replace: that of the training's config, for jobs with other fields.
-    temporary: folder that is removed afterwards.
+    replace: copies the training's config with other values.
+    temporary: temporary folder, which the caller removes.
   """
   folder = RunFolder(pathlib.Path(temporary) / "run")
 
@@ -134,7 +134,7 @@ def _forecast(
 
 
 def _log(lines: Iterable[str]) -> None:
-  """Logs lines in one of the processes."""
+  """Logs lines on the first process."""
   if hosts.is_first():
     for line in lines:
       log.info("%s", line)
@@ -150,9 +150,9 @@ def _is_here(model: str) -> bool:
 
 
 def changes_of(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[str, Any]:
-  """Returns the fields by which a dry run differs from the run: nothing is downloaded.
+  """Returns the fields that a dry run changes, so that nothing is downloaded.
 
-  Images are synthetic JPEGs, or those of a folder that exists.
+  Images are synthetic JPEGs, unless the data has a folder that exists.
 
   Args:
     data: settings of the data.
@@ -161,11 +161,12 @@ def changes_of(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[st
     prompt: settings of the prompt.
 
   Raises:
-    ConfigError: class names that only the data have, which are not here.
+    ConfigError: the class names are known only from the data, which is not here.
   """
   changes: dict[str, Any] = {}
   if CONSISTENCY:
-    # Scoring candidates would need weights; an anchor of one text costs a step as much.
+    # Use one anchor text: scoring candidate texts would need the weights, and an anchor
+    # costs a step the same for any text.
     changes["anchors"] = "{}."
   if prompt.init == BEST:
     changes |= {"prompt.init": "", "prompt.m": prompt.m or 4}
@@ -184,8 +185,8 @@ def changes_of(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[st
       changes[f"data.{field}"] = ""
     if data.shots:
       changes["data.images_per_class"] = data.shots
-  # A checkpoint on the disk has its own tokenizer; one of the hub's would be
-  # downloaded.
+  # Keep a checkpoint on the disk, which has its own tokenizer. A checkpoint of the hub
+  # would be downloaded: replace it.
   if is_synthetic(model) and not os.path.exists(model):
     changes["clip.model"] = SYNTHETIC_CLIP + model
   return changes
@@ -196,7 +197,7 @@ def _random_features(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Draws features [B,V,E] in place of stored ones, which a dry run has not computed.
 
-  Returns them with a mask [B] of those that could be read: all.
+  Returns the features, and a mask [B] of the readable images: all are.
   """
   rng = np.random.default_rng(indices)
   features_BxVxE = rng.standard_normal((len(indices), *shape), np.float32)
@@ -216,16 +217,18 @@ def _whole_run(run: PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
   step = max(figures["step_seconds"], figures["read"].seconds)
   training = run.total_steps * step
   if run.needs_bank:
-    training += all_classes  # its first rows
+    training += all_classes  # fills the first bank
+  # Round up: the last step is validated, too.
   n_validations = -(-run.total_steps // run.checkpoint.every)
   validation = test_images + n_validations * all_classes
   checkpoints = n_validations * figures["checkpoint_seconds"]
   # An evaluation covers the learned prompt, the hand-written one and the name alone.
   n_splits = len(opening.evaluation_splits(run.data))
   evaluation = n_splits * (test_images + 3 * all_classes)
-  # Beside `keep` checkpoints there are the best one and the one that is being written.
+  # Besides `keep` checkpoints a run has the best one and the one being written.
   n_checkpoints = run.checkpoint.keep + 2
   disk = n_checkpoints * figures["checkpoint_bytes"] + figures["prompt_bytes"]
+  # A stored view is a feature and a number, four bytes each.
   view_bytes = 4 * (run.encoder.clip.config.projection_dim + 1)
   return {
     "training_features_seconds": views,
@@ -234,6 +237,7 @@ def _whole_run(run: PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
     "evaluation_seconds": evaluation,
     "total_seconds": views + training + validation + evaluation + checkpoints,
     "disk_bytes": disk,
+    # None if no features are stored.
     "stored_features_bytes": n_views * view_bytes or None,
   }
 
@@ -252,7 +256,7 @@ def _lines(run: PromptRun, figures: dict[str, Any]) -> list[str]:
     )
   measured = ", measured in whole"
   not_run = ""
-  if "step_images" in figures:  # the step was too long, and is the sum of its parts
+  if "step_images" in figures:  # the step was too long to run: its parts were timed
     images = _with_origin(figures["step_images"])
     classes = _with_origin(figures["step_classes"])
     measured = f", of parts (images: {images}; classes: {classes})"

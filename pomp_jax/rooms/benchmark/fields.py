@@ -25,14 +25,15 @@ _IMPLEMENTATIONS = ("shared", "reference")
 
 
 def numbers(text: str) -> list[tuple[int, ...]]:
-  """Reads numbers separated by "+": K, K/N or K/N/renew."""
+  """Reads tuples separated by "+", each K, K/N or K/N/renew."""
   return [tuple(map(int, part.split("/"))) for part in text.split("+") if part]
 
 
 def _sizes(form: str) -> Check:
-  """Check of numbers in a form, K, K/N or K/N/renew, separated by "+".
+  """Makes the check of a text of items separated by "+".
 
-  An empty text passes. Where there is an N, K has to be at least 2 and at most N.
+  `form` is the form of an item: K, K/N or K/N/renew. An empty text passes. If the form
+  has an N, K has to be at least 2 and at most N.
   """
   # "K/N" becomes the pattern of two positive integers with a slash between them.
   pattern = re.sub("[A-Za-z]+", "[1-9][0-9]*", form)

@@ -1,4 +1,4 @@
-"""Counts the floating-point operations of a step, and compares them with the peak."""
+"""Counts a step's floating-point operations, and compares their rate with the peak."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,15 +17,15 @@ def share_of_peak(run: Run) -> Callable[[float], dict[str, float]]:
 
   MFU is `step_flops` per second over the peak of the run's devices (Chowdhery et al.,
   2022, appendix B). A step that computes more than the mathematics needs has a lower
-  one.
+  MFU.
 
   Args:
     run: prepared training.
 
   Returns:
-    Function from the seconds of a step to {"mfu": utilisation}. It returns {} where the
-    peak of the device is unknown (a CPU, another GPU), and for a training that does not
-    learn a prompt, whose FLOP are not counted.
+    Function from the seconds of a step to {"mfu": utilisation}. It returns {} if the
+    peak of the device is unknown (a CPU, another GPU), and for a training that learns
+    no prompt, because its FLOP are not counted.
   """
   device = run.encoder.mesh.devices.flat[0]
   chip = chip_of(device.device_kind)
@@ -38,16 +38,17 @@ def share_of_peak(run: Run) -> Callable[[float], dict[str, float]]:
 
 
 def step_flops(run: PromptRun) -> dict[str, float]:
-  """Counts the FLOP of a step's matrix products on one device, by "classes" and "images".
+  """Counts a step's FLOP in matrix products on one device, by "classes" and "images".
 
-  The counts are the least that the mathematics needs: each class of a draw once, with
-  the mean length of a name, forward and backward to its tokens, and each image forward.
-  Weights have no gradient. "images" is missing where features are stored.
+  The counts are the least that the mathematics needs. Each class of a draw counts once,
+  with the mean length of a name, forward and backward to the tokens. Each image counts
+  forward. Weights have no gradient. "images" is missing if features are stored.
   """
   flops = {"classes": _class_flops(run)}
   if run.data.features == "online":
     n_images = run.loop.batch_size / run.encoder.mesh.size
-    # A method that learns tokens among the pixels also goes backward, at twice the cost.
+    # A method that learns tokens in the image tower also needs the backward pass, which
+    # costs twice the forward pass.
     passes = 3 if METHODS[run.contrast.method].pixels else 1
     flops["images"] = passes * n_images * image_flops(run)
   return flops
@@ -62,13 +63,15 @@ def _class_flops(run: PromptRun) -> float:
   # A draw holds the class of each image and k - 1 negatives.
   n_classes = (run.group_size + run.k - 1) / n_devices * run.loop.accumulate
   n_tokens = n_classes * mean_length
+  # Class features that depend on the image are computed for each image.
   if run.method.per_image_text:
     n_tokens *= run.group_size
   layers = jax.tree.leaves(run.frozen.text["text_model"]["encoder"])
   n_weights = sum(leaf.size for leaf in layers if len(leaf.shape) > 1)
   # Forward, and backward to the tokens, at two FLOP per weight and token each.
   dense = 2 * 2.0 * n_weights * (n_tokens + run.n_prefix)
-  # Scores and their weighted sums: four FLOP forward, twice as many backward.
+  # Attention scores and weighted sums: four FLOP forward for each pair of tokens and
+  # each channel, twice as many backward.
   span = run.n_prefix + mean_length
   attention = 3 * 4 * n_tokens * span * text.hidden_size * text.num_hidden_layers
   return dense + attention
@@ -89,7 +92,7 @@ def image_flops(run: PromptRun) -> float:
 def product_flops(jaxpr: Any) -> float:
   """Counts the FLOP of all matrix products and convolutions of a jaxpr.
 
-  A scan counts each of its trips, a `while` loop one, a conditional all branches.
+  A scan counts all of its trips, a `while` loop one trip, a conditional all branches.
   """
   total = 0.0
   for eqn in jaxpr.eqns:

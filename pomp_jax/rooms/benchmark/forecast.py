@@ -1,8 +1,8 @@
-"""Reports what a compiled step says of a run on a machine that is not here.
+"""Forecasts a run on a machine that is not here from its compiled step.
 
-Memory, collectives and cycles are the compiler's. The floor is the arithmetic of the
-model's sizes at the chip's peak rates (`chips.py`). Nothing is measured on the machine,
-so each time here is an estimate.
+Memory, collectives and cycles come from the compiler. The floor of a step's time
+follows from the model's sizes and the chip's peak rates (`chips.py`). Nothing is
+measured on the machine, so each time is an estimate.
 """
 
 from typing import Any
@@ -30,12 +30,13 @@ def figures_of(outcome: Outcome, machine: Machine, rate: float = 0.0) -> dict[st
   """Collects the numbers of a compiled step and its run, by name.
 
   Args:
-    outcome: outcome of `absent.run`.
-    machine: machine for which it compiled.
+    outcome: result of `absent.run`.
+    machine: machine that the step was compiled for.
     rate: price of an hour of the machine, in any currency; 0 if unknown.
 
   Returns:
-    Times in seconds, counts and settings by name. Where nothing fits, only the tries.
+    Times in seconds, counts and settings by name. If no try fits, only the machine, the
+    rate and the tries.
   """
   run = outcome.there
   compiled = outcome.compiled
@@ -95,40 +96,40 @@ def lines(run: PromptRun, machine: Machine, figures: dict[str, Any]) -> list[str
   """Writes the report of `figures_of`, with the source of each figure.
 
   Args:
-    run: training of shapes, with the mesh of the machine.
-    machine: machine for which its step was compiled.
-    figures: figures of `figures_of`.
+    run: training whose arrays are shapes, with the mesh of the machine.
+    machine: machine that the step was compiled for.
+    figures: result of `figures_of`.
   """
   mesh = " x ".join(f"{name} {size}" for name, size in run.encoder.mesh.shape.items())
-  text = [
+  report = [
     f"compiled {run.clip.model} for {machine}, mesh {mesh}: nothing was measured on it",
     f"  run: {len(run.source.names):,} classes, {len(run.source):,} training images,"
     f" {run.total_steps:,} steps of {run.loop.batch_size:,} views",
   ]
-  text += [f"  does NOT fit: {problem}" for problem in figures["problems"]]
+  report += [f"  does NOT fit: {problem}" for problem in figures["problems"]]
   if not figures["fits"]:
     ways = "a smaller batch_size or k, more devices, or data.features=stored"
     n_tries = len(figures["problems"])
-    text.append(f"  none of the {n_tries} above fits; left are {ways}")
-    return text
+    report.append(f"  none of the {n_tries} above fits; left are {ways}")
+    return report
   if figures["changes"]:
-    text.append(f"  fits {with_text(figures['changes'])}compiled again")
-  text += _memory_lines(run, machine, figures)
-  text += _step_lines(run, machine, figures)
-  text += _whole_run(run, machine, figures)
+    report.append(f"  fits {with_text(figures['changes'])}compiled again")
+  report += _memory_lines(run, machine, figures)
+  report += _step_lines(run, machine, figures)
+  report += _whole_run(run, machine, figures)
   origin = "compiled"
   if figures["is_cached"]:
     origin = "compiled by an earlier dry run; read"
   wall = figures["compile_seconds"]
   cpu = figures["compile_cpu_seconds"]
-  text.append(f"  {origin} in {wall:.0f} s, {cpu:.0f} s of a core")
-  return text
+  report.append(f"  {origin} in {wall:.0f} s, {cpu:.0f} s of a core")
+  return report
 
 
 def _memory_lines(
   run: PromptRun, machine: Machine, figures: dict[str, Any]
 ) -> list[str]:
-  """Memory of a device, and what its limit makes of the text tower."""
+  """Memory of a device, and the text tower's chunks and remat under its limit."""
   memory = figures["memory"]
   plan = figures["step_memory"]
   limit = machine.chip.memory / GIB
@@ -144,39 +145,39 @@ def _memory_lines(
 
 
 def _step_lines(run: PromptRun, machine: Machine, figures: dict[str, Any]) -> list[str]:
-  """Time of a step by floor and estimate, its collectives, and the reading it needs."""
+  """Floor and estimate of a step's time, its collectives, and its rate of reading."""
   chip = machine.chip
   memory = figures["memory"]
   flops = figures["flops"]
   floor = figures["floor_seconds"]
   estimate = figures["estimate_seconds"]
-  text = [
+  report = [
     f"  step, floor: {_seconds(floor)}: {_flops(flops)} a device (counted from the model's sizes)"
     f" at {chip.peak[run.clip.dtype] / 1e12:,.0f} TFLOP/s, {memory.arguments / 1e9:.2f} GB of"
     f" arguments at {chip.bandwidth / 1e9:,.0f} GB/s ({SOURCES[chip.kind]})",
   ]
   if estimate is None:
     step = floor
-    by = "by the floor"
-    most = "at most "
-    text.append("  step, estimate: XLA gives none for GPUs; the floor alone")
+    basis = "by the floor"
+    bound = "at most "
+    report.append("  step, estimate: XLA gives none for GPUs; the floor alone")
   else:
     step = estimate
-    by = "by the estimate"
-    most = ""
+    basis = "by the estimate"
+    bound = ""
     cycles = figures["cycles"]
     unknown = ""
     if cycles.unknown:
       unknown = f", {cycles.unknown} loops of unknown length once"
-    text.append(
+    report.append(
       f"  step, estimate: {_seconds(estimate)}: {cycles.total / 1e6:,.1f} M cycles (the compiler's;"
       f" {cycles.products / cycles.total:.0%} in products, {cycles.loops / cycles.total:.0%} in"
       f" loops{unknown}) at {chip.clock / 1e9:.2f} GHz"
     )
   n_steps = 3600 / step
   rate = run.loop.batch_size / step
-  text.append(
-    f"  steps an hour: {most}{n_steps:,.0f} {by}; {rate:,.0f} views/s,"
+  report.append(
+    f"  steps an hour: {bound}{n_steps:,.0f} {basis}; {rate:,.0f} views/s,"
     f" {rate / machine.n_devices:,.0f} of a device"
   )
   kinds = "; ".join(
@@ -186,9 +187,9 @@ def _step_lines(run: PromptRun, machine: Machine, figures: dict[str, Any]) -> li
   collectives = f"  collectives of a step (in the compiled program): {kinds or 'none'}"
   if machine.n_slices > 1:
     collectives += "; the estimate has no time for the data-centre network"
-  text.append(collectives)
-  text.append(f"  reading: {most}{_reading(run, figures, rate)}")
-  return text
+  report.append(collectives)
+  report.append(f"  reading: {bound}{_reading(run, figures, rate)}")
+  return report
 
 
 def _whole_run(run: PromptRun, machine: Machine, figures: dict[str, Any]) -> list[str]:
@@ -208,15 +209,15 @@ def _whole_run(run: PromptRun, machine: Machine, figures: dict[str, Any]) -> lis
       f"; before it, once, features of {n_views:,} views:"
       f" {_hours(feature_hours)} by the floor"
     )
-  text = [f"  training: {times}; without validation, evaluation and start"]
+  report = [f"  training: {times}; without validation, evaluation and start"]
   if rate := figures["rate"]:
     price = f"{bound}{rate * hours:,.2f}"
-    text.append(f"  price of the training at {rate:,.2f} an hour: {price}")
-  return text
+    report.append(f"  price of the training at {rate:,.2f} an hour: {price}")
+  return report
 
 
 def _reading(run: PromptRun, figures: dict[str, Any], rate: float) -> str:
-  """Views/s that hosts must deliver, beside those that a core of this one reads."""
+  """Views/s that a host must deliver, and views/s that a core of this machine reads."""
   n_hosts = figures["n_hosts"]
   hosts_text = "the host" if n_hosts == 1 else f"each of {n_hosts} hosts"
   of_host = rate / n_hosts

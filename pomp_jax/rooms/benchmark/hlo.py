@@ -1,7 +1,7 @@
 """Reads the text of a compiled program: cycles, collectives and their axes, operations.
 
-The text is `jax.stages.Compiled.as_text()`, of one device. XLA promises no format; what
-is not found is missing from the figures.
+The text is `jax.stages.Compiled.as_text()`, the program of one device. XLA promises no
+format: lines that the patterns below do not match are missing from the figures.
 """
 
 import collections
@@ -29,7 +29,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
-# What a slice sends to the others, such as ALL_REDUCE; TPUs alone.
+# Kind of a transfer between slices, such as ALL_REDUCE; only in programs for TPUs.
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 NETWORK = "slices (data-centre network)"
 
@@ -38,13 +38,13 @@ class Instruction(NamedTuple):
   """One line of a computation."""
 
   name: str
-  type: str  # of its result, such as f32[4,64]{1,0}, or a tuple of these
+  type: str  # of the result, such as f32[4,64]{1,0}, or a tuple of types
   operation: str  # such as fusion or all-reduce
   rest: str  # operands and attributes
   is_root: bool
 
   def attribute(self, name: str) -> str:
-    """The computation that an attribute names; "" without it."""
+    """The computation that an attribute names; "" without the attribute."""
     match = re.search(rf"\b{name}=%?([\w.-]+)", self.rest)
     return match[1] if match else ""
 
@@ -53,7 +53,7 @@ class Collective(NamedTuple):
   """Collectives of one kind over the same axes."""
 
   kind: str
-  # of the mesh, joined by " x "; the sizes of groups that are along no axis; NETWORK
+  # Names of mesh axes joined by " x ", sizes of groups along no axes, or NETWORK.
   axes: str
   number: int  # in a step
   n_bytes: int  # of the results on one device, in a step
@@ -83,7 +83,7 @@ class Program(NamedTuple):
   def trips(self, loop: Instruction) -> int | None:
     """Trips of a `while`; None if they are unknown.
 
-    They are XLA's own number, or the bound of a condition `i < n`.
+    The number is XLA's own, or else the bound n of a condition `i < n`.
     """
     if match := _TRIPS.search(loop.rest):
       return int(match[1])
@@ -91,7 +91,7 @@ class Program(NamedTuple):
     constants = [line for line in condition if line.operation == "constant"]
     root = _root(condition)
     if root is not None and root.operation == "fusion":
-      # The comparison lies in the fusion; the bound lies there or beside it.
+      # The comparison lies in the fusion; its bound lies in or beside the fusion.
       fused = self.computations.get(root.attribute("calls"), [])
       constants += [line for line in fused if line.operation == "constant"]
       root = _root(fused)
@@ -152,7 +152,7 @@ def parse(text: str) -> Program:
   """Reads the text of a compiled program."""
   computations: dict[str, list[Instruction]] = {}
   entry = ""
-  name = ""  # of the computation that the line belongs to
+  name = ""  # name of the computation that the current line belongs to
   for line in text.splitlines():
     if header := _COMPUTATION.match(line):
       is_entry, name = header.groups()
@@ -194,7 +194,7 @@ def _split_type(text: str) -> tuple[str, str]:
 def cycles(program: Program) -> Cycles | None:
   """Adds up the estimates of all instructions, times the trips of their loops.
 
-  Returns None where the program has no estimates.
+  Returns None if the program has no estimates.
   """
   total = products = loops = unknown = 0
   for instruction, times in program.visited():
@@ -217,10 +217,10 @@ def cycles(program: Program) -> Cycles | None:
 def collectives(program: Program, sizes: Mapping[str, int]) -> list[Collective]:
   """Adds up the collectives of one call by kind and axes.
 
-  `sizes` are those of the mesh's axes in order; partition i is device i of the
-  flattened mesh. A program belongs to one slice, so where there are several, `sizes`
-  are those of a slice. XLA then sums within a slice, sends the result to the other
-  slices (NETWORK), and spreads what comes back.
+  `sizes` are the sizes of the mesh's axes in order; partition i is device i of the
+  flattened mesh. A program belongs to one slice. With several slices, `sizes` are those
+  of the mesh within a slice: XLA sums within the slice, sends the sum to the other
+  slices (NETWORK), and distributes what it receives within the slice.
   """
   numbers: collections.Counter[tuple[str, str]] = collections.Counter()
   n_bytes: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -243,7 +243,7 @@ def collectives(program: Program, sizes: Mapping[str, int]) -> list[Collective]:
 
 
 def _bytes_of_result(instruction: Instruction) -> int:
-  """Bytes that a collective puts out; an asynchronous one lists its operands, too."""
+  """Bytes of a collective's results; types of asynchronous ones list operands, too."""
   sizes = [_bytes(kind, shape) for kind, shape in _ARRAY.findall(instruction.type)]
   match instruction.operation:
     case "collective-permute-start":  # operand, result, contexts
@@ -251,7 +251,7 @@ def _bytes_of_result(instruction: Instruction) -> int:
     case "send":  # result, context
       sizes = sizes[:1]
     case "all-gather-start" | "reduce-scatter-start" | "all-to-all-start":
-      sizes = sizes[len(sizes) // 2 :]  # operands, and as many results
+      sizes = sizes[len(sizes) // 2 :]  # operands, then equally many results
   return sum(sizes)
 
 
@@ -267,7 +267,7 @@ def _axes(rest: str, sizes: Mapping[str, int]) -> str:
   """Names the mesh axes along which a collective communicates.
 
   Args:
-    rest: line of the collective behind its operation.
+    rest: the collective's line after the name of its operation.
     sizes: size of each mesh axis, by name, in the mesh's order.
 
   Returns:
@@ -279,7 +279,7 @@ def _axes(rest: str, sizes: Mapping[str, int]) -> str:
   n_devices = math.prod(shape)
   groups = _groups(rest, n_devices)
 
-  # Try each set of axes. One device along an axis has nothing to communicate.
+  # Try each set of axes with several devices: along other axes nothing communicates.
   ids = np.arange(n_devices).reshape(shape)
   large_axes = [axis for axis, size in enumerate(shape) if size > 1]
   for n_axes in range(1, len(large_axes) + 1):
@@ -291,10 +291,10 @@ def _axes(rest: str, sizes: Mapping[str, int]) -> str:
 
 
 def _groups_along(ids: np.ndarray, axes: Sequence[int]) -> set[frozenset[int]]:
-  """Groups of devices that differ in their places along these axes only.
+  """Groups of devices that differ only in their positions along `axes`.
 
   Args:
-    ids: number of each device, an array with an axis for each of the mesh's.
+    ids: number of each device, an array with the shape of the mesh.
     axes: axes of `ids`.
   """
   other_axes = [axis for axis in range(ids.ndim) if axis not in axes]
@@ -306,8 +306,9 @@ def _groups_along(ids: np.ndarray, axes: Sequence[int]) -> set[frozenset[int]]:
 def _groups(rest: str, n_devices: int) -> set[frozenset[int]]:
   """Groups of partitions that a collective joins.
 
-  XLA writes them as {{0,1},{2,3}}, in a short form such as [2,2]<=[4], or as pairs of a
-  permutation; without any of these all partitions are one group.
+  XLA writes the groups as {{0,1},{2,3}}, in a short form such as [2,2]<=[4] (0 to 3 as
+  two groups of two), or as the pairs of a permutation. Without any of these forms all
+  partitions are one group.
   """
   short = re.search(
     r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest
@@ -331,12 +332,12 @@ def _groups(rest: str, n_devices: int) -> set[frozenset[int]]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-  """The numbers of a text such as 4,64."""
+  """Reads the numbers of a text such as 4,64."""
   return tuple(int(part) for part in text.split(",") if part)
 
 
 def _joined(pairs: list[frozenset[int]]) -> set[frozenset[int]]:
-  """Joins pairs that share a partition, as the cycles of a permutation."""
+  """Joins pairs that share a partition, which gives the cycles of a permutation."""
   joined: list[frozenset[int]] = []
   for pair in pairs:
     touching = [group for group in joined if group & pair]
@@ -351,7 +352,7 @@ class Findings(NamedTuple):
   float64: int  # results with a float64
   callbacks: int  # calls of the host
   backward_scatters: int  # scatters in the backward pass
-  donated: int  # arguments whose memory a result takes
+  donated: int  # arguments whose memory a result reuses
   products: Mapping[str, int]  # number of matrix products by the type of their result
 
 
@@ -374,11 +375,12 @@ def findings(text: str) -> Findings:
     is_backward = "transpose(" in _first_group(_OP_NAME, instruction.rest)
     if operation == "scatter" and is_backward:
       scatters += 1
-    # cuBLAS's and cuDNN's products are calls of a library.
+    # Products by cuBLAS and cuDNN are custom calls.
     is_library_product = re.search(r"gemm|matmul|\$conv", target)
     if operation in ("dot", "convolution") or is_library_product:
       dtype = instruction.type.lstrip("(").partition("[")[0]
       products[dtype] = products.get(dtype, 0) + 1
+  # The first line lists the results that reuse the memory of an argument.
   head = text.partition("\n")[0]
   return Findings(
     float64=float64,
@@ -390,6 +392,6 @@ def findings(text: str) -> Findings:
 
 
 def _first_group(pattern: re.Pattern[str], text: str) -> str:
-  """What a pattern's group matches in a text; "" where it does not match."""
+  """The match of a pattern's first group in a text; "" if there is no match."""
   match = pattern.search(text)
   return match[1] if match else ""

@@ -21,9 +21,10 @@ from pomp_jax.report import drawing
 class Measurement:
   """One implementation at one K: a row of `results.json`.
 
-  `tokens` are those that a step must compute: for `shared` without padding and slack of
-  the budget, for the others all 77 positions. `peak_mib` are the peak temporaries of
-  the compiled step with all rows together.
+  `tokens` is the number of tokens that a step must compute, without padding and the
+  slack of the token budget. For `reference` and for bidirectional towers it counts all
+  positions of each row. `peak_mib` is the size of the peak temporaries of a step
+  compiled for all rows together.
   """
 
   implementation: str
@@ -36,12 +37,12 @@ class Measurement:
   renew: int | None = None  # rows of the bank that a step renews; None without a bank
   bank_mib: float = 0.0  # size of the bank, an argument of the step
   times: list[float] = dataclasses.field(default_factory=list)  # seconds of each step
-  # FLOP/s of the products next to it
+  # FLOP/s of the large products before and after each step
   rates: list[float] = dataclasses.field(default_factory=list)
 
   def row(self) -> dict[str, Any]:
     """Returns the figures, medians over the rounds."""
-    # Divide within each round: a machine that slows down does so for both.
+    # Divide within each round: a machine that slows down slows step and product.
     rounds = zip(self.times, self.rates, strict=True)
     shares = [self.flops / seconds / rate for seconds, rate in rounds]
     row = dataclasses.asdict(self)
@@ -65,14 +66,14 @@ def measure_in_turn(
 ) -> list[dict[str, Any]]:
   """Measures all steps in turn, each between two large products, and prints a table.
 
-  The products tell how fast the machine is at that moment. By a step's share of their
-  rate, steps can be compared on a machine whose speed varies.
+  The products show how fast the machine is at that moment. A step's share of the
+  products' rate is comparable even if the speed of the machine varies.
 
   Args:
     steps: steps with the measurements to fill in.
-    dtype: `dtype` of the benchmark, in which the products are computed.
-    repeats: number of rounds, in each of which every step runs once.
-    seconds: time after which no round starts; the first one always does.
+    dtype: compute type of the products, `config.benchmark.dtype`.
+    repeats: number of rounds; every step runs once in a round.
+    seconds: time after which no round starts; the first round always runs.
 
   Returns:
     Rows of `results.json`, in the order of `steps`.
@@ -181,7 +182,7 @@ def _group(row: dict[str, Any]) -> tuple[bool, int, int]:
 
 
 def _ratio(row: dict[str, Any], ours: dict[str, Any], figure: str) -> float | None:
-  """A figure of a row over that of ours; None where one of them is missing."""
+  """A row's figure divided by the figure of `ours`; None if either is missing."""
   if not row[figure] or not ours.get(figure):
     return None
   return row[figure] / ours[figure]
@@ -191,8 +192,7 @@ def _cell(value: float | int | None, form: str) -> str:
   return "-" if value is None else format(value, form)
 
 
-# Names of implementations in the plot; `config.benchmark.implementations` has the short
-# ones.
+# Names in the plot, by the names in `config.benchmark.implementations`.
 _LABELS = {
   "shared": "shared prefix, packed names",
   "reference": "HuggingFace Flax, 77 tokens",
@@ -208,9 +208,9 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
   if n_classes:
     numbers = " or ".join(f"{n:,}" for n in n_classes)
     title += f": K of {numbers} classes"
-  figure, both = drawing.panels(2, 3.7, 3.4, title)
+  figure, panels = drawing.panels(2, 3.7, 3.4, title)
   labels = {"seconds": "seconds a step", "peak_mib": "peak temporaries, MiB"}
-  for axes, (field, label) in zip(both, labels.items(), strict=True):
+  for axes, (field, label) in zip(panels, labels.items(), strict=True):
     for number, name in enumerate(names):
       points = sorted(
         (row["k"], row[field])

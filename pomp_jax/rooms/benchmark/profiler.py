@@ -1,4 +1,4 @@
-"""A profile of some steps of a training, `config.profile_steps`."""
+"""Profiles some steps of a training, `config.profile_steps`."""
 
 from collections.abc import Callable
 import logging
@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 
 
 def open_profiler(loop: Loop, path: Path, done: int) -> "Profiler | None":
-  """Opens the profiler of `config.profile_steps`; returns None where that is empty.
+  """Opens the profiler of `config.profile_steps`; returns None if no steps are given.
 
   Args:
     loop: settings of the loop, with the steps to profile.
     path: folder of the profile, on a disk or in a bucket.
-    done: number of steps that are done when the loop starts or resumes.
+    done: number of finished steps when the loop starts or resumes.
   """
   steps = loop.of(Profile).profile_steps
   if not steps:
@@ -30,18 +30,19 @@ def open_profiler(loop: Loop, path: Path, done: int) -> "Profiler | None":
 
 
 class Profiler:
-  """Profiles steps of process 0 with JAX's profiler; waits for the device at both ends.
+  """Profiles steps of process 0 with JAX's profiler.
 
-  A profiler error is a warning and never ends a training.
+  The profiler waits for the device before the first and after the last of the steps. An
+  error of JAX's profiler is logged as a warning, and never ends a training.
   """
 
   def __init__(self, path: Path, steps: tuple[int, ...], done: int):
-    """Takes the first and the last of the `steps`; starts at once if the first is next."""
+    """Takes the first and last of `steps`; starts at once if the first step is next."""
     self._path = path
     self._local = path
     self._temporary = None
     if is_bucket(path):
-      # JAX's profiler writes to a disk alone: `close` uploads the folder.
+      # JAX's profiler writes only to a disk: `close` uploads the folder.
       self._temporary = tempfile.TemporaryDirectory()
       self._local = self._temporary.name
     if hosts.is_first():
@@ -52,7 +53,7 @@ class Profiler:
     self.after(done, None)
 
   def after(self, step: int, result: Any) -> None:
-    """Starts or stops the profile, if due, once the results of a step are ready."""
+    """Waits for the result of a step, and starts or stops the profile if it is due."""
     if step not in (self._first - 1, self._last):
       return
     jax.block_until_ready(result)
@@ -62,7 +63,7 @@ class Profiler:
       self._recording = _succeeds(jax.profiler.start_trace, self._local)
 
   def close(self) -> None:
-    """Stops a profile that is running, and uploads it where its folder is in a bucket."""
+    """Stops a running profile, and uploads it if its folder is in a bucket."""
     is_written = self._recording and _succeeds(jax.profiler.stop_trace)
     if is_written and self._temporary is not None:
       put = store_of(self._path).put
@@ -73,7 +74,7 @@ class Profiler:
 
 
 def _succeeds(call: Callable[..., None], *arguments: Any, **options: Any) -> bool:
-  """Calls, and returns whether no error came; an error is logged as a warning."""
+  """Calls `call`, and returns whether it succeeded; logs an error as a warning."""
   try:
     call(*arguments, **options)
   except (RuntimeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""A CLIP of a published architecture with random weights, for measurements of cost."""
+"""Builds CLIPs of published architectures with random weights, to measure costs."""
 
 from collections.abc import Mapping, Sequence
 import functools
@@ -35,17 +35,17 @@ SYNTHETIC_CLIPS = (*_MODELS, f"{PREFIX}MODEL/TAG")
 
 
 def is_synthetic(name: str) -> bool:
-  """Whether there is an architecture of this name.
+  """Whether a CLIP of this name can have random weights.
 
-  These are SYNTHETIC_CLIPS and open_clip's ViTs. Other image towers are measured with
-  their weights.
+  The CLIPs of SYNTHETIC_CLIPS and open_clip's ViTs can. CLIPs with other image towers
+  are measured with their own weights.
   """
   if not name.startswith(PREFIX):
     return name in _MODELS
   model, _, tag = name.removeprefix(PREFIX).partition("/")
   row = tables().get(model)
   if not row or "width" not in row["model_cfg"]["text_cfg"]:
-    return False  # unknown, or with a text tower of transformers
+    return False  # unknown model, or a text tower of the library transformers
   tower = open_clips_config(row["model_cfg"]).vision_config
   return isinstance(tower, CLIPVisionConfig) and tag in row["tags"]
 
@@ -71,14 +71,14 @@ class SyntheticTokenizer:
     n_tokens = 1 + sum(1 + len(word) // 7 for word in text.split())
     if known := self._counts.get(text):
       n_tokens = known - 1  # without EOT
-    # A checksum gives equal texts equal ids, on every machine.
+    # Take ids from a checksum, so that equal texts have equal ids on every machine.
     return [zlib.crc32(f"{i} {text}".encode()) % (_BOS - 1) for i in range(n_tokens)]
 
 
 def open_clips_config(settings: Mapping[str, Any]) -> ClipConfig:
   """Builds the architecture of open_clip's `model_cfg`.
 
-  Image towers of timm and SigLIP are left out.
+  Image towers of timm and SigLIP become `NoImageTower`.
   """
   vision = settings["vision_cfg"]
   embedding = settings["embed_dim"]
@@ -111,7 +111,7 @@ def open_clips_config(settings: Mapping[str, Any]) -> ClipConfig:
 def _text_config(
   text: Mapping[str, Any], embedding: int, activation: str
 ) -> CLIPTextConfig:
-  """HuggingFace's config of open_clip's `text_cfg`."""
+  """Converts open_clip's `text_cfg` to HuggingFace's config."""
   width = text["width"]
   return CLIPTextConfig(
     hidden_size=width,
@@ -129,7 +129,7 @@ def _text_config(
 
 
 def synthetic_config(name: str) -> ClipConfig:
-  """Returns the architecture of a name that `is_synthetic`."""
+  """Returns the architecture of a name that `is_synthetic` accepts."""
   if name in _MODELS:
     return open_clips_config(tables()[_MODELS[name]]["model_cfg"])
   settings = named_clip(name).settings or {}
@@ -139,9 +139,9 @@ def synthetic_config(name: str) -> ClipConfig:
 def config_and_tokenizer(model: str) -> tuple[ClipConfig, SyntheticTokenizer]:
   """Returns sizes and tokenizer of `clip.model=synthetic:NAME`.
 
-  NAME is one that `is_synthetic`.
+  NAME is a name that `is_synthetic` accepts.
   """
-  # CLIP's own tokenizer is not available; its counts for ImageNet-21K's names are.
+  # CLIP's own tokenizer is not available, but its counts for ImageNet-21K's names are.
   words_N = read_table(SYNSETS)[1]
   counts = {}
   for words, n_tokens in zip(words_N, token_lengths(), strict=True):
@@ -153,15 +153,15 @@ def config_and_tokenizer(model: str) -> tuple[ClipConfig, SyntheticTokenizer]:
 
 @functools.cache
 def token_lengths() -> Int32[np.ndarray, " N"]:
-  """Counts tokens of the names of ImageNet-21K's classes with a full stop and EOT."""
+  """Token counts of ImageNet-21K's class names, each with a full stop and EOT."""
   return np.array(read_table(SYNSETS)[2], np.int32)
 
 
 def open_clip(model: str) -> Clip:
   """Builds the CLIP of `config_and_tokenizer` with random weights.
 
-  Its name keeps the prefix `synthetic:`, so that no prompt or figure of random weights
-  passes for the model's.
+  The name of the CLIP keeps the prefix `synthetic:`, so that no prompt or figure of
+  random weights is mistaken for one of the real model.
   """
   config, tokenizer = config_and_tokenizer(model)
   params = random_params(parameter_shapes(config), seed=0)
@@ -170,7 +170,7 @@ def open_clip(model: str) -> Clip:
 
 
 def random_params(shapes: dict[str, Any], seed: int) -> dict[str, Any]:
-  """Draws parameters of FlaxCLIP's tree by the tree of their shapes, in float32."""
+  """Draws float32 parameters of FlaxCLIP's tree, given the tree of their shapes."""
   rng = np.random.default_rng(seed)
 
   def draw(path: jax.tree_util.KeyPath, shape: tuple[int, ...]) -> np.ndarray:
@@ -182,7 +182,7 @@ def random_params(shapes: dict[str, Any], seed: int) -> dict[str, Any]:
     deviation = 0.02  # of CLIP's own embeddings
     if kind != "embedding" and len(shape) > 1:
       deviation = np.prod(shape[:-1]) ** -0.5  # preserves the variance of the inputs
-    # asarray: of the shape (), NumPy's product is a scalar.
+    # asarray: for the shape () NumPy's product is a scalar, not an array.
     return np.asarray(np.float32(deviation) * rng.standard_normal(shape, np.float32))
 
   return jax.tree_util.tree_map_with_path(

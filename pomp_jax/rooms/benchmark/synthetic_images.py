@@ -1,4 +1,4 @@
-"""Image source `synthetic`: JPEGs of realistic size, of noise, for dry runs and tests."""
+"""Image source `synthetic`: noise as JPEGs of realistic size, for dry runs, tests."""
 
 import functools
 import io
@@ -14,7 +14,7 @@ from pomp_jax.data.source import StoredImages
 # A common size of ImageNet's images, in pixels.
 _HEIGHT = 375
 _WIDTH = 500
-# Drawing a picture takes longer than reading one: a few are drawn, and repeated.
+# Draw only a few pictures and repeat them: drawing takes longer than reading a file.
 _N_DIFFERENT = 16
 _TEST_IMAGES_PER_CLASS = 5
 
@@ -25,9 +25,10 @@ def splits(data: Data) -> tuple[str, ...]:
 
 
 def open_split(data: Data, split: str) -> StoredImages:
-  """Opens a split of the classes of `data.names`.
+  """Opens a split with images of the classes of `data.names`.
 
-  The training split has `data.images_per_class` images of each, the others have five.
+  The training split has `data.images_per_class` images of each class, and the other
+  splits have five.
   """
   n_per_class = _TEST_IMAGES_PER_CLASS
   if split == "train":
@@ -56,8 +57,9 @@ def _jpeg(seed: int) -> bytes:
 def natural_image(seed: int, height: int, width: int) -> Image.Image:
   """Draws RGB noise with structure at every scale, as photographs have.
 
-  It adds up smooth noise of every octave, each 0.7 times as strong as the coarser one:
-  a JPEG of 500 x 375 pixels and quality 90 then has 48 kB.
+  The image is a sum of smooth noise of every octave. Each octave is 0.7 times as strong
+  as the next coarser octave, so that a JPEG of 500 x 375 pixels and quality 90 has 48
+  kB.
 
   Args:
     seed: random seed of the noise.
@@ -67,7 +69,7 @@ def natural_image(seed: int, height: int, width: int) -> Image.Image:
   rng = np.random.default_rng(seed)
   total_HxWx3 = np.zeros((height, width, 3), np.float32)
   longer = max(height, width)
-  n_cells = 4  # of the octave, along the longer side
+  n_cells = 4  # cells of the current octave along the longer side
   strength = 1.0
   while n_cells < longer:
     rows = height * n_cells // longer + 1

@@ -1,11 +1,14 @@
 """Builds the steps to compare: text towers, forward and backward, and a whole step.
 
-shared      ours: the prefix once, names packed (`clip.packed`)
-reference   HuggingFace Flax, all positions of every class
+shared      our tower: computes the prefix once, and packs the names (`clip.packed`)
+reference   HuggingFace Flax's tower: computes all positions of every class
 
 Weights are random. The whole step (draw, tower, loss, gradient, update) shows how the
-time grows with the number of classes: image features are random, names are synthetic,
-with the lengths of ImageNet-21K's names.
+time grows with the number of classes. Its image features are random, and its names are
+random ids with the lengths of ImageNet-21K's names.
+
+Shapes: K rows of a step, L tokens of the longest name, N classes, B images, P = M + 1
+prefix tokens, D width, E embedding.
 """
 
 from collections.abc import Callable
@@ -49,7 +52,8 @@ from pomp_jax.rooms.benchmark.synthetic_clip import (
   token_lengths,
 )
 
-# Images that share a draw: a device's in the published recipe, before augmentation.
+# Images that share a draw: a device's images in the published recipe, counted before
+# augmentation.
 _GROUP = 32
 # Memory for activations; config.clip.memory_gib has this default on CPUs.
 _ACTIVATION_BYTES = 4.0 * 2**30
@@ -69,7 +73,7 @@ MODELS: dict[str, CLIPTextConfig] = {
   for name, hub_id in _OPENAI_CLIPS.items()
 }
 MODELS["tiny"] = CLIPTextConfig(**_TINY, num_hidden_layers=2, num_attention_heads=2)
-# The base size of each family, or its smallest, by open_clip's name.
+# Name in open_clip of each family's base size, or of its smallest size.
 OPEN_CLIPS = {
   "eva02_b_16": "EVA02-B-16",
   "pe_core_b_16": "PE-Core-B-16",
@@ -84,7 +88,7 @@ OPEN_CLIPS = {
 def open_clip_settings(name: str) -> dict[str, Any]:
   """Returns open_clip's settings of a family's CLIP, with a table of 8 tokens.
 
-  No step reads the table of tokens: inputs are embedded.
+  No step reads the table of tokens, because inputs are embeddings.
   """
   settings = tables()[OPEN_CLIPS[name]]["model_cfg"]
   return settings | {"text_cfg": settings["text_cfg"] | {"vocab_size": 8}}
@@ -110,11 +114,11 @@ def shared_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, 
   config = MODELS[fields.model]
   block, capacity = _block(fields)
   budget = packed.token_budget(token_lengths(), k, capacity=capacity)
-  n_chunks = -(-k // fields.chunk)
+  n_chunks = -(-k // fields.chunk)  # rounded up
   memory = packed.MemoryPlan(n_chunks, "none" if n_chunks == 1 else "layers")
   tower = text_tower("shared", config, fields.dtype, budget, memory, block)
   if getattr(config, "bidirectional", False):
-    # Such a tower reads all positions of each class; nothing is packed.
+    # A bidirectional tower reads all positions of each class; nothing is packed.
     n_positions = config.max_position_embeddings
     lengths_K = np.full(k, n_positions - fields.m - 1)
     n_tokens = n_positions * k
@@ -130,7 +134,11 @@ def shared_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, 
 
 
 def _block(fields: Benchmark) -> tuple[int | None, int | None]:
-  """Rows of a block of the packed tower on the measured device, and its own tokens."""
+  """Rows of a block of the packed tower on the measured device, and its capacity.
+
+  The capacity is the number of own tokens of classes that a block holds. Both are None
+  if the tower has no blocks.
+  """
   block = block_of("shared", MODELS[fields.model], devices()[0].platform)
   if block is None:
     return None, None
@@ -140,7 +148,7 @@ def _block(fields: Benchmark) -> tuple[int | None, int | None]:
 def reference_step(
   fields: Benchmark, lengths_K: np.ndarray
 ) -> tuple[Measurement, Step]:
-  """Builds the step of HuggingFace Flax's tower over groups of `rows_at_a_time` rows."""
+  """Builds the step of HuggingFace Flax's tower, in groups of `rows_at_a_time` rows."""
   config = MODELS[fields.model]
   return _tower_step(
     "reference",
@@ -163,8 +171,9 @@ def _tower_step(
 ) -> tuple[Measurement, Step]:
   """Builds a tower's step, forward and backward to the prefix, on random inputs.
 
-  All rows are compiled together for the figure of memory, but they run in groups of
-  `rows_at_a_time`, one after another. `n_tokens` are those that the tower computes.
+  A program for all rows is compiled for the figure of memory, but the rows run in
+  groups of `rows_at_a_time`, one after another. `n_tokens` is the number of tokens that
+  the tower computes.
   """
   config = MODELS[fields.model]
   lengths_N = token_lengths()
@@ -206,7 +215,7 @@ def _tower_step(
   def step(is_warmup: bool) -> None:
     chosen = parts
     if is_warmup:
-      # All parts have the first's size but the last, which is a program of its own.
+      # The last part may be smaller than the others, which takes another program.
       chosen = parts[:1] + parts[-1:]
     for part in chosen:
       jax.block_until_ready(call(params, prefix_PxD, *part))
@@ -242,7 +251,7 @@ def random_inputs(config: CLIPTextConfig, m: int, seed: int) -> tuple[Any, jax.A
   Returns:
     The text parameters in FlaxCLIP's tree, and the prefix [M+1, D].
   """
-  # The shapes of a whole CLIP need an image tower: the smallest.
+  # `parameter_shapes` needs a whole CLIP: give it the smallest image tower.
   vision = CLIPVisionConfig(1, 1, 1, 1, 1, image_size=1, patch_size=1)
   shapes = parameter_shapes(ClipConfig(config, vision, config.projection_dim))
   text_shapes = {name: shapes[name] for name in ("text_model", "text_projection")}
@@ -252,7 +261,7 @@ def random_inputs(config: CLIPTextConfig, m: int, seed: int) -> tuple[Any, jax.A
   return jax.device_put((params, prefix))
 
 
-# By config.benchmark.implementations.
+# Builders of steps by their name in config.benchmark.implementations.
 IMPLEMENTATIONS = {"shared": shared_step, "reference": reference_step}
 
 
@@ -263,7 +272,7 @@ def whole_step(
 
   Args:
     fields: settings of the benchmark.
-    k: classes of an image's contrast: its own, and k - 1 negatives.
+    k: classes of an image's contrast: the image's own class, and k - 1 negatives.
     n_classes: number of classes to draw from.
     renew: rows of the bank that a step of the sampler `posterior` renews; None for a
       uniform draw without a bank.
@@ -311,17 +320,18 @@ def compile_step(
   config = MODELS[fields.model]
   rng = np.random.default_rng(fields.seed)
   mesh = make_mesh(devices=devices()[:1])
-  # Names repeat, so that the mean length of a draw does not depend on N.
+  # Repeat the names, so that the mean length of a draw does not depend on N.
   lengths_N = np.resize(token_lengths(), n_classes)
   ids_NxL = rng.integers(0, config.vocab_size, (n_classes, lengths_N.max()), np.int32)
+  # The lengths count a full stop and EOT after the name.
   tokens = ClassTokens(ids_NxL, lengths_N - 2, lengths_N)
   params, prefix = random_inputs(config, fields.m, fields.seed)
   frozen = replicate(Frozen(params, {}, prefix[:1], tokens), mesh)
   module = PromptContext(fields.m, config.hidden_size)
   optimizer = sgd(lambda step: 0.002, 0.9, 5e-4)
-  name = "uniform" if renew is None else "posterior"
-  drawing = samplers.SamplingSettings(name, mix=Sampling().mix)
-  contrast = ContrastSettings(k, n_classes, "log", 100.0, drawing)
+  sampler = "uniform" if renew is None else "posterior"
+  sampling = samplers.SamplingSettings(sampler, mix=Sampling().mix)
+  contrast = ContrastSettings(k, n_classes, "log", 100.0, sampling)
   block, capacity = _block(fields)
 
   def learner_of(budget: int) -> ContextLearner:
@@ -348,7 +358,7 @@ def compile_step(
   parts = training.StepParts(mesh, learner, optimizer, contrast, renewal=renewal)
   state = replicate(create_state(learner, optimizer, fields.seed), mesh)
   if renew is not None:
-    # Random rows: a step takes as long for any values.
+    # Fill the bank with random rows: a step takes as long for any values.
     rows_NxE = rng.standard_normal((n_classes, config.projection_dim), np.float32)
     rows_NxE /= np.linalg.norm(rows_NxE, axis=-1, keepdims=True)
     state = state.replace(bank=place_rows(rows_NxE, mesh, fields.bank_dtype))

@@ -1,5 +1,5 @@
-"""Clients of object stores: Google Cloud Storage, and S3 with stores of its interface.
+"""Clients of object stores: Google Cloud Storage, and S3 or stores with S3's interface.
 
-fsspec opens one by the scheme of a URL, as `files.paths` registers them from
-`registry.STORES`. Start with `objects`, which holds what both stores share.
+`files.paths` registers the clients of `registry.STORES` with fsspec, which opens a
+client by the scheme of a URL. Start with `objects`, which both clients extend.
 """

@@ -1,5 +1,7 @@
-"""Client of S3 and stores with its interface for `s3://`. Imported by fsspec with
-the first one."""
+"""Client for `s3://`: S3, and stores with S3's interface.
+
+fsspec imports this file with the first such URL.
+"""
 
 import logging
 import os
@@ -12,24 +14,24 @@ from s3fs.core import set_custom_error_handler
 from pomp_jax.rooms.buckets.objects import Objects
 from pomp_jax.rooms.buckets.store_errors import translate
 
-logging.getLogger("s3fs").setLevel(logging.CRITICAL)  # a traceback for each failed try
+# s3fs would log a traceback for each failed try.
+logging.getLogger("s3fs").setLevel(logging.CRITICAL)
 _RETRIED = {429, 500, 502, 503, 504}
 
 
 class AmazonStore(Objects, S3FileSystem):
-  """s3fs, which tries a request eleven times, with pauses from 0.1 s on: 29 s in
-  all."""
+  """s3fs with eleven tries of a request. The pauses grow from 0.1 s, to 29 s in all."""
 
   driver, retries = "s3", 11
 
   def __init__(self, *args: Any, **kwargs: Any):
-    # botocore's own attempts would multiply with those.
+    # One attempt: botocore's own retries would multiply with those of s3fs.
     once = {"retries": {"mode": "standard", "total_max_attempts": 1}}
     own = {"config_kwargs": once, "use_listings_cache": False}
     super().__init__(*args, **(own | kwargs))
 
   def key_value_store(self, folder: str) -> dict[str, Any]:
-    """Endpoint and keys are those of AWS's variables."""
+    """TensorStore's specification, with endpoint and keys of AWS's variables."""
     store = super().key_value_store(folder)
     env = os.environ
     endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
@@ -39,12 +41,13 @@ class AmazonStore(Objects, S3FileSystem):
         env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
       )
     if "AWS_ACCESS_KEY_ID" in env:
-      # Without looking for files and services, whose absence AWS's library prints.
+      # Use the variables alone. AWS's library would also look for files and services,
+      # and print that they are missing.
       store["aws_credentials"] = {"type": "environment"}
     return store
 
   async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
-    """Does nothing: there are no folders, and s3fs would create a missing bucket."""
+    """Does nothing: S3 has no folders, and s3fs would create a missing bucket."""
 
 
 def _is_transient(error: Exception) -> bool:

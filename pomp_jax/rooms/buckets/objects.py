@@ -1,5 +1,4 @@
-"""What both clients do beside fsspec's methods: folders, versions and local copies
-of objects."""
+"""Methods of both clients beyond fsspec's: folders, versions and local copies."""
 
 import contextlib
 import errno
@@ -12,7 +11,7 @@ from typing import Any
 
 from pomp_jax.files.paths import cache_folder, is_file
 
-# A store that does not answer TensorStore is given up after half a minute, as by the
+# TensorStore gives up a store that does not answer after half a minute, like the
 # clients.
 _RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "16s"}
 
@@ -37,7 +36,7 @@ class Objects:
     }
 
   def entries(self: Any, folder: str) -> list[tuple[str, bool]]:
-    """Names in a folder, and whether each is a folder; OSError if there is none."""
+    """Names in a folder, and whether each is a folder; OSError for a missing folder."""
     path = folder.partition("://")[2].rstrip("/")
     entries = []
     for row in self.ls(folder, detail=True):
@@ -59,34 +58,34 @@ class Objects:
       return f"{error.filename}: {error.strerror}"
 
   def version_of(self: Any, url: str) -> str:
-    """Version of an object, another one after each write: generation or ETag, and size."""
+    """Version of an object, which each write changes: generation or ETag, and size."""
     facts = self.info(url)
     fields = ("generation", "ETag", "etag", "size")
     return " ".join(str(facts.get(field)) for field in fields)
 
   def local_copy(self: Any, url: str) -> pathlib.Path:
-    """Copies an object into `~/.cache/pomp_jax/buckets`, unless it is there already.
+    """Copies an object into `~/.cache/pomp_jax/buckets`, unless a copy is there already.
 
-    A record beside the copy has the object's version and the copy's SHA-256. The copy
-    is fetched again if the object has another version or the copy is damaged.
+    A record beside the copy has the object's version and the copy's SHA-256. The object
+    is fetched again if it has another version or the copy is damaged.
 
     Args:
       url: the object.
 
     Returns:
-      The copy, a file of the object's name.
+      The copy, a file with the object's name.
 
     Raises:
       OSError: the object is missing or can't be read, or the answer is incomplete.
     """
     version = self.version_of(url)
-    # Files of one folder stay together: tokenizers are read by folder.
+    # Copy the files of a folder into one folder: a tokenizer is read from a folder.
     folder, _, name = url.rpartition("/")
     folder_key = hashlib.sha256(folder.encode()).hexdigest()[:32]
     copy = cache_folder() / "buckets" / folder_key / name
     record = copy.with_name(f".{copy.name}.json")
 
-    # Without a readable record or copy, fetch the object.
+    # If the record or the copy can't be read, fetch the object.
     with contextlib.suppress(OSError, ValueError):
       stored = json.loads(record.read_text())
       if stored == [version, _sha256(copy)]:
@@ -99,7 +98,7 @@ class Objects:
       if download.stat().st_size != self.size(url):
         raise OSError(errno.EIO, "incomplete answer of the store", url)
       digest = _sha256(download)
-      # Atomic: other processes see the earlier copy, or this one whole.
+      # Atomic: other processes see the earlier copy or all of the new copy.
       os.replace(download, copy)
     record.write_text(json.dumps([version, digest]))
     return copy

@@ -1,4 +1,4 @@
-"""Errors of object stores as OSErrors with errno, reason and URL."""
+"""Translates errors of object stores to OSErrors with errno, reason and URL."""
 
 from collections.abc import Callable
 import errno
@@ -23,9 +23,10 @@ _PATH_METHODS = (
 
 
 def store_error(error: Exception, url: str) -> OSError:
-  """The OSError of a failed request.
+  """Returns the OSError of a failed request.
 
-  It is FileNotFoundError for 404, and PermissionError for 401 and 403.
+  The errno makes it a FileNotFoundError for status 404, and a PermissionError for 401
+  and 403.
   """
   reason = getattr(error, "strerror", None) or " ".join(f"{error}".split())[:200]
   number = getattr(error, "errno", None)
@@ -52,14 +53,14 @@ def store_error(error: Exception, url: str) -> OSError:
 def translate(
   store: type, scheme: str, request: str, url_of_request: Callable[..., str]
 ) -> None:
-  """Makes the methods of a file system that send requests raise `store_error`.
+  """Makes a file system raise `store_error` for each request that fails.
 
-  These are the methods of _PATH_METHODS, and `request`, which all others call.
+  Replaces the methods of _PATH_METHODS, and `request`, which all other methods call.
 
   Args:
-    store: class of the file system, whose methods are replaced, the asynchronous ones
-      and their synchronous twins.
-    scheme: scheme of its URLs.
+    store: class of the file system. Its asynchronous methods are replaced, and so are
+      their synchronous twins.
+    scheme: scheme of the store's URLs.
     request: name of the method that sends a request.
     url_of_request: finds the URL among the arguments of `request`.
   """
@@ -68,25 +69,25 @@ def translate(
     url_functions[name] = _first_path
   url_functions[request] = url_of_request
   for name, url_of in url_functions.items():
-    # fsspec's asynchronous method of `info` is `_info`.
+    # In fsspec the asynchronous twin of `info` is `_info`.
     asynchronous = _translated(getattr(store, f"_{name}"), scheme, url_of)
     setattr(store, f"_{name}", asynchronous)
     setattr(store, name, sync_wrapper(asynchronous))
 
 
 def _first_path(path: Any, *_: Any, **__: Any) -> Any:
-  """The path among the arguments of a method, of a list of paths the first."""
+  """Returns a method's first argument: its path, or the first of a list of paths."""
   if isinstance(path, list) and path:
     return path[0]
   return path
 
 
 def _translated(method: Callable, scheme: str, url_of: Callable[..., str]) -> Callable:
-  """An asynchronous method whose errors are `store_error`'s, with the URL.
+  """Wraps an asynchronous method: its errors become `store_error`s with the URL.
 
   Args:
     method: method of a file system.
-    scheme: scheme of its URLs.
+    scheme: scheme of the file system's URLs.
     url_of: finds the path or URL among the arguments of the method.
   """
 
@@ -95,7 +96,7 @@ def _translated(method: Callable, scheme: str, url_of: Callable[..., str]) -> Ca
     try:
       return await method(self, *args, **kwargs)
     except (NotImplementedError, TypeError):
-      # A wrong call, not an answer of the store.
+      # The call was wrong; the store has not answered.
       raise
     except Exception as error:
       path = str(url_of(*args, **kwargs)).removeprefix(f"{scheme}://")

@@ -18,10 +18,10 @@ from pomp_jax.rooms.data_sets.coop import COOP_SETS, open_aircraft, open_coop
 
 log = logging.getLogger(__name__)
 
-# Approximate size of a shard of folders' images, and of one of tar files.
+# Approximate size of a shard: images from folders, and bytes from tar files.
 _SHARD_IMAGES = 4096
 _SHARD_BYTES = 512 * 2**20
-# Assumed size of an image where only some images of a tar are stored.
+# Assumed bytes of an image, to plan the shards if only some images of a tar are stored.
 _IMAGE_BYTES = 128 * 2**10
 
 _OF_COOP = [name for name in COOP_SETS if not name.startswith(("imagenet", "fgvc"))]
@@ -37,22 +37,22 @@ _AIRCRAFT = "FGVC-Aircraft 2013b, variants (Maji et al., 2013); for research onl
 class Tar(NamedTuple):
   """Tar file of one synset: a file of its own, or a part of another file.
 
-  Its regular members are read in place: nothing is extracted, and no name is used as a
-  path.
+  Its regular members are read in place: nothing is extracted, and no member's name is
+  used as a path.
   """
 
   path: pathlib.Path
   offset: int  # start of the tar in the file, bytes
   size: int  # bytes
   synset: str  # WordNet id; keys of its images are SYNSET/FILE
-  label: int = 0  # of all its images
+  label: int = 0  # label of all its images
 
   def open(self) -> StoredImages:
-    """Lists its images, all with label 0."""
+    """Lists the images of the tar, under label 0 instead of `label`."""
     members = _regular_members(self.path, self.offset, self.offset + self.size)
     places: dict[str, tuple[int, int]] = {}
     for name, offset, size in members:
-      places.setdefault(name, (offset, size))  # the first of a repeated name
+      places.setdefault(name, (offset, size))  # keeps the first of a repeated name
     keys = [f"{self.synset}/{name}" for name in places]
     storage = _Members(self.path, list(places.values()))
     return StoredImages((self.synset,), np.zeros(len(keys), int), keys, storage)
@@ -106,9 +106,9 @@ class _Members(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A shard of a split to write, of whole classes; pickled for a worker process."""
+  """A shard to write, with whole classes of a split; pickled for a worker process."""
 
-  index: int  # of the shard in its split
+  index: int  # number of the shard in its split
   split: str
   units: tuple[StoredImages | Tar, ...]
 
@@ -120,8 +120,9 @@ class Input(NamedTuple):
   label_names: tuple[str, ...]
   description: str  # origin and licence of the images
   identity: str  # text that distinguishes this input from others
-  tasks: tuple[Task, ...]  # its shards
-  divided: bool = False  # whether it has splits: then no image of train is held out
+  tasks: tuple[Task, ...]  # shards to write
+  # whether the input has several splits, so that no image of train is held out
+  divided: bool = False
 
 
 def open_input(
@@ -132,7 +133,7 @@ def open_input(
   The path depends on the data set:
 
   imagenet21k: a folder of synset folders (or of train and val with such folders), a
-    folder of synset tar files, or one tar of these.
+    folder of synset tar files, or one tar of such tar files.
   fgvc_aircraft: the extracted archive, or its `data` folder.
   others: CoOp's `$DATA`.
 
@@ -140,11 +141,12 @@ def open_input(
     dataset: one of DATASETS.
     path: folder or file of the images, see above.
     names: class list whose classes of imagenet21k are stored; "" for all.
-    images_per_class: number of stored images a class, by which shards are planned; 0
-      for all.
+    images_per_class: number of images that will be stored for each class, from which
+      the shards are planned; 0 for all images.
 
   Raises:
-    SourceError: no such files, a damaged tar, or no class of the list.
+    SourceError: the files are missing, a tar is damaged, or no class of the list is
+      there.
   """
   path = pathlib.Path(path)
   if dataset == "imagenet21k":
@@ -152,7 +154,7 @@ def open_input(
   if dataset == "fgvc_aircraft":
     return _aircraft(path, images_per_class)
 
-  # All others are CoOp's, such as coop_dtd.
+  # All other data sets are CoOp's, such as coop_dtd.
   coop_name = dataset.removeprefix("coop_")
   splits = open_coop(path, coop_name)
   description = (
@@ -191,7 +193,7 @@ def _imagenet21k(path: pathlib.Path, names: str, images_per_class: int) -> Input
 def _from_folders(path: pathlib.Path, known: set[str], images_per_class: int) -> Input:
   """ImageNet-21K's splits from folders that are named after synsets."""
   folders = split_folders(path)
-  # All splits share their labels, also where one of them lacks a class.
+  # All splits share the labels, even if a split lacks a class.
   synsets: set[str] = set()
   for folder in folders.values():
     synsets |= known & set(list_folder(folder).folders)
@@ -210,7 +212,7 @@ def _from_folders(path: pathlib.Path, known: set[str], images_per_class: int) ->
 def _from_splits(
   dataset: str, splits: dict[str, StoredImages], description: str, images_per_class: int
 ) -> Input:
-  """An input of listed images, which their labels and paths identify."""
+  """An input of listed images; its identity is a digest of their labels and paths."""
   digest = hashlib.blake2b(digest_size=8)
   n_images = 0
   for split, source in splits.items():
@@ -247,7 +249,7 @@ def _split_tasks(
 
 
 def _from_tars(tars: Sequence[Tar], path: pathlib.Path, images_per_class: int) -> Input:
-  """ImageNet-21K from tars, which their names and sizes identify."""
+  """ImageNet-21K from tars; its identity is a digest of their names and sizes."""
   if not tars:
     raise SourceError(
       f"{path}: no tar file is named after a WordNet id of the class list"
@@ -263,6 +265,7 @@ def _from_tars(tars: Sequence[Tar], path: pathlib.Path, images_per_class: int) -
       shards.append([])
       size = 0
     shards[-1].append(tar._replace(label=label))
+    # 0 images per class stand for all images.
     size += min(tar.size, images_per_class * _IMAGE_BYTES or tar.size)
   listing = "".join(f"{tar.synset} {tar.size}\n" for tar in tars)
   digest = hashlib.blake2b(listing.encode(), digest_size=8).hexdigest()

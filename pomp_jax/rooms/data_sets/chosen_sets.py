@@ -1,4 +1,4 @@
-"""Opens the sets of an evaluation that the config names, published and a user's own."""
+"""Lists the sets of an evaluation that the config names, published and a user's own."""
 
 from pomp_jax.config.fields import Evaluate
 from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit
@@ -16,12 +16,12 @@ def evaluation_sets(
 
   Args:
     evaluate: fields of the evaluation.
-    source: `data.source`, whose splits `named_sets` may name.
-    of_split: function that opens a split of that source.
+    source: `data.source`; the splits of a generated source are named sets too.
+    of_split: function that opens a split of `source`.
 
   Raises:
-    ConfigError: an unknown name of a set, or no folder for it.
-    SourceError: an unusable file of sets.
+    ConfigError: the name of a set is unknown, or the set has no folder.
+    SourceError: the file of sets is unusable.
   """
   fields = evaluate.of(Sets)
   published = named_sets(evaluate, source, of_split)
@@ -30,5 +30,5 @@ def evaluation_sets(
 
 
 def facts(evaluate: Evaluate) -> dict[str, str]:
-  """Returns what `results.json` says of the choice of the sets."""
+  """Returns the members of `results.json` that say how the sets were chosen."""
   return {"suite": evaluate.of(Sets).suite}

@@ -1,8 +1,8 @@
 """Image source `coop`: CoOp's layout of its fifteen data sets below `$DATA`.
 
 Splits are CoOp's (`split_zhou_*.json`, or FGVC-Aircraft's lists). Few-shot subsets are
-read from `split_fewshot/`, or drawn as CoOp's code does. So results compare with
-published ones image for image.
+read from `split_fewshot/`, or drawn as CoOp's code does. Results can therefore be
+compared with published results image for image.
 """
 
 import collections
@@ -75,8 +75,8 @@ class _Listing(NamedTuple):
   """Files of a data set: the images of each split, in order."""
 
   names: tuple[str, ...]
-  folder: Path  # of the data set
-  images: str  # folder below it with the images; "": the same folder
+  folder: Path  # folder of the data set
+  images: str  # folder of the images, below `folder`; "" for `folder` itself
   splits: dict[str, Items]
 
 
@@ -117,9 +117,9 @@ def open_test_set(
 
 
 def class_list_of(dataset: str, names: Sequence[str]) -> ClassList:
-  """Returns the class list of a data set under its own names.
+  """Returns the class list of a data set, under the names that the data set has.
 
-  Its WordNet ids are kept only if the data set has all classes of the list.
+  The list keeps its WordNet ids only if the data set has all classes of the list.
   """
   if dataset not in CLASS_LISTS:
     return ClassList(tuple(names))
@@ -136,8 +136,8 @@ def open_coop(
   Args:
     root: CoOp's `$DATA`.
     name: one of COOP_SETS.
-    shots: number of training images a class, and of validation images, of which there
-      are at most 4; 0 for all.
+    shots: number of training images of each class. The number of validation images is
+      the smaller of `shots` and 4. With 0 both splits have all images.
     seed: random seed of the few-shot subset; CoOp's are 1, 2 and 3.
 
   Raises:
@@ -149,12 +149,13 @@ def open_coop(
     listing = _aircraft(to_path(root) / _AIRCRAFT[0])
   else:
     listing = _from_split_file(to_path(root), *_SPLIT_FILES[name])
-  has_split_file = name not in _IMAGENETS
+  # Files fix the images and their order. Only an ImageNet is listed from its folders.
+  is_fixed = name not in _IMAGENETS
   if shots and "train" in listing.splits:
-    subset = _few_shot(listing, shots, seed, fixed_order=has_split_file)
+    subset = _few_shot(listing, shots, seed, fixed_order=is_fixed)
     listing.splits.update(subset)
-  # The files of the ImageNets were listed from their folders.
-  return _opened(listing, check_files=has_split_file)
+  # The images of an ImageNet exist: they were listed from its folders.
+  return _opened(listing, check_files=is_fixed)
 
 
 _open_all = functools.lru_cache(maxsize=4)(open_coop)
@@ -184,9 +185,9 @@ def _from_split_file(root: Path, folder: str, images: str, file: str) -> _Listin
 
   Args:
     root: CoOp's `$DATA`.
-    folder: folder of the data set in it.
-    images: folder of the images in that.
-    file: name of the file.
+    folder: name of the data set's folder in `root`.
+    images: name of the images' folder in `folder`.
+    file: name of the JSON file in `folder`.
 
   Raises:
     SourceError: the file is missing or damaged, lacks a split, or has labels that are
@@ -194,7 +195,7 @@ def _from_split_file(root: Path, folder: str, images: str, file: str) -> _Listin
   """
   path = root / folder / file
   content = read_user_json(path, SourceError)
-  name_of: dict[int, str] = {}  # of each label, over all splits
+  name_of: dict[int, str] = {}  # label -> class name, over all splits
   splits = {}
   for part, split in _PARTS.items():
     items = None
@@ -218,7 +219,7 @@ def _item(item: Any, names: dict[int, str], where: Path) -> tuple[str, int]:
 
   Args:
     item: JSON value of the image.
-    names: name of each label so far, to which the image's class is added.
+    names: class name by label; the image's class is added to it.
     where: split file, for messages.
 
   Returns:
@@ -272,7 +273,7 @@ def _aircraft(folder: Path) -> _Listing:
 
 
 def _imagenet(root: Path, name: str) -> _Listing:
-  """Lists the class folders of an ImageNet, which must be exactly its classes."""
+  """Lists the images of an ImageNet, which must have a folder for exactly its classes."""
   folder, split_folders = _IMAGENETS[name]
   classes = load_class_list(name)
   synsets = list(classes.synsets or ())
@@ -297,9 +298,10 @@ def _imagenet(root: Path, name: str) -> _Listing:
 def _class_names(
   path: Path, synsets: list[str], ours: tuple[str, ...]
 ) -> tuple[str, ...]:
-  """Class names of a file with lines such as "n01440764 tench", or ours without it.
+  """Reads class names from lines such as "n01440764 tench"; without a file, `ours`.
 
-  A name that the file repeats is replaced by ours, so that all names are distinct.
+  A name that the file repeats is replaced by our name of the class. If some names are
+  then still equal, all names are `ours`.
   """
   if not exists(path):
     return ours
@@ -323,8 +325,8 @@ def _few_shot(
 ) -> dict[str, Items]:
   """Few-shot training subset, and validation subset if the data set has that split.
 
-  A file in `split_fewshot/` fixes them. Otherwise they are drawn as CoOp's code does,
-  if the order of the images is fixed.
+  A file in `split_fewshot/` fixes the subsets. Without such a file they are drawn as
+  CoOp's code does if `fixed_order` is true, and by `data.subsets.few_shot` if not.
   """
   all_items = {part: listing.splits.get(_PARTS[part], []) for part in ("train", "val")}
   for suffix in (".pkl", ".json"):
@@ -339,8 +341,8 @@ def _few_shot(
       }
   train = listing.splits["train"]
   if not fixed_order:
-    # CoOp draws in the order of its own file system's listing, which can't be
-    # reproduced.
+    # CoOp's draw depends on the order in which its file system lists the images, which
+    # can't be reproduced.
     paths, labels = zip(*train, strict=True)
     chosen = few_shot(np.array(labels), paths, shots, seed)
     return {"train": [train[index] for index in chosen]}
@@ -354,7 +356,7 @@ def _few_shot(
 
 
 def _drawn(items: Items, size: int, stream: random.Random) -> Items:
-  """Draws images of each class, classes in the order of their first images."""
+  """Draws `size` images of each class; classes are in the order of their first images."""
   items_of_class: dict[int, Items] = collections.defaultdict(list)
   for item in items:
     _, label = item
@@ -364,19 +366,22 @@ def _drawn(items: Items, size: int, stream: random.Random) -> Items:
     if len(class_items) >= size:
       drawn += stream.sample(class_items, size)
     else:
-      # All of them, in file order. This takes no random number, so that the draws of
-      # later classes stay the same.
+      # Take all images, in file order. Like CoOp's code, take no random number from the
+      # stream: the draws of later classes depend on it.
       drawn += class_items
   return drawn
 
 
 def _read_subset(path: Path) -> dict[str, Items]:
-  """Images in each part of a few-shot file, under the paths of its author's machine."""
+  """Reads the images of each part of a few-shot file.
+
+  Their paths are those of the machine that wrote the file.
+  """
   if path.suffix == ".json":
     content = read_user_json(path, SourceError)
   else:
     try:
-      # {"train": [Datum, ..], "val": [..]}; no code in it is run.
+      # The pickle is {"train": [Datum, ..], "val": [..]}; no code in the pickle is run.
       content = _FewShotUnpickler.read(read_file(path, SourceError))
     except PickleError as error:
       reason = printable(str(error))
@@ -417,11 +422,15 @@ def _subset_item(item: Any) -> tuple[str, int]:
 def _known_items(
   items: Items | None, listing: _Listing, part: str, where: Path
 ) -> Items:
-  """Images of a few-shot file under their paths in the split file."""
+  """Finds the paths in the split file of the images of a few-shot file.
+
+  Raises:
+    SourceError: the part is empty, or an image is not one of its split.
+  """
   if not items:
     raise SourceError(f"{where}: no images of {part!r} in it")
   known = set(listing.splits[_PARTS[part]])
-  # What follows these folders is the path in the split file, on any machine.
+  # On any machine, the path in the split file is the part behind these folders.
   folders = f"{listing.folder.name}/"
   if listing.images:
     folders += f"{listing.images}/"
@@ -433,7 +442,7 @@ def _known_items(
         f"{where}: {path!r} with label {label} is not an image of {part!r}"
       )
     known_items.append((below, label))
-  return list(dict.fromkeys(known_items))
+  return list(dict.fromkeys(known_items))  # without repeated images
 
 
 def _check_files(images: Path, paths: Sequence[str]) -> None:
@@ -452,6 +461,6 @@ def _check_files(images: Path, paths: Sequence[str]) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-  """Lines of a text file without white space around them, and without empty ones."""
+  """Lines of a text file, without surrounding white space and without empty lines."""
   lines = read_text(path, SourceError).split("\n")
   return [line.strip() for line in lines if line.strip()]

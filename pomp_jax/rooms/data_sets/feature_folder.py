@@ -1,9 +1,9 @@
 """Image source `features`: features that another program computed, without the images.
 
 docs/reference/formats.md describes the folder, and docs/scripts/dump_open_clip.py
-writes it. The features are mapped into memory, and each row is compared with its CRC-32
-whenever it is read. `features.json` may have a checksum. The features of an image that
-the other program could not read are NaN.
+writes such a folder. The features are mapped into memory, and each row is compared with
+its CRC-32 whenever it is read. `features.json` may have a checksum. The features of an
+image that the other program could not read are NaN.
 
 Shapes: n images of a split, N classes, B images of one call, E embedding.
 """
@@ -60,7 +60,7 @@ def _is_splits(value: Any) -> bool:
   return set(value) <= set(_SPLITS) and all(map(_is_text, value.values()))
 
 
-# Items of `features.json`: the check of a value, and what it accepts in words.
+# Items of `features.json`: the check of a value, and a description of accepted values.
 _ITEMS: dict[str, tuple[Callable[[Any], bool], str]] = {
   "format_version": (_is_version, "1"),
   "clip_model": (_is_text, "the name of a CLIP"),
@@ -79,8 +79,8 @@ class Header(NamedTuple):
   path: Path
   clip_model: str  # value of `config.clip.model` that computed the features
   width: int  # E
-  names: list[str]  # of the N classes, or their WordNet ids
-  splits: dict[str, str]  # by name: SHA-256 of the files of labels, checksums and keys
+  names: list[str]  # names or WordNet ids of the N classes
+  splits: dict[str, str]  # split -> SHA-256 of its files of labels, checksums and keys
 
 
 class FeatureRows:
@@ -114,7 +114,7 @@ class FeatureRows:
     return f"{self.path}: row {row}, {printable(key, 200)}"
 
   def features(self, rows_B: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B E"]:
-    """Reads the features of some rows; DamagedFeaturesError for another checksum."""
+    """Reads the features of some rows; DamagedFeaturesError if a checksum differs."""
     features_BxE = np.ascontiguousarray(self._rows_nxE[rows_B])
     for row, feature_E in zip(rows_B.tolist(), features_BxE, strict=True):
       if zlib.crc32(feature_E) != self.checksums_n[row]:
@@ -128,14 +128,14 @@ class FeatureRows:
 
     Args:
       model: name of the CLIP, `config.clip.model`.
-      width: width of its features, E.
+      width: width of the CLIP's features, E.
 
     Raises:
-      SourceError: another CLIP did, by its name or its width.
+      SourceError: the name or the width of the CLIP that computed them differs.
     """
     header = self._header
     if model.startswith(PREFIX):
-      # A user's files behind a second colon don't change which model it is.
+      # Drop a user's files behind the second colon: the model is the same without them.
       model = ":".join(model.split(":")[:2])
     # The hub's prefix is optional in a CLIP's name.
     stored_name = header.clip_model.removeprefix(HUB_PREFIX)
@@ -168,8 +168,8 @@ def open_test_set(
   """Opens the test split of a folder, or else its validation or training split.
 
   Args:
-    root: folder of a data set, or of one for each data set.
-    dataset: name of the folder in `root`, if there is one.
+    root: folder of a data set, or a folder with such a folder for each data set.
+    dataset: name of the data set's folder in `root`, if it has a folder there.
     classes: class list; None for the file's own. A class that the file lacks has no
       image, and is a possible answer.
 
@@ -181,7 +181,7 @@ def open_test_set(
     folder = folder / dataset
   header = read_header(folder)
 
-  # The last of train, validation and test. A header has one split at least.
+  # Take the last of train, validation and test. A header has at least one split.
   present = [split for split in _SPLITS if split in header.splits]
   split = present[-1]
   images = _open(header, split, classes, all_classes=False)
@@ -194,8 +194,8 @@ def read_header(root: str | os.PathLike) -> Header:
   """Reads `features.json`.
 
   Raises:
-    SourceError: a missing or damaged file, or an item of another kind.
-    VocabularyError: unusable class names.
+    SourceError: the file is missing or damaged, or an item has an invalid value.
+    VocabularyError: the class names are unusable.
   """
   path = to_path(root) / "features.json"
   try:
@@ -243,13 +243,13 @@ def _open(
   if classes is None:
     return source
   class_of = match_classes(header.names, classes, where, all_classes=all_classes)
-  # Class of each of the file's labels; images of class -1 are left out.
+  # Class in the list of each label in the file; images of class -1 are left out.
   classes_N = np.array([class_of.get(name, -1) for name in header.names], np.int32)
   return source.relabelled(classes.names, classes_N[source.labels])
 
 
 def _read_keys(header: Header, split: str, paths: Sequence[Path]) -> list[str]:
-  """Keys in the last of a split's small files, all of which must have their SHA-256."""
+  """Reads the keys in the last of some files, and checks the SHA-256 of all of them."""
   content = [read_file(path, SourceError) for path in paths]
   digest = hashlib.sha256(b"".join(content)).hexdigest()
   stated = header.splits[split]

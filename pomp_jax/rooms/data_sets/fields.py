@@ -37,12 +37,12 @@ class Prepare(Group):
 
 
 def expected_by_coop(dataset: str) -> str:
-  """What `coop` expects instead of a name of a data set; "" if it has that one."""
+  """Describes the names that `coop` accepts; "" if it has the data set."""
   return "" if dataset in COOP_SETS else f"one of {', '.join(COOP_SETS)}"
 
 
 def expected_by_tfds(dataset: str) -> str:
-  """What `tfds` expects instead of no name of a data set; "" if there is one."""
+  """Describes the names that `tfds` accepts; "" if the data set has a name."""
   return "" if dataset else "a data set of TFDS, such as food101"
 
 

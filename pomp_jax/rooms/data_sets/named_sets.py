@@ -28,11 +28,11 @@ def named_sets(
 
   Args:
     evaluate: fields of the evaluation.
-    source: `data.source`, some of whose splits have names.
-    of_split: function that opens a split of that source.
+    source: `data.source`; the splits of a generated source are named sets too.
+    of_split: function that opens a split of `source`.
 
   Raises:
-    ConfigError: an unknown name, or no folder for it.
+    ConfigError: a name is unknown, or its data set has no folder.
   """
   settings = evaluate.of(Sets)
   is_halved = settings.suite != NO_SUITE and SUITES[settings.suite].halves
@@ -41,16 +41,20 @@ def named_sets(
     if is_halved:
       sets += _halves(evaluate, settings.suite, name)
     elif GROUP_OF[name] in SOURCES:
+      # The group of a set that a source generates is named after the source.
       _check_generated(settings, source, name)
       opened = functools.partial(of_split, name, "test")
-      sets.append(EvaluationSet(name, source, name, "all", opened))
+      generated = EvaluationSet(
+        name=name, group=source, column=name, part="all", open=opened
+      )
+      sets.append(generated)
     else:
       sets.append(_published(evaluate, name))
   return sets
 
 
 def _names(settings: Sets) -> list[str]:
-  """Names of the sets: those of `sets`, or else the suite's."""
+  """Names of the sets: those of `settings.sets`, or of the suite if there are none."""
   suite_sets: tuple[str, ...] = ()
   known = tuple(GROUP_OF)
   if settings.suite != NO_SUITE:
@@ -70,7 +74,10 @@ def _names(settings: Sets) -> list[str]:
 
 
 def _sets_of_name(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
-  """The sets of a suite by its name; another name, or a set's own, stands for itself."""
+  """Returns the sets of the suite `name`; any other name stands for itself.
+
+  A name that is both a suite's and a known set's stands for the set.
+  """
   if name in known or name not in SUITES or SUITES[name].halves:
     return (name,)
   sets = SUITES[name].sets
@@ -78,7 +85,7 @@ def _sets_of_name(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _check_generated(settings: Sets, source: str, name: str) -> None:
-  """Checks that `data.source` generates the images of a set, as no files have them."""
+  """Checks that `data.source` generates the images of a set that has no files."""
   group = GROUP_OF[name]
   accepted = (
     f"a set of its own where data.source={source!r}: evaluate.suite={NO_SUITE!r}"
@@ -124,7 +131,7 @@ def _halves(evaluate: Evaluate, suite: str, name: str) -> list[EvaluationSet]:
 
 
 def _check_files(evaluate: Evaluate, name: str) -> None:
-  """Checks that there is a folder of the data sets, and that its reader has this one."""
+  """Checks that the folder of the data sets exists, and that the reader has this set."""
   root = evaluate.root
   is_folder = root and is_dir(root)
   require(is_folder, "evaluate.root", root, "a folder that exists, with the data sets")
@@ -149,18 +156,18 @@ def _open(reader: str, root: str, name: str, part: str) -> LabelledSet:
 
 
 def of_classes(labelled: LabelledSet, classes: Int[np.ndarray, " C"]) -> LabelledSet:
-  """Keeps C of the classes and their images, which must be `StoredImages`."""
+  """Keeps C of the classes and their images; the images must be `StoredImages`."""
   assert isinstance(labelled.source, StoredImages)
   source = labelled.source.of_classes(classes)
   return labelled._replace(source=source, classes=labelled.classes.subset(classes))
 
 
 def _matched(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:
-  """The packaged classes of a data set in the order of its labels, under its names.
+  """Returns a packaged class list in the order and under the names of a data set.
 
-  A list with synsets is ImageNet's. Its labels were matched by synset, so only their
-  number can differ: some sets have a part of the classes. Any other list has to have
-  the same names.
+  A list with synsets is ImageNet's. The labels of the data set were matched to such a
+  list by synset, so only their number can differ: some data sets have a part of the
+  classes. Any other list must have the names of the data set, in the same order.
 
   Args:
     classes: packaged class list of the data set.
@@ -208,11 +215,12 @@ def open_test_set(
 
   Args:
     reader: one of `config.READERS`.
-    root: folder with all data sets of a published layout. For folders of images it has
-      split folders or class folders, or such a folder for each data set.
+    root: folder with all data sets of a published layout. For the reader `folder` it is
+      a folder with split folders or class folders, or with such a folder for each data
+      set.
     dataset: name of the data set.
-    classes: class list; None for the data set's own, which for folders of images are
-      the names in the training folder.
+    classes: class list; None for the data set's own classes. For the reader `folder`
+      they are the class folders of the training images.
     all_classes: whether a class of the list must have a folder.
 
   Raises:
@@ -229,7 +237,7 @@ def open_test_set(
   splits = ("test", "validation", "train")  # by preference
   split: str = next(name for name in splits if name in folders)
   if classes is None:
-    # Of a test set alone they are the names of its own folders.
+    # Without training images, the class folders of the chosen split name the classes.
     named_by = folders.get("train", folders[split])
     classes = classes_in(named_by)
   images = open_folder(folders[split], classes, all_classes)

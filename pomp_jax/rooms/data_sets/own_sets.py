@@ -39,19 +39,20 @@ _NAME = re.compile(r"\w([\w .+-]{0,78}[\w.+-])?")
 class OwnSet(NamedTuple):
   """Description of a data set."""
 
-  name: str  # in tables and files
+  name: str  # name in tables and in names of files
   root: str  # folder of class folders, CoOp's $DATA, or TFDS's data_dir
   reader: str = "folder"  # one of `config.READERS`
   dataset: str = ""  # name of the data set in coop or tfds
   names: Names = ""  # class list; "": the data set's own
-  base: Names = ""  # classes that a prompt was learned on, "first half"; "": undivided
-  novel: Names = ""  # the other classes; "" with `base`: all that are not base
-  # Hand-written prompts with a {} each: the first is `hand_written`, all are the
-  # ensemble. Empty: those of the class list.
+  # classes that a prompt was learned on, or "first half"; "": the set is not divided
+  base: Names = ""
+  novel: Names = ""  # the other classes; "" with `base`: all classes not in `base`
+  # Hand-written prompts with a {} each: the first is `hand_written`, and all together
+  # are the ensemble. Empty: the prompts of the class list.
   templates: tuple[str, ...] = ()
   synsets: Names = ""  # WordNet ids in the order of the names; "": the class list's
-  folder: str = ""  # start of relative paths
-  where: str = ""  # the file, or the field of the config, for messages
+  folder: str = ""  # folder from which relative paths start
+  where: str = ""  # file, or field of the config, for messages
 
   @property
   def parts(self) -> tuple[str, ...]:
@@ -61,14 +62,14 @@ class OwnSet(NamedTuple):
     return ("all",)
 
 
-# Keys of an entry whose value may be a text, and a list of texts.
+# Keys of an entry whose value may be a text, and keys whose value may be a list.
 _TEXTS = ("name", "root", "reader", "dataset", "names", "base", "novel", "synsets")
 _LISTS = ("names", "base", "novel", "synsets", "templates")
 _KEYS = (*_TEXTS, "templates")
 
 
 def evaluation_sets(sets_file: str, own_sets: Sequence[Any]) -> list[EvaluationSet]:
-  """Returns the sets of a file, if one is named, and of `evaluate.own_sets`.
+  """Returns the sets of `sets_file`, unless it is empty, and those of `own_sets`.
 
   Raises:
     SourceError: an unreadable file, an unknown key, an invalid value or a repeated name.
@@ -88,7 +89,7 @@ def evaluation_sets(sets_file: str, own_sets: Sequence[Any]) -> list[EvaluationS
 
 
 def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
-  """Reads the sets of a TOML file, a table [[set]] each.
+  """Reads the sets of a TOML file, which has a table [[set]] for each set.
 
   Args:
     path: the file. Paths in it are relative to its folder.
@@ -118,12 +119,12 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
 def parse_sets(
   entries: Sequence[Any], where: str, folder: str | os.PathLike = ""
 ) -> list[OwnSet]:
-  """Parses data sets and checks what can be checked without their files.
+  """Parses descriptions of data sets, and makes the checks that need no files.
 
   Args:
     entries: dicts with the keys of `OwnSet` up to `synsets`.
     where: file, or field of the config, that messages name.
-    folder: start of relative paths.
+    folder: folder from which relative paths start.
 
   Raises:
     SourceError: an unknown key, an invalid value, a repeated name, or no set.
@@ -149,7 +150,7 @@ def open_own_set(own: OwnSet, part: str) -> LabelledSet:
 
   Raises:
     SourceError: a file is missing or damaged, the classes don't fit the images, or the
-      part has no image. The message names the set and, where one is wrong, its key.
+      part has no image. The message names the set and, if a key is wrong, the key.
   """
   try:
     labelled = _open_whole(own)
@@ -157,7 +158,7 @@ def open_own_set(own: OwnSet, part: str) -> LabelledSet:
       classes_of_part = _kept_classes(own, labelled.classes, part)
       labelled = of_classes(labelled, classes_of_part)
   except (SourceError, class_lists.VocabularyError) as error:
-    # Errors of `_wrong` name the set already, those of readers do not.
+    # Errors of `_wrong` name the set already; errors of readers do not.
     prefix = f"{own.where}: set {own.name!r}: "
     reason = str(error).removeprefix(prefix)
     raise SourceError(prefix + reason) from error
@@ -171,9 +172,9 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
 
   Args:
     entry: value of TOML or of the config, with the keys of `OwnSet`.
-    number: number of the entry, which messages have where it has no name.
+    number: number of the entry, for messages about an entry without a valid name.
     where: file, or field of the config, for messages.
-    folder: start of relative paths.
+    folder: folder from which relative paths start.
 
   Raises:
     SourceError: an unknown key, or an invalid value.
@@ -206,7 +207,7 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
 
 
 def _value(value: Any, key: str, label: str) -> Any:
-  """The value of a key, if it has a type that the key may have."""
+  """Returns the value of a key, a list as a tuple; SourceError for a wrong type."""
   kinds = []
   if key in _TEXTS:
     kinds.append("a text")
@@ -222,7 +223,7 @@ def _value(value: Any, key: str, label: str) -> Any:
 
 
 def _check(own: OwnSet) -> None:
-  """Checks what needs no file."""
+  """Makes the checks of an entry that need no file; SourceError for a wrong value."""
 
   def require(fits: object, key: str, expected: str) -> None:
     if not fits:
@@ -267,7 +268,7 @@ def _open_whole(own: OwnSet) -> LabelledSet:
   if len(classes) != len(images.names):
     raise _wrong(own, "names", f"{len(classes)} names for {len(images.names)} classes")
 
-  # A list may be of more classes than were collected.
+  # Only log this: a list may have classes of which no images were collected.
   n_without_images = len(classes) - len(np.unique(images.labels))
   if listed is not None and n_without_images > 0:
     log.info(
@@ -289,7 +290,7 @@ def _open_whole(own: OwnSet) -> LabelledSet:
 
 
 def _listed(own: OwnSet, key: str) -> class_lists.ClassList:
-  """Class list of a key: names, the name of a list, or a file."""
+  """Class list of a key whose value is names, the name of a packaged list, or a file."""
   value = getattr(own, key)
   if isinstance(value, tuple):
     class_lists.check_names(value, f"key {key!r}")
@@ -299,7 +300,7 @@ def _listed(own: OwnSet, key: str) -> class_lists.ClassList:
 
 
 def _kept_classes(own: OwnSet, classes: class_lists.ClassList, part: str) -> np.ndarray:
-  """Classes of a part, ascending."""
+  """Labels of the classes of a part, ascending."""
   if own.base == FIRST_HALF:
     return half_of_classes(len(classes), "base" if part == "base" else "new")
   base = _indices(own, classes, "base")
@@ -316,9 +317,9 @@ def _kept_classes(own: OwnSet, classes: class_lists.ClassList, part: str) -> np.
 
 
 def _indices(own: OwnSet, classes: class_lists.ClassList, key: str) -> set[int]:
-  """Classes in a list of names or WordNet ids."""
+  """Labels of the classes that a key lists by names or WordNet ids."""
   names = _listed(own, key).names
-  # A repeated name means all of its classes.
+  # A name that several classes share stands for all of them.
   indices_of: dict[str, set[int]] = {}
   for index, name in enumerate(class_lists.normalized_names(classes.names)):
     indices_of.setdefault(name, set()).add(index)
@@ -336,7 +337,7 @@ def _indices(own: OwnSet, classes: class_lists.ClassList, key: str) -> set[int]:
 
 
 def _synsets(own: OwnSet, n_classes: int) -> tuple[str, ...]:
-  """WordNet ids of the classes, from the set or from its file."""
+  """WordNet ids of the classes, from the entry or from the file that the entry names."""
   synsets = own.synsets
   if isinstance(synsets, str):
     synsets = class_lists.read_names(join(own.folder, synsets))
@@ -344,10 +345,10 @@ def _synsets(own: OwnSet, n_classes: int) -> tuple[str, ...]:
   if len(synsets) != n_classes or n_different < len(synsets):
     reason = f"{n_different} different ids for {n_classes} classes"
     raise _wrong(own, "synsets", reason)
-  load_tree().nodes(synsets)
+  load_tree().nodes(synsets)  # raises VocabularyError for an unknown id
   return tuple(synsets)
 
 
 def _wrong(own: OwnSet, key: str, what: str) -> SourceError:
-  """The error of one key of a set."""
+  """Returns the error for a wrong key of a set."""
   return SourceError(f"{own.where}: set {own.name!r}: key {key!r}: {what}")

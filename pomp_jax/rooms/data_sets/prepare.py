@@ -1,11 +1,11 @@
 """Writes a data set that TFDS lacks as records: ImageNet-21K, Aircraft, CoOp's splits.
 
-`config.prepare.input` is what `config.prepare.dataset` is made of, as distributed.
+`config.prepare.input` holds the files of `config.prepare.dataset` as distributed.
 `--workdir` is TFDS's data_dir: the data set and its `report.json` are written to
-`WORKDIR/NAME/1.0.0`, and `data.source='tfds'`, `data.root=WORKDIR` reads it. Unreadable
-images are left out. Until it is complete, it lies in `NAME.incomplete/`, whose folder
-`parts/` holds the finished shards and a piece for each task (`files.pieces`), which a
-restart skips.
+`WORKDIR/NAME/1.0.0`, and `data.source='tfds'` with `data.root=WORKDIR` reads the data
+set. Unreadable images are left out. An incomplete data set is in
+`WORKDIR/NAME.incomplete/`. Its folder `parts/` holds the finished shards and a piece
+(`files.pieces`) for each finished task. A restart skips these tasks.
 """
 
 import collections
@@ -46,12 +46,12 @@ _SUFFIX = "array_record"
 
 
 class PrepareError(SourceError):
-  """Error in one line: a data set that can't be built, or not in this folder."""
+  """A data set can't be built, or not in this folder; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """Choice of each class's images; a resumed build must have the same.
+  """Choice of each class's images; a resumed build must make the same choice.
 
   Images for "validation" are chosen first, but one image of each class is left to train
   on.
@@ -89,11 +89,11 @@ def check(config: PrepareConfig, workdir: str) -> None:
 
 
 def run(config: PrepareConfig, workdir: str) -> dict:
-  """Makes the data set, or the rest of it, and returns its `report.json`.
+  """Writes the data set, or resumes writing it, and returns its `report.json`.
 
   Raises:
-    SourceError: an unusable input.
-    PrepareError: another data set in the folder, or no readable image.
+    SourceError: the input is unusable.
+    PrepareError: the folder holds another data set, or no image is readable.
   """
   prepare = config.prepare
   images_per_class = 0  # all
@@ -166,13 +166,13 @@ def build(
   write_json(work / "report.json", report)
   final.parent.mkdir(parents=True, exist_ok=True)
   os.replace(work, final)
-  # Only now: an interrupted build resumes from these pieces.
+  # Remove the pieces only now: an interrupted build resumes from them.
   Pieces(final / "parts", "").remove()
   return report
 
 
 def _report_of(folder: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any]:
-  """Reads the report of a finished data set; PrepareError if it is another one."""
+  """Reads the report of a finished data set; PrepareError for another data set."""
   try:
     report = read_json(folder / "report.json")
   except RunFolderError as error:
@@ -186,13 +186,13 @@ def _report_of(folder: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any]
 def _store_all(
   source: Input, parts: Pieces, selection: Selection, workers: int
 ) -> list[Piece]:
-  """Writes the shards of all tasks, by `_store`, in this process or in others."""
+  """Calls `_store` for each task, in this process or in worker processes."""
   store = functools.partial(_store, parts=parts, selection=selection)
   n_tasks = len(source.tasks)
   with contextlib.ExitStack() as stack:
     map_tasks: Any = map
     if workers > 1:
-      # Spawned: a fork would inherit locks that this process's threads hold.
+      # Spawn the workers: a fork would inherit locks that this process's threads hold.
       spawn = multiprocessing.get_context("spawn")
       pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn)
       map_tasks = stack.enter_context(pool).map
@@ -211,10 +211,10 @@ def _check_identity(
 
 
 def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
-  """Writes a task's shards, unless an earlier build has.
+  """Writes a task's shards, unless an earlier start has finished the task.
 
-  A task of the training split may write two shards: images that are held out go to the
-  validation split.
+  A task of the training split may write two shards: held-out images go to a shard of
+  the validation split.
 
   Args:
     task: images to write.
@@ -245,9 +245,9 @@ def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
     shard.close()
     sizes[split] = shard.num_bytes
     arrays[f"{split}_labels"] = np.array(shard.labels, np.int32)
-    # As bytes: NumPy stores a text with four bytes a character.
+    # Store UTF-8: NumPy stores a text with four bytes a character.
     arrays[f"{split}_keys"] = np.char.encode(np.array(shard.keys, str), "utf-8")
-  # Only now is the task finished: an interrupted one starts again.
+  # The task is finished only with its piece: an interrupted task starts again.
   return parts.save(name, {"bytes": sizes, "unreadable": unreadable}, arrays)
 
 
@@ -259,8 +259,8 @@ def _chosen(
 ) -> Iterator[tuple[str, str, int, bytes]]:
   """Yields (split, key, label, image) of the chosen images, class by class.
 
-  The next image of its class replaces an unreadable one. Splits other than train are
-  kept whole.
+  An unreadable image is replaced by the next image of its class. Splits other than
+  train are kept whole.
   """
   if isinstance(unit, Tar):
     images = unit.open()
@@ -278,7 +278,8 @@ def _chosen(
     chosen = next(readable, None)
     if chosen is None:
       continue
-    # Hold out an image only if another readable one follows, which is left to train on.
+    # Hold out an image only if another readable image follows, so that at least one is
+    # left to train on. `range` is first in the zip, which then takes no image too many.
     for _, following in zip(range(selection.held_out), readable, strict=False):
       key, image = chosen
       yield "validation", key, label, image
@@ -291,7 +292,7 @@ def _chosen(
 def _readable(
   images: StoredImages, indices: Iterable[int], unreadable: list[dict[str, str]]
 ) -> Iterator[tuple[str, bytes]]:
-  """Yields the images that can be decoded, with their keys; appends the others."""
+  """Yields the decodable images with their keys; appends others to `unreadable`."""
   for index in indices:
     key = str(images.keys[index])
     image, reason = images.checked(index)
@@ -306,7 +307,7 @@ def _finish(
 ) -> dict[str, Any]:
   """Renames the shards, writes metadata and indices, and returns the report's counts.
 
-  It can be repeated after an interruption.
+  After an interruption this function can be called again.
   """
   pieces_of_split: dict[str, list[tuple[Task, Piece]]] = collections.defaultdict(list)
   unreadable = []
@@ -328,7 +329,7 @@ def _finish(
     labels_of_shards = [piece.arrays[f"{split}_labels"] for _, piece in shards]
     labels[split] = np.concatenate(labels_of_shards)
     keys = np.concatenate([piece.arrays[f"{split}_keys"] for _, piece in shards])
-    # With this index a reader need not read all images for their labels.
+    # The index spares a reader from reading all images for their labels.
     with replacing(work / f"index-{split}.npz") as file:
       np.savez_compressed(file, labels=labels[split], keys=keys)
     n_bytes = sum(piece.facts["bytes"][split] for _, piece in shards)
@@ -342,7 +343,7 @@ def _finish(
   write_metadata(work, source.dataset, source.label_names, sizes, source.description)
   not_validated = []
   if validated:
-    # Classes with one readable image, which is left to train on.
+    # These classes have one readable image each, which is left to train on.
     single = np.setdiff1d(labels.get("train", ()), labels.get("validation", ()))
     not_validated = [source.label_names[label] for label in single]
   if not_validated:
@@ -364,7 +365,8 @@ class Shard:
   """A file of records that is being written, with labels and keys of its images."""
 
   def __init__(self, path: pathlib.Path):
-    # Images are read one by one, and JPEG does not compress further.
+    # One record a group, because images are read one by one. No compression, because a
+    # JPEG file does not get smaller.
     self._writer = array_record_module.ArrayRecordWriter(
       str(path), "group_size:1,uncompressed"
     )
@@ -388,7 +390,7 @@ class Shard:
     record = example.SerializeToString()
     self._writer.write(record)
 
-    # For the index of the split, and the sizes in TFDS's metadata.
+    # Collect the index of the split, and the sizes for TFDS's metadata.
     self.labels.append(label)
     self.keys.append(key)
     self.num_bytes += len(record)
@@ -454,5 +456,5 @@ def write_metadata(
 
 
 def _part(split: str, index: int) -> str:
-  """Name of a task's shard, and of a task, while the data set is built."""
+  """Name of a task, and of its shard until the data set is complete."""
   return f"{split}-{index:05d}"

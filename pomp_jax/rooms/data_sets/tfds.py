@@ -1,8 +1,8 @@
 """Image source `tfds`: TensorFlow Datasets in ArrayRecord, read without TensorFlow.
 
 A data set is prepared once, by TFDS itself (`tfds build food101
---file_format=array_record`, which needs TensorFlow) or, for those that TFDS lacks, by
-the job `prepare` (which does not).
+--file_format=array_record`, which needs TensorFlow) or, if TFDS lacks the data set, by
+the job `prepare` (which needs no TensorFlow).
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from pomp_jax.rooms.data_sets.coop import class_list_of
 
 log = logging.getLogger(__name__)
 
-# Class lists whose images are among those of a data set that the job `prepare` makes.
+# Class list -> data set of the job `prepare` that contains the images of its classes.
 _PREPARED = {"imagenet21k_p": "imagenet21k", "imagenet21k_p_w21": "imagenet21k"}
 # TFDS's names of the data sets, by class list.
 BUILDERS = {
@@ -58,11 +58,12 @@ BUILDERS = {
   "eurosat": "eurosat",
   "ucf101": "ucf101",
 }
+# Types of the features that can hold the image or the label.
 _KINDS = {
   "image": (tfds.features.Image, tfds.features.Video),
   "label": (tfds.features.ClassLabel,),
 }
-# All labels are read by so many threads, each of which takes a chunk of records.
+# _THREADS threads read the labels of all records, in chunks of _CHUNK records.
 _CHUNK = 256
 _THREADS = 8
 
@@ -89,15 +90,15 @@ def open_test_set(
 
   Args:
     root: TFDS's data_dir.
-    dataset: class list, or name of a data set, as of `open_tfds`.
-    classes: class list; None as of `open_tfds`.
+    dataset: class list, or TFDS's name of a data set; see `open_tfds`.
+    classes: class list; None for the default of `open_tfds`.
 
   Raises:
-    SourceError: a data set that is not prepared, or has neither split.
+    SourceError: the data set is not prepared, or has neither split.
   """
   has_table = dataset in CLASS_LISTS and dataset not in _PREPARED
   if has_table and classes == load_class_list(dataset):
-    # The data set's table maps TFDS's labels, which are spelled differently.
+    # TFDS spells the labels differently: `load_labels` maps them by a table.
     classes = None
   splits = tfds_splits(dataset, os.fspath(root))
   if set(splits) <= {"train"}:
@@ -113,7 +114,7 @@ def open_test_set(
 class _OpenRecords(NamedTuple):
   """Records of a split that this process has opened."""
 
-  rows: Any  # encoded records by row, with a length
+  rows: Any  # sequence of the encoded records
   image_key: str  # feature with the image
   label_key: str  # feature with the label
 
@@ -137,7 +138,7 @@ class Records:
     return len(self._open().rows)
 
   def read(self, row: int, key: str) -> bytes:
-    """Reads an encoded image; of a video the middle frame."""
+    """Reads an encoded image, or the middle frame of a video."""
     records = self._open()
     try:
       frames = _features(records.rows[row])[records.image_key].bytes_list.value
@@ -160,7 +161,7 @@ class Records:
     return f"record {key} of {self._root or 'the default folder of TFDS'}"
 
   def files(self, keys: Sequence[str]) -> list[str]:
-    """Files of all records of the split, whichever the keys are."""
+    """Files of all records of the split; `keys` is ignored."""
     builder = _builder(self._dataset, self._root)
     return list(map(str, builder.info.splits[self.split].filepaths))
 
@@ -196,7 +197,7 @@ class Records:
     if self._opened is not None:
       return self._opened
     builder = _builder(self._dataset, self._root)
-    # Records stay encoded, since `data.images` decodes them as it does all images.
+    # Leave the records encoded: `data.images` decodes the images of every source.
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     try:
       if scheme_of(str(builder.data_path)) == "s3":
@@ -219,12 +220,12 @@ class Records:
 class _CopiedShards:
   """Records of a split on S3, read from local copies of its shards.
 
-  ArrayRecord reads no ranges there.
+  ArrayRecord can't read parts of an object on S3.
   """
 
   def __init__(self, split: Any):
     self._paths = list(split.filepaths)
-    self._ends = np.cumsum(split.shard_lengths)  # rows behind the last of each shard
+    self._ends = np.cumsum(split.shard_lengths)  # end of each shard's rows, exclusive
     self._readers: dict[int, Any] = {}
     self._lock = threading.Lock()
 
@@ -257,7 +258,7 @@ def tfds_splits(dataset: str, root: str = "") -> tuple[str, ...]:
     )
   labelled = ["train", "validation", "test"]
   if builder.name == "imagenet2012":
-    labelled.remove("test")  # has no labels
+    labelled.remove("test")  # this test split has no labels
   return tuple(split for split in labelled if split in builder.info.splits)
 
 
@@ -271,21 +272,23 @@ def open_tfds(
 ) -> StoredImages:
   """Opens a split of a prepared data set.
 
-  Images are in TFDS's order, without those of classes outside the list.
+  Images are in TFDS's order; images of classes outside the list are dropped.
 
   Args:
     dataset: class list, or TFDS's own "name/config:version".
     split: "train", "validation" or "test".
     root: TFDS's data_dir; "" for its default.
     classes: class list that TFDS's label names must match. None stands for the packaged
-      class list of the data set, ImageNet-21K's names if the labels are WordNet ids, or
-      else TFDS's label names.
-    cache: folder in which to store the labels, which are scattered over the records;
-      "" for none.
+      class list of the data set. If there is no such list, None stands for
+      ImageNet-21K's names if the labels are WordNet ids, and for TFDS's label names
+      otherwise.
+    cache: folder in which to store the labels, since they are scattered over all
+      records; "" for none.
 
   Raises:
-    SourceError: a data set that is not prepared, damaged, or has no image of a class.
-    VocabularyError: other labels than those that are known of the data set.
+    SourceError: the data set is not prepared or damaged, or has no image of the
+      classes.
+    VocabularyError: TFDS's labels are not those that are known for the data set.
   """
   builder = _builder(tfds_name(dataset), root)
   label_names = builder.info.features[_key(builder, "label")].names
@@ -317,16 +320,17 @@ def tfds_name(dataset: str) -> str:
 
 @functools.cache
 def load_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"]]:
-  """Returns T label names of one of BUILDERS, in TFDS's order, and their classes, or -1.
+  """Returns the T labels of one of BUILDERS, in TFDS's order, and the class of each.
 
-  TFDS orders some classes differently (Caltech101, Food101), has two that CoOp drops
-  (Caltech101), and labels ImageNet-A and -R with all 1,000 classes of ImageNet-1K.
+  A label outside the class list has the class -1. TFDS orders some classes differently
+  (Caltech101, Food101), has two classes that CoOp drops (Caltech101), and labels
+  ImageNet-A and -R with all 1,000 classes of ImageNet-1K.
   """
   classes = load_class_list(name)
   if classes.synsets is not None:
     labels = load_class_list("imagenet1k").synsets or ()
     listed = classes.synsets
-    listed_T = labels  # TFDS's labels are the list's own ids
+    listed_T = labels  # TFDS's labels are WordNet ids, and so are the list's synsets
   else:
     file = pathlib.Path(__file__).with_name("tfds_labels") / f"{name}.tsv"
     labels, listed_T = read_table(file)
@@ -340,7 +344,7 @@ def load_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"]]:
 def _classes(
   dataset: str, builder: str, label_names: Sequence[str], classes: ClassList | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
-  """Class names, and the class of each of TFDS's labels, or -1 outside the list."""
+  """Class names, and the class of each of TFDS's labels: -1 for one outside the list."""
   lists = [name for name, tfds_builder in BUILDERS.items() if tfds_builder == builder]
   if classes is None and lists:
     name = dataset if dataset in lists else lists[0]
@@ -363,10 +367,10 @@ def _classes(
 def _index(
   builder: Any, records: Records, cache: str | os.PathLike
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """Labels of all records, and their keys if the data set stores them.
+  """Labels of all records, and the keys of the records if the data set stores them.
 
-  The job `prepare` writes an index beside the records. Without it all records are read
-  for their labels.
+  The job `prepare` writes an index of labels and keys beside the records. Without an
+  index all records are read for their labels.
 
   Args:
     builder: TFDS's builder of the data set.
@@ -386,7 +390,8 @@ def _index(
       raise SourceError(f"{path}: can't be read ({_first_line(error)})") from error
     return labels, keys
 
-  # The sizes of the shards tell one preparation of a data set from another.
+  # The cache key has the sizes of the shards, which differ between preparations of the
+  # same data set.
   shards = ""
   info = builder.info.splits.get(records.split)
   if info is not None:
@@ -415,6 +420,7 @@ def _builder(dataset: str, root: str | os.PathLike) -> Any:
     where = f" and not prepared in {root}" if root else ""
     raise SourceError(f"data set {dataset!r} is unknown to TFDS{where}") from error
   except ModuleNotFoundError as error:
+    # The usual case is UCF101, whose videos TFDS can't read without TensorFlow.
     remedy = "for UCF101's middle frames, use coop_ucf101 of the job prepare"
     raise SourceError(
       f"{dataset}: TFDS needs TensorFlow to open it; {remedy}"

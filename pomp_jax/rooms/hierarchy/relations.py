@@ -1,9 +1,11 @@
 """Relations between classes, which samplers of negatives and the loss read.
 
-They come from WordNet for classes with synsets. Names of the embedded world combine
-four attributes: siblings differ in one, kin are words that captions confuse, and the
-levels are the shape, then the texture, then the colour. Shapes: N classes, G groups of
-a class, S groups, D kin of a class, H levels, A attributes.
+For classes with synsets the relations come from WordNet. Class names of the embedded
+world combine four attributes: siblings differ in one attribute, kin have words that
+captions confuse, and the levels group classes by shape, then also by texture, then also
+by colour.
+
+Shapes: N classes, G groups of a class, D kin of a class, H levels, A attributes.
 """
 
 from collections.abc import Sequence
@@ -18,8 +20,9 @@ from pomp_jax.data.wordnet import Tree, load_tree
 from pomp_jax.prompt.sampling.samplers import SamplingArrays
 from pomp_jax.world import names as world_names
 
-# Depths below WordNet's root of the ancestors in the loss: artifact and living thing;
-# animal and instrumentality; mammal and vehicle.
+# Depths below WordNet's root at which the loss takes a class's ancestor. Examples of
+# ancestors: artifact and living thing at 4, animal and instrumentality at 6, mammal and
+# vehicle at 8.
 TREE_LEVELS = (4, 6, 8)
 
 
@@ -31,8 +34,8 @@ def relations(data: Data, names: Sequence[str]) -> SamplingArrays | None:
     names: names of the training classes, in the order of their labels.
 
   Returns:
-    The arrays of the embedded world, or of a class list with a synset a name. None for
-    other classes, whose relations are not known.
+    The arrays, for the embedded world and for a class list with a synset for each name.
+    None for other classes: their relations are unknown.
   """
   if data.source == WORLD:
     base_names = world_names.class_names("base")
@@ -44,12 +47,12 @@ def relations(data: Data, names: Sequence[str]) -> SamplingArrays | None:
   try:
     classes = load_class_list(data.names or data.dataset)
   except ValueError:
-    # A user's data set without a list.
+    # A user's data set may have no class list.
     return None
   if classes.synsets is None:
     return None
   synset_of = dict(zip(classes.names, classes.synsets, strict=True))
-  # A name that several classes share has no known synset.
+  # If several classes share a name, the synset of the name is ambiguous.
   has_shared_names = len(synset_of) < len(classes)
   if has_shared_names or not set(names) <= set(synset_of):
     return None
@@ -63,8 +66,10 @@ def wordnet_relations(
 ) -> SamplingArrays:
   """Groups, group sizes, kin and levels of classes in WordNet.
 
-  Siblings share a parent. Kin are ancestors or descendants. The level at a depth is the
-  first ancestor, by id, at that depth. The classes are distinct nodes of the tree.
+  Siblings share a parent. Kin are ancestors or descendants; `kin` lists a class's
+  ancestors alone, because samplers look it up in both directions. The level at a depth
+  is the first ancestor, by id, at that depth. The classes are distinct nodes of the
+  tree.
   """
   n_classes = len(class_nodes_N)
   class_of_node = np.full(len(tree), -1, np.int32)
@@ -73,7 +78,7 @@ def wordnet_relations(
   levels_NxH = np.full((n_classes, len(TREE_LEVELS)), -1, np.int32)
   for c, node in enumerate(class_nodes_N):
     ancestors = tree.ancestors[node]
-    # The ancestors include the node.
+    # `ancestors` includes the node itself.
     classes_above = class_of_node[ancestors[ancestors != node]]
     kin.append(classes_above[classes_above >= 0])
     for column, depth in enumerate(TREE_LEVELS):
@@ -87,14 +92,15 @@ def wordnet_relations(
 def attribute_relations(attributes_NxA: Int32[np.ndarray, "N A"]) -> SamplingArrays:
   """Groups, group sizes, kin and levels of the embedded world's classes.
 
-  A class is in as many groups as it has attributes: of each the classes that differ in
-  that attribute alone. Kin have words of the same families.
+  A class is in one group for each attribute, with the classes that differ from it in
+  that attribute alone. Kin have words of the same families in all attributes.
   """
   n_attributes = attributes_NxA.shape[1]
   group_keys = []
   for dropped in range(n_attributes):
     columns = np.delete(attributes_NxA, dropped, axis=1)
-    # The index of the dropped attribute tells apart groups of equal values.
+    # Prepend the index of the dropped attribute: groups of different attributes may
+    # have equal values in the other columns.
     group_keys.append(_key(np.insert(columns, 0, dropped, axis=1)))
 
   families_of_words = []
@@ -110,6 +116,7 @@ def attribute_relations(attributes_NxA: Int32[np.ndarray, "N A"]) -> SamplingArr
   for c, family in enumerate(family_N):
     kin.append(members[family][members[family] != c])
 
+  # Columns of the attributes.
   colour, texture, shape, _ = range(n_attributes)
   levels = []
   for level_attributes in ([shape], [shape, texture], [shape, texture, colour]):
@@ -121,12 +128,12 @@ def attribute_relations(attributes_NxA: Int32[np.ndarray, "N A"]) -> SamplingArr
 
 
 def _key(columns_NxA: np.ndarray) -> np.ndarray:
-  """One number per row, equal for equal rows only; values are below 32."""
+  """One number per row, equal for equal rows only; all values must be below 32."""
   return columns_NxA.astype(np.int64) @ (32 ** np.arange(columns_NxA.shape[1]))
 
 
 def _padded(rows: Sequence[np.ndarray]) -> Int32[np.ndarray, "N G"]:
-  """The rows as an array, with -1 behind the shorter ones."""
+  """Returns the rows as an array; shorter rows are padded with -1."""
   longest = max((len(row) for row in rows), default=0)
   padded = np.full((len(rows), max(longest, 1)), -1, np.int32)
   for number, row in enumerate(rows):
@@ -137,13 +144,13 @@ def _padded(rows: Sequence[np.ndarray]) -> Int32[np.ndarray, "N G"]:
 def _arrays(
   keys_NxG: np.ndarray, kin: list[np.ndarray], levels_NxH: np.ndarray
 ) -> SamplingArrays:
-  """Numbers the groups from 0, and drops those of one class."""
+  """Numbers the groups from 0, and drops groups of one class."""
   keys, index, sizes = np.unique(keys_NxG, return_inverse=True, return_counts=True)
   is_group = (keys >= 0) & (sizes >= 2)
   number_of_key = np.where(is_group, np.cumsum(is_group) - 1, -1)
   group_sizes = sizes[is_group]
   if not is_group.any():
-    # At least one group, so that the array can be indexed.
+    # Return at least one group, so that the array can be indexed.
     group_sizes = np.array([2])
   return SamplingArrays(
     groups=number_of_key[index].reshape(keys_NxG.shape).astype(np.int32),

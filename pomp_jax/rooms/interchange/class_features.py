@@ -1,6 +1,6 @@
 """Reads and writes class features as Detic and open_clip store them.
 
-Shapes: C classes, E embedding.
+Shapes: C classes, N names of all classes, E embedding.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,8 +46,9 @@ def check(export: Export, clip: Clip) -> None:
   """Checks names and prompt of an export of features; needs no weights.
 
   Raises:
-    ConfigError: synonyms that the names or the prompt can't have.
-    InputError: an unusable prompt, or names that it does not fit.
+    ConfigError: synonyms are asked for, but the names have none or the prompt is
+      class-specific.
+    InputError: an unusable prompt, or names that the prompt does not fit.
   """
   prompt = open_prompt(export.prompt, "export.prompt")
   categories = categories_of(export)
@@ -58,22 +59,24 @@ def check(export: Export, clip: Clip) -> None:
     if _is_class_specific(prompt):
       accepted = "False, as the prompt is class-specific"
       raise ConfigError("export.synonyms", True, accepted)
-    names = [(category.name, *category.synonyms) for category in categories]
+    synonyms = [(category.name, *category.synonyms) for category in categories]
   else:
-    names = [(category.name,) for category in categories]
+    synonyms = [(category.name,) for category in categories]
   config = opening.clip_config(clip.model, clip.image_tower)
-  check_prompt(NamedPrompt(export.prompt, prompt), names, config, clip.model)
+  check_prompt(NamedPrompt(export.prompt, prompt), synonyms, config, clip.model)
 
 
 def _is_class_specific(prompt: AnyPrompt) -> bool:
   """Whether a prompt has features or a context of its own for each class."""
   if isinstance(prompt, Prompt):
     return prompt.context.ndim == 3
+  # `has_rows` tells this of other kinds of prompts. ClassFeatures, which lacks it, has
+  # a row for each class.
   return getattr(prompt, "has_rows", isinstance(prompt, ClassFeatures))
 
 
 def categories_of(export: Export) -> tuple[class_lists.Category, ...]:
-  """Loads the categories of `export.names`, or else of the prompt's training."""
+  """Loads the categories of `export.names`; if empty, the prompt's trained classes."""
   return load_categories(export.names or recorded_classes(export.prompt))
 
 
@@ -82,8 +85,8 @@ def load_categories(
 ) -> tuple[class_lists.Category, ...]:
   """Loads the names of a class list, or the categories of annotations.
 
-  Categories of annotations are in ascending order of their ids and have synonyms; a
-  list's have none.
+  Categories of annotations are in ascending order of their ids and may have synonyms.
+  The names of a list have none.
 
   Args:
     name_or_path: name of a packaged list, or a file: a list of names, or JSON
@@ -115,6 +118,7 @@ def is_annotation_file(path: str | os.PathLike) -> bool:
     return False
   try:
     with to_path(path).open("rb") as file:
+      # The prefix is UTF-8's byte order mark.
       return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
   except (OSError, ValueError):  # ValueError: a name with a NUL in it
     return False
@@ -125,11 +129,12 @@ def compute(
 ) -> tuple[dict[str, Any], Callable[[Path], None]]:
   """Computes the features of an export.
 
-  Returns facts for the results, and a function that writes the file.
+  Returns:
+    Facts for the results, and a function that writes the file.
   """
   categories = categories_of(export)
   prompt = open_prompt(export.prompt)
-  is_detic = export.format == "detic"  # which normalises the features itself
+  is_detic = export.format == "detic"  # Detic normalises the features itself
   features_CxE = category_features(
     encoder, categories, prompt, export.of(Synonyms).synonyms, unit=not is_detic
   )
@@ -167,9 +172,9 @@ def category_features(
   Args:
     encoder: encoder of the CLIP.
     categories: names of the C categories, with their synonyms.
-    prompt: prompt for the names; with `synonyms` one whose context is shared.
+    prompt: prompt for the names; with `synonyms` its context must be shared.
     synonyms: whether a row is the mean over the name and all its synonyms.
-    unit: whether features are normalised: those of each name, and each mean.
+    unit: whether to normalise the features of each name, and each mean.
   """
   if not synonyms:
     classes = class_lists.ClassList(tuple(category.name for category in categories))
@@ -210,14 +215,14 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
   except Exception as error:  # a damaged file fails in more ways than NumPy documents
     got = f"not a NumPy array ({one_line(error, 200)})"
     refuse(path, "the file", got, ".npy of class features [C,E]")
-  # NumPy returns an .npz as another class.
+  # For an .npz NumPy returns an object of another class.
   is_array = isinstance(stored, np.memmap)
   if not is_array or stored.dtype.kind != "f" or stored.ndim != 2:
     dtype = getattr(stored, "dtype", "no array")
     shape = list(getattr(stored, "shape", []))
     refuse(path, "the array", f"{dtype} {shape}", "floats [C,E], one row a class")
 
-  # Our own files have a checksum behind the array, Detic's do not.
+  # Our own files have a checksum behind the array, Detic's files have none.
   content: Any = np.memmap(file, np.uint8, mode="r")
   has_checksum = len(content) > stored.offset + stored.nbytes
   if has_checksum:
@@ -228,7 +233,7 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
 
   features_CxE = np.asarray(stored, np.float32)
   _check(path, features_CxE, PromptFileError)
-  # In float64, where the square of a large float32 is finite.
+  # Compute norms in float64, where the square of a large float32 is finite.
   norms_Cx1 = np.linalg.norm(features_CxE.astype(np.float64), axis=-1, keepdims=True)
   unit_CxE = (features_CxE / norms_Cx1).astype(np.float32)
   return ClassFeatures(unit_CxE)
@@ -244,8 +249,8 @@ def write_detic(
   Args:
     path: file to write.
     features_CxE: a row for each category, in ascending order of the ids. Rows may have
-      any norm: Detic normalises them, and those of its published files are the text
-      tower's output.
+      any norm: Detic normalises them, and the rows of its published files are the text
+      tower's raw output.
 
   Raises:
     ClassFeatureError: values that are not finite in float16, or a row of zeros.
@@ -276,10 +281,10 @@ def write_open_clip(
   Args:
     path: file to write; its suffix chooses the format.
     features_CxE: class features with unit rows, which become unit columns.
-    names: names of the classes, in the metadata a JSON list.
+    names: names of the classes; the metadata has them as a JSON list.
     clip_model: name of the CLIP.
-    upright: whether pictures must be turned as their EXIF orientation says, in the
-      metadata "true" or "false".
+    upright: whether pictures must be turned as their EXIF orientation says; the
+      metadata has "true" or "false".
 
   Raises:
     ClassFeatureError: values that are not finite, or a row of zeros.

@@ -22,16 +22,16 @@ _COLUMNS = (
   "language",
   "model_fullname",
 )
-# acc5 is not a number there for fewer classes.
+# For fewer classes CLIP_benchmark has no number as acc5.
 _ACC5_CLASSES = 5
-_PART_CHARACTERS = 80  # of a file name
+_PART_CHARACTERS = 80  # most characters of a part of a file name
 
 
 def write(folder: Path, results: Mapping[str, Any]) -> None:
   """Writes the records of an evaluation in CLIP_benchmark's two forms.
 
   `clip_benchmark/` gets a JSON file for each set and prompt. `clip_benchmark.csv` gets
-  a row for each, as the command `clip_benchmark build` makes from the files.
+  a row for each file, as the command `clip_benchmark build` makes from the files.
 
   Args:
     folder: folder of the run.
@@ -40,7 +40,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
   records = benchmark_records(results)
 
   json_folder = folder / "clip_benchmark"
-  # An earlier evaluation may have left records of other prompts.
+  # Remove the records of other prompts that an earlier evaluation may have left.
   remove_folder(json_folder)
   json_folder.mkdir()
   for stem, record in records.items():
@@ -60,7 +60,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
 def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """Builds a record for each set and prompt, by the stem of its file.
 
-  `pretrained`, which in CLIP_benchmark names the weights, names the prompt.
+  The field `pretrained` names the prompt here. In CLIP_benchmark it names the weights.
   """
   records: dict[str, dict[str, Any]] = {}
   for name, results_of_set in results["sets"].items():
@@ -83,7 +83,7 @@ def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _unused(stem: str, used: Iterable[str]) -> str:
-  """A stem, with a number behind it if it is used; file systems may ignore case."""
+  """Adds a number to a stem that is used, ignoring case as some file systems do."""
   used_lower = {name.lower() for name in used}
   name = stem
   number = 1

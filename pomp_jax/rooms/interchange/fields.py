@@ -1,4 +1,4 @@
-"""Fields that this room adds: a tracker's, those of an upload, and of features of
+"""Fields that this room adds: for a tracker, for an upload, and for the synonyms of
 names."""
 
 import dataclasses
@@ -29,7 +29,7 @@ class Tracking(Group):
       return
     package = importlib.util.find_spec(self.tracker)
     expected = f"'none' without its package: pip install \"pomp-jax[{self.tracker}]\""
-    # A folder of that name has no origin.
+    # A folder of the package's name is found too, but has no origin.
     require(package and package.origin, "log.tracker", self.tracker, expected)
 
 
@@ -56,8 +56,8 @@ class Upload(Group):
     """Checks that the prompt of `export` can be uploaded, if a repository is named.
 
     Raises:
-      ConfigError: the repository or the licence has another form, or a field of
-        `export` asks for something else than an upload as npz.
+      ConfigError: the repository or the licence is malformed, or a field of `export`
+        asks for something else than an upload as npz.
     """
     if not self.hub:
       return
@@ -68,7 +68,7 @@ class Upload(Group):
     require(export.format == "npz", "export.format", export.format, f"npz {where}")
     require(not export.output, "export.output", export.output, f"'' {where}")
 
-    # The hub shows a licence by its identifier. An unknown one is the user's affair.
+    # The hub shows a licence by its identifier. Any identifier of the form is accepted.
     has_form = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license)
     accepted = (
       "a licence by the hub's identifiers, such as mit, cc-by-4.0, other, " + where

@@ -1,8 +1,8 @@
 """Writes the tables of a report as LaTeX, to be included in a paper.
 
-A table that is too wide with intervals is written without them, with upright headings;
-one that is still too wide is scaled to the line, and one that is too long for a page is
-divided.
+A table that is too wide loses its intervals. If it is still wider than a line, its
+headings stand upright, if that saves enough, and then it is scaled to the line. A table
+that is too long for a page is divided.
 """
 
 import re
@@ -32,16 +32,16 @@ _HEADER = r"""% Packages: \usepackage{booktabs} and \usepackage{graphicx} (\rota
 % Include it by \input{results}. Tables are floats; their numbers are those of results.json.
 % Names in other than Latin letters need XeLaTeX or LuaLaTeX."""
 _LINE = 72  # characters of a line of a one-column article at 10 points
-_SCALED = 100  # characters of a table that may be scaled to such a line
-_ROWS = 40  # of a table on one page
-_CELL = 60  # characters of a cell; a longer one is a paragraph
-_SAVED = 0.8  # share of the width below which it pays that headings stand upright
+_SCALED = 100  # most characters of a row with intervals that is scaled to such a line
+_ROWS = 40  # most rows of a table on one page
+_CELL = 60  # most characters of a cell; a longer cell is a paragraph
+_SAVED = 0.8  # headings stand upright if this reduces the width to a smaller share
 _GAP = 2  # characters between columns
-_BREAK = ", "  # where a heading has a line's end
+_BREAK = ", "  # a heading may have a line break here
 
 
 def latex(report: Report) -> str:
-  """Formats the brief sections of a report, those that a paper would have.
+  """Formats the sections of a report that are `brief`: those that a paper would have.
 
   A table becomes a float. The text of a section without a table becomes a comment. The
   first comment names the packages that the tables need.
@@ -70,7 +70,7 @@ def _comment(*texts: str) -> str:
 
 
 def _tables(section: Section) -> list[str]:
-  """The floats of a section, without intervals if it is too wide with them."""
+  """The floats of a section's table, without intervals if they make it too wide."""
   section = _without_paths(section)
   comment = ""
   compact = without_intervals(section)
@@ -110,7 +110,7 @@ def _without_paths(section: Section) -> Section:
 def _width(table: Table, *, upright: bool) -> int:
   """Characters of a line of the table.
 
-  The first heading is never upright; an upright one is a character wide.
+  The first heading is never upright. An upright heading is one character wide.
   """
   width = 0
   for column, heading in enumerate(headings(table)):
@@ -156,7 +156,8 @@ def _float(section: Section, table: Table) -> str:
 
 
 def _part(table: Table, row: int) -> str:
-  """Part of the table that a row belongs to; "best" and "failed" are in the main one."""
+  """Part of the table that a row belongs to, by its mark; "" is the main part."""
+  # The marks "best" and "failed" are those of rows in the main part.
   mark = table.marks[row]
   return "" if mark in ("best", "failed") else mark
 
@@ -164,8 +165,9 @@ def _part(table: Table, row: int) -> str:
 def _headings(table: Table, upright: bool) -> list[str]:
   """LaTeX of a table's headings.
 
-  A heading has a line's end behind each comma. If `upright`, it is one line that is
-  turned by 90 degrees, except for the first column's, which has the width of its names.
+  A heading has a line break behind each comma. If `upright`, a heading is one line that
+  is turned by 90 degrees. The first heading is not turned: its column is as wide as the
+  names in it.
   """
   texts = []
   for column, heading in enumerate(headings(table)):
@@ -183,7 +185,7 @@ def _headings(table: Table, upright: bool) -> list[str]:
 
 
 def _layout(table: Table) -> str:
-  """Words on the left, figures on the right, long cells as paragraphs."""
+  """LaTeX's columns: words are left-aligned, figures right, long cells paragraphs."""
   layout = ""
   for column, heading in enumerate(headings(table)):
     longest = max([len(heading), *(len(row[column]) for row in table.rows)])
@@ -195,10 +197,10 @@ def _layout(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-  """Text whose characters LaTeX prints as they are; a minus sign is one."""
+  """Escapes a text for LaTeX; a hyphen before a number becomes a minus sign."""
   text = text.translate(_ESCAPES)
   text = re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)
   if text.startswith(("[", "*")):
-    # Behind "\\" LaTeX would read them as an argument.
+    # Behind the "\\" of the row before, LaTeX would read "[" or "*" as an argument.
     return f"{{}}{text}"
   return text

@@ -1,8 +1,8 @@
 """Loads prompts from HuggingFace's hub, `hf:OWNER/NAME`, and uploads them with a card.
 
-HuggingFace's library retries for up to a minute where there is no network. So the hub
-is first asked once, with a timeout, and every failure is one line. The library is
-imported with the first request.
+Without a network HuggingFace's library retries for up to a minute. This module
+therefore first asks the hub once, with a timeout. Every failure is one line. The
+library is imported with the first request.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,7 +41,7 @@ _NAME = re.compile(
 _TIMEOUT = 5.0  # seconds to wait for an answer
 _LOG_IN = "a token in HF_TOKEN, or `hf auth login`"
 _PAPER = "[POMP](https://arxiv.org/abs/2304.04704) (Ren et al., NeurIPS 2023)"
-# Columns of the table, by their names in `results.json`.
+# Headings of the card's columns, by their names in `results.json`; None: the template.
 _COLUMNS = {
   "prompt": "this prompt",
   "hand_written": None,
@@ -63,11 +63,11 @@ class HubWriteError(HubError):
 def parse(name: str | os.PathLike) -> tuple[str, str | None, str]:
   """Splits `hf:OWNER/NAME[@REVISION][/FILE]` into repository, revision and file.
 
-  Without a revision it is None, which stands for the main branch, and without a file
-  `prompt.npz`.
+  A missing revision becomes None, which stands for the main branch. A missing file
+  becomes `prompt.npz`.
 
   Raises:
-    HubError: another form of a name, or a file of another kind.
+    HubError: the name is malformed, or the file is neither .npz nor .safetensors.
   """
   match = _NAME.fullmatch(os.fspath(name))
   if match is not None:
@@ -85,8 +85,8 @@ def load_from_hub(name: str | os.PathLike) -> Prompt:
 
   Raises:
     HubError: the file is neither on the hub nor in the cache, or may not be read.
-    PromptFileError: the file is no prompt, or is a torch checkpoint, which is not read
-      from the hub whatever its suffix.
+    PromptFileError: the file is no prompt, or it is a torch checkpoint. Checkpoints are
+      not read from the hub, whatever their suffix.
   """
   file = _download(name)
   if prompt_file.format_of_content(file) == "pth":
@@ -100,7 +100,7 @@ def load_from_hub(name: str | os.PathLike) -> Prompt:
 
 
 def _download(name: str | os.PathLike) -> pathlib.Path:
-  """Downloads a file of `parse`, or finds it in the cache if the hub does not answer."""
+  """Downloads a name's file; takes it from the cache if the hub does not answer."""
   from huggingface_hub import HfApi
   from huggingface_hub.errors import HfHubHTTPError
 
@@ -109,14 +109,14 @@ def _download(name: str | os.PathLike) -> pathlib.Path:
   with _as_hub_error(name, HubError):
     try:
       info = api.model_info(repository, revision=revision, timeout=_TIMEOUT)
-    except Exception as error:  # those of requests and of httpx share no base
+    except Exception as error:  # errors of requests and of httpx share no base
       if isinstance(error, HfHubHTTPError) and _status_of(error) < 500:
         raise  # the hub itself refuses
       try:
         cached = api.hf_hub_download(
           repository, file, revision=revision, local_files_only=True
         )
-      except Exception:  # of another class in each version of the library
+      except Exception:  # the class depends on the version of the library
         reason = f"{type(error).__name__}: {one_line(error, 200)}"
         raise HubError(
           f"{name}: not in the cache, and the hub can't be asked ({reason})"
@@ -128,7 +128,8 @@ def _download(name: str | os.PathLike) -> pathlib.Path:
       usable = sorted(path for path in files if path.endswith(_SUFFIXES))[:5]
       there = printable(", ".join(usable)) or f"no {_KINDS}"
       raise HubError(f"{name}: no {file} in the repository; there are: {there}")
-    # Ask by the revision's name, under which the cache finds it without a network.
+    # Ask by the revision's name: under this name the cache finds the file later without
+    # a network.
     downloaded = api.hf_hub_download(
       repository, file, revision=revision, etag_timeout=_TIMEOUT
     )
@@ -141,7 +142,7 @@ def _status_of(error: Any) -> int:
 
 @contextlib.contextmanager
 def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[None]:
-  """Turns any error of the library's or the network's into one line."""
+  """Turns any error of the library or of the network into a HubError of one line."""
   from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
   try:
@@ -153,7 +154,7 @@ def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[Non
     raise kind(f"{name}: {reason} ({_status_of(error)})") from error
   except RevisionNotFoundError as error:
     raise kind(f"{name}: no such revision in the repository") from error
-  except Exception as error:  # those of requests and of httpx share no base
+  except Exception as error:  # errors of requests and of httpx share no base
     reason = f"{type(error).__name__}: {one_line(error, 200)}"
     raise kind(f"{name}: the hub: {reason}") from error
 
@@ -181,7 +182,7 @@ def push(export: Export, prompt: Prompt, folder: Path) -> str:
   Args:
     export: settings of the export, with the repository and the licence.
     prompt: prompt of `export.prompt`.
-    folder: folder that gets a copy of both files, before the upload.
+    folder: folder that gets a copy of prompt and card before the upload.
 
   Raises:
     HubError: see `push_prompt`.
@@ -207,15 +208,17 @@ def push_prompt(
 ) -> str:
   """Uploads `prompt.npz` and a model card, and returns the commit's URL.
 
-  Folders in the prompt's config are cut to their last name: they belong to the machine.
+  Paths in the prompt's config are cut to their last name, since their folders belong to
+  this machine.
 
   Args:
     name: repository, `hf:OWNER/NAME`.
     prompt: prompt to upload.
     license: licence by the hub's identifier.
     results: `results.json` of the training, whose accuracies the card reports.
-    private: whether the repository must be private; a public one is then an error.
-    keep_in: folder that gets a copy of both files, before the upload.
+    private: whether the repository must be private. A public repository is then an
+      error.
+    keep_in: folder that gets a copy of prompt and card before the upload.
 
   Raises:
     PromptFileError: a prompt that `save_prompt` refuses.
@@ -239,7 +242,7 @@ def push_prompt(
     repository = check_upload(name, private)
     api = HfApi()
     with _as_hub_error(name, HubWriteError):
-      # None: an organisation may have a default of its own.
+      # Pass None instead of False: an organisation may have a default of its own.
       api.create_repo(repository, private=private or None, exist_ok=True)
       commit = api.upload_folder(
         repo_id=repository,
@@ -253,11 +256,11 @@ def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
   """Reads `results.json` beside a prompt file.
 
   Args:
-    path: file or folder of the prompt, as of `load_prompt`.
-    prompt: its content.
+    path: file or folder of the prompt, as `load_prompt` takes it.
+    prompt: content of the prompt file.
 
   Returns:
-    The results; {} unless the folder is of the run that learned the prompt.
+    The results; {} unless the folder is that of the run that learned the prompt.
 
   Raises:
     RunFolderError: the file is damaged.
@@ -290,8 +293,8 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
     The repository, `OWNER/NAME`.
 
   Raises:
-    HubError: another form of a name, no token, no answer of the hub, or a public
-      repository where a private one is wanted.
+    HubError: a malformed name, no token, no answer of the hub, or a public repository
+      although `private` is set.
   """
   # Imported here, since most commands do without the hub.
   from huggingface_hub import HfApi, get_token
@@ -341,16 +344,17 @@ def model_card(
     base_model=prompt.clip_model if is_on_hub else None,
     tags=["clip", "prompt-learning", "jax"],
   )
-  *n_classes, n_vectors, width = prompt.context.shape
+  # A class-specific context has a leading axis of classes.
+  *class_axis, n_vectors, width = prompt.context.shape
   classes = "for any class names"
-  if n_classes:
-    classes = f"one context for each of {n_classes[0]} classes"
+  if class_axis:
+    classes = f"one context for each of {class_axis[0]} classes"
   clip = "CLIP"
   if prompt.clip_model != prompt_file.UNKNOWN_CLIP:
     clip = printable(prompt.clip_model)
   hint = ""
   if not is_on_hub and prompt.clip_model != "world":
-    # The name is a folder or a file of the machine that trained.
+    # The CLIP's name is a folder or a file on the machine that trained.
     hint = "\n\nThe first argument is the folder or the file of that CLIP."
   return ModelCard(f"""---
 {data.to_yaml()}
@@ -435,5 +439,5 @@ def _results(prompt: Prompt, results: Mapping[str, Any]) -> str:
 
 
 def _code(text: str) -> str:
-  """A text as code in Markdown; a character that would end code or cell becomes "?"."""
+  """A text as code in Markdown; "`" and "|", which end code or a cell, become "?"."""
   return f"`{re.sub(r'[`|]', '?', printable(text))}`"

@@ -1,4 +1,4 @@
-"""Reads and writes prompts as safetensors: ours, or the context of a whole model.
+"""Reads and writes prompts as safetensors; also reads the context of a whole model.
 
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
@@ -28,9 +28,9 @@ def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
   """Encodes a prompt as a safetensors file.
 
   Args:
-    context: context vectors, float32 [M,D] or [N,M,D], the tensor `context`.
-    text: text fields of the prompt, which become metadata beside the format version
-      and a CRC-32.
+    context: context vectors, float32 [M,D] or [N,M,D]; become the tensor `context`.
+    text: text fields of the prompt; become metadata beside the format version and a
+      CRC-32.
 
   Returns:
     Content of the file.
@@ -38,7 +38,7 @@ def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
   Raises:
     UnicodeEncodeError: a text has a lone surrogate, which is no Unicode.
   """
-  # The library writes such a text without an error, and can't read the file again.
+  # Raise for a lone surrogate: the library would write it, but could not read the file.
   for value in text.values():
     value.encode()
   metadata = {
@@ -46,16 +46,17 @@ def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
     "format_version": str(FORMAT_VERSION),
     "crc32": _crc32(context, text),
   }
-  # The library writes an array's memory, whatever its strides.
+  # The library writes an array's memory without regard to strides.
   tensors = {"context": np.ascontiguousarray(context)}
   return safetensors.numpy.save(tensors, metadata)
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads the tensor `context`, or that of a whole model, and the metadata.
+  """Reads the tensor `context`, or the context of a whole model, and the metadata.
 
   Raises:
-    PromptFileError: a file that is missing, damaged, or has another type or two contexts.
+    PromptFileError: the file is missing or damaged, or has two contexts, or a context
+      of another type.
   """
   try:
     with safetensors.safe_open(os.fspath(local_copy(path)), framework="numpy") as file:
@@ -64,6 +65,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
       name: str | None = "context"
       if "context" not in names:
         name = context_name(path, names, "the file")
+        # A whole model has no text fields of a prompt: take defaults.
         if name is not None:
           fields = OF_OTHERS | fields
       if name is not None:
@@ -79,11 +81,12 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
   except Exception as error:  # the library's own errors share no base
     got = f"not a whole safetensors file ({error})"
     refuse(path, "the file", got, "an undamaged safetensors file")
-  crc32 = fields.get("crc32")  # files of other writers have none
+  crc32 = fields.get("crc32")  # files of other programs have no checksum
   context = fields.get("context", np.empty(0))
   if crc32 is not None and crc32 != _crc32(context, fields):
     got = f"{crc32}, which is not that of the rest"
     refuse(path, "crc32", got, "an undamaged file")
+  # Metadata are texts, but callers compare a number.
   if fields.get("format_version") == str(FORMAT_VERSION):
     fields["format_version"] = FORMAT_VERSION
   return fields

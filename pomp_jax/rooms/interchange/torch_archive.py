@@ -1,10 +1,11 @@
 """Reads torch's zip archives without torch: weights of CLIPs, prompts of other code.
 
-`<root>/data.pkl` is a pickle of the value, in which a tensor is a reference to a record
-`<root>/data/<key>` of raw numbers, with an offset, a shape and strides. Nothing is
-unpickled. Torch is imported to write a prompt alone.
+`<root>/data.pkl` is a pickle of the value. A tensor in it is a reference to a record
+`<root>/data/<key>` of raw numbers, with an offset, a shape and strides. The pickle is
+read without importing or calling anything that it names. Torch is imported only to
+write a prompt.
 
-Shapes: M context vectors, D width of the CLIP's text tower, N classes.
+Shapes: M context vectors, D width of the CLIP's text tower, N classes, T tokens.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -37,13 +38,13 @@ from pomp_jax.files.restricted_pickle import (
 )
 from pomp_jax.files.terminal import printable
 
-# Names of a training checkpoint's item with the weights.
+# Names under which a training checkpoint has the weights.
 _STATE_DICTS = (
   "state_dict",  # open_clip's and CoOp's
   "model",  # detectron2's
 )
 _PICKLE_NAME = re.compile(r"([^/]+)/data\.pkl")
-# NumPy's types by torch's; NumPy has no bfloat16, so its bits are read as integers.
+# NumPy's types by torch's types. NumPy has no bfloat16: its bits are read as integers.
 _TYPES = {
   "DoubleStorage": "f8",
   "FloatStorage": "f4",
@@ -56,13 +57,13 @@ _TYPES = {
   "ByteStorage": "u1",
   "BoolStorage": "?",
 }
-# Names of the context in a state dict: CoOp's and POMP's, that of whole models (forks;
-# POMP's segmentation models), and that of ZSSeg's own, which may also have vectors
-# after the name.
+# Names of the context in a state dict: `ctx` of CoOp and POMP, `prompt_learner.ctx` of
+# whole models (forks, POMP's segmentation models), and `prefix_prompt` of ZSSeg's own
+# models, which may have vectors after the name, too, as `suffix_prompt`.
 _CONTEXT = re.compile(r"ctx|([\w-]+\.)*prompt_learner\.(ctx|prefix_prompt)")
 _SUFFIX = "suffix_prompt"
-# CoOp's buffers beside it [N, tokens, D]: embeddings of SOS, and of name, ".", EOT and
-# padding.
+# CoOp's buffers beside the context, [N, tokens, D]: the first has the embeddings of
+# SOS, the second those of name, ".", EOT and padding.
 _TOKENS = ("token_prefix", "token_suffix")
 _MOST_TOKENS = 1024  # a longer text is no CLIP's
 # Item of a torch checkpoint with our text fields; published code ignores it.
@@ -73,15 +74,15 @@ _OURS = "pomp_jax"
 class StoredTensor:
   """Reference to a tensor's values."""
 
-  storage: str  # name of the record that holds them
-  kind: str  # torch's name of their type, such as FloatStorage
+  storage: str  # name of the record that holds the values
+  kind: str  # torch's name of the values' type, such as FloatStorage
   offset: int  # index of the tensor's first value in the record
   shape: tuple[int, ...]
   strides: tuple[int, ...]  # values between neighbours along each axis
 
 
 class _Dict(dict):
-  """An ordered dict, without its attributes: `_metadata` of a module's state."""
+  """Stands for an ordered dict; drops attributes, such as `_metadata` of a module."""
 
   def __setstate__(self, state: Any) -> None:
     """Drops the attributes."""
@@ -91,17 +92,18 @@ class _Storage(NamedTuple):
   """Reference to a record of raw numbers."""
 
   key: str  # name of the record
-  kind: str  # torch's name of their type
+  kind: str  # torch's name of the numbers' type
 
 
 class TorchUnpickler(RestrictedUnpickler):
   """Reads `data.pkl`, with a `StoredTensor` for each tensor and parameter.
 
-  Ordered dicts become dicts. It reads more than `torch.load(weights_only=True)`: Dassl's
-  warm-up schedulers keep a whole scheduler object in their state, which torch refuses.
+  Ordered dicts become dicts. The class reads more than `torch.load(weights_only=True)`:
+  Dassl's warm-up schedulers have a whole scheduler object in their state, which torch
+  refuses.
   """
 
-  # Names of protocol 2: those that torch's own safe loader takes, and
+  # Accepted names, as in protocol 2: those that torch's own safe loader takes;
   names = re.compile(
     r"collections\.(OrderedDict|Counter|defaultdict)"
     r"|__builtin__\.(dict|set|bytearray|complex)"
@@ -111,7 +113,7 @@ class TorchUnpickler(RestrictedUnpickler):
     r"|torch\.(u?int\d+|b?float\d+|complex\d+|half|double|bool)"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
     r"|torch\.\w+Storage|torch\.storage\.(UntypedStorage|TypedStorage)"
-    # TorchScript's: classes of the archive's own, and marks of types;
+    # names of TorchScript: classes of the archive itself, and marks of types;
     r"|__torch__(\.\w+)+|torch\.jit\._pickle\.\w+"
     # the scheduler that follows a warm-up, and its optimizer.
     r"|torch\.optim\.(\w+\.)+\w+"
@@ -156,8 +158,12 @@ class TorchArchive(contextlib.AbstractContextManager):
   def __init__(self, path: str | os.PathLike, error: type[Exception] = ClipError):
     """Opens an archive and reads its pickle, but no tensor.
 
+    Args:
+      path: file of the archive.
+      error: class of the errors to raise.
+
     Raises:
-      error: a file that is missing, damaged, or holds other objects.
+      error: the file is missing or damaged, or holds other objects.
     """
     self._path = path
     self._error = error
@@ -181,7 +187,7 @@ class TorchArchive(contextlib.AbstractContextManager):
         accepted = "tensors, plain values, and torch's optimizer state"
         self._refuse("data.pkl", f"refused for {reason}", accepted)
       self._order = self._byte_order()
-      stack.pop_all()  # all is well: the archive stays open
+      stack.pop_all()  # no error: leave the archive open
 
   def _byte_order(self) -> str:
     """NumPy's sign of the byte order of all records."""
@@ -208,8 +214,8 @@ class TorchArchive(contextlib.AbstractContextManager):
       n_bytes: bytes of the record to read; None: all.
 
     Raises:
-      Exception: of the archive's class of errors, if the type is unknown, the record is
-        missing or damaged, or the tensor reaches beyond the record.
+      Exception: an error of the class that `__init__` took: the type is unknown, the
+        record is missing or damaged, or the tensor reaches beyond the record.
     """
     kind = _TYPES.get(tensor.kind)
     if kind is None:
@@ -232,17 +238,19 @@ class TorchArchive(contextlib.AbstractContextManager):
   def first(self, tensor: StoredTensor, field: str) -> np.ndarray:
     """Reads the first item along the leading axis, and no more of the record.
 
-    Errors are those of `array`, but a record damaged further behind is not seen.
+    Raises what `array` raises, but does not see damage further behind in the record.
     """
     kind = _TYPES.get(tensor.kind)
+    # Count the values of the record up to the last value of the item.
     n_values = tensor.offset + 1
     for length, stride in zip(tensor.shape[1:], tensor.strides[1:], strict=True):
       n_values += (length - 1) * stride
+    # `array` refuses an unknown type before it reads.
     n_bytes = n_values * np.dtype(kind).itemsize if kind else 0
-    one = dataclasses.replace(
+    first_item = dataclasses.replace(
       tensor, shape=tensor.shape[1:], strides=tensor.strides[1:]
     )
-    return self.array(one, field, n_bytes)
+    return self.array(first_item, field, n_bytes)
 
   def _read(self, record: str, n_bytes: int | None = None) -> bytes:
     """Content of a record, or its first bytes."""
@@ -268,12 +276,12 @@ def open_torch(path: Path) -> Iterator[weights.Weights]:
     path: the file, a torch archive.
 
   Yields:
-    Shapes of the tensors, a function that reads one as float32, and the texts beside
-    the state dict.
+    Shapes of the tensors, a function that reads a tensor as float32, and the texts
+    beside the state dict.
 
   Raises:
-    ClipError: a file that is missing, damaged, or without tensors; while a tensor is
-      read, one that is damaged or has no floats.
+    ClipError: the file is missing, damaged, or without tensors. The function that reads
+      a tensor raises it too, if the tensor is damaged or has no floats.
   """
   accepted = "a state dict of weights"
   with TorchArchive(path) as archive:
@@ -315,7 +323,7 @@ def open_torch(path: Path) -> Iterator[weights.Weights]:
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]:
   """Yields the tensors of a state dict, or of a TorchScript module and its submodules.
 
-  A dict inside a state dict has no weights, such as the state of an optimizer, and is
+  A dict inside a state dict, such as the state of an optimizer, has no weights and is
   skipped.
 
   Args:
@@ -348,20 +356,20 @@ def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
   """Encodes a prompt as CoOp's and POMP's code does.
 
   `torch.load(weights_only=True)` reads {"state_dict": {"ctx": [M,D] or [N,M,D]},
-  "epoch": .., "pomp_jax": {..}}, with `epochs` of the config, else 0. The published
-  buffers `token_prefix` and `token_suffix`, the embeddings of the training's class
-  names, are left out.
+  "epoch": .., "pomp_jax": {..}}. The epoch is `epochs` of the config, or 0 without that
+  field. The published buffers `token_prefix` and `token_suffix`, the embeddings of the
+  training's class names, are left out.
 
   Raises:
     PromptFileError: torch is not installed.
-    UnicodeEncodeError: a text that is not Unicode.
+    UnicodeEncodeError: a text is not Unicode.
   """
   try:
     import torch
   except ImportError as error:
     remedy = "writing .pth needs torch: pip install 'pomp-jax[torch]'"
     raise PromptFileError(f"{remedy} ({error})") from error
-  "".join(text.values()).encode()  # raises, which a pickle does not
+  "".join(text.values()).encode()  # raises for such a text, which a pickle does not
   epoch = json.loads(text["config"]).get("epochs", 0)
   if type(epoch) is not int or not 0 <= epoch < 2**31:
     epoch = 0
@@ -382,11 +390,11 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     path: the file: CoOp's, POMP's, a whole model's, or one of our own.
 
   Returns:
-    `context`, float32 [M,D] or [N,M,D]; class tokens where the file has some; and the
-    fields that our files have beside them.
+    `context`, float32 [M,D] or [N,M,D]; class tokens if the file has any; and the text
+    fields of our own files.
 
   Raises:
-    PromptFileError: a file that is missing, damaged, or has no context of floats.
+    PromptFileError: the file is missing or damaged, or has no context of floats.
   """
   with TorchArchive(path, PromptFileError) as archive:
     field, tensor = _torch_context(path, archive.value)
@@ -409,7 +417,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _class_tokens(archive: TorchArchive, width: tuple[int, ...]) -> np.ndarray | None:
-  """Token embeddings [T,D] of the first class; None where the file has none that fit.
+  """Token embeddings [T,D] of the first class; None if the file has none that fit.
 
   Args:
     archive: open checkpoint.
@@ -465,15 +473,15 @@ def _refuse_missing(
 def context_name(
   path: str | os.PathLike, items: Collection[Any], place: str
 ) -> str | None:
-  """Returns the name of the context among those of a state dict's tensors.
+  """Finds the name of the context among the names of a state dict; None without one.
 
   Args:
     path: file, for messages.
     items: names of the tensors.
-    place: part of the file that has them, for messages.
+    place: part of the file that has the tensors, for messages.
 
   Raises:
-    PromptFileError: several contexts, or one with vectors behind the class name, too.
+    PromptFileError: there are several contexts, or also vectors behind the class name.
   """
   names = [name for name in items if isinstance(name, str) and _CONTEXT.fullmatch(name)]
   if len(names) > 1:
@@ -491,8 +499,8 @@ def context_name(
 def prompt_of_trainer(output: Path) -> Path | None:
   """Finds the checkpoint in a trainer's folder that Dassl would load.
 
-  That is the best one, or else the one that its file `checkpoint` names, or else the
-  one of the largest epoch.
+  Dassl prefers the best checkpoint, then the checkpoint that the file `checkpoint`
+  names, then that of the largest epoch.
   """
   for folder in (output / "prompt_learner", output):
     if not is_dir(folder):
@@ -504,6 +512,8 @@ def prompt_of_trainer(output: Path) -> Path | None:
     if is_file(folder / "checkpoint"):
       text = (folder / "checkpoint").read_text(errors="replace")
       choices.append(text.strip())
+    # The largest epoch: names end with digits without leading zeros, so a longer name
+    # has a larger number.
     choices.append(max(files, key=lambda name: (len(name), name)))
     for name in choices:
       if name in files:
@@ -512,7 +522,7 @@ def prompt_of_trainer(output: Path) -> Path | None:
 
 
 def _kind(value: Any) -> str:
-  """A value in words, by its type."""
+  """Describes a value by its type, for messages."""
   if isinstance(value, PickledObject):
     return f"an object {value.name}"
   return f"a {type(value).__name__}"

@@ -1,7 +1,8 @@
 """Sends the config, the scalars and the results of a training to Weights & Biases.
 
 `wandb`, an extra of the package, is set up by its own environment variables. A resumed
-run continues there: `tracker.json` in the run's folder holds its id.
+run continues its record at wandb. The record's id is in `tracker.json` in the run's
+folder.
 """
 
 from collections.abc import Iterator, Mapping
@@ -47,13 +48,13 @@ def open_tracker(fields: Log, folder: RunFolder, config: Mapping[str, Any]) -> T
 class Wandb(Tracker):
   """Sends a training from process 0.
 
-  An error of wandb's is one warning, after which nothing is sent: it must not end a
-  training. A training that is asked to stop is marked as preempted, and continues at
+  An error of wandb must not end a training: it becomes one warning, and nothing more is
+  sent. A training that is asked to stop is marked as preempted; its record continues at
   the next start.
   """
 
   def __init__(self, folder: RunFolder, config: Mapping[str, Any]):
-    """Starts the run whose id is in the folder again, or a new one."""
+    """Resumes the record whose id is in the folder, or starts a new record."""
     self._run: Any = None
     if hosts.is_first():
       with self._stop_on_error():
@@ -62,8 +63,8 @@ class Wandb(Tracker):
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     if self._run is not None:
       with self._stop_on_error():
-        # A scalar, not wandb's own step: that may only grow, and a roll-back or a
-        # restart repeats some.
+        # Send the step as a scalar. Wandb's own step may only grow, but a roll-back or
+        # a restart repeats steps.
         self._run.log({"step": step, **scalars})
 
   def finish(self, results: Mapping[str, Any]) -> None:
@@ -86,7 +87,7 @@ class Wandb(Tracker):
   def _stop_on_error(self) -> Iterator[None]:
     """Context that turns an error of wandb into a warning.
 
-    Nothing is sent after it: a training must not end because its tracker does.
+    After the warning nothing is sent. A training must not end because its tracker does.
     """
     try:
       yield
@@ -96,20 +97,20 @@ class Wandb(Tracker):
       log.warning(
         "wandb: nothing more is sent (%s); the training continues without", reason
       )
-      # Otherwise wandb reports the same error again when the process exits.
+      # Without a teardown wandb reports the error again when the process exits.
       with contextlib.suppress(Exception):
         sys.modules["wandb"].teardown()
 
 
 def _start_wandb(folder: RunFolder, config: dict[str, Any]) -> Any:
-  """Starts the run whose id is in the folder, or a new one."""
+  """Resumes the record whose id is in the folder, or starts a new record."""
   import wandb
 
   for variable, value in _FLUSH.items():
     os.environ.setdefault(variable, value)
-  files = None  # wandb's own choice
+  wandb_folder = None  # wandb's own choice
   if not is_bucket(folder.path) and "WANDB_DIR" not in os.environ:
-    files = os.fspath(folder.path)
+    wandb_folder = os.fspath(folder.path)
   last_two_folders = os.path.abspath(folder.path).split("/")[-2:]
   run = wandb.init(
     id=_run_id(folder),
@@ -118,7 +119,7 @@ def _start_wandb(folder: RunFolder, config: dict[str, Any]) -> Any:
     name=os.environ.get("WANDB_NAME") or "/".join(last_two_folders),
     job_type=config["job"],
     config=config,
-    dir=files,
+    dir=wandb_folder,
     # Wandb must not capture the streams of this process.
     settings=wandb.Settings(**_TIMEOUTS, console="off", silent=True),
   )
@@ -131,7 +132,7 @@ def _start_wandb(folder: RunFolder, config: dict[str, Any]) -> Any:
 
 
 def _run_id(folder: RunFolder) -> str:
-  """Id of the run in `tracker.json`, which is written where there is none."""
+  """Reads the record's id from `tracker.json`; writes a new id if there is none."""
   path = folder.path / "tracker.json"
   stored = read_json(path) if exists(path) else {}
   if not isinstance(stored, dict) or not isinstance(stored.get("wandb"), str):

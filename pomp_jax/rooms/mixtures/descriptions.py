@@ -1,8 +1,8 @@
 """Texts for class vectors: a file of sentences about each class, and WaffleCLIP's
 random words.
 
-Both are prompts by name; `prompts` reads them. Shapes: N classes, S sentences, E
-embedding.
+A prompt's name stands for either; `prompts` reads the name. Shapes: N classes, S
+sentences, E embedding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,17 +27,17 @@ from pomp_jax.files.paths import read_user_json
 from pomp_jax.files.prompt_file import PromptFileError, refuse
 from pomp_jax.files.terminal import printable, quoted, steps_of
 
-# The seed, and a file, JSON with `words`, a list, and `characters`.
+# Optional in the name: a seed, and a JSON file with `words`, a list, and `characters`.
 _WAFFLE = re.compile(r"waffle(?::(\d{1,9})(?::(.+))?)?")
 _PAIRS = 15  # texts with words, and as many with characters
-# How a text continues from the name to a random word that begins so; else with "which
-# has".
+# Words between a class name and a random text, by the beginning of the random text. The
+# default is "which has".
 _CONTINUED = {"a": "which is", "used": "which is"}
 _CONTINUED |= dict.fromkeys(("has", "often", "typically", "may", "can"), "which")
 
 
 class Descriptions(OtherPrompt):
-  """Sentences about classes, `sentences` by their names in lower case."""
+  """Sentences about classes; `sentences` has them by class name in lower case."""
 
   of_one_list = True
 
@@ -64,7 +64,7 @@ class Descriptions(OtherPrompt):
     clip_config: ClipConfig,
     clip_model: str,
   ) -> None:
-    """Checks that all names have sentences; any CLIP does.
+    """Checks that all names have sentences, which fit any CLIP.
 
     Args:
       label: name of the prompt, for messages.
@@ -73,7 +73,7 @@ class Descriptions(OtherPrompt):
       clip_model: name of the CLIP.
 
     Raises:
-      PromptFileError: names without sentences, which it lists.
+      PromptFileError: names have no sentences; the message lists these names.
     """
     self.of([name for names in synonyms for name in names], label)
 
@@ -81,7 +81,7 @@ class Descriptions(OtherPrompt):
     return [repr(self._sentences)]
 
   def of(self, names: Sequence[str], where: str) -> list[Sequence[str]]:
-    """The sentences of each class; PromptFileError with the names that have none."""
+    """The sentences of each name; PromptFileError if a name has none."""
     sentences = [self._sentences.get(_key(name), ()) for name in names]
     missing = [name for name, texts in zip(names, sentences, strict=True) if not texts]
     if missing:
@@ -113,14 +113,14 @@ def read_descriptions(path: str) -> Descriptions:
     if texts:
       words = [normalized_name(text) for text in texts]
       check_names(words, f"{path}, {quoted(name)}", distinct=False)
-    # Names that differ in case are one class.
+    # Names that differ only in case are one class.
     sentences.setdefault(_key(name), []).extend(texts)
   return Descriptions(path, sentences)
 
 
 class Waffle(OtherPrompt):
-  """WaffleCLIP's random words and characters behind a name: `waffle_texts` of the
-  classes."""
+  """WaffleCLIP's random words and characters after the class name, see
+  `waffle_texts`."""
 
   def __init__(self, name: str):
     """Reads the seed and the file of words from a name, see `is_waffle`."""
@@ -151,14 +151,14 @@ def is_waffle(name: str) -> bool:
 class _WaffleSizes(NamedTuple):
   """Sizes of WaffleCLIP's texts."""
 
-  words: int  # in a text of words
-  letters_of_word: int  # a longer word is cut
-  runs: int  # of characters, in a text of characters
+  words: int  # number of words in a text of words
+  letters_of_word: int  # longer words are cut to this length
+  runs: int  # number of runs of characters in a text of characters
   letters_of_run: int
 
 
 def _waffle_sizes(classes: Sequence[str]) -> _WaffleSizes:
-  """Sizes by means over the names of the classes, rounded as in WaffleCLIP's code."""
+  """Sizes from means over the class names, rounded as in WaffleCLIP's code."""
   n_words = []
   longest = []
   mean_lengths = []
@@ -169,8 +169,8 @@ def _waffle_sizes(classes: Sequence[str]) -> _WaffleSizes:
     mean_lengths.append(np.mean(lengths))
   n_spaces = [n - 1 for n in n_words]
   n_runs = round(np.mean(n_spaces)) + 1
-  # Letters of all runs together, increased to a multiple of their number. A multiple
-  # gets one letter a run more.
+  # The number of letters of all runs is raised to a multiple of the number of runs. A
+  # number that is a multiple already is raised by one letter for each run.
   n_letters = int(np.ceil(np.mean(longest)))
   letters_of_run = (n_letters + n_runs - n_letters % n_runs) // n_runs
   return _WaffleSizes(
@@ -190,11 +190,12 @@ def waffle_texts(
 ) -> tuple[str, ...]:
   """Draws WaffleCLIP's texts (Roth et al., 2023), the same for all classes.
 
-  As mode `waffle` of `load_gpt_descriptions` in its code: texts of random words and of
-  random characters, of the mean number and length of words in the names.
+  Follows the mode `waffle` of `load_gpt_descriptions` in WaffleCLIP's code. Texts have
+  random words or random characters. The number and the length of words are means over
+  the class names.
 
   Args:
-    seed: random seed, the number of the repetition there.
+    seed: random seed; the number of the repetition in WaffleCLIP's code.
     words: words to draw from.
     characters: characters to draw from.
     classes: names of the classes.
@@ -207,10 +208,10 @@ def waffle_texts(
   rng = np.random.RandomState(seed)
 
   def draw(items: Sequence[str]) -> str:
-    # `choice` without replacement draws so too, but checks more.
+    # The same draw as that of `rng.choice` without replacement, which checks more.
     return items[rng.permutation(len(items))[0]]
 
-  # All classes draw, and one of them gives its texts to all.
+  # Draw texts for each class, then use the texts of one random class for all.
   texts = []
   for _ in range(len(classes) * _PAIRS):
     drawn_words = [draw(short_words) for _ in range(sizes.words)]
@@ -227,7 +228,7 @@ def waffle_texts(
 
 
 def _verb(text: str) -> str:
-  """What joins a name and a text, by the text's beginning."""
+  """Words between a class name and a random text, by the beginning of the text."""
   for start, verb in _CONTINUED.items():
     if text.startswith(start):
       return verb
@@ -235,7 +236,7 @@ def _verb(text: str) -> str:
 
 
 def _words(path: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Words and characters to draw from: a file's JSON, or those of ImageNet-1K's names."""
+  """Words and characters to draw from, of a JSON file or of ImageNet-1K's names."""
   if path is None:
     names = load_class_list("imagenet1k").names
     words = sorted(set(" ".join(names).split()))
@@ -252,7 +253,7 @@ def _words(path: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _are_texts(texts: Any) -> bool:
-  """Whether a JSON value has texts to draw, none of which is a place for a name."""
+  """Whether a JSON value has texts to draw, without { and }: {} stands for the name."""
   if not isinstance(texts, list | str) or not texts:
     return False
   if not all(isinstance(text, str) for text in texts):

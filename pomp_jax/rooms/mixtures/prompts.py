@@ -1,5 +1,5 @@
-"""Mixtures of class vectors by their names, "0.5*A + 0.5*B", beside what the room reads
-from files.
+"""Reads the prompts of this room by name: mixtures "0.5*A + 0.5*B" of class vectors,
+sentences about classes, random words.
 
 Shapes: N classes, E embedding.
 """
@@ -39,9 +39,10 @@ class Mixture(OtherPrompt):
   """Weighted sum of the class vectors of several prompts, normalised."""
 
   def __init__(self, parts: Sequence[NamedPrompt], weights: Sequence[float] = ()):
-    """`weights` are scaled to the sum 1; there are none before they are chosen."""
+    """Scales `weights` to sum 1; a mixture has none until `Weights` chooses them."""
     self.parts = parts
-    # Powers of two change no digit, and the sum of the largest weights is finite then.
+    # Divide by a power of two first. This changes no digit, and keeps the sum of very
+    # large weights finite.
     _, power = math.frexp(max(weights, default=1.0))
     scaled = [math.ldexp(weight, -power) for weight in weights]
     self.weights = tuple(weight / sum(scaled) for weight in scaled)
@@ -50,9 +51,11 @@ class Mixture(OtherPrompt):
     self.upright = None
     self.has_rows = False
     for prompt in prompts:
+      # The first part that records `upright` stands for all.
       if self.upright is None:
         self.upright = getattr(prompt, "upright", None)
-      if getattr(prompt, "has_rows", isinstance(prompt, ClassFeatures)):
+      has_rows = getattr(prompt, "has_rows", False)
+      if has_rows or isinstance(prompt, ClassFeatures):
         self.has_rows = True
 
   def features(self, encoder: Encoder, classes: ClassList) -> Float[np.ndarray, "N E"]:
@@ -93,7 +96,7 @@ class Mixture(OtherPrompt):
     Args:
       classes: names of the classes.
       tokenizer: tokenizer of the CLIP.
-      text_config: sizes of its text tower.
+      text_config: sizes of the CLIP's text tower.
       where: name of the mixture, for messages.
 
     Raises:
@@ -104,7 +107,7 @@ class Mixture(OtherPrompt):
       named_prompts.check_lengths(part.prompt, classes, tokenizer, text_config, label)
 
   def describe(self, classes: ClassList) -> list[Any]:
-    """Cache key parts: the weights and the parts."""
+    """Cache key parts: the weights, and the key parts of each prompt."""
     key: list[Any] = [str(self.weights)]
     for part in self.parts:
       key.append("part")
@@ -129,7 +132,7 @@ def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
   Args:
     item: name of the prompt.
     field: name of the config field, for messages.
-    chosen: whether the caller chooses the weights of a mixture, which has none then.
+    chosen: whether the caller can choose the weights of a mixture without weights.
 
   Raises:
     ConfigError: a part or a weight of a mixture is wrong.
@@ -143,7 +146,7 @@ def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
   if not is_mixture:
     return None
   if is_prompt_file(item) and not is_hub(item):
-    # A file whose path has the signs of a mixture.
+    # The path of a file contains " + ", so it names no mixture.
     return None
 
   names = []
@@ -154,8 +157,8 @@ def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
     if weight is not None:
       weights.append(weight)
   all_have_weights = len(weights) == len(names)
-  # A text may contain the signs too. It is one unless each part has a weight, or one is
-  # a name.
+  # A text may contain " + " too. It is a mixture only if each part has a weight, or a
+  # part is the name of a prompt.
   is_text = item.count("{}") == 1
   if is_text and not all_have_weights and not any(map(_is_name, names)):
     return None
@@ -166,7 +169,7 @@ def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
   parts = []
   for name in names:
     prompts = named_prompts.read_prompts([name], field)
-    # A name may stand for several prompts, such as a folder of checkpoints.
+    # A name, such as that of a folder of checkpoints, may stand for several prompts.
     require(len(prompts) == 1, field, item, _TAKES)
     parts.append(prompts[0]._replace(label=name))
   return Mixture(parts, weights)
@@ -184,7 +187,7 @@ def _weight(part: str) -> tuple[float | None, str]:
 
 
 def _is_name(text: str) -> bool:
-  """Whether a part can't be the words of a text."""
+  """Whether a part of a mixture is a prompt's name, which words of a text can't be."""
   is_known = text in (HAND_WRITTEN, ENSEMBLE) or text.startswith(
     (f"{ENSEMBLE}:", f"{OUTPUTS}:")
   )

@@ -25,13 +25,13 @@ from pomp_jax.rooms.mixtures.prompts import Mixture, mixed
 
 log = logging.getLogger(__name__)
 
-# Steps of the grid from one part to the other, and between more than two.
+# Steps of the grid over a weight from 0 to 1, for two parts and for more parts.
 _STEPS = 10
 _STEPS_OF_MORE = 4
 
 
 class Weights:
-  """The choice of the weights that mixtures among prompts do not have."""
+  """Chooses the weights of mixtures that are named without weights."""
 
   def __init__(
     self, prompts: Sequence[NamedPrompt], clip: Clip, data: Data, evaluation: Eval
@@ -40,7 +40,7 @@ class Weights:
 
     Args:
       prompts: prompts of the job, mixtures and others.
-      clip: name of the CLIP.
+      clip: fields of the CLIP.
       data: source of the validation images.
       evaluation: number of validation images, and the template of their classes.
 
@@ -59,7 +59,7 @@ class Weights:
     if not self._unweighted:
       return
 
-    # The world's pictures are those of its own CLIP.
+    # Only the world's own CLIP knows the world's pictures.
     fits_clip = clip.model == WORLD or data.source != WORLD
     if not fits_clip or not opening.has_validation(data):
       accepted = (
@@ -74,7 +74,7 @@ class Weights:
 
     Raises:
       InputError: the images have stored features of another CLIP, or a part of a
-        mixture misfits the CLIP, or the validation classes and their lengths.
+        mixture misfits the CLIP, the validation classes, or the lengths of their names.
     """
     if self._source is None:
       return
@@ -92,16 +92,19 @@ class Weights:
       check_lengths(mixture, self._classes, tokenizer, clip_config.text_config, label)
 
   def key(self, encoder: Encoder) -> list[str]:
-    """What the weights depend on beside the prompts; nothing if all are given."""
+    """Cache key parts that chosen weights depend on beside the prompts.
+
+    Empty if all mixtures have weights.
+    """
     if self._source is None:
       return []
     return [repr(images_key(self._source, encoder)), repr(self._classes)]
 
   def choose(self, encoder: Encoder) -> tuple[list[NamedPrompt], list[dict[str, Any]]]:
-    """Returns the prompts, and what `results.json` says of each.
+    """Returns the prompts with their weights, and a row of `results.json` for each.
 
-    All processes call it together. Of equally good weights the nearest to equal weights
-    win.
+    All processes call it together. Of equally good weights, those nearest to equal
+    weights win.
     """
     images = None
     if self._source is not None:
@@ -121,13 +124,14 @@ class Weights:
         note = f"{named.label}: weights "
         if not weights and images is not None:
           scores = self._scores(encoder, parts, images)
+          # Of equal scores the first wins; `grid` begins nearest to equal weights.
           weights = max(scores, key=lambda weights: scores[weights])
           n_images = len(images.labels)
           n_classes = len(np.unique(images.labels))
           row["validation_images"] = n_images
           row["validation_classes"] = n_classes
           row["grid"] = list(scores.items())
-          # Each part alone, the first part first.
+          # Weights of each part alone, in the order of the parts.
           corners = sorted(
             (weights for weights in scores if 1 in weights), reverse=True
           )
@@ -148,7 +152,7 @@ class Weights:
   def _scores(
     self, encoder: Encoder, parts: Sequence[NamedPrompt], images: SplitFeatures
   ) -> dict[tuple[float, ...], float]:
-    """Mean top-1 over the classes of the validation images, by the parts' weights."""
+    """Scores weights by top-1, the mean over the classes of the validation images."""
     features = [features_under(encoder, self._classes, part.prompt) for part in parts]
     scores = {}
     for weights in grid(len(parts)):
@@ -164,9 +168,9 @@ class Weights:
 
 
 def grid(n_parts: int) -> list[tuple[float, ...]]:
-  """Weights to choose from, each part alone included.
+  """Lists the weights to choose from, including each part alone.
 
-  The nearest to equal weights come first.
+  Weights nearest to equal weights come first.
   """
   n_steps = _STEPS if n_parts == 2 else _STEPS_OF_MORE
   choices = []

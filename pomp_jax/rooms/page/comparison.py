@@ -1,4 +1,4 @@
-"""One picture under prompts side by side.
+"""Compares the answers for one picture under several prompts, side by side.
 
 Shapes: N names, S rows of names and padding, E embedding.
 """
@@ -27,14 +27,16 @@ from pomp_jax.files.pieces import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.rooms.page.form import FormError
 
-_MOST_FEATURES = 32  # in memory, one array for each prompt and list of names
+_MOST_FEATURES = 32  # arrays in memory, one for each prompt and list of names
 # A prompt, and the likeliest names under it with their probabilities, best first.
 Answer = tuple[NamedPrompt, list[tuple[str, float]]]
 
 
 class Comparison:
-  """A CLIP and prompts, with labels to show. The caller makes sure that one thread
-  computes."""
+  """A CLIP and prompts with labels to show.
+
+  Not thread-safe: the caller makes sure that only one thread computes at a time.
+  """
 
   def __init__(
     self,
@@ -44,13 +46,13 @@ class Comparison:
     regions: Any = None,
     files: Collection[str] = (),
   ):
-    """Compiles on first use.
+    """Stores the arguments; the first picture compiles.
 
     Args:
       encoder: the CLIP.
       prompts: prompts side by side.
       top: number of names in an answer.
-      regions: `RegionsOfPictures`; None where the page has no regions.
+      regions: `RegionsOfPictures`; None if the page has no regions.
       files: real paths of the prompts' files.
     """
     self._encoder = encoder
@@ -64,13 +66,13 @@ class Comparison:
   def under(self, prompts: Sequence[NamedPrompt]) -> "Comparison":
     """Returns this comparison with other prompts.
 
-    Both share the encoder and the features that are computed by now.
+    The two comparisons share the encoder and the cache of features.
 
     Args:
-      prompts: prompts side by side, in the place of the present ones.
+      prompts: prompts side by side, in place of this comparison's prompts.
 
     Raises:
-      FormError: a prompt is of one list of classes, or misfits the CLIP.
+      FormError: a prompt belongs to one list of classes, or does not fit the CLIP.
     """
     clip = self._encoder.clip
     for named in prompts:
@@ -88,7 +90,7 @@ class Comparison:
     return other
 
   def classify(self, image: Image.Image, names: Sequence[str]) -> list[Answer]:
-    """The likeliest names of a picture under each prompt.
+    """Returns the likeliest names of a picture under each prompt.
 
     Raises:
       TokenizeError, EvaluationError, CalibrationError: a name is too long, features are
@@ -102,29 +104,32 @@ class Comparison:
     check_finite(features_1xE, "images")
     rows = []
     for scale, features_SxE in zip(scales, class_features, strict=True):
-      # Rows behind the names are padding.
+      # Rows behind those of the names are padding.
       features_NxE = features_SxE[: len(names)]
       logits_N = scale.logit_scale * features_1xE[0] @ features_NxE.T
       rows.append(scipy.special.softmax(logits_N))
     return self.answers(names, rows)
 
   def scales(self, names: Sequence[str]) -> list[Scale]:
-    """Factor on the cosines under each prompt, with what is said of it."""
+    """Factor on the cosines under each prompt, with the note about the factor."""
     return [
       scale_of(self._encoder, named.prompt, names, where=named.label)
       for named in self.prompts
     ]
 
   def asked(self, image: Image.Image, names: Sequence[str]) -> tuple:
-    """What `regions` take: picture, names, what computes their features, labels of
-    prompts."""
+    """Returns the argument of the methods of `regions`.
+
+    It is a tuple of the picture, the names, a function that computes the features of
+    the names, and the labels of the prompts.
+    """
     labels = [named.label for named in self.prompts]
     return image, names, lambda: self._class_features(names), labels
 
   def answers(
     self, names: Sequence[str], rows: Sequence[Float[np.ndarray, " N"]]
   ) -> list[Answer]:
-    """The likeliest names under each prompt, of a row of scores for each."""
+    """Returns the likeliest names under each prompt; `rows` has a row for each prompt."""
     answers = []
     for named, row_N in zip(self.prompts, rows, strict=True):
       best = np.argsort(-row_N, kind="stable")[: self._top]
@@ -132,8 +137,8 @@ class Comparison:
     return answers
 
   def _class_features(self, names: Sequence[str]) -> list[Float[np.ndarray, "S E"]]:
-    """Features of the names under each prompt, computed once."""
-    # The first name fills the list up to 8, 16, 32, .. names, so that few shapes are
+    """Returns features of the names under each prompt; caches them."""
+    # Pad the list with the first name to 8, 16, 32, .. names, so that few shapes are
     # compiled.
     n_rows = 8
     while n_rows < len(names):
@@ -155,9 +160,9 @@ class Comparison:
 
 
 def shown_prompts(prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:
-  """The prompts with labels that tell no folder of the server.
+  """Returns the prompts with labels that reveal no folder of the server.
 
-  A file's label is its last two names. Equal labels are numbered.
+  A file's label is the last two names of its path. Equal labels are numbered.
   """
   relabelled: list[NamedPrompt] = []
   count_of: dict[str, int] = {}
@@ -168,7 +173,7 @@ def shown_prompts(prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:
         label = "/".join(pathlib.PurePath(label).parts[-2:])
     elif not isinstance(named.prompt, str):
       label = without_folders(label)
-    # Labels that differ in their number alone are counted together.
+    # Labels that differ only in a number, "a" and "a #2", are counted together.
     count_key = label.partition(" #")[0]
     number = count_of.get(label, 0) + 1
     numbered = f"{label} #{number}" if number > 1 else label

@@ -1,8 +1,7 @@
-"""What a visitor enters, checked: a picture, names, boxes. Nothing here names a file of
-the server.
+"""Reads and checks the input of a visitor: a picture, names, boxes.
 
-Boxes are x0, y0, x1, y1 in pixels; the ends are exclusive.
-Shapes: R boxes.
+No input can name a file of the server. Boxes are x0, y0, x1, y1 in pixels; the ends are
+exclusive. Shapes: R boxes.
 """
 
 import io
@@ -25,11 +24,11 @@ MAX_PROMPTS = 8
 
 
 class FormError(InputError, ValueError):
-  """Input that the page can't use; one line."""
+  """The page can't use an input; the message is one line."""
 
 
 class Example(NamedTuple):
-  """A picture to begin with; names and boxes are one a line."""
+  """A picture to begin with; `names` and `boxes` have one item a line."""
 
   image: Image.Image
   names: str
@@ -51,8 +50,10 @@ def read_names(text: str, most: int) -> tuple[str, ...]:
 
 
 def read_templates(text: str) -> tuple[str, ...]:
-  """Reads distinct texts with one {} each, one a line, or none; FormError or
-  VocabularyError."""
+  """Reads distinct texts with one {} each, one a line; there may be none.
+
+  Errors are FormError and VocabularyError.
+  """
   texts = tuple(dict.fromkeys(lines_of(text)))
   if wrong := [one for one in texts if one.count("{}") != 1]:
     got = quoted(wrong[0])
@@ -65,7 +66,7 @@ def read_templates(text: str) -> tuple[str, ...]:
 def read_picture(content: bytes) -> Image.Image:
   """Decodes a picture to RGB, upright as browsers show it.
 
-  A picture whose longer side exceeds LONGEST pixels is reduced to that.
+  A picture whose longer side exceeds LONGEST pixels is reduced to LONGEST pixels.
 
   Args:
     content: the uploaded file.
@@ -77,13 +78,13 @@ def read_picture(content: bytes) -> Image.Image:
   if not content:
     raise FormError("the picture: the file is empty")
   image = open_image(content, "the picture")
-  # A JPEG can be decoded at a fraction of its size, in a fraction of the time. Take the
-  # smallest one that is not below LONGEST.
-  fraction = 1
+  # Decoding a JPEG at 1/2, 1/4 or 1/8 of its size is faster. Take the smallest size
+  # that is not below LONGEST.
+  shrink = 1
   for divisor in (2, 4, 8):
     if max(image.size) >= divisor * LONGEST:
-      fraction = divisor
-  rgb, _ = load_rgb(image, "the picture", fraction, upright=True)
+      shrink = divisor
+  rgb, _ = load_rgb(image, "the picture", shrink, upright=True)
   rgb.thumbnail((LONGEST, LONGEST), Image.Resampling.BICUBIC)
   return rgb
 
@@ -99,7 +100,7 @@ def read_boxes(text: str, width: int, height: int) -> Float32[np.ndarray, "R 4"]
   """Reads boxes inside a picture, four numbers a line.
 
   Args:
-    text: what is entered.
+    text: entered boxes, one a line.
     width: width of the picture in pixels.
     height: height of the picture in pixels.
 
@@ -107,7 +108,7 @@ def read_boxes(text: str, width: int, height: int) -> Float32[np.ndarray, "R 4"]
     1 to MAX_BOXES boxes x0, y0, x1, y1 in pixels.
 
   Raises:
-    FormError: another number of boxes, or a line that is no box inside the picture.
+    FormError: there are no boxes or too many, or a line is no box inside the picture.
   """
   lines = lines_of(text)
   if not 0 < len(lines) <= MAX_BOXES:

@@ -1,7 +1,7 @@
 """A page in the browser: pictures under prompts side by side, and the folders of runs.
 
-It writes nothing, and ends by SIGINT or SIGTERM with status 0. Without an address of
-the network it can be reached from this machine alone.
+The job writes nothing, and ends with status 0 at SIGINT or SIGTERM. Unless `page.host`
+is an address in the network, only this machine can reach the page.
 """
 
 import errno
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 _LIBRARIES = ("flask", "waitress")
 _EXAMPLES = 4
-_NEAR = 7  # names that an example lists and its picture does not show
-_SECONDS = 0.2
+_NEAR = 7  # number of names that an example lists although its picture is of another
+_SECONDS = 0.2  # between two looks for a request to stop
 
 
 def check(config: PageConfig, workdir: str) -> None:
@@ -75,13 +75,13 @@ def check(config: PageConfig, workdir: str) -> None:
 
 def run(config: PageConfig, _: str) -> None:
   """Serves the page until the process is asked to stop."""
-  # Import after `check`, which says what is missing.
+  # Import here, after `check` has reported missing libraries.
   from pomp_jax.rooms.page import server
 
   page = config.page
   turns = server.Turns()
   prompts = shown_prompts(read_prompts(page.prompts, "page.prompts"))
-  # Browsers turn pictures as their EXIF says, so the page names them turned.
+  # Browsers turn pictures as their EXIF says, so the page classifies turned pictures.
   warn_of_turns(prompts, True, "the page")
   encoder = opening.open_encoder(
     config.clip, config.mesh.class_size, config.data.feature_store
@@ -109,7 +109,7 @@ def run(config: PageConfig, _: str) -> None:
       port,
       page.runs,
     )
-  # An IPv6 address is in brackets.
+  # In a URL an IPv6 address is in brackets.
   address = f"[{host}]" if ":" in host else host
   url = f"http://{address}:{port}/"
   with hosts.StopRequest() as stop, server.serving(app, listener, page.max_upload):
@@ -145,7 +145,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _pictures() -> tuple[Example, ...]:
-  """Pictures of novel classes with names: the true one, and some that differ in one word."""
+  """Pictures of novel classes, with the true name and names that differ in one word."""
   images = source("novel", n_images=_EXAMPLES)
   names = class_names("all")
   attributes_NxA = class_attributes("all")
@@ -155,7 +155,7 @@ def _pictures() -> tuple[Example, ...]:
     true_class = names.index(images.names[label])
     n_different_N = (attributes_NxA != attributes_NxA[true_class]).sum(axis=1)
     near = np.flatnonzero(n_different_N == 1)
-    # Evenly over all of them, so that each word differs in some name.
+    # Take near names at even distances, so that each word differs in some name.
     stride = max(len(near) // _NEAR, 1)
     near = near[::stride][:_NEAR]
     listed = sorted([true_class, *near.tolist()])
@@ -165,5 +165,5 @@ def _pictures() -> tuple[Example, ...]:
 
 
 def _scenes() -> tuple[Example, ...]:
-  """Scenes of several objects, with their boxes, their names and some others'."""
+  """Scenes of several objects, with the objects' boxes and names and some other names."""
   return tuple(Example(*scene) for scene in REGIONS_ON_PAGE.open().examples())

@@ -1,8 +1,8 @@
-"""Runs of a folder, read only: their list, reports, plots and curves.
+"""Reads the runs of a folder: their list, reports, plots and curves.
 
-A run and a file are looked up in what the folder holds: no path is made of what a
-visitor sends. Links are not followed, neither those of folders nor those of files.
-Files may hold anything: what can't be shown is a line of its run.
+A run and a file are looked up in listings of the folder: no path is made from a
+visitor's input. Links to folders and links to files are not followed. Files may hold
+anything: a file that can't be shown becomes a line of text on the page of its run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,41 +29,43 @@ from pomp_jax.report import plots
 from pomp_jax.report.predict_report import named
 from pomp_jax.report.report import Report, Section, Table, html_section, with_pictures
 
-# Levels of folders below the root, and runs in the list.
+# Largest depth of a run's folder below the root, and number of runs in the list.
 _DEPTH = 3
 MAX_RUNS = 500
-_MOST_ROWS = 200  # of figures
-_MAX_BYTES = 32 * 2**20  # files beyond this are not read
-# The list reads these of every run, for each page: configs are some kilobytes.
+_MOST_ROWS = 200  # rows in a table of figures
+_MAX_BYTES = 32 * 2**20  # larger files are not read
+# Bytes of a file that the list reads. Each page with the list reads files of every run;
+# a config has some kilobytes.
 _LISTED_BYTES = 256 * 2**10
 CURVES, _PROMPT = "training.png", "prompt.npz"
 _OF_TRAINING = ("loss", "accuracy", "validation_top1")
-_HUGE = 1e15  # steps and values from here on are damage; axes can't be drawn
-_OF_RUN = ("config.json", "results.json", ERROR)  # each of them makes a folder a run
+_HUGE = 1e15  # a larger step or value is damaged, and its axis can't be drawn
+_OF_RUN = ("config.json", "results.json", ERROR)  # a folder with one of these is a run
 
 
 class RunFileError(InputError):
-  """A file of a run that can't be shown; one line, without its folder."""
+  """A file of a run can't be shown; the message is one line, without the folder."""
 
 
 class Run(NamedTuple):
-  """A line of the list."""
+  """A run, as a line of the list shows it."""
 
   name: str  # folders below the root, joined by slashes
   path: pathlib.Path
   job: str
   state: str  # finished, not finished, failed, or unreadable
-  problem: str  # why it failed or can't be read, one line; or empty
-  time: str  # of its last change, local, to the minute
-  report: bool  # whether it has a report
-  # path of the prompt that it has learned, without links; empty if it has none
+  problem: str  # why the run failed or can't be read, one line; or empty
+  time: str  # local time of its last change, to the minute
+  report: bool  # whether the run has a report
+  # path of the run's learned prompt, without links; empty if the run has no prompt
   prompt: str
 
 
 def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
-  """The runs below a folder, or the folder itself, by name, the newest first.
+  """Finds the runs below a folder, or the folder itself if it is a run.
 
-  A run is a folder with an `_OF_RUN`.
+  A run is a folder with a file of `_OF_RUN`. Returns at most MAX_RUNS runs by name, the
+  newest first.
   """
   if root is None:
     return {}
@@ -71,7 +73,7 @@ def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
   for folder, below, _ in os.walk(root):
     path = pathlib.Path(folder)
     parts = path.relative_to(root).parts
-    # os.walk descends into the folders that this list still names.
+    # Change `below` in place: os.walk descends into the folders that remain in it.
     if len(parts) < _DEPTH:
       visible = [name for name in below if not name.startswith(".")]
       below[:] = sorted(name for name in visible if name.isprintable())
@@ -79,7 +81,7 @@ def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
       below.clear()
     candidates = [_file(path, name) for name in _OF_RUN]
     files = [file for file in candidates if file is not None]
-    # A file may have been removed since.
+    # Skip a run if a file was removed after `_file` found it.
     with contextlib.suppress(FileNotFoundError):
       if files:
         name = "/".join(parts) or root.resolve().name
@@ -93,7 +95,7 @@ def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
 
 
 def _run(name: str, path: pathlib.Path, changed: float) -> Run:
-  """Reads what the list says of a run; `changed` is a time stamp."""
+  """Reads what the list shows of a run; `changed` is a time stamp in seconds."""
   job = "?"
   time = "?"
   state = "unreadable"
@@ -131,7 +133,10 @@ def _run(name: str, path: pathlib.Path, changed: float) -> Run:
 
 @contextlib.contextmanager
 def _lines(problems: list[str], file: str) -> Iterator[None]:
-  """Turns any error into a line: `file` may be damaged, or another version's."""
+  """Turns any error into a line of `problems`.
+
+  `file` may be damaged, or written by another version.
+  """
   try:
     yield
   except RunFileError as error:
@@ -148,13 +153,16 @@ def plot_files(run: Run) -> list[str]:
 
 
 def read_plot(run: Run, name: str) -> bytes | None:
-  """Content of one of `plot_files`."""
+  """Content of one of `plot_files`; None for another name."""
   return read_file(run.path, "plots", name) if name in plot_files(run) else None
 
 
 def read_prompt(run: Run) -> NamedPrompt:
-  """The prompt that a run has learned, by the run's name; RunFileError if it can't
-  be read."""
+  """Reads the prompt that a run has learned; its label is the run's name.
+
+  RunFileError if the prompt can't be read.
+  """
+  # Load a copy: `load_prompt` would follow links, and `read_file` does not.
   with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
     path = pathlib.Path(folder) / _PROMPT
     path.write_bytes(read_file(run.path, _PROMPT) or b"")
@@ -166,7 +174,10 @@ def read_prompt(run: Run) -> NamedPrompt:
 
 
 def curves(run: Run) -> bytes | None:
-  """Draws loss and accuracy of a training as far as it has come; a PNG."""
+  """Draws loss and accuracy of a training up to its newest step; returns a PNG.
+
+  Without logged scalars, returns the plot that the run itself has drawn, or None.
+  """
   scalars = _scalars(run)
   if not scalars:
     return read_plot(run, CURVES)
@@ -177,7 +188,7 @@ def curves(run: Run) -> bytes | None:
 
 
 def _scalars(run: Run) -> dict[str, plots.Series]:
-  """Logged scalars of a training, without the points that can't be drawn."""
+  """Logged scalars of a training, without points that can't be drawn."""
   if not _file(run.path, "metrics.jsonl"):
     return {}
   scalars = RunFolder(run.path).scalars()
@@ -188,7 +199,7 @@ def _scalars(run: Run) -> dict[str, plots.Series]:
     steps = []
     values = []
     for step, value in zip(*scalars[name], strict=True):
-      # NaN is a gap in the curve.
+      # Keep NaN, a gap in the curve: no comparison with NaN is true.
       if abs(step) < _HUGE and not abs(value) > _HUGE:
         steps.append(step)
         values.append(value)
@@ -199,9 +210,13 @@ def _scalars(run: Run) -> dict[str, plots.Series]:
 def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
   """Formats a run's report as its job builds it.
 
-  Results of other jobs, or of which no report can be built, become a list of figures.
-  The plots of no section follow. Absolute paths are cut to their last name. `address`
-  is that of a plot; the plot CURVES is that of `curves`.
+  If the job has no report, or the report can't be built, the results become a list of
+  figures. Plots that belong to no section follow. Absolute paths are cut to their last
+  name.
+
+  Args:
+    run: run to show.
+    address: returns the address of a plot by its name. `curves` draws the plot CURVES.
 
   Returns:
     The HTML, and a line for each file that can't be shown.
@@ -233,9 +248,9 @@ def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
 
 
 def _text(value: Any) -> str:
-  """A figure, a short text, or a list of names; else empty.
+  """Formats a figure, a short text, or a list of names; "" for any other value.
 
-  Names have a probability, a share of the pixels, or a score.
+  Each name in a list has a probability, a share of the pixels, or a score.
   """
   if isinstance(value, list):
     if not all(isinstance(item, dict) and "name" in item for item in value):
@@ -249,7 +264,7 @@ def _text(value: Any) -> str:
 
 
 def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -> str:
-  """The text and the sections of a report, then the plots that no section has."""
+  """Formats the text and sections of a report, then the plots that no section has."""
   sections = list(with_pictures(report, files).sections)
   others = set(files) - {section.picture for section in sections}
   for name in sorted(others):
@@ -266,7 +281,7 @@ def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -
       table=table,
       text=without_folders(section.text),
       notes=without_folders(section.notes),
-      # They lead into the folder of the run, which the page does not serve.
+      # Drop the links: they lead into the folder of the run, which is not served.
       links={},
     )
     parts.append(html_section(shown, address))
@@ -274,15 +289,16 @@ def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -
 
 
 def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
-  """A regular file below a folder, which anybody may have written.
+  """Finds a regular file in a run's folder, which anybody may have written.
 
   Args:
     folder: folder of the run.
     *names: folders below it, and the file.
 
   Returns:
-    The file's path. None if it is missing, no regular file or larger than _MAX_BYTES,
-    or if any of the names is a link, which could lead out of the folder.
+    The file's path. None if the file is missing, not regular, or larger than
+    _MAX_BYTES. None also if any of the names is a link, which could lead out of the
+    folder.
   """
   path = folder
   try:
@@ -309,7 +325,7 @@ def read_file(
     most: number of bytes to read, at most.
 
   Returns:
-    The bytes; None if `_file` does not find a regular file, or it can't be read.
+    The bytes; None if `_file` finds no regular file, or the file can't be read.
   """
   path = _file(folder, *names)
   if path is None:
@@ -324,7 +340,7 @@ def read_file(
 
 
 def _json(folder: pathlib.Path, name: str, most: int = _MAX_BYTES) -> dict[str, Any]:
-  """Reads a JSON object of a run, which anybody may have written.
+  """Reads a JSON object from a file of a run, which anybody may have written.
 
   Args:
     folder: folder of the run.
@@ -335,7 +351,8 @@ def _json(folder: pathlib.Path, name: str, most: int = _MAX_BYTES) -> dict[str, 
     The object, empty if `read_file` finds no such file.
 
   Raises:
-    RunFileError: the file is larger, damaged, or holds no JSON object of Unicode texts.
+    RunFileError: the file is larger than `most`, is damaged, or holds no JSON object of
+      Unicode texts.
   """
   content = read_file(folder, name, most=most + 1)
   if content is None:
@@ -344,7 +361,7 @@ def _json(folder: pathlib.Path, name: str, most: int = _MAX_BYTES) -> dict[str, 
     raise RunFileError(f"{name}: too large, expected at most {most // 2**10:,} KiB")
   try:
     value = parse_json(content, name)
-    # JSON may have lone surrogates, which the page could not encode.
+    # Fail for a lone surrogate, which JSON allows and the page could not encode.
     json.dumps(value, ensure_ascii=False).encode()
   except UnicodeEncodeError as error:
     raise RunFileError(

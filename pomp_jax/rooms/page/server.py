@@ -1,8 +1,8 @@
 """The server of the page: routes, limits, headers, connections.
 
-It has no route that takes a path of the server. Pages are HTML that works without its
-one script. The browser is told to run no other and to load nothing from elsewhere. One
-computation runs at a time, and a few wait.
+No route takes a path of the server. Pages are HTML that works without the page's one
+script. The headers tell the browser to run no other script and to load nothing from
+other sites. One computation runs at a time, and a few wait.
 """
 
 from collections import OrderedDict
@@ -39,10 +39,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MIB = 2**20
 _FORM_BYTES = 2 * _MIB  # names and boxes of a form; 1,000 names of 1,000 letters fit
 _THREADS = 8  # connections that are served at a time
-# Connections that are open, those of them that wait for a (whole) request, and silence,
-# seconds.
+# Limits: open connections, connections without a whole request, and seconds of silence.
 _CONNECTIONS, _IDLE, _SILENCE = 200, 100, 30
-_WAITING = 4  # computations
+_WAITING = 4  # computations that may wait
 _SECURITY = {
   "Content-Security-Policy": (
     "default-src 'none'; img-src 'self' data: blob:; style-src 'self'; script-src 'self';"
@@ -66,23 +65,26 @@ class BusyError(InputError):
   http_status = 503
 
 
-Examples = Mapping[str, Sequence[Example]]  # of each tab
+Examples = Mapping[str, Sequence[Example]]  # tab -> its examples
 
 
 class Shelf:
-  """PNG files in memory by random keys, so that the browser can send the key of one
-  again."""
+  """PNG files in memory by random keys.
+
+  A browser can send the key of a picture instead of the picture itself.
+  """
 
   def __init__(self, max_bytes: int = 64 * _MIB):
-    """Starts empty; beyond `max_bytes` the picture that was used longest ago is
-    dropped."""
+    """Starts empty; beyond `max_bytes` the least recently used pictures are dropped."""
     self._max_bytes, self._lock = max_bytes, threading.Lock()
     self._held: OrderedDict[str, bytes] = OrderedDict()
     self._fixed: dict[str, bytes] = {}
 
   def add(self, content: bytes, *, keep: bool = False) -> str:
-    """Adds a PNG and returns its key, which can't be guessed; `keep`: it is never
-    dropped."""
+    """Adds a PNG and returns its key, which can't be guessed.
+
+    A picture that is added with `keep` is never dropped.
+    """
     key = secrets.token_urlsafe(16)
     with self._lock:
       (self._fixed if keep else self._held)[key] = content
@@ -93,7 +95,7 @@ class Shelf:
     return key
 
   def get(self, key: str) -> bytes | None:
-    """Returns a picture; None if it was dropped or never there."""
+    """Returns a picture; None if it was dropped or never added."""
     with self._lock:
       if key in self._held:
         self._held.move_to_end(key)
@@ -109,7 +111,7 @@ class Turns:
 
   @contextlib.contextmanager
   def turn(self) -> Iterator[None]:
-    """Waits for the others, and computes; BusyError if too many wait."""
+    """Waits until the `with` block may compute; BusyError if too many wait."""
     if not self._places.acquire(blocking=False):
       raise BusyError("the page is busy with other pictures; try again in a moment")
     try:
@@ -119,8 +121,8 @@ class Turns:
       self._places.release()
 
   def close(self) -> None:
-    """Waits for the computation that runs, and starts no other."""
-    self._lock.acquire()
+    """Waits for the running computation, and lets no other start."""
+    self._lock.acquire()  # and never release it
 
 
 def make_app(
@@ -175,7 +177,7 @@ def make_app(
 
 
 class _Page:
-  """The views. The shelf holds the pictures of the examples, which have a key each."""
+  """The views. The shelf holds the pictures of the examples, each under a key."""
 
   def __init__(
     self, comparison: Comparison, limits: Page, turns: Turns, examples: Examples
@@ -198,7 +200,10 @@ class _Page:
         }
 
   def enter(self) -> tuple[str, int]:
-    """A tab with a form: computes what is entered; bad input is a line above it."""
+    """Shows a tab with a form; computes the answer to a sent form.
+
+    An error of the input is a line on the page.
+    """
     tab = request.endpoint or ""
     examples = self._examples.get(tab, {})
     offered = self._offered_runs()
@@ -245,7 +250,7 @@ class _Page:
     return page, status
 
   def _offered_runs(self) -> dict[str, runs.Run]:
-    """Runs whose prompts can be chosen: those that are not on the page anyway."""
+    """Runs whose prompts can be chosen, without prompts that the page shows anyway."""
     known = ("", *self._comparison.files)
     offered = {}
     for name, run in runs.find_runs(self._root).items():
@@ -261,10 +266,10 @@ class _Page:
     names: Sequence[str],
     boxes: str,
   ) -> dict[str, Any]:
-    """Results of a tab, as its template takes them.
+    """Computes the results of a tab, as the tab's template takes them.
 
-    Of the tab "classify" these are the likeliest names; of "regions" a label map, the
-    objects, or the names of boxes.
+    For the tab "classify" the results are the likeliest names. For the tab "regions"
+    they are a label map, the objects, or the names of boxes.
     """
     if tab == "classify":
       scales = comparison.scales(names)
@@ -281,7 +286,8 @@ class _Page:
       case _:
         width, height = image.size
         sheet, scores = regions.name_boxes(asked, form.read_boxes(boxes, width, height))
-        # From a row a box under each prompt to the prompts' answers of each box.
+        # `scores` has a list for each prompt, with one row for each box. Transpose it,
+        # and get the answers of all prompts for each box.
         answers_of_boxes = [
           comparison.answers(names, rows) for rows in zip(*scores, strict=True)
         ]
@@ -296,7 +302,7 @@ class _Page:
     labels: list[str],
     run_names: list[str],
   ) -> Comparison:
-    """The comparison under the prompts that a visitor has chosen.
+    """Returns the comparison under the prompts that a visitor has chosen.
 
     Args:
       templates: texts with a {} each, one a line.
@@ -305,13 +311,13 @@ class _Page:
       run_names: names of runs.
 
     Raises:
-      FormError: an unknown run, too many prompts, or an unusable one.
+      FormError: a run is unknown, there are too many prompts, or a prompt is unusable.
     """
     for name in run_names:
       if name not in offered:
         raise FormError(f"prompts: there is no run {quoted(name)} with a prompt")
     distinct_runs = dict.fromkeys(run_names)
-    # A text that is a prompt of the page is shown once.
+    # Show a text only once if it is also a chosen prompt of the page.
     texts = [text for text in form.read_templates(templates) if text not in labels]
     n_added = len(distinct_runs) + len(texts)
     if n_added > form.MAX_PROMPTS:
@@ -324,11 +330,11 @@ class _Page:
     return self._comparison.under(prompts)
 
   def _image(self, entered: dict[str, str]) -> Image.Image:
-    """The uploaded picture, or else the one that the form names by its key.
+    """Returns the uploaded picture, or else the picture of the key in the form.
 
     Args:
       entered: fields of the form. `picture` is the key of a picture on the shelf, or
-        "". An uploaded picture goes to the shelf, and its key into this field.
+        "". An uploaded picture is put on the shelf, and its key into `picture`.
 
     Raises:
       BusyError: too many computations wait.
@@ -336,7 +342,7 @@ class _Page:
       ImageError: the uploaded file is no picture.
     """
     upload = request.files.get("file")
-    # Browsers send an empty file without a name where none was chosen.
+    # Browsers send an empty file without a name if no file was chosen.
     if upload and upload.filename:
       with self._turns.turn():
         image = form.read_picture(upload.read())
@@ -352,7 +358,7 @@ class _Page:
     return _png(self._shelf.get(key))
 
   def run_list(self) -> str:
-    """The tab Runs; or Reports, those of them that have one."""
+    """Shows the tab Runs, or the tab Reports with only the runs that have a report."""
     tab = request.path.strip("/")
     found = [
       run for run in runs.find_runs(self._root).values() if run.report or tab == "runs"
@@ -370,7 +376,7 @@ class _Page:
     )
 
   def plot(self, name: str, file: str) -> Response:
-    """A plot of a run; the curves of a training as far as it has come."""
+    """Returns a plot of a run; draws CURVES up to the newest step of the training."""
     run = self._run(name)
     if file != runs.CURVES:
       return _png(runs.read_plot(run, file))
@@ -387,7 +393,7 @@ class _Page:
   def fail(self, error: Exception) -> tuple[str, int]:
     """Shows any error as one line.
 
-    The reason of an unexpected one is in the server's log.
+    The reason of an unexpected error is in the server's log.
     """
     if isinstance(error, HTTPException):
       status = error.code or 500
@@ -413,8 +419,9 @@ def _check_origin(host: str, hosts: Collection[str]) -> None:
   """Checks that a request comes from the page itself, under a name of the page.
 
   Another site could let a name of its own lead to this machine (DNS rebinding), or send
-  a form to the page. The page's names are those of loopback and `hosts`. Unless `host`
-  is a loopback name, they are also this machine's name and any address.
+  a form to the page. The names of the page are those of loopback and `hosts`. Unless
+  `host` is a loopback name, this machine's name and any IP address are names of the
+  page too.
 
   Args:
     host: `page.host`, the address that the page listens at.
@@ -434,7 +441,7 @@ def _check_origin(host: str, hosts: Collection[str]) -> None:
   known_names = {*LOOPBACK, *hosts}
   if host not in LOOPBACK:
     known_names.add(socket.gethostname().lower())
-    # No site can make an address a name of its own.
+    # Accept any IP address: DNS rebinding works only with names.
     with contextlib.suppress(ValueError):
       ipaddress.ip_address(name)
       known_names.add(name)
@@ -457,10 +464,10 @@ def _png(content: bytes | None) -> Response:
 
 
 class _OnlyAnswer(WSGITask):
-  """Answers the first request of a connection and closes it, whatever else was sent.
+  """Answers the first request of a connection, and closes the connection.
 
-  With a second answer to write, a thread would wait until the client has read of the
-  first.
+  Further requests are ignored. To write a second answer, a thread would wait until the
+  client has read some of the first answer.
   """
 
   def build_response_header(self) -> bytes:
@@ -476,15 +483,16 @@ class _Channel(HTTPChannel):
 def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[None]:
   """Context in which a thread serves the application.
 
-  Every second the connections of `_channels_to_close` are closed, so that clients
-  cannot occupy all places.
+  Every second the server closes the connections of `_channels_to_close`, so that
+  clients cannot occupy all places.
 
   Args:
     app: the application.
     listener: socket that is bound already.
-    max_upload: size of a picture, MiB; far larger bodies are not read.
+    max_upload: largest size of a picture, MiB; far larger requests are not read.
   """
-  # A little too large an upload is read, so that the page can answer with its limit.
+  # Read an upload that is a little too large, so that the page can answer with its
+  # limit.
   max_body = int(4 * max_upload * 2**20) + _FORM_BYTES
   server = waitress.create_server(
     app,
@@ -500,9 +508,9 @@ def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[
   server.channel_class = _Channel
 
   def maintenance(now: float) -> None:
-    """Called every second in the server's own thread."""
+    """Closes connections; the server calls it every second in its own thread."""
     for channel in _channels_to_close(list(server.active_channels.values()), now):
-      # At once: with `will_close` alone it would wait until the client reads.
+      # Close at once: with `will_close` the server would wait until the client reads.
       channel.handle_close()
 
   server.maintenance = maintenance
@@ -510,16 +518,16 @@ def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[
   try:
     yield
   finally:
-    # In the server's own thread. Connections that are open end with the process.
+    # Close the server in its own thread. Open connections end with the process.
     server.trigger.pull_trigger(server.close)
 
 
 def _channels_to_close(channels: Sequence[Any], now: float) -> set[Any]:
-  """Connections that only take a place.
+  """Finds the connections that only take a place.
 
-  They are the idle ones beyond the newest `_IDLE`. They are also those that were silent
-  for `_SILENCE` seconds, unless a request of theirs is being computed: slow uploads,
-  and clients that do not read their answer.
+  These are the idle connections beyond the newest `_IDLE`, and the connections that
+  were silent for `_SILENCE` seconds: slow uploads, and clients that do not read their
+  answer. A silent connection stays open while its request is being computed.
 
   Args:
     channels: waitress's open connections.

@@ -3,9 +3,10 @@
 The JSON has images, categories and annotations.
 LVIS adds each category's `frequency` (r, c or f) and, for each image, the categories
 that are known to be absent (`neg_category_ids`) or not annotated exhaustively
-(`not_exhaustive_category_ids`). COCO's panoptic JSON has segments, and for each image a
-PNG: a pixel of colour R, G, B is of the segment R + 256 G + 256^2 B, of none at 0.
-Shapes: R objects or segments of an image, H, W its sides in pixels, C classes.
+(`not_exhaustive_category_ids`). COCO's panoptic JSON lists segments and names a PNG for
+each image. A pixel of the PNG is in the segment whose id is
+red + 256 green + 256^2 blue; 0 is no segment. Shapes: R objects or segments of an
+image, H and W sides of the image in pixels, C classes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from pomp_jax.rooms.regions.label_images import image_size, read_rgb
 from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 
 FREQUENCIES = ("r", "c", "f")
-# Pixels by which a box or a polygon may leave its image, since COCO's are rounded.
+# Pixels by which a box or a polygon may leave its image: COCO rounds coordinates.
 _SLACK = 2.0
 _VOID = 0  # panoptic id of pixels without a segment
 
@@ -41,9 +42,9 @@ class ImageEntry(NamedTuple):
   file_name: str  # path below the image folder
   height: int
   width: int
-  # LVIS's ids of categories that are known to be absent, and that are annotated in
-  # part.
+  # LVIS: ids of the categories that are known to be absent from the image.
   neg_category_ids: tuple[int, ...] = ()
+  # LVIS: ids of the categories of which some objects may lack an annotation.
   not_exhaustive_category_ids: tuple[int, ...] = ()
 
 
@@ -63,19 +64,21 @@ class Annotations:
 
   path: str  # file, for messages
   names: tuple[str, ...]  # of the C classes
-  # of each class; -1: the file has no such category
+  # category of each class; -1: the file has no such category
   category_ids: Int[np.ndarray, " C"]
-  synonyms: tuple[tuple[str, ...], ...]  # all names of each class, the first included
-  frequencies: tuple[str, ...] | None  # LVIS's of each class, "" without a category
+  # all names of each class; the first is the one in `names`
+  synonyms: tuple[tuple[str, ...], ...]
+  # LVIS's frequency of each class, "" for a class without a category; None for COCO
+  frequencies: tuple[str, ...] | None
   images: tuple[ImageEntry, ...]  # in the order of the file
-  # by image, its annotations as the file has them
+  # annotations of each image, as the file has them
   rows: tuple[list[dict[str, Any]], ...]
 
   def __len__(self) -> int:
     return len(self.images)
 
   def truth(self, index: int) -> Truth:
-    """Objects of an image."""
+    """Annotated objects of an image."""
     image = self.images[index]
     class_of_category = {
       number: label for label, number in enumerate(self.category_ids.tolist())
@@ -98,24 +101,25 @@ class Annotations:
     )
 
   def masks(self, index: int) -> Bool[np.ndarray, "R H W"]:
-    """Masks of an image's objects, from polygons or RLE.
+    """Decodes the masks of an image's objects, from polygons or RLE.
 
-    Errors are those of `run_lengths`.
+    Raises:
+      RegionError: an object has no mask, or its mask has another size than the image.
     """
     image = self.images[index]
     masks = [mask_api.decode(rle).astype(bool) for rle in self.run_lengths(index)]
     return np.array(masks, bool).reshape(-1, image.height, image.width)
 
   def run_lengths(self, index: int) -> list[dict[str, Any]]:
-    """The same masks as RLE.
+    """Encodes the masks of an image's objects as RLE.
 
     Raises:
-      RegionError: an object has no mask, or one of another size.
+      RegionError: an object has no mask, or its mask has another size than the image.
     """
     return [self.run_lengths_of(index, row) for row in self.rows[index]]
 
   def run_lengths_of(self, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The mask of one of an image's `rows`."""
+    """Encodes the mask of `row`, one of the image's annotations in `rows`, as RLE."""
     image = self.images[index]
     where = f"segmentation of annotation {row.get('id')}"
     return run_lengths(
@@ -127,16 +131,16 @@ class Annotations:
     return join(root, self.images[index].file_name)
 
   def image(self, index: int, root: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
-    """Pixels of an image below a folder; RegionError if its size is another one."""
+    """Reads an image below a folder; RegionError unless it has the annotated size."""
     path = self.image_path(index, root)
     pixels = read_rgb(path)
     self.check_size(path, index, pixels.shape[:2])
     return pixels
 
   def check_images(self, root: str | os.PathLike, sizes: bool = False) -> None:
-    """Checks that all image files exist and, with `sizes`, have the sizes named here.
+    """Checks that all image files exist and, with `sizes`, have their annotated sizes.
 
-    The sizes are read from the files' headers.
+    Only the headers of the files are read.
     """
     for index in range(len(self)):
       path = self.image_path(index, root)
@@ -146,7 +150,7 @@ class Annotations:
         self.check_size(path, index, image_size(path))
 
   def check_size(self, path: Path, index: int, shape: tuple[int, ...]) -> None:
-    """Compares the size of an image's file with the one named here.
+    """Checks that an image file has the annotated size.
 
     Args:
       path: file, for the message.
@@ -154,7 +158,7 @@ class Annotations:
       shape: height and width of the file in pixels.
 
     Raises:
-      RegionError: they differ.
+      RegionError: the file has another size.
     """
     image = self.images[index]
     if shape != (image.height, image.width):
@@ -171,14 +175,14 @@ def read_annotations(
 
   Args:
     path: file to read.
-    names: classes, in the order of their numbers. They are compared with the file's
-      categories as words, so that "a_b" equals "a b". A name without a category is
-      kept, and has no objects. None: the file's categories, by ascending id.
+    names: class names, in the order of the class numbers. Names and categories are
+      compared as words, so that "a_b" equals "a b". A name without a category stays a
+      class without objects. None: the classes are the categories, by ascending id.
 
   Raises:
     VocabularyError: the file is no JSON, or its categories are unusable.
-    RegionError: anything else is not as COCO describes it, a box or polygon is outside
-      its image, or `names` lacks a category.
+    RegionError: another part of the file is not in COCO's format, a box or polygon is
+      outside its image, or `names` lacks a category.
   """
   content = read_user_json(path, VocabularyError)
   return annotations_of(content, str(path), names)
@@ -187,15 +191,16 @@ def read_annotations(
 def annotations_of(
   value: Any, path: str = "the annotations", names: Sequence[str] | None = None
 ) -> Annotations:
-  """Annotations from the content of a file; see `read_annotations`.
+  """Parses the content of a COCO or LVIS file; raises what `read_annotations` raises.
 
   Args:
     value: content of the JSON file.
-    path: its name for messages.
-    names: names of the classes.
+    path: name of the file, for messages.
+    names: class names, as in `read_annotations`.
   """
   categories = categories_by_id(path, value)
   for number in categories:
+    # Ids become an int64 array, in which -1 stands for no category.
     if not 0 <= number < 2**63:
       refuse(path, "the id of a category", str(number), "0 to 2^63 - 1")
   if names is None:
@@ -238,7 +243,7 @@ def annotations_of(
 def _ids_of_names(
   path: str, words: Sequence[str], categories: Mapping[int, Any]
 ) -> list[int]:
-  """Category of each name, -1 without one; RegionError for a category without a name."""
+  """Category id of each name, -1 for none; RegionError if a category has no name."""
   id_of = {category.name: number for number, category in categories.items()}
   known = set(words)
   for name, number in id_of.items():
@@ -251,7 +256,10 @@ def _ids_of_names(
 def _frequencies(
   path: str, categories: Sequence[Mapping[str, Any]], ids: Sequence[int]
 ) -> tuple[str, ...] | None:
-  """LVIS's frequency of each class, "" without a category; None if the file has none."""
+  """LVIS's frequency of each class; None if the file has no frequencies.
+
+  The frequency of a class without a category is "".
+  """
   frequency_of: dict[int, Any] = {row["id"]: row.get("frequency") for row in categories}
   if not any(frequency_of.values()):
     return None
@@ -265,7 +273,7 @@ def _frequencies(
 def run_lengths(
   path: str | os.PathLike, where: str, segmentation: Any, height: int, width: int
 ) -> dict[str, Any]:
-  """RLE as `faster_coco_eval.core.mask` takes it.
+  """Converts a segmentation to RLE as `faster_coco_eval.core.mask` takes it.
 
   Args:
     path: file of the annotations, for messages.
@@ -277,13 +285,13 @@ def run_lengths(
     width: width of the image in pixels, W.
 
   Raises:
-    RegionError: it is no mask of H x W.
+    RegionError: the segmentation is no mask of H x W.
   """
   _check_segmentation(path, where, segmentation, height, width)
   is_polygons = isinstance(segmentation, list)
   if is_polygons:
-    # COCO has polygons of one or two points, which have no area; the library takes some
-    # for boxes.
+    # COCO has polygons of one or two points, which have no area. Drop them: the library
+    # takes some of them for boxes.
     segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
     if not segmentation:
       empty_HxW = np.zeros((height, width), np.uint8, order="F")
@@ -296,7 +304,8 @@ def run_lengths(
   try:
     rle = mask_api.segmToRle(segmentation, width, height)
     if not is_polygons:
-      # Check the runs here: some versions of the library read beyond the image.
+      # Check the runs here: with wrong ones, some versions of the library read beyond
+      # the image.
       runs = _runs(rle["counts"])
       n_pixels = sum(runs)
       if min(runs, default=0) < 0 or n_pixels != height * width:
@@ -353,9 +362,9 @@ def _check_rle(
 
 
 def _runs(counts: bytes) -> list[int]:
-  """Run lengths of COCO's string.
+  """Decodes COCO's string of run lengths.
 
-  Characters hold five bits each, the lowest first.
+  Each character holds five bits of a run; the lowest bits come first.
   """
   runs: list[int] = []
   value = 0
@@ -366,11 +375,11 @@ def _runs(counts: bytes) -> list[int]:
     shift += 5
     if shift > 60:
       raise ValueError("a run without an end")
-    # 32 says that more characters follow, and 16 of the last one is the sign.
+    # Bit 32: more characters of this run follow. Bit 16 of its last one is the sign.
     if bits & 32:
       continue
     value -= (bits & 16) << (shift - 4)
-    # From the fourth on, runs are differences to the run two before.
+    # From the fourth run on, the string holds the difference from the run two before.
     if len(runs) > 2:
       value += runs[-2]
     runs.append(value)
@@ -382,13 +391,13 @@ def _runs(counts: bytes) -> list[int]:
 def objects_of(
   path: str, value: Any, field: str, within: str = ""
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields place and content of each object of a JSON's list.
+  """Yields place and content of each object in a list of a JSON object.
 
   Args:
     path: file, for messages.
     value: JSON object that has the list.
     field: member that is the list.
-    within: place of `value` in the file, for messages, with a dot behind it.
+    within: place of `value` in the file, for messages, such as `annotations[3].`.
 
   Yields:
     The object's place, such as `images[3]`, and the object.
@@ -411,7 +420,7 @@ def objects_of(
 
 
 def _image(path: str, where: str, row: Mapping[str, Any]) -> ImageEntry:
-  """Checks the entry of an image."""
+  """Checks and converts the entry of an image."""
   for field in ("id", "height", "width"):
     if type(row.get(field)) is not int or not -(2**63) <= row[field] < 2**63:
       refuse(path, f"{where}.{field}", repr(row.get(field)), "an integer")
@@ -446,6 +455,7 @@ def _is_below_a_folder(name: Any) -> bool:
   # A URL would replace the folder, see `files.paths.join`.
   if scheme_of(name) is not None:
     return False
+  # The first part of an absolute path is empty.
   parts = posixpath.normpath(name).split("/")
   return ".." not in parts and "" not in parts
 
@@ -453,7 +463,7 @@ def _is_below_a_folder(name: Any) -> bool:
 def _category_ids(
   path: str, where: str, row: Mapping[str, Any], field: str
 ) -> tuple[int, ...]:
-  """The category ids of an image's member, which may be missing."""
+  """Category ids in a member of an image's entry; empty if the member is missing."""
   numbers = row.get(field, [])
   is_list = isinstance(numbers, list)
   if not is_list or not all(type(number) is int for number in numbers):
@@ -474,11 +484,11 @@ def _check_annotation(
     path: file, for messages.
     where: place of the annotation in the file, for messages.
     row: the annotation.
-    image: its image.
+    image: the annotated image.
     categories: categories of the file, by id.
 
   Raises:
-    RegionError: a member can't be used, or leaves the image.
+    RegionError: a member is unusable, or the box or a polygon leaves the image.
   """
   category = row.get("category_id")
   if type(category) is not int or category not in categories:
@@ -512,7 +522,7 @@ def _check_annotation(
 
 
 def is_number(value: Any) -> bool:
-  """Whether a value of a JSON is a finite number that a coordinate can be."""
+  """Whether a JSON value is a number, finite and below 2^31 as coordinates are."""
   return type(value) in (int, float) and abs(value) < 2**31 and math.isfinite(value)
 
 
@@ -520,17 +530,18 @@ def is_number(value: Any) -> bool:
 class Panoptic:
   """Panoptic annotations of a data set."""
 
-  # Segments of the images; an annotation's `id` is that of the segment.
+  # Segments of the images, as annotations; `id` is the segment's id in the PNG.
   annotations: Annotations
-  files: tuple[str, ...]  # PNG of each image, below a folder
+  files: tuple[str, ...]  # path of each image's PNG, below a folder
 
   def owners(self, index: int, root: str | os.PathLike) -> Int16[np.ndarray, "H W"]:
-    """Number of each pixel's segment in `annotations.rows[index]`, or -1.
+    """Reads the segment of each pixel from an image's PNG below `root`.
 
-    The PNG below `root` has them.
+    Returns:
+      Number of the segment in `annotations.rows[index]`; -1 for no segment.
 
     Raises:
-      RegionError: that is no RGB image of H x W, or has ids that the JSON lacks.
+      RegionError: the PNG is no RGB image of H x W, or has ids that the JSON lacks.
     """
     path = join(root, self.files[index])
     image = open_image(Files(root).read(index, self.files[index]), str(path))
@@ -539,12 +550,12 @@ class Panoptic:
     self.annotations.check_size(path, index, image.size[::-1])
     colours_HxWx3 = np.asarray(image).astype(np.int32)
     ids_HxW = colours_HxWx3 @ np.array([1, 256, 256**2], np.int32)
-    # The known ids begin with that of no segment.
+    # The first known id stands for no segment, so a segment's number is one lower.
     segments = self.annotations.rows[index]
     known = np.array([_VOID, *(segment["id"] for segment in segments)])
     order = np.argsort(known)
     places_HxW = np.searchsorted(known, ids_HxW, sorter=order)
-    # An id above all others would be behind the last.
+    # The place of an id above all known ones would be behind the last.
     places_HxW = np.minimum(places_HxW, len(known) - 1)
     numbers_HxW = order[places_HxW]
     is_unknown_HxW = known[numbers_HxW] != ids_HxW
@@ -555,7 +566,7 @@ class Panoptic:
     return (numbers_HxW - 1).astype(np.int16)
 
   def check_files(self, root: str | os.PathLike) -> None:
-    """Raises RegionError for the first image without its PNG."""
+    """Raises RegionError if the PNG of an image is missing."""
     for name in self.files:
       path = join(root, name)
       if not is_file(path):
@@ -565,7 +576,10 @@ class Panoptic:
 def read_panoptic(
   path: str | os.PathLike, names: Sequence[str] | None = None
 ) -> Panoptic:
-  """Reads a panoptic JSON as `read_annotations`, without images that are not annotated."""
+  """Reads a panoptic JSON, without the images that are not annotated.
+
+  Arguments and errors are those of `read_annotations`.
+  """
   path = str(path)
   value = read_user_json(path, VocabularyError)
   file_of: dict[int, str] = {}
@@ -587,7 +601,7 @@ def read_panoptic(
       refuse(path, f"{where}.segments_info", f"of the ids {ids}", accepted)
     file_of[image_id] = name
     rows += [segment | {"image_id": image_id} for segment in segments]
-  # Images of unusable ids stay, so that `annotations_of` names them.
+  # Images with unusable ids stay: `annotations_of` reports them.
   images = [
     image
     for _, image in objects_of(path, value, "images")

@@ -1,9 +1,9 @@
-"""What `detect`, `segment` and `propose` share: images in blocks, and prompts side by
-side.
+"""Blocks of images and the comparison of prompts, for `detect`, `segment` and
+`propose`.
 
-A job finds something in each image of a block, on all processes together, and the first
-process writes it. Finished blocks are pieces of `files.pieces`, so a restart does only
-the others.
+All processes compute the results of a block's images together, and the first process
+stores them. A finished block is a piece of `files.pieces`, so a restart computes only
+the missing blocks.
 """
 
 from collections import deque
@@ -37,13 +37,13 @@ from pomp_jax.rooms.regions.region_scorer import compared
 
 log = logging.getLogger(__name__)
 
-_READS = 16  # files that are read at once: a bucket's answer takes time
-_FILES = "files"  # fact of a piece: `Taken.files` of its block
+_READS = 16  # files that are read at a time: a bucket answers slowly
+_FILES = "files"  # key of `Taken.files` among the facts of a piece
 
 
 class Taken(NamedTuple):
-  """What a block leaves: facts and arrays, and checksums of its files by path in the
-  run."""
+  """Results of a block: facts, arrays, and the checksum of each file by its path in the
+  run's folder."""
 
   facts: Mapping[str, Any] = {}
   arrays: Mapping[str, np.ndarray] | None = None
@@ -51,7 +51,7 @@ class Taken(NamedTuple):
 
 
 class Blocks:
-  """The images of a run in blocks, which are pieces of a store."""
+  """The images of a run in blocks, each stored as a piece."""
 
   def __init__(
     self,
@@ -63,8 +63,8 @@ class Blocks:
   ):
     """Creates the folder of a run that has work to do, on the first process.
 
-    Results of an earlier run are removed: they would vouch for files that this one
-    replaces.
+    The results of an earlier run are removed, because this run replaces the files that
+    they describe.
 
     Args:
       folder: folder of the run.
@@ -95,17 +95,18 @@ class Blocks:
   ) -> None:
     """Computes the missing blocks on all processes; the first process stores them.
 
-    A block is missing too if a file that it has written has changed since.
+    A block also counts as missing if a file that it has written has changed since.
 
     Args:
-      find: yields the number of each image of a block in turn, and what it finds there.
-      take: writes files of a block, and returns what to store.
-      description: the work, for the log.
+      find: yields the number and the result of each image of a block, in order.
+      take: writes the files of a block from these results, and returns what to store.
+      description: name of the work, for the log.
     """
     with waiting(f"checking the files of earlier starts: {description}"):
       missing = self.store.missing(self._images_of_block, self._has_files)
     if len(missing) == len(self._images_of_block) and hosts.is_first():
-      # The files of another start will be replaced, so it must not resume.
+      # This run replaces the files of an earlier start. Remove the pieces of that
+      # start, so that its config can't resume from them.
       self.store.remove()
     for name in steps_of(missing, description, self._unit):
       results = iter(find(self._images_of_block[name]))
@@ -117,8 +118,7 @@ class Blocks:
         deque(results, maxlen=0)
 
   def check_files(self) -> None:
-    """RunFolderError if a file that the blocks have written is no longer as it was
-    written."""
+    """Raises RunFolderError if a file has changed since a block wrote it."""
     with waiting("checking the files that were written"):
       for piece in self.pieces():
         for path in self._changed_files(piece.facts):
@@ -129,7 +129,7 @@ class Blocks:
   def _has_files(self, facts: Mapping[str, Any]) -> bool:
     """Whether all files of a stored block are unchanged.
 
-    False for the blocks of earlier versions, which lack the checksums.
+    False for a block of an earlier version, which stored no checksums.
     """
     if _FILES not in facts:
       return False
@@ -157,7 +157,8 @@ class Blocks:
       return list(itertools.compress(checksums, changed))
 
   def pieces(self) -> Iterator[Piece]:
-    """Pieces of all blocks in the order of the images, on the first process."""
+    """Reads the pieces of all blocks in the order of the images, on the first
+    process."""
     return map(self.store.read, self._images_of_block)
 
 
@@ -165,9 +166,10 @@ class Comparison:
   """Prompts side by side on the images of a data set, for `detect` and `segment`.
 
   Attributes:
-    prompts: prompts under the labels of their results.
-    groups: classes of the halves `base` and `novel`, unless a half is empty.
-    key: fingerprint of all that the results depend on; a file counts by its stamp.
+    prompts: prompts with the labels of their results.
+    groups: numbers of the classes in the halves `base` and `novel`, without an empty
+      half.
+    key: cache key of all that the results depend on; of files it has `file_stamps`.
   """
 
   def __init__(
@@ -183,7 +185,7 @@ class Comparison:
     """Reads the prompts.
 
     Args:
-      version: version of the job's computation, which the key has.
+      version: version of the job's computation, a part of the key.
       encoder: the CLIP.
       data: images with annotations.
       settings: fields of the job, with the names of the prompts.
@@ -222,7 +224,7 @@ class Comparison:
         self.groups[name] = data.classes.indices(name)
 
   def matrices(self) -> list[ClassMatrix]:
-    """Computes the classes under each prompt of the config."""
+    """Computes the class matrix of each prompt of the config."""
     synonyms = self._data.classes.synonyms
     return [class_matrix(self._encoder, synonyms, named) for named in self._plain]
 
@@ -236,7 +238,7 @@ class Comparison:
 
     Args:
       blocks: finished blocks of the run, whose files are checked first.
-      figures: figures of the job, which join those that all such jobs have.
+      figures: members of the results that only this job has.
       draw: draws the pictures of the results.
 
     Returns:
@@ -256,7 +258,7 @@ class Comparison:
       "groups": self._data.classes.groups,
       **figures,
     }
-    # Draw and report what a reader of the file will get: plain numbers, no arrays.
+    # Draw and report the values that `results.json` will hold: numbers, no arrays.
     plain = json.loads(to_json(results))
     blocks.check_files()
     with writing(folder.path):

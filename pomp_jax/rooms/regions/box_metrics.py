@@ -11,8 +11,8 @@ import numpy as np
 from pomp_jax.rooms.regions.annotations import FREQUENCIES, Annotations
 from pomp_jax.rooms.regions.detections import MAX_DETECTIONS
 
-# Categories that are evaluated at a time: the library holds an entry for each of them
-# and each image.
+# Categories that are evaluated at a time: the library holds an entry for each pair of a
+# category and an image.
 _CATEGORIES = 100
 _KINDS = {"box": "bbox", "mask": "segm"}
 
@@ -25,30 +25,31 @@ def average_precision(
 ) -> dict[str, Any]:
   """Computes average precision over IoU thresholds 0.50, 0.55, .., 0.95.
 
-  COCO: AP, AP50, AP75, and APs, APm, APl by the object's area (below 32^2 and 96^2
-  pixels). LVIS (annotations with frequencies): the same, and APr, APc, APf of rare,
-  common and frequent classes. On an image, only classes that are known to be present or
-  absent count, unmatched detections of classes that are not exhaustively annotated are
-  ignored, and 300 detections count in all.
+  COCO has AP, AP50, AP75, and APs, APm, APl of objects with areas up to 32^2 pixels, up
+  to 96^2 pixels, and above. LVIS (annotations with frequencies) adds APr, APc, APf of
+  rare, common and frequent classes. An image of LVIS evaluates only the classes that
+  are known to be present or absent, ignores unmatched detections of classes that are
+  not exhaustively annotated, and counts 300 detections in all.
 
   Args:
     annotations: true objects of all images.
-    results: `result_rows` of all images; to compare masks, each has one.
+    results: `result_rows` of all images, each with a mask if masks are compared.
     kind: what is compared, "box" or "mask".
-    groups: classes by the name of a group, such as base and novel.
+    groups: numbers of the classes in each group, such as base and novel.
 
   Returns:
-    Fractions of 1, None where no object is annotated; `per_class`, the AP of each of
-    the C classes; under the name of each group, its AP and AP50.
+    Figures by name, as fractions of 1, or None if no object is annotated. `per_class`
+    lists the AP of the C classes. The name of a group has the AP and AP50 of the group.
 
   Raises:
-    RegionError: an object has no mask, and masks are compared.
+    RegionError: masks are compared, and an object has none.
   """
   # [thresholds, recalls, categories, areas]; -1 where no object is annotated.
   precision = _precision(annotations, results, kind)
   rows_C = _rows_of_classes(annotations)
   every_row = np.arange(precision.shape[2])
   figures: dict[str, Any] = _averages(precision, every_row)
+  # Index 0 is any area.
   for area, name in enumerate(("APs", "APm", "APl"), 1):
     figures[name] = _mean(precision[..., area])
   if annotations.frequencies:
@@ -66,7 +67,7 @@ def average_precision(
 
 
 def _rows_of_classes(annotations: Annotations) -> np.ndarray:
-  """Row of each class in the precision of all categories; -1 without a category."""
+  """Index of each class among the categories of `_precision`; -1 for no category."""
   ids = annotations.category_ids.tolist()
   known = sorted(number for number in ids if number >= 0)
   row_of_id = {number: row for row, number in enumerate(known)}
@@ -76,12 +77,13 @@ def _rows_of_classes(annotations: Annotations) -> np.ndarray:
 def _precision(
   annotations: Annotations, results: Sequence[Mapping[str, Any]], kind: str
 ) -> np.ndarray:
-  """Precision of the categories in ascending order of their ids."""
+  """Precision [thresholds, recalls, categories, areas]; categories by ascending id."""
   is_lvis = annotations.frequencies is not None
   most = MAX_DETECTIONS["lvis" if is_lvis else "coco"]
   if is_lvis:
     results = _best_of_images(results, most)
-  # The library takes a detection's area from what is left in its row.
+  # The library computes a detection's area from its box or its mask. Drop the one that
+  # is not compared, so that the area is that of the other.
   unread = "segmentation" if kind == "box" else "bbox"
   by_category: dict[int, list[Mapping[str, Any]]] = {}
   for row in results:
@@ -113,7 +115,10 @@ def _precision(
 def _best_of_images(
   results: Sequence[Mapping[str, Any]], most: int
 ) -> list[Mapping[str, Any]]:
-  """The detections of the highest scores on each image, of equal ones the first."""
+  """The `most` detections of the highest scores on each image.
+
+  Of detections with equal scores the first are kept.
+  """
   ordered = sorted(results, key=lambda row: (row["image_id"], -row["score"]))
   best: list[Mapping[str, Any]] = []
   for _, rows in itertools.groupby(ordered, lambda row: row["image_id"]):
@@ -137,7 +142,7 @@ def _mean(precision: np.ndarray) -> float | None:
 
 
 def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:
-  """The data set in the form that faster-coco-eval reads and writes to."""
+  """Copies the annotations in COCO's form, because faster-coco-eval changes them."""
   objects: list[dict[str, Any]] = []
   for index, image in enumerate(annotations.images):
     for row in annotations.rows[index]:

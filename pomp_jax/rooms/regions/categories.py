@@ -1,5 +1,4 @@
-"""The categories of COCO's and LVIS's annotations, which class lists may name as
-well."""
+"""Categories of COCO's and LVIS's annotations; a class list may be such a file too."""
 
 import os
 from typing import Any, NoReturn
@@ -12,14 +11,14 @@ _ANNOTATIONS = "COCO or LVIS annotations"
 
 
 def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
-  """Parses `categories` of COCO or LVIS annotations, the JSON value of a file.
+  """Parses the member `categories` of COCO or LVIS annotations.
 
-  Each has `id`, `name` and optionally `synonyms` (LVIS). Names are compared as words,
-  so that "a_b" equals "a b".
+  `value` is the JSON value of the file. Each category has `id`, `name` and, in LVIS,
+  `synonyms`. Names are compared as words, so that "a_b" equals "a b".
 
   Raises:
-    VocabularyError: a category has no integer `id` or no name, a name has a control
-      character, or an id or a name is repeated.
+    VocabularyError: there are no categories, a category has no integer `id` or no
+      name, a name has a control character, or an id or a name is repeated.
   """
   if not isinstance(value, dict):
     _refuse(path, "the file", "without categories (no object)", _ANNOTATIONS)
@@ -47,7 +46,7 @@ def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]
     synonyms = row.get("synonyms", [])
     if not isinstance(synonyms, list):
       _refuse(path, f"{where}.synonyms", shown(synonyms), "a list of strings")
-    # LVIS repeats the name among its synonyms. The keys keep their order.
+    # LVIS repeats the name among the synonyms. The keys of a dict keep their order.
     other_names: dict[str, None] = {}
     for synonym in synonyms:
       other_names[_words(path, f"{where}.synonyms", synonym)] = None
@@ -58,7 +57,7 @@ def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]
 
 
 def _words(path: str | os.PathLike, field: str, text: Any) -> str:
-  """The words of a name; VocabularyError if it is none."""
+  """Normalises a name; VocabularyError if `text` is no usable name."""
   words = normalized_name(text) if isinstance(text, str) else ""
   if not words or not is_unicode(words) or control_character(words):
     _refuse(path, field, _shown_member(text), "a name")
@@ -66,10 +65,10 @@ def _words(path: str | os.PathLike, field: str, text: Any) -> str:
 
 
 def _shown_member(value: Any) -> str:
-  """A member of an object as a message shows it; None stands for none."""
+  """A member of an object as a message shows it; None stands for a missing member."""
   return "missing" if value is None else shown(value)
 
 
 def _refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
-  """Raises the one line for a field of a file."""
+  """Raises VocabularyError with one line about a field of a file."""
   raise VocabularyError(f"{path}: {field} is {found}; accepted: {accepted}")

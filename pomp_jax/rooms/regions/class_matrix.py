@@ -1,4 +1,4 @@
-"""Class matrices: text features, under any prompt, that regions and pixels meet.
+"""Class matrices: text features under any prompt, which score regions and pixels.
 
 Shapes: C classes, S names of all classes, E embedding.
 """
@@ -19,7 +19,7 @@ from pomp_jax.files.prompt_file import ClassFeatures
 class ClassMatrix(NamedTuple):
   """Text features of classes with one or several names each."""
 
-  # Unit rows, one a name, in the order of the classes.
+  # Unit rows, one for each name, in the order of the classes.
   features: Float[np.ndarray, "S E"]
   starts: Int[np.ndarray, " C"]  # first row of each class
 
@@ -36,7 +36,8 @@ def class_matrix(
   Args:
     encoder: CLIP's encoder.
     synonyms: names of each of the C classes.
-    named: prompt, or a file of class features, whose rows are those of the first names.
+    named: prompt. If it has one row for each class, as a file of class features has,
+      only the first name of each class is used.
   """
   has_one_row_a_class = getattr(named.prompt, "has_rows", False)
   if isinstance(named.prompt, ClassFeatures) or has_one_row_a_class:
@@ -48,11 +49,12 @@ def class_matrix(
 
 
 def key_parts(named: NamedPrompt, synonyms: Sequence[Sequence[str]]) -> list:
-  """Parts of a cache key that stand for the class matrix."""
+  """Cache key parts of the class matrix of a prompt."""
   return [named.label, str(synonyms), *describe(named.prompt, _class_list(synonyms))]
 
 
 def _class_list(synonyms: Sequence[Sequence[str]]) -> ClassList:
+  """Class list of all names, class by class."""
   names = tuple(name for names in synonyms for name in names)
-  # CLIP's 80 texts, as the published training-free segmentation uses them.
+  # The prompt `ensemble` uses CLIP's 80 texts, as published training-free segmentation.
   return ClassList(names, ensemble=load_templates("imagenet"))

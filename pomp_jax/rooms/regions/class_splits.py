@@ -4,8 +4,9 @@ A line has the form
 
     name, synonym, ..  [TAB  base | novel | -]  [TAB  value, value, ..]
 
-Prompts are learned on base classes; "-" is in neither half. The values are those of the
-class's pixels in label images, for data sets that do not number their classes 0, 1, ..
+Prompts are learned on base classes; a class with "-" is in neither half. The values are
+the class's pixel values in label images, for data sets that do not number their classes
+0, 1, ..
 Shape: C classes.
 """
 
@@ -24,16 +25,18 @@ _FOLDER = pathlib.Path(__file__).with_name("splits")
 CLASS_SPLITS = tuple(sorted(file.stem for file in _FOLDER.glob("*.txt")))
 GROUPS = ("base", "novel", "-")
 _MAX_VALUE = 2**16  # label images have 8 or 16 bits
-_LINES = ":lines"  # behind a list's name or path: commas are parts of names
+_LINES = ":lines"  # suffix of a list's name or path: commas are parts of names
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassSplit:
   """Classes in the order of their labels."""
 
-  synonyms: tuple[tuple[str, ...], ...]  # of each class; the first is the class's name
+  # all names of each class; the first is the name of the class
+  synonyms: tuple[tuple[str, ...], ...]
   groups: tuple[str, ...]  # C values of GROUPS
-  values: tuple[tuple[int, ...], ...] | None = None  # of each class in label images
+  # pixel values of each class in label images
+  values: tuple[tuple[int, ...], ...] | None = None
 
   def __len__(self) -> int:
     return len(self.synonyms)
@@ -44,11 +47,11 @@ class ClassSplit:
     return tuple(names[0] for names in self.synonyms)
 
   def indices(self, group: str) -> np.ndarray:
-    """Classes of a group: int64 [n]."""
+    """Numbers of the classes in a group: int64 [n]."""
     return np.flatnonzero(np.array(self.groups) == group)
 
   def not_novel(self) -> np.ndarray:
-    """Classes that a training may see: int64 [n]."""
+    """Numbers of the classes that a training may see: int64 [n]."""
     return np.flatnonzero(np.array(self.groups) != "novel")
 
 
@@ -60,16 +63,16 @@ def undivided(names: Sequence[str], group: str = "-") -> ClassSplit:
 def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
   """Reads a packaged list by name (`CLASS_SPLITS`), or a user's file.
 
-  Behind either, ":lines" makes each line one name: "road, route" is one text, as ZSSeg
-  scores it.
+  With the suffix ":lines" of the name or path, each line is one name: "road, route" is
+  one text, as ZSSeg scores it.
 
   Raises:
-    VocabularyError: the list is unknown, or a line has not its form.
+    VocabularyError: the list is unknown, or a line has another form than above.
   """
   one_name_a_line = os.fspath(name_or_path).endswith(_LINES)
   path = _path_of(os.fspath(name_or_path).removesuffix(_LINES))
   rows = [line.split("\t") for line in read_lines(path)]
-  n_columns = len(rows[0]) if rows else 0  # an empty list is refused below
+  n_columns = len(rows[0]) if rows else 0  # `check_names` refuses an empty list below
   for number, row in enumerate(rows, 1):
     if len(row) != n_columns or n_columns > 3:
       accepted = f"{n_columns} as in the first line" if n_columns < 4 else "1 to 3"
@@ -109,7 +112,7 @@ def _path_of(name: str) -> Path:
 
 
 def _values(path: Path, cells: list[str]) -> tuple[tuple[int, ...], ...]:
-  """Values of each class in label images, which differ from one another."""
+  """Parses the pixel values of each class; VocabularyError unless all are different."""
   values: list[tuple[int, ...]] = []
   taken: set[int] = set()
   for number, cell in enumerate(cells, 1):

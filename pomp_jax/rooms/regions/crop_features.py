@@ -1,8 +1,8 @@
 """Crops of regions and their CLIP features, in chunks of static shape over the mesh.
 
-A box becomes a square image by two matrices, equal to torch's resize. Boxes are x0, y0,
-x1, y1 in pixels; the ends are exclusive. Shapes: R regions, H and W of the image with
-its padding, S side of a crop, E embedding.
+Two matrix products turn a box into a square image, equal to torch's resize. Boxes are
+x0, y0, x1, y1 in pixels; the ends are exclusive. Shapes: N images of a chunk, R
+regions, H and W sides of an image with its padding, S side of a crop, E embedding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,14 @@ from pomp_jax.prompt.mesh import replicate, split_rows
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.torch_bicubic import bicubic_matrix
 
-# Crops that a device makes together; more would hold more copies of an image.
+# Crops that a device makes at a time: each needs a copy of its image in memory.
 _CROPS_AT_A_TIME = 8
 _CHUNK = 64  # regions that all devices compute at a time
-_IMAGES = 16  # images of these regions
+_IMAGES = 16  # images of a chunk of regions, N
 _BUCKET = 128  # images are padded to multiples of this many pixels
 
-# Of each crop the number of its image, its pixel range, and its mask, if it has one.
+# For each crop: the number of its image in the chunk, its pixel range, and its mask if
+# there are masks.
 _Rows = tuple[Int[Array, " R"], Int[Array, "R 4"], Bool[Array, "R H W"] | None]
 
 
@@ -38,16 +39,17 @@ class Cropping:
   # RGB, 0..255, of pixels outside the mask.
   fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
   expand: float = 1.0  # factor on both sides of the box
-  square: bool = False  # whether the shorter side grows to the longer; else stretched
+  # Whether the shorter side grows to the longer one; otherwise the crop is stretched.
+  square: bool = False
 
 
 def pixel_ranges(
   boxes_Rx4: Float[np.ndarray, "R 4"], height: int, width: int, cropping: Cropping
 ) -> Int[np.ndarray, "R 4"]:
-  """Rows and columns of each crop inside the image, at least one pixel each way.
+  """Computes rows and columns of each crop inside the image, at least one of each.
 
-  Fractions of pixels are included, except that a square has round(side) pixels each
-  way.
+  A crop includes the pixels that its box covers in part. A square crop instead has
+  round(side) rows and columns before the image's border cuts it.
 
   Args:
     boxes_Rx4: boxes in pixels, which may leave the image.
@@ -89,7 +91,7 @@ def crop_region(
     image_HxWx3: image with padding below and to the right.
     shape_2: height and width of the image without its padding.
     range_4: a row of `pixel_ranges`.
-    mask_HxW: pixels of the region, the others are filled; None for all of the crop.
+    mask_HxW: pixels of the region; all others get the fill. None: the whole crop.
     cropping: size and fill of the crop.
 
   Returns:
@@ -102,7 +104,8 @@ def crop_region(
   is_inside_HxW = is_row_H[:, None] & is_column_W
   if mask_HxW is not None:
     is_inside_HxW &= mask_HxW
-  # The weights of a new pixel add up to 1: what is zero here becomes the fill.
+  # Subtract the fill here and add it to the crop. The weights of a new pixel add up to
+  # 1, so a pixel that is zero in between becomes the fill.
   fill_3 = jnp.array(cropping.fill)
   shifted_HxWx3 = jnp.where(is_inside_HxW[..., None], image_HxWx3 - fill_3, 0)
 
@@ -118,18 +121,24 @@ def crop_region(
 class _Chunk(NamedTuple):
   """Regions that all devices compute together."""
 
-  sides: tuple[int, ...]  # height and width of their images with the padding
-  rows: list[tuple[int, int]]  # number of the image, and of the region in it
+  sides: tuple[int, ...]  # height and width of the images with the padding
+  # of each region: number of its image, and number among the image's regions
+  rows: list[tuple[int, int]]
 
 
 class RegionEncoder:
-  """Image features of regions, of images of any size."""
+  """Computes image features of regions in images of any size."""
 
   def __init__(self, encoder: Encoder, regions: fields.Regions):
     """Takes a CLIP and compiles on first use, once per padded size of images.
 
     As in ZSSeg, a masked crop is stretched to a square, and pixels outside the mask get
-    CLIP's mean colour, which becomes 0. A crop with context is cut as a square.
+    CLIP's mean colour, which is 0 after normalisation. A crop with context is cut as a
+    square.
+
+    Args:
+      encoder: the CLIP.
+      regions: kind and size of the crops.
     """
     red, green, blue = (255 * float(value) for value in encoder.clip.mean)
     self._cropping = Cropping(
@@ -140,6 +149,7 @@ class RegionEncoder:
     )
     self._encoder = encoder
     n_devices = encoder.mesh.size
+    # Round up to a multiple of the devices, which share the regions of a chunk.
     self._chunk = -(-_CHUNK // n_devices) * n_devices
     crops = functools.partial(_crops, cropping=self._cropping)
     self._crops = map_rows(encoder.mesh, crops, 2, gather=False)
@@ -150,7 +160,7 @@ class RegionEncoder:
     boxes: Sequence[Float[np.ndarray, "_ 4"]],
     masks: Sequence[Bool[np.ndarray, "_ _ _"]] | None = None,
   ) -> list[Float[np.ndarray, "_ E"]]:
-    """Unit features of the regions of each image, on all hosts.
+    """Computes unit features of the regions of each image; all hosts get all of them.
 
     Args:
       images: images [H,W,3] of any size.
@@ -169,7 +179,7 @@ class RegionEncoder:
         yield chunk.rows, self._encoder.features_of_images(crops)
 
     for rows, features in fetched(computed()):
-      # The last features of a chunk are padding.
+      # The last features of a chunk are padding, which `zip` drops.
       for (image, region), feature in zip(rows, features, strict=False):
         results[image][region] = feature
     return results
@@ -180,7 +190,7 @@ class RegionEncoder:
     boxes: Sequence[Float[np.ndarray, "_ 4"]],
     masks: Sequence[Bool[np.ndarray, "_ _ _"]] | None,
   ) -> Iterator[_Chunk]:
-    """Yields the regions with a pixel in chunks, each of images of one padded shape.
+    """Yields the regions that have a pixel, in chunks of one padded size of images.
 
     Args:
       images: images [H,W,3] of any size.
@@ -193,6 +203,7 @@ class RegionEncoder:
       has_pixels_R = _has_pixels(boxes_Rx4, height, width)
       if masks is not None:
         has_pixels_R &= masks[index].any(axis=(1, 2))
+      # Round up to multiples of _BUCKET, for fewer compilations.
       sides = tuple(_BUCKET * -(-side // _BUCKET) for side in (height, width))
       rows = rows_of_sides.setdefault(sides, [])
       for region in np.flatnonzero(has_pixels_R).tolist():
@@ -201,8 +212,8 @@ class RegionEncoder:
     for sides, rows in rows_of_sides.items():
       while rows:
         chunk = rows[: self._chunk]
-        # A chunk ends where it would need more images than it has room for. Rows are
-        # in the order of the images, so these are the first rows.
+        # A chunk has _IMAGES images at most: leave the regions of more images to the
+        # next chunk. Rows are in the order of the images, so the first rows are kept.
         distinct = list(dict.fromkeys(image for image, _ in chunk))
         images_of_chunk = distinct[:_IMAGES]
         chunk = [row for row in chunk if row[0] in images_of_chunk]
@@ -227,7 +238,7 @@ class RegionEncoder:
     Returns:
       Arguments of `_crops`.
     """
-    # An image is sent once, in a slot, for all its regions.
+    # Each image is sent once for all its regions; its slot is its place in the chunk.
     distinct = dict.fromkeys(image for image, _ in chunk.rows)
     slot_of = {image: slot for slot, image in enumerate(distinct)}
     pixels_NxHxWx3 = np.zeros((_IMAGES, *chunk.sides, 3), np.uint8)
@@ -275,7 +286,7 @@ def _crops(
   rows: _Rows,
   cropping: Cropping,
 ) -> Float[Array, "R S S 3"]:
-  """Crops of a device's rows."""
+  """Crops the regions of one device."""
 
   def crop(
     row: tuple[Int[Array, ""], Int[Array, "4"], Bool[Array, "H W"] | None],

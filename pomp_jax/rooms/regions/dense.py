@@ -1,8 +1,8 @@
-"""Label maps without regions: dense features of a frozen ViT, under class matrices.
+"""Label maps without regions: patch features of a frozen ViT, under class matrices.
 
 Shapes: B images, N windows of an image, h and w patches of a window, H and W sides of
-an image in pixels, S names of all classes, K names of a chunk, C classes, E embedding,
-Q neighbours of a pixel.
+an image in pixels, S names of all classes, n chunks of K names, C classes, E embedding,
+Q neighbours of a pixel, D dilations.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +27,10 @@ from pomp_jax.rooms.regions.dense_tower import RECIPES, dense_tower
 
 # Images are padded to multiples of this many pixels, for fewer compilations.
 _BUCKET = 128
-# Most pixels with scores of their own. Labels of larger images, of no published set,
-# are enlarged.
+# Most pixels of a map of scores. A larger image, which no published set has, is scored
+# at a smaller size, and its labels are enlarged.
 _MAX_PIXELS = 2**21
-# Most scores in memory, names times pixels. More names are computed in chunks.
+# Most scores in memory, names times pixels: more names are scored in chunks.
 _MAX_SCORES = 2**28
 _DILATIONS = (8, 16)  # distances of the neighbours in PAMR, pixels
 # Longest side of a resized image, as in mmsegmentation's configs of the recipes.
@@ -38,7 +38,7 @@ _LONGEST = 2048
 
 
 class PixelMap(NamedTuple):
-  """Classes of an image's pixels, and perhaps their probabilities among all names."""
+  """Class of each pixel of an image, and its probability among all names if known."""
 
   labels_HxW: Int32[np.ndarray, "H W"]
   probability_HxW: Float32[np.ndarray, "H W"] | None = None
@@ -53,18 +53,18 @@ class _Windows(NamedTuple):
 
 
 class _Padded(NamedTuple):
-  """A resized image with its windows and patches, in few different shapes."""
+  """A resized image with its windows and patches, padded to few different shapes."""
 
   patches_NxhxwxE: Any
   corners_Nx2: Any
-  n_windows: int  # windows that are no padding
+  n_windows: int  # number of windows without the padding
   image_HxWx3: Any
-  coverage_HxW: Any  # windows that cover each pixel, at least 1
+  coverage_HxW: Any  # number of windows that cover each pixel, at least 1
   shape_2: Any  # height and width without the padding
 
 
 def check_patches(segment: fields.Segment, clip_config: ClipConfig) -> None:
-  """Raises ConfigError unless a CLIP has patches, and image and window hold one."""
+  """Raises ConfigError unless the CLIP has patches that fit into image and window."""
   vit = clip_config.vit
   if vit is None:
     raise ConfigError("regions.source", "none", "regions: recipes need a ViT")
@@ -76,7 +76,7 @@ def check_patches(segment: fields.Segment, clip_config: ClipConfig) -> None:
 
 
 class DenseSegmenter:
-  """Label maps of images of any size under several prompts.
+  """Computes label maps of images of any size under several prompts.
 
   Patch features are computed once for all prompts.
   """
@@ -95,11 +95,13 @@ class DenseSegmenter:
       encoder: encoder of a CLIP with a ViT.
       segment: recipe, sizes and refinement.
       dtype: type that the tower computes in.
-      chunk: windows that the tower takes at a time.
+      chunk: windows that the tower takes at a time, rounded up to a multiple of the
+        devices.
     """
     n_devices = encoder.mesh.size
     self._encoder = encoder
     self._segment = segment
+    # Round up to a multiple of the devices, which share the windows of a chunk.
     self._chunk = -(-chunk // n_devices) * n_devices
     tower = dense_tower(encoder.clip, RECIPES[segment.recipe], dtype)
     self._tower = map_rows(encoder.mesh, tower, n_replicated=1)
@@ -107,7 +109,7 @@ class DenseSegmenter:
   def label_maps(
     self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], matrices: Sequence[ClassMatrix]
   ) -> Iterator[list[PixelMap]]:
-    """Yields for each image its label maps, one under each class matrix."""
+    """Yields the label maps of each image, one under each class matrix."""
     windows_of_images = [self._cut(image) for image in images]
     patches_of_images = self._patch_features(windows_of_images)
     for image, windows, patches in zip(
@@ -122,11 +124,12 @@ class DenseSegmenter:
     patches_NxhxwxE: np.ndarray,
     matrices: Sequence[ClassMatrix],
   ) -> list[PixelMap]:
-    """Label maps of an image, one under each class matrix."""
+    """Computes the label maps of an image, one under each class matrix."""
     segment = self._segment
     # A very large image is scored at a smaller size, and its labels are enlarged.
     factor = min(1.0, (_MAX_PIXELS / math.prod(sides)) ** 0.5)
     height, width = (max(round(side * factor), 1) for side in sides)
+    # Row and column of the smaller map for each row and column of the image.
     rows = np.arange(sides[0]) * height // sides[0]
     columns = np.arange(sides[1]) * width // sides[1]
     out = padded_sides(height, width)
@@ -154,9 +157,11 @@ class DenseSegmenter:
   def finder(
     self, pixels: Callable[[int], np.ndarray], matrices: Sequence[ClassMatrix]
   ) -> Callable[[Sequence[int]], Iterator[tuple[int, list[PixelMap]]]]:
-    """Returns a function that yields numbers of images with their `label_maps`.
+    """Returns a function that yields the number of each image with its label maps.
 
-    `pixels` reads an image by its number.
+    Args:
+      pixels: reads an image by its number.
+      matrices: the classes under each prompt.
     """
 
     def find(numbers: Sequence[int]) -> Iterator[tuple[int, list[PixelMap]]]:
@@ -168,7 +173,7 @@ class DenseSegmenter:
   def _cut(self, image: UInt8[np.ndarray, "_ _ 3"]) -> _Windows:
     """Resizes an image and places its windows.
 
-    Windows follow each other by `segment.stride`; the last ones end at the border.
+    Windows are `segment.stride` pixels apart; the last ones end at the border.
     """
     segment = self._segment
     patch = self._encoder.clip.config.vision_config.patch_size
@@ -177,7 +182,7 @@ class DenseSegmenter:
     if segment.size:
       shorter, longer = sorted((old_height, old_width))
       factor = min(segment.size / shorter, _LONGEST / longer)
-    # A very narrow image becomes one patch wide.
+    # A very narrow image is widened to one patch.
     height = max(int(old_height * factor + 0.5), patch)
     width = max(int(old_width * factor + 0.5), patch)
     if (height, width) != (old_height, old_width):
@@ -199,10 +204,11 @@ class DenseSegmenter:
   def _patch_features(
     self, images: Sequence[_Windows]
   ) -> list[Float[np.ndarray, "N h w E"]]:
-    """Unit patch features of each image; windows of the same sides share chunks."""
+    """Computes unit patch features of each image; equal windows share chunks."""
     patch = self._encoder.clip.config.vision_config.patch_size
     results: list = [None] * len(images)
     for sides in dict.fromkeys(windows.sides for windows in images):
+      # Cut each window down to complete patches.
       height, width = (side // patch * patch for side in sides)
       members = [n for n, windows in enumerate(images) if windows.sides == sides]
       pixels = [
@@ -218,7 +224,7 @@ class DenseSegmenter:
     return results
 
   def _tower_features(self, pixels_NxHxWx3: np.ndarray) -> Float[np.ndarray, "N h w E"]:
-    """Unit patch features of windows of one shape, a chunk at a time."""
+    """Computes unit patch features of windows of one shape, a chunk at a time."""
     n_windows = len(pixels_NxHxWx3)
     features = []
     for start in range(0, n_windows, self._chunk):
@@ -226,12 +232,13 @@ class DenseSegmenter:
       rows = np.arange(start, start + self._chunk) % n_windows
       placed = split_rows(pixels_NxHxWx3[rows], self._encoder.mesh)
       features.append(self._tower(self._encoder.vision_params, placed))
-    # Fetched after all chunks are dispatched.
+    # Fetch after all chunks are dispatched, so that the devices never wait.
     return np.concatenate([np.asarray(chunk) for chunk in features])[:n_windows]
 
 
 def _starts(last: int, stride: int) -> np.ndarray:
-  """First pixels of windows along a line, from 0 to `last`, which ends at the border."""
+  """First pixel of each window along a line, from 0 to `last`, that of the last one."""
+  # Round the number of strides up; a window beyond the border is moved back to `last`.
   return np.minimum(np.arange(-(-last // stride) + 1) * stride, last)
 
 
@@ -239,11 +246,11 @@ _Array = TypeVar("_Array", np.ndarray, jax.Array)
 
 
 class Taps(NamedTuple):
-  """Two old pixels of each new one, and the second one's weight."""
+  """The two old pixels that each new pixel mixes, and the weight of the second."""
 
-  low: Any
-  high: Any
-  weight: Any
+  low: Any  # number of the first old pixel
+  high: Any  # number of the second old pixel
+  weight: Any  # of `high`; `low` has 1 - weight
 
 
 def taps(
@@ -252,13 +259,15 @@ def taps(
   length: int | Int[Array, ""] | None = None,
   xp: ModuleType = np,
 ) -> Taps:
-  """Bilinear samples of a line: torch's `interpolate`, no align_corners, no antialias.
+  """Computes bilinear samples of a line, as torch's `interpolate` has them by default.
+
+  That is without align_corners and antialias.
 
   Args:
     n_out: number of new pixels.
-    n_in: number of old pixels; may be traced if xp is jax.numpy, as `length`.
-    length: new pixels over which the old ones are spread, all if None. Those behind
-      them repeat the last.
+    n_in: number of old pixels; may be traced if xp is jax.numpy.
+    length: number of new pixels over which the old pixels are spread; n_out if None.
+      Later new pixels repeat the last old pixel. May be traced if xp is jax.numpy.
     xp: numpy or jax.numpy.
   """
   if length is None:
@@ -270,12 +279,12 @@ def taps(
 
 
 def resize(array: _Array, axis: int, taps: Taps) -> _Array:
-  """Resamples one axis of an array by the samples of a line.
+  """Resamples one axis of an array.
 
   Args:
     array: numbers of any shape.
     axis: axis that changes its length.
-    taps: two old places and a weight for each new one.
+    taps: samples of the axis, as the function `taps` computes them.
   """
   n_axes_behind = array.ndim - axis % array.ndim - 1
   weight = taps.weight.reshape(-1, *[1] * n_axes_behind).astype(np.float32)
@@ -285,23 +294,24 @@ def resize(array: _Array, axis: int, taps: Taps) -> _Array:
 
 
 class _Chunks(NamedTuple):
-  """Names of all classes in n chunks of K names."""
+  """Names of all classes in n chunks of K names, the last one padded."""
 
   text_nxKxE: Float32[np.ndarray, "n K E"]  # text features
-  class_nxK: Int[np.ndarray, "n K"]  # class of each name; -1 for a row that is none
+  class_nxK: Int[np.ndarray, "n K"]  # class of each name; -1 for a row of padding
 
 
 def _chunks(matrix: ClassMatrix, most: int) -> _Chunks:
-  """Divides the names of a class matrix into as few chunks as possible, equally long.
+  """Divides the names of a class matrix into the fewest chunks of equal length.
 
   Args:
     matrix: classes with their names, under one prompt.
-    most: number of names in a chunk, at most.
+    most: largest number of names in a chunk.
   """
   n_names, width = matrix.features.shape
+  # Both quotients are rounded up, so the last chunk may need padding.
   n_chunks = -(-n_names // most)
-  names_of_chunk = -(-n_names // n_chunks)
-  padding = n_chunks * names_of_chunk - n_names
+  chunk_size = -(-n_names // n_chunks)
+  padding = n_chunks * chunk_size - n_names
 
   n_classes = len(matrix.starts)
   n_names_C = np.diff(matrix.starts, append=n_names)
@@ -309,19 +319,20 @@ def _chunks(matrix: ClassMatrix, most: int) -> _Chunks:
   text = np.pad(matrix.features, ((0, padding), (0, 0)))
   classes = np.pad(class_S, (0, padding), constant_values=-1)
   return _Chunks(
-    text_nxKxE=text.reshape(n_chunks, names_of_chunk, width),
-    class_nxK=classes.reshape(n_chunks, names_of_chunk),
+    text_nxKxE=text.reshape(n_chunks, chunk_size, width),
+    class_nxK=classes.reshape(n_chunks, chunk_size),
   )
 
 
 def padded_sides(*sides: int) -> tuple[int, ...]:
-  """The sides of an image rounded upwards to multiples of 128 pixels."""
+  """Rounds the sides of an image up to multiples of 128 pixels."""
   return tuple(_BUCKET * -(-side // _BUCKET) for side in sides)
 
 
 def _padded(windows: _Windows, patches_NxhxwxE: np.ndarray) -> _Padded:
   """Pads patches, windows and image to few different shapes, for fewer compilations."""
   n_windows = len(patches_NxhxwxE)
+  # Round the number of windows up to a power of two.
   padding = (1 << (n_windows - 1).bit_length()) - n_windows
   patches = np.pad(patches_NxhxwxE, ((0, padding), (0, 0), (0, 0), (0, 0)))
   corners_Nx2 = np.pad(windows.corners_Nx2, ((0, padding), (0, 0)))
@@ -359,18 +370,17 @@ def _label_map(
   out: tuple[int, int],
   refine: bool,
 ) -> tuple[Int32[Array, "H W"], Float32[Array, "H W"]]:
-  """Classes of an image's pixels and their probabilities, with the image's padding.
+  """Computes the class of each pixel and its probability, with the map's padding.
 
-  Cosines of each window's patches are resized to the window, averaged where windows
-  overlap, resized to the original image, refined, and their softmax over all names is
-  taken. The highest among the names of a class counts, so that the class of the highest
-  name is the pixel's.
+  The cosines of each window's patches are resized to the window, averaged where windows
+  overlap, resized to the label map, refined, and turned into a softmax over all names.
+  A class counts by its best name, so a pixel gets the class of its best name.
 
   Args:
     padded: image, windows and patches.
     out_shape_2: height and width of the label map without its padding.
     text_nxKxE: text features in chunks.
-    class_nxK: classes of the names, -1 for none.
+    class_nxK: class of each name, -1 for padding.
     scale: factor of the cosines.
     below: probability below which a pixel is of class 0.
     steps: steps of `pamr`.
@@ -392,7 +402,7 @@ def _label_map(
     so_far: tuple[Float[Array, "H W"], Int[Array, "H W"], Float[Array, "H W"]],
     chunk: tuple[Float[Array, "K E"], Int[Array, " K"]],
   ) -> tuple[tuple[Float[Array, "H W"], Int[Array, "H W"], Float[Array, "H W"]], None]:
-    """Highest logit so far, its class, and the softmax's sum relative to it."""
+    """Updates the highest logit, its class, and the sum of exp(logit - highest)."""
     best_HxW, label_HxW, total_HxW = so_far
     text_KxE, class_K = chunk
     is_padding_Kx1x1 = class_K[:, None, None] < 0
@@ -400,6 +410,7 @@ def _label_map(
       is_padding_Kx1x1, -jnp.inf, scale * scores_of_names(text_KxE)
     )
     higher_HxW = jnp.maximum(best_HxW, logits_KxHxW.max(axis=0))
+    # The sum so far is relative to the previous highest logit.
     total_HxW *= jnp.exp(best_HxW - higher_HxW)
     total_HxW += jnp.exp(logits_KxHxW - higher_HxW).sum(axis=0)
     label_of_chunk_HxW = class_K[logits_KxHxW.argmax(axis=0)]
@@ -409,6 +420,7 @@ def _label_map(
 
   start = (jnp.full(out, -jnp.inf), jnp.zeros(out, class_nxK.dtype), jnp.zeros(out))
   (_, labels, total), _ = jax.lax.scan(add_chunk, start, (text_nxKxE, class_nxK))
+  # The softmax of the highest logit: exp(highest - highest) over the sum.
   probability = 1 / total
   labels = jnp.where(probability < below, 0, labels)
   return labels.astype(jnp.int32), probability
@@ -424,7 +436,7 @@ def _scores_of_names(
   out: tuple[int, int],
   refine: bool,
 ) -> Float[Array, "K _ _"]:
-  """Cosines of every pixel of the label map with each name.
+  """Computes the cosines of every pixel of the label map with each name.
 
   Args:
     padded: image, windows and patches.
@@ -459,12 +471,12 @@ def _scores_of_names(
     total_of_window += cosine_KxHxW
     return jax.lax.dynamic_update_slice(total_KxHxW, total_of_window, corner)
 
-  # The mean over the windows that cover a pixel, at the size of the resized image.
+  # Average over the windows that cover a pixel, at the size of the resized image.
   total_KxHxW = jnp.zeros((n_names, *padded.coverage_HxW.shape), jnp.float32)
   total_KxHxW = jax.lax.fori_loop(0, padded.n_windows, add_window, total_KxHxW)
   scores_KxHxW = total_KxHxW / padded.coverage_HxW
 
-  # Then to the size of the label map.
+  # Resize from the resized image to the label map.
   out_height, out_width = out
   rows = taps(out_height, padded.shape_2[0], out_shape_2[0], xp=jnp)
   columns = taps(out_width, padded.shape_2[1], out_shape_2[1], xp=jnp)
@@ -486,9 +498,9 @@ def pamr(
 ) -> Float[Array, "S H W"]:
   """Fits scores to edges by pixel-adaptive mask refinement (Araslanov & Roth, 2020).
 
-  Each pixel's scores become, `steps` times, a weighted mean of its neighbours', the
-  eight of each dilation. Neighbours of a similar colour have the larger weights, see
-  `_pamr_weights`.
+  In each step, the scores of a pixel become the weighted mean of its neighbours'
+  scores. A pixel has eight neighbours at each dilation. Neighbours of a similar colour
+  have larger weights, see `_pamr_weights`.
 
   Args:
     scores_SxHxW: scores of each name.
@@ -497,7 +509,7 @@ def pamr(
     steps: number of steps; may be traced.
   """
   _, height, width = scores_SxHxW.shape
-  # Rows and columns with a margin on all sides, in which the border repeats.
+  # Rows and columns of maps that are enlarged by a margin, in which the border repeats.
   margin = max(_DILATIONS)
   rows = jnp.clip(jnp.arange(-margin, height + margin), 0, shape_2[0] - 1)
   columns = jnp.clip(jnp.arange(-margin, width + margin), 0, shape_2[1] - 1)
@@ -520,10 +532,11 @@ def _pamr_weights(
   rows: Int[Array, " H_and_margins"],
   columns: Int[Array, " W_and_margins"],
 ) -> Float[Array, "Q H W"]:
-  """Weights of each pixel's Q neighbours, which sum to 1.
+  """Computes the weights of each pixel's Q neighbours, which sum to 1.
 
-  The softmax of -|colour difference| / (1e-8 + 0.1 deviation), a mean over the
-  channels. The deviation is that of the neighbours, with the pixel once a dilation.
+  The weights are the softmax over the neighbours of -|colour difference| / (1e-8 + 0.1
+  deviation), averaged over the channels. The standard deviation is over the colours of
+  the neighbours and the pixel's own colour, which counts once for each dilation.
 
   Args:
     image_3xHxW: colours on any scale.
@@ -545,13 +558,15 @@ def _neighbours(
   rows: Int[Array, " H_and_margins"],
   columns: Int[Array, " W_and_margins"],
 ) -> Iterator[Float[Array, "*X H W"]]:
-  """Yields the maps of each pixel's Q neighbours, as slices of one enlarged array.
+  """Yields Q maps; each holds, at every pixel, the value of one of its neighbours.
+
+  The maps are slices of one enlarged array, whose margin repeats the border.
 
   Args:
-    maps: numbers of each pixel.
-    rows: old row of each row of the enlarged array, which repeats the border by the
+    maps: values of each pixel.
+    rows: row of `maps` for each row of the enlarged array; the margin is as wide as the
       longest dilation.
-    columns: old column of each of its columns.
+    columns: column of `maps` for each column of the enlarged array.
   """
   margin = max(_DILATIONS)
   *_, height, width = maps.shape

@@ -1,7 +1,7 @@
-"""Features of a ViT's patches under published recipes, which change only its last layer.
+"""Patch features of a ViT under published recipes, which change only its last layer.
 
-Positions are interpolated to the grid of patches of an image. Shapes: B images, h by w
-= P patches, T tokens (class and patches), D width, E embedding.
+Position embeddings are resampled to the grid of an image's patches. Shapes: B images,
+h by w = P patches, T tokens (class and patches), D width, E embedding.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from pomp_jax.rooms.regions.torch_bicubic import bicubic_matrix
 
 
 class Recipe(NamedTuple):
-  """The last layer, and the positions of other grids; CLIP's own by default."""
+  """How the last layer and the positions are computed; by default as CLIP does."""
 
   pairs: tuple[str, ...] = ("qk",)  # see `clip.vit.Last`
-  whole_layer: bool = True
-  # Standard deviation of the Gaussian of two patches' distance that is added to the
-  # scores; 0 for none.
+  whole_layer: bool = True  # see `clip.vit.Last`
+  # Standard deviation, in patches, of the Gaussian of the distance between two patches
+  # that is added to the attention's scores; 0: no Gaussian.
   nearness: float = 0.0
-  # Added to the grid's sides where positions are resampled; 0 as HuggingFace's.
+  # Added to the grid's sides in the scale that resamples positions; 0 as HuggingFace.
   offset: float = 0.0
 
 
@@ -44,12 +44,12 @@ RECIPES = {
 def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32) -> Callable:
   """Builds a function from images to unit features of their patches.
 
-  It takes `clip.vision_params` and images [B,H,W,3], whose sides are multiples of the
-  patch size, and returns [B,h,w,E].
+  The function takes `clip.vision_params` and images [B,H,W,3], whose sides are
+  multiples of the patch size, and returns features [B,h,w,E].
 
   Args:
     clip: CLIP with a ViT.
-    recipe: what its last layer computes.
+    recipe: computation of the last layer and the positions.
     dtype: type that the tower computes in.
   """
   config: Any = clip.config.vision_config
@@ -82,7 +82,7 @@ def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32) -> Callabl
 def _resampled(
   positions_TxD: jax.Array, side: int, grid: tuple[int, int], offset: float
 ) -> jax.Array:
-  """Position embeddings of a grid, as torch's bicubic `interpolate` resamples them."""
+  """Resamples position embeddings to a grid, as torch's bicubic `interpolate` does."""
   if grid == (side, side):
     return positions_TxD
 
@@ -98,15 +98,15 @@ def _resampled(
 
 
 def _nearness(grid: tuple[int, int], deviation: float) -> np.ndarray | None:
-  """How near patches are to each other: exp(-d^2 / (2 s^2)) (NACLIP).
+  """Computes exp(-d^2 / (2 s^2)), with d the distance of two patches (NACLIP).
 
   Args:
     grid: rows and columns of the patches.
-    deviation: s, patches; 0 for no such term.
+    deviation: standard deviation s in patches; 0 for no Gaussian.
 
   Returns:
-    [1,1,T,T] for T tokens, the class token first, which is near to none: 0. None
-    without a deviation.
+    The values [1,1,T,T] for all pairs of tokens; 0 for the class token, which is the
+    first. None if the deviation is 0.
   """
   if deviation == 0:
     return None

@@ -1,7 +1,7 @@
-"""Boxes with classes under prompts side by side: average precision, results, pictures.
+"""Compares prompts on boxes with classes: average precision, results, pictures.
 
-Regions are the annotated boxes, those of a file or of a network. Their classes are
-those of crops, of a detector's embeddings, or of both. With embeddings of a file alone
+Regions are annotated boxes, or come from a file or a network. CLIP's features of crops,
+a detector's embeddings, or both classify the regions. With embeddings of a file alone,
 no image is read.
 """
 
@@ -45,7 +45,7 @@ def check(config: DetectConfig, workdir: str) -> None:
   """Opens annotations, regions and prompts; writes nothing.
 
   Raises:
-    InputError: one of them is unusable.
+    InputError: annotations, images, regions or a prompt are unusable.
   """
   regions = config.regions
   detect = config.detect
@@ -61,15 +61,16 @@ def check(config: DetectConfig, workdir: str) -> None:
     regions, config.propose, clip_model, boxes, "detect"
   )
   if regions.crop == "masked" and regions.source == "truth":
+    # Decode all masks: this raises if an object has none.
     for index in range(len(boxes.keys)):
       boxes.regions(index, masks=True)
 
 
 def run(config: DetectConfig, workdir: str) -> dict[str, Any]:
-  """Detects on the images that are missing, and sums up.
+  """Detects on the images that have no stored detections yet, and computes figures.
 
   Returns:
-    What `results.json` holds. Processes other than the first may return an empty dict.
+    Content of `results.json`. Processes other than the first may return an empty dict.
   """
   folder = RunFolder(workdir)
   boxes = open_box_set(config.detect)
@@ -130,7 +131,7 @@ def run(config: DetectConfig, workdir: str) -> dict[str, Any]:
   }
 
   def draw(results: Mapping[str, Any]) -> None:
-    # With embeddings of a file the images may be elsewhere.
+    # With embeddings of a file, the images may be missing.
     if detect.source == "world" or detect.images:
       _draw(folder, boxes, blocks, results)
 
@@ -144,10 +145,10 @@ def _take(
   mask_threshold: float,
   of_truth: bool,
 ) -> Taken:
-  """What a block stores of each image.
+  """Collects the facts that a block stores of each image.
 
-  `rows` are COCO results under each prompt. For true regions `labels` are their
-  classes, and `best` under each prompt those of the highest score.
+  `rows` has COCO results under each prompt. For true regions, `labels` has their
+  classes, and `best` has the classes of the highest score under each prompt.
   """
   annotations = boxes.annotations
   benchmark = "coco" if annotations.frequencies is None else "lvis"
@@ -176,11 +177,11 @@ class _PromptDetections(NamedTuple):
 
   rows: list[dict[str, Any]]  # COCO results
   labels: list[int]  # classes of true regions
-  best: list[int]  # their classes of the highest score
+  best: list[int]  # classes of the highest score of the true regions
 
 
 def _detections_of_prompt(blocks: Blocks, number: int) -> _PromptDetections:
-  """Joins what the blocks have stored of a prompt."""
+  """Joins the stored detections of a prompt over all blocks."""
   detections = _PromptDetections([], [], [])
   for image in _images(blocks):
     detections.rows.extend(image["rows"][number])
@@ -195,12 +196,12 @@ def _figures(
   groups: Mapping[str, np.ndarray],
   of_truth: bool,
 ) -> dict[str, Any]:
-  """Figures of one prompt: its AP by boxes, and top-1 or the AP by masks."""
+  """Figures of one prompt: AP of boxes, and top-1 of true regions or AP of masks."""
   rows = detections.rows
   precision_of = functools.partial(average_precision, annotations, rows, groups=groups)
   figures: dict[str, Any] = {"detections": len(rows), "box": precision_of("box")}
   if of_truth:
-    # Masks of annotated regions are the true ones, so their AP says nothing.
+    # Annotated regions have the true masks, so the AP of masks says nothing.
     figures["top1"] = _top1(
       np.array(detections.labels, int), np.array(detections.best, int), groups
     )
@@ -210,7 +211,7 @@ def _figures(
 
 
 def _images(blocks: Blocks) -> Iterator[dict[str, Any]]:
-  """Yields what the blocks have stored of each image."""
+  """Yields the stored facts of each image."""
   for piece in blocks.pieces():
     yield from piece.facts["images"]
 
@@ -218,7 +219,7 @@ def _images(blocks: Blocks) -> Iterator[dict[str, Any]]:
 def _top1(
   labels: np.ndarray, best: np.ndarray, groups: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-  """Share of the true regions whose class has the highest score among all classes."""
+  """Share of true regions whose class has the highest score of all, also by group."""
   parts = {"all": np.ones(len(labels), bool)}
   for name, members in groups.items():
     parts[name] = np.isin(labels, members)
@@ -243,7 +244,7 @@ def _draw(
     if index not in indices:
       continue
     regions, classes = boxes.regions(index, masks=False)
-    # The annotations stand first, with a score of 1.
+    # Draw the annotations first, with a score of 1.
     scores_of_truth = np.ones(len(classes), np.float32)
     sets = [Detections(regions.boxes, scores_of_truth, classes)]
     for rows in image["rows"]:

@@ -14,13 +14,13 @@ from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.masks import hard_masks, run_lengths_of
 from pomp_jax.rooms.regions.region_folder import Regions
 
-# Detections of an image that count: for COCO those of each class, for LVIS those of all
-# classes together.
+# Most detections of an image that count: of each class for COCO, of all classes
+# together for LVIS.
 MAX_DETECTIONS = {"coco": 100, "lvis": 300}
 
 
 class Detections(NamedTuple):
-  """Boxes of one image with a score and a class each."""
+  """Boxes of one image, each with a score and a class."""
 
   boxes: Float32[np.ndarray, "D 4"]
   scores: Float32[np.ndarray, " D"]
@@ -30,9 +30,9 @@ class Detections(NamedTuple):
 
 
 class Selected(NamedTuple):
-  """What non-maximum suppression keeps of an image, by falling score."""
+  """Detections of an image that non-maximum suppression keeps, by falling score."""
 
-  regions: Int[np.ndarray, " D"]  # rows of the boxes
+  regions: Int[np.ndarray, " D"]  # number of each detection's region
   classes: Int[np.ndarray, " D"]
   scores: Float[np.ndarray, " D"]
 
@@ -40,7 +40,7 @@ class Selected(NamedTuple):
 def iou(
   boxes_Rx4: Float[np.ndarray, "R 4"], others_Dx4: Float[np.ndarray, "D 4"]
 ) -> Float[np.ndarray, "R D"]:
-  """Intersection over union of every two boxes; 0 for two without area."""
+  """Computes the intersection over union of each two boxes; 0 if neither has area."""
   low = np.maximum(boxes_Rx4[:, None, :2], others_Dx4[:, :2])
   high = np.minimum(boxes_Rx4[:, None, 2:], others_Dx4[:, 2:])
   intersection_RxD = np.maximum(high - low, 0).prod(axis=-1)
@@ -62,20 +62,21 @@ def select_detections(
 ) -> Selected:
   """Selects an image's detections by greedy non-maximum suppression of each class.
 
-  From the highest score down, a region is dropped that overlaps a kept one. A region
-  may be detected as several classes. The defaults are Detic's on LVIS.
+  Regions are kept from the highest score down, unless they overlap a region that is
+  kept already. A region may be detected as several classes. The defaults are Detic's on
+  LVIS.
 
   Args:
     boxes_Rx4: boxes of the regions.
     scores_RxC: scores of the regions under each class.
-    min_score: score that a detection exceeds.
+    min_score: score that a detection must exceed.
     max_iou: largest IoU of two detections of a class.
-    top: number of detections, at most; those of the highest scores.
+    top: largest number of detections; those of the highest scores are kept.
   """
   overlap_RxR = iou(boxes_Rx4, boxes_Rx4) > max_iou
   kept_RxC = np.zeros(scores_RxC.shape, bool)
-  # What is left of each class: the scores of its regions, -inf for those that are kept,
-  # dropped or too low. All classes take their next region at once.
+  # Scores of the regions that are left in each class; -inf for a region that is kept,
+  # dropped or below the smallest score. Each turn keeps one region of every class.
   left_CxR = np.where(scores_RxC > min_score, scores_RxC, -np.inf).T
   classes = np.arange(len(left_CxR))
   while left_CxR.size:
@@ -86,7 +87,7 @@ def select_detections(
     left_CxR = left_CxR[has_any]
     kept_RxC[best, classes] = True
     left_CxR[overlap_RxR[best]] = -np.inf
-    # A box without area overlaps nothing, not even itself.
+    # Mark the kept regions too: a box without area does not overlap itself.
     left_CxR[np.arange(len(best)), best] = -np.inf
   regions, classes = np.nonzero(kept_RxC)
   scores = scores_RxC[regions, classes]
@@ -110,7 +111,7 @@ def detections_of(
     sides: height and width of the masks in pixels.
     detect: settings of the selection.
     mask_threshold: probability above which a pixel is inside a mask.
-    most: number of detections where `detect.top` is 0.
+    most: largest number of detections if `detect.top` is 0.
   """
   selected = select_detections(
     regions.boxes,
@@ -138,7 +139,7 @@ def detections_of(
 def result_rows(
   image_id: int, category_ids: Int[np.ndarray, " C"], detections: Detections
 ) -> list[dict[str, Any]]:
-  """Detections of an image as rows of a COCO results file.
+  """Converts the detections of an image to rows of a COCO results file.
 
   Args:
     image_id: id of the image.

@@ -1,7 +1,7 @@
-"""Fields of the jobs on regions and pixels, and checks that they fit together:
-ConfigError.
+"""Fields of the jobs on regions and pixels, and checks that the fields fit together.
 
-Part of the table of `config.fields`. Nothing is opened here.
+They extend the table of `config.fields`. The checks raise ConfigError, and open no
+files.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ from pomp_jax.rooms.regions.mask_views import MASK_AUGMENTS
 _CROPS = ("masked", "context")
 # Recipes of `rooms.regions.dense_tower`.
 _RECIPES = ("clip", "maskclip", "sclip", "clearclip", "naclip")
-# Of the world's scenes: 12 grounds, and on each of them three base classes for a novel
-# one.
+# The world's scenes have 12 grounds, and each ground has three base classes for each
+# novel class. The number of classes is therefore a multiple of 12 * 4.
 _scene_classes = functools.partial(
   row,
   2400,
@@ -52,7 +52,8 @@ class RegionData(Group):
   )
 
   def check_in(self, config: Any) -> None:
-    """Checks that trainings and evaluations have annotations for regions alone."""
+    """Checks that a training or evaluation has annotations if, and only if, its data
+    are regions."""
     source = config.data.source
     if not isinstance(config, TrainingConfig | EvaluateConfig):
       return
@@ -269,7 +270,7 @@ def check_task(
   Args:
     predict: task of the job, `segment` or `detect` among others.
     regions: where the regions of a picture come from.
-    segment: names of the background, and the threshold below which a pixel gets it.
+    segment: names of the background, and probability below which a pixel is background.
     propose: the network that finds regions, if the config names one.
 
   Raises:
@@ -282,7 +283,8 @@ def check_task(
     accepted = "'' where regions.source='file'"
     raise ConfigError("propose.network", propose.network, accepted)
 
-  # Naming a network is enough to ask for its regions. Detection has no other default.
+  # A named network finds the regions, so it must exist. Detection has no other default
+  # source of regions.
   lacks_regions = predict.task == "detect" and regions.source == "none"
   if propose.network or lacks_regions:
     accepted = f"{_NETWORK}, or regions.source='file'"
@@ -290,7 +292,7 @@ def check_task(
   _check_regions(regions, propose.network)
 
   if regions.alone:
-    # It compares accuracies, and pictures to predict have no labels.
+    # `alone` compares accuracies, but pictures to predict have no labels.
     raise ConfigError("regions.alone", True, "False where job='predict'")
   if predict.task == "segment":
     _check_background(segment)
@@ -302,7 +304,7 @@ def check_segment(segment: Segment, regions: Regions, propose: Propose) -> None:
   Args:
     segment: images, labels and prompts.
     regions: where the regions of an image come from.
-    propose: the network, which finds the regions where `regions.source` is `network`.
+    propose: the network, which finds the regions if `regions.source` is `network`.
 
   Raises:
     ConfigError: a field has a value that the others forbid, or a path does not exist.
@@ -310,7 +312,7 @@ def check_segment(segment: Segment, regions: Regions, propose: Propose) -> None:
   _check_regions(regions, propose.network)
   _check_background(segment)
   if segment.background and segment.label_values == "reduce_zero_label":
-    # That meaning of the values drops 0, which is the background's.
+    # `reduce_zero_label` drops the value 0, which is the background's.
     accepted = "index where there is a background, whose value is 0"
     raise ConfigError("segment.label_values", segment.label_values, accepted)
 
@@ -318,7 +320,7 @@ def check_segment(segment: Segment, regions: Regions, propose: Propose) -> None:
     _check_world("segment", segment, ("images", "labels", "names", "background"))
     return
   _check_path("segment.images", segment.images, is_dir)
-  # Without labels there is no accuracy, but there are pictures.
+  # Without labels the job computes no accuracy, but it draws pictures.
   if segment.labels or regions.source == "truth":
     _check_path("segment.labels", segment.labels, is_dir)
 
@@ -329,7 +331,7 @@ def check_detect(detect: Detect, regions: Regions, propose: Propose) -> None:
   Args:
     detect: images, annotations and prompts.
     regions: where the regions of an image come from.
-    propose: the network, which finds the regions where `regions.source` is `network`.
+    propose: the network, which finds the regions if `regions.source` is `network`.
 
   Raises:
     ConfigError: a field has a value that the others forbid, or a path does not exist.
@@ -346,8 +348,8 @@ def check_propose(
 ) -> None:
   """Checks the fields of the job `propose`.
 
-  It takes its images from the fields of another job, `segment` or `detect`. Only the
-  fields of that job are checked.
+  The job takes its images from the fields of another job, `segment` or `detect`. Only
+  the fields of that job are checked.
 
   Args:
     propose: the network, and the job whose images it takes.
@@ -362,7 +364,7 @@ def check_propose(
   if propose.images == "segment":
     check_segment(segment, regions, propose)
   else:
-    # Not `check_detect`, which asks for a source of regions: these are to be found.
+    # Don't call `check_detect`: it asks for a source of regions, which this job finds.
     _check_detect_images(detect)
 
 
@@ -374,12 +376,12 @@ def check_train_masks(
   Args:
     train_masks: images and regions of the training.
     data: views and features, which are fixed.
-    loop: batches, which are not accumulated.
+    loop: batches, which the job does not accumulate.
     mesh: devices, which do not split classes.
-    checkpoint: the checkpoint that is kept, the last.
+    checkpoint: choice of the checkpoint, which must be the last.
 
   Raises:
-    ConfigError: a field has a value that the job lacks, or a path does not exist.
+    ConfigError: the job does not support a field's value, or a path does not exist.
   """
   for field, value, fixed in (
     ("data.views", data.views, 1),
@@ -407,10 +409,10 @@ def _check_world(group: str, settings: Any, unread: Sequence[str]) -> None:
   Args:
     group: name of the job's group of fields.
     settings: the group.
-    unread: fields of the group that name files, which a scene does not have.
+    unread: fields of the group that scenes do not read, such as names of files.
 
   Raises:
-    ConfigError: the number of scenes is 0, or a field names a file.
+    ConfigError: the number of scenes is 0, or one of the unread fields is set.
   """
   where = f"where {group}.source='world'"
   require(settings.n_images > 0, f"{group}.n_images", 0, f"1 or more {where}")

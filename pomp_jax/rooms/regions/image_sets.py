@@ -1,5 +1,5 @@
-"""Images with boxes, labels or region maps, as `detect`, `segment` and `train_masks`
-name them.
+"""Opens images with boxes, label maps or region maps, for `detect`, `segment` and
+`train_masks`.
 
 Shapes: H, W sides of an image in pixels, R regions.
 """
@@ -32,25 +32,25 @@ from pomp_jax.rooms.regions.region_folder import Regions
 from pomp_jax.rooms.regions.region_sources import Images
 from pomp_jax.rooms.regions.scenes import SIZE, Scenes
 
-# Groups of LVIS's frequencies.
+# Group of the classes of each of LVIS's frequencies; "" is a class without one.
 _GROUPS = {"r": "novel", "c": "base", "f": "base", "": "-"}
 # Name of the class that `segment.background` adds.
 _BACKGROUND = "background"
-# Decoded images in memory: those of the largest block.
+# Most decoded images that a set caches: those of the largest block.
 _DECODED = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BoxSet(Images):
-  """Annotated images with the names and halves of the classes of their annotations."""
+  """Annotated images, and the names and halves of the annotated classes."""
 
   annotations: Annotations
   classes: ClassSplit
   files: Sequence[str | Path] = ()  # of annotations and images
-  root: str = ""  # folder of the images; empty: the world's, or none
+  root: str = ""  # folder of the images; empty: the world's scenes, or no image is read
 
   def regions(self, index: int, masks: bool) -> tuple[Regions, Int32[np.ndarray, " R"]]:
-    """True regions, perhaps with masks, and their classes; crowds are left out."""
+    """True regions, with masks if `masks`, and their classes; crowds are left out."""
     truth = self.annotations.truth(index)
     is_single_R = ~truth.crowd
     masks_RxHxW = None
@@ -60,8 +60,8 @@ class BoxSet(Images):
     return regions, truth.classes[is_single_R]
 
   def check_images(self) -> None:
-    """Raises InputError unless the annotated images are in a folder, with the sizes
-    named there."""
+    """Raises InputError unless a folder holds the annotated images in their annotated
+    sizes."""
     require(
       self.root, "detect.images", "", "the folder of the images, which are read here"
     )
@@ -70,10 +70,10 @@ class BoxSet(Images):
 
 
 def open_box_set(detect: Detect) -> BoxSet:
-  """Opens the images and annotations of `config.detect`; the last images stay decoded.
+  """Opens the images and annotations of `config.detect`, with a cache of images.
 
-  LVIS's rare classes are novel, the others base, unless `detect.names` has halves of
-  its own.
+  The class list `detect.names` has its own halves. Without a list, LVIS's rare classes
+  are novel, and its common and frequent classes are base.
 
   Raises:
     InputError: the annotations or the class list are unusable.
@@ -109,7 +109,7 @@ def _box_set(
   files: Sequence[str | Path] = (),
   root: str = "",
 ) -> BoxSet:
-  """A set of all images of the annotations; `read` decodes one."""
+  """Builds a set of all annotated images; `read` decodes an image by its number."""
   sides = [(image.height, image.width) for image in annotations.images]
   return BoxSet(
     keys=tuple(image.id for image in annotations.images),
@@ -123,7 +123,7 @@ def _box_set(
 
 
 def _split_of_frequencies(annotations: Annotations, synonyms: bool) -> ClassSplit:
-  """Halves by LVIS's frequencies; each class has all its names, or the first only."""
+  """Halves by LVIS's frequencies; a class has all its names if `synonyms`, else one."""
   names_of_classes = annotations.synonyms
   if not synonyms:
     names_of_classes = undivided(annotations.names).synonyms
@@ -133,7 +133,7 @@ def _split_of_frequencies(annotations: Annotations, synonyms: bool) -> ClassSpli
 
 
 def _subset(annotations: Annotations, n_images: int) -> Annotations:
-  """The annotations of `n_images` images, spread evenly over all."""
+  """The annotations of `n_images` images, spread evenly over all images; 0: all."""
   kept = spread_evenly(n_images, len(annotations)).tolist()
   return dataclasses.replace(
     annotations,
@@ -144,7 +144,7 @@ def _subset(annotations: Annotations, n_images: int) -> Annotations:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelSet(Images):
-  """Images with label maps; the last images stay decoded."""
+  """Images with label maps, and a cache of decoded images."""
 
   classes: ClassSplit
   labels: Callable[[int], Int32[np.ndarray, "H W"]]  # class of each pixel, or -1
@@ -198,11 +198,12 @@ def _pixels_of_scenes(scenes: Scenes) -> PixelSet:
 
 
 def with_background(classes: ClassSplit, names: Sequence[str]) -> ClassSplit:
-  """Puts a class of background, which has all these names, before the others."""
+  """Adds a background class with these names, if any, before all other classes."""
   if not names:
     return classes
   values = classes.values
   if values:
+    # Pixels of the background are 0 in label images.
     values = ((0,), *values)
   return ClassSplit(
     synonyms=((_BACKGROUND, *names), *classes.synonyms),
@@ -214,9 +215,9 @@ def with_background(classes: ClassSplit, names: Sequence[str]) -> ClassSplit:
 def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
   """Opens the training images of `config.train_masks`.
 
-  The classes are those of the list, or the JSON's categories, without the novel ones.
-  A label image has a region for each class. Each annotated object or segment is a
-  region of its own, except that crowds are left out.
+  The classes come from the class list, or else from the JSON's categories; novel
+  classes are left out. In a label image each class is a region. In annotations each
+  object or segment is a region; crowds are left out.
 
   Args:
     settings: the fields `config.train_masks`.
@@ -240,7 +241,7 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
   if settings.source == "panoptic":
     panoptic = read_panoptic(settings.annotations, names)
     panoptic.check_files(settings.labels)
-    # Segments do not overlap; their masks are in PNGs.
+    # Segments do not overlap, so a PNG holds the masks of all segments.
     annotations = panoptic.annotations
     owners = functools.partial(panoptic.owners, root=settings.labels)
   else:
@@ -286,6 +287,7 @@ def _of_scene(scenes: Scenes, row: int) -> RegionMap:
 
 
 def _of_labels(folder: PixelFolder, row: int) -> RegionMap:
+  """Regions of a label image: one for each class, one for pixels without a class."""
   labels_HxW = folder.labels(row)
   classes, owners = np.unique(labels_HxW, return_inverse=True)
   owners_HxW = owners.reshape(labels_HxW.shape).astype(np.int16)
@@ -300,7 +302,8 @@ def _of_objects(
 ) -> RegionMap:
   """Regions of an annotated image.
 
-  `owners` computes the map of segments. Without it the regions are objects, by masks.
+  `owners` reads the segment of each pixel. If it is None, the regions are objects with
+  masks.
   """
   truth = annotations.truth(row)
   labels = np.where(truth.crowd, -1, truth.classes).astype(np.int32)

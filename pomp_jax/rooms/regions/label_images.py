@@ -32,16 +32,17 @@ _N_VALUES = 2**16
 class PixelFolder:
   """Images and labels of a folder pair.
 
-  `keys` are the stems of the files, sorted; `files` the image and label image of each,
-  or None.
+  `keys` are the stems of the images, sorted. `files` has the image file and the label
+  file of each, or None for an image without a label file.
   """
 
   def __init__(self, pairs: Sequence[tuple[Path, Path | None]], table: np.ndarray):
-    """Takes pairs of files, and the label of each value in a label image.
+    """Takes pairs of files, and the class of each value in a label image.
 
     Args:
-      pairs: image and label image, or None.
-      table: class of each value, IGNORED, or -2 for a value that is no class.
+      pairs: files of each image and of its label image; None: it has no label image.
+      table: int32 [2^16], indexed by value: the class, IGNORED, or -2 for a value that
+        is no class.
     """
     self.keys = tuple(image.stem for image, _ in pairs)
     self.files = pairs
@@ -63,7 +64,8 @@ class PixelFolder:
 
     Raises:
       ImageError: the file can't be decoded.
-      RegionError: it has another size than its image, or a value that is no class.
+      RegionError: the label image differs in size from its image, or has a value that
+        is neither a class nor ignored.
     """
     image, path = self.files[index]
     height, width = self.shape(index)
@@ -79,8 +81,8 @@ class PixelFolder:
         f"{path}: value {value} is none of the {n_classes} classes' nor ignored"
       )
     if labels_HxW.shape != (height, width):
-      sides = f"{labels_HxW.shape[1]} x {labels_HxW.shape[0]}"
-      raise RegionError(f"{path}: {sides} pixels, but {image} has {width} x {height}")
+      found = f"{labels_HxW.shape[1]} x {labels_HxW.shape[0]}"
+      raise RegionError(f"{path}: {found} pixels, but {image} has {width} x {height}")
     return labels_HxW
 
 
@@ -96,18 +98,18 @@ def open_pixels(
 
   Args:
     images: folder of images.
-    labels: folder of label images; empty to take all images without labels.
+    labels: folder of label images; empty: all images are taken, without labels.
     classes: classes of the labels.
     values: meaning of a label image's values. `index`: class 0, 1, ..;
-      `reduce_zero_label`: 0 is ignored, and class c is c + 1 (ADE20K, and VOC and PASCAL
-      Context with background); `listed`: those of the class list (COCO-Stuff's own
-      label images).
-    ignore: value of pixels that are not evaluated, so it is no class.
-    n_images: pairs that are kept, evenly over all; 0 for all.
+      `reduce_zero_label`: 0 is ignored, and class c has the value c + 1 (ADE20K, and
+      VOC and PASCAL Context with background); `listed`: the values that the class list
+      gives (COCO-Stuff's own label images).
+    ignore: value of pixels that are not evaluated; no class may have this value.
+    n_images: number of pairs to keep, spread evenly over all; 0: all.
 
   Raises:
-    RegionError: two images have one stem, a label image has no image, or a value has no
-      meaning.
+    RegionError: two images have the same stem, a label image has no image, the class
+      list gives no values for `listed`, or `ignore` is the value of a class.
   """
   table = _table(classes, values, ignore)
   image_of_stem: dict[str, Path] = {}
@@ -130,18 +132,19 @@ def open_pixels(
 
 
 def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
-  """Class of each value in a label image.
+  """Builds the table that maps a label image's values to classes.
 
   Args:
-    classes: the classes, with their values where these are listed.
-    values: meaning of the values, see `VALUES`.
+    classes: the classes; for `listed` with the values of each class.
+    values: meaning of the values, one of `VALUES`; see `open_pixels`.
     ignore: value of pixels without a class.
 
   Returns:
     int32 [2^16]: the class, IGNORED, or _UNKNOWN for a value that is no class.
 
   Raises:
-    RegionError: the values are not listed, or the ignored one is a class.
+    RegionError: the class list gives no values for `listed`, or `ignore` is the value
+      of a class or beyond 16 bits.
   """
   class_of_value = np.full(_N_VALUES, _UNKNOWN, np.int32)
   if values == "listed":
@@ -174,7 +177,7 @@ def read_rgb(
 
 
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
-  """Height and width of an image file, by its header; errors as `open_image`'s."""
+  """Height and width of an image file, by its header; raises what `open_image` does."""
   with open_image(path) as image:
     return sides(image, upright)[::-1]
 
@@ -183,7 +186,8 @@ def read_values(path: Path) -> np.ndarray:
   """Reads the pixels of a label image as they are stored.
 
   Returns:
-    Values [H,W] between 0 and 2^16 - 1; uint8, uint16 or int32, by the file's mode.
+    Values [H,W] between 0 and 2^16 - 1. The file's mode decides the type: uint8, uint16
+    or int32.
 
   Raises:
     ImageError: the file can't be decoded.
@@ -200,7 +204,7 @@ def read_values(path: Path) -> np.ndarray:
   except Exception as error:  # PIL's decoders raise many classes of errors
     raise ImageError(f"{path}: not a readable image ({error})") from error
 
-  # Pixels of mode I have 32 bits and a sign.
+  # Check the range, since pixels of mode I are signed and have 32 bits.
   lowest = values_HxW.min()
   highest = values_HxW.max()
   if lowest < 0 or highest >= _N_VALUES:
@@ -219,8 +223,9 @@ def write_labels(
   Args:
     path: file to write.
     labels_HxW: class of each pixel, or IGNORED, which becomes 255 or 65,535.
-    n_classes: number of classes. Up to 255 of them take 8 bits a pixel, more take 16.
-    colours: sRGB of each value, which viewers show for a file of 8 bits.
+    n_classes: number of classes. Up to 255 classes take 8 bits a pixel, more take 16.
+    colours: sRGB of each value, the palette that viewers show. A file of 16 bits has
+      none.
 
   Returns:
     Checksum of the file.

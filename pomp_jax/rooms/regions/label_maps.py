@@ -1,8 +1,9 @@
-"""Label maps of regions: the class of the highest sum over regions of score times mask.
+"""Label maps of regions: a pixel gets the class with the highest sum of score * mask.
 
-Computed on the device for all prompts of an image, a block of pixels at a time, so that
-neither all soft masks nor the scores of all pixels are in memory. Shapes: P prompts, R
-regions of an image of H x W pixels, h, w sides of the masks' grid, C classes.
+The device computes the maps under all prompts of an image, a block of pixels at a time.
+Neither all soft masks nor the scores of all pixels are in memory at once. Shapes: P
+prompts, R regions of an image of H x W pixels, h, w sides of the masks' grid, C
+classes.
 """
 
 from collections.abc import Sequence
@@ -15,13 +16,14 @@ import numpy as np
 
 from pomp_jax.rooms.regions.dense import Taps, padded_sides, resize, taps
 
-# Numbers of a block of pixels in memory under one prompt: scores of classes, weights of
-# regions.
+# Limit on the numbers of a block of pixels in memory: scores of classes under one
+# prompt, or weights of regions.
 _MAX_NUMBERS = 2**23
-# Few shapes, for fewer compilations.
-_REGIONS = 16  # regions are padded to powers of two from here on
-_COLUMNS = 128  # columns of a block are multiples of this
-_MOST_ROWS = 128  # rows of a block divide the height that `padded_sides` makes
+# Arrays are padded to a few shapes, for fewer compilations.
+_REGIONS = 16  # the number of regions becomes this, or a larger power of two
+_COLUMNS = 128  # the number of a block's columns is a multiple of this
+# Most rows of a block. Powers of two up to this divide the heights of `padded_sides`.
+_MOST_ROWS = 128
 
 
 def label_maps_of_regions(
@@ -30,12 +32,12 @@ def label_maps_of_regions(
   height: int,
   width: int,
 ) -> Int32[np.ndarray, "P H W"]:
-  """The class of the highest sum of score * mask at each pixel, as in MaskFormer.
+  """Finds the class with the highest sum of score * mask at each pixel, as MaskFormer.
 
   Args:
     scores: finite scores of the regions under each of P prompts.
-    masks: soft masks (see `masks.ONE`) or hard ones, interpolated as by torch's bilinear
-      `interpolate` without antialiasing.
+    masks: soft masks (see `masks.ONE`) or hard masks. They are interpolated like
+      torch's bilinear `interpolate` without antialiasing.
     height: height of the image in pixels, H.
     width: width of the image in pixels, W.
 
@@ -48,14 +50,16 @@ def label_maps_of_regions(
   has_size_of_image = masks.dtype == bool and sides == [height, width]
   if has_size_of_image and masks.sum(axis=0).max() <= 1:
     return _maps_of_disjoint(scores, masks)
+  # Round the number of regions up to a power of two.
   n_rows = max(_REGIONS, 1 << (n_regions - 1).bit_length())
-  kind = np.float16 if masks.dtype == np.float16 else np.uint8
-  padded_masks = np.zeros((n_rows, *padded_sides(*sides)), kind)
+  dtype = np.float16 if masks.dtype == np.float16 else np.uint8
+  padded_masks = np.zeros((n_rows, *padded_sides(*sides)), dtype)
   padded_masks[:n_regions, : sides[0], : sides[1]] = masks
   padded_scores = np.zeros((len(scores), n_rows, scores[0].shape[1]), np.float32)
   padded_scores[:, :n_regions] = np.stack(scores)
   rows, columns = _block(max(padded_scores.shape[1:]), width)
   [out_height] = padded_sides(height)
+  # Round the width up to whole blocks. The rows of a block divide the padded height.
   out_width = -(-width // columns) * columns
   labels = _label_maps(
     padded_scores,
@@ -71,7 +75,7 @@ def label_maps_of_regions(
 def _maps_of_disjoint(
   scores: Sequence[np.ndarray], masks_RxHxW: np.ndarray
 ) -> np.ndarray:
-  """The best class of each pixel's only region, as of a label image: no sums."""
+  """Label maps of masks that do not overlap: a pixel's only region gives its class."""
   is_inside_HxW = masks_RxHxW.any(axis=0)
   owner_HxW = masks_RxHxW.argmax(axis=0)
   maps = [
@@ -82,11 +86,18 @@ def _maps_of_disjoint(
 
 
 def _block(n_numbers: int, width: int) -> tuple[int, int]:
-  """Rows and columns of the pixels that are computed together."""
-  most = max(_MAX_NUMBERS // (_COLUMNS * n_numbers), 1)  # multiples of _COLUMNS pixels
-  columns = min(most, -(-width // _COLUMNS))
-  rows = min(1 << (most // columns).bit_length() - 1, _MOST_ROWS)
-  return rows, _COLUMNS * columns
+  """Rows and columns of a block.
+
+  Args:
+    n_numbers: numbers of a pixel: regions or classes, whichever are more.
+    width: width of the image in pixels.
+  """
+  # Count the width of a block in runs of _COLUMNS pixels.
+  most_runs = max(_MAX_NUMBERS // (_COLUMNS * n_numbers), 1)
+  runs = min(most_runs, -(-width // _COLUMNS))
+  # Round the rows that fit down to a power of two.
+  rows = min(1 << (most_runs // runs).bit_length() - 1, _MOST_ROWS)
+  return rows, _COLUMNS * runs
 
 
 @functools.partial(jax.jit, static_argnames=("out", "block"))
@@ -101,8 +112,8 @@ def _label_maps(
 ) -> Int32[Array, "P H W"]:
   """Computes label maps, a block of pixels at a time.
 
-  Blocks in the padding of the image are not computed. Masks keep their scale, since a
-  factor on all weights changes no argmax.
+  Blocks that lie in the padding of the image are skipped. Masks keep the scale of
+  `masks.ONE`: a factor common to all weights does not change the argmax.
 
   Args:
     scores_PxRxC: scores of the padded regions under each prompt.
@@ -117,6 +128,7 @@ def _label_maps(
   """
   n_prompts, n_regions, _ = scores_PxRxC.shape
   block_rows, block_columns = block
+  # Round up: the last blocks may reach into the padding.
   n_blocks_2 = -(-out_sides_2 // np.array(block))
   out_height, out_width = out
   rows = taps(out_height, sides_2[0], out_sides_2[0], xp=jnp)
@@ -139,7 +151,7 @@ def _label_maps(
       )
       return jnp.argmax(sums_PixelsxC, axis=1).astype(jnp.int32)
 
-    # One prompt at a time, since the sums fill the memory.
+    # Take one prompt at a time: _MAX_NUMBERS allows for the sums of one.
     classes_PxPixels = jax.lax.map(classes_under, scores_PxRxC)
     is_inside_Pixels = jnp.any(weights_PixelsxR > 0, axis=1)
     classes_PxPixels = jnp.where(is_inside_Pixels, classes_PxPixels, -1)
@@ -151,7 +163,7 @@ def _label_maps(
 
 
 def _part_of_taps(line: Taps, start: Int[Array, ""], length: int) -> Taps:
-  """Samples of `length` new pixels of a line from a traced `start` on."""
+  """Slices the samples of `length` new pixels of a line, from a traced `start` on."""
   low = jax.lax.dynamic_slice_in_dim(line.low, start, length)
   high = jax.lax.dynamic_slice_in_dim(line.high, start, length)
   weight = jax.lax.dynamic_slice_in_dim(line.weight, start, length)

@@ -1,8 +1,8 @@
 """Views of images with region maps, for training a network that finds regions.
 
 A region map has the number of the region that owns each pixel, or -1. Regions therefore
-do not overlap; where annotated objects do, the smaller one is in front. Shapes: H, W
-sides of an image, S side of a view, R regions, T targets of a view, B images.
+do not overlap. If annotated objects overlap, the smaller object is in front. Shapes: H,
+W sides of an image, S side of a view, R regions, T targets of a view, B images.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from pomp_jax.data.images import ImageError
 from pomp_jax.rooms.regions.class_splits import ClassSplit
 from pomp_jax.rooms.regions.region_errors import RegionError
 
-# Augmentations: the whole image; random scale, crop and flip.
+# Augmentations: "none" shows the whole image, "crop_flip" draws scale, crop and flip.
 MASK_AUGMENTS = ("none", "crop_flip")
 # Philox key word of this stream; other streams of a seed have other words.
 _STREAM = 0x6D61736B
@@ -37,20 +37,20 @@ Read = Callable[[int], RegionMap]
 class RegionMaps:
   """Images with region maps, without the novel classes, for `data.loader`.
 
-  It is pickled for the loader's workers. `names` are those of the classes. `labels` are
-  zeros, since an image has no class of its own.
+  The object is pickled for the loader's workers. `names` has a name for each class.
+  `labels` are zeros, since an image has no class of its own.
   """
 
   def __init__(
     self, classes: ClassSplit, rows: np.ndarray, read: Read, where: Callable
   ):
-    """Takes images that functions read by their rows.
+    """Takes functions that read and name an image by its row.
 
     Args:
       classes: classes of the labels that `read` returns.
-      rows: row of each image.
-      read: reads the image of a row, with labels of all classes.
-      where: returns the name of a row's image, for messages.
+      rows: row of each image, the argument of `read` and `where`.
+      read: function from a row to the region map, with labels of all classes.
+      where: function from a row to the name of the image, for messages.
     """
     classes_to_train = classes.not_novel()
     names = [classes.names[number] for number in classes_to_train]
@@ -59,8 +59,8 @@ class RegionMaps:
     self._rows = rows
     self._read = read
     self._where = where
-    # New number of each class of the list, -1 for a novel one. A region without a class
-    # indexes the last entry by its -1, which stays -1.
+    # Map each class of the list to its new number, and a novel class to -1. The label
+    # -1 of a region without a class indexes the extra last entry, which is -1 too.
     self._number = np.full(len(classes) + 1, -1, np.int32)
     self._number[classes_to_train] = np.arange(len(classes_to_train))
 
@@ -68,7 +68,7 @@ class RegionMaps:
     return len(self.labels)
 
   def region_map(self, index: int) -> RegionMap:
-    """Reads one image; ImageError or RegionError if it or its labels can't be."""
+    """Reads one image; ImageError or RegionError if the image or its labels are bad."""
     region_map = self._read(int(self._rows[index]))
     return region_map._replace(labels=self._number[region_map.labels])
 
@@ -83,39 +83,38 @@ class Place(NamedTuple):
   height: int  # of the whole image after scaling, pixels
   width: int
   top: int  # first row of the view in the scaled image
-  left: int
-  rows: int  # of the view
+  left: int  # first column of the view
+  rows: int  # number of rows of the view
   columns: int
   flip: bool  # whether left and right are exchanged
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskViews:
-  """Fetches views of images for `data.loader`, one of each image, S x S with T targets
-  at most.
+  """Fetches one view of each image for `data.loader`: S x S pixels, at most T targets.
 
   With the augmentation `none` the longer side becomes S. With `crop_flip` the shorter
-  side becomes S times a uniform random scale; a random crop of at most S x S is flipped
-  in half of the cases.
+  side becomes S times a uniform random scale. A random crop of at most S x S is then
+  cut from the image, and flipped in half of the cases.
   """
 
   source: RegionMaps
-  size: int
-  n_targets: int
+  size: int  # S
+  n_targets: int  # T
   augment: str = "none"
   seed: int = 0
   scales: tuple[float, float] = (0.5, 2.0)  # smallest and largest
 
   @property
   def record(self) -> np.dtype:
-    """Type of a view, a structured array's.
+    """Type of a view: a structured dtype.
 
     A view has its content in the upper left corner; the rest is padding. The fields:
 
     image: uint8 [S,S,3], the pixels.
     sides: int32 [2], rows and columns of the content.
     owners: int16 [S,S], number of each pixel's target, or -1.
-    labels: int32 [T], class of each target, -1 where there are fewer than T.
+    labels: int32 [T], class of each target; -1 for padding behind the last target.
     """
     side = self.size
     return np.dtype(
@@ -135,9 +134,9 @@ class MaskViews:
   def __call__(
     self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
   ) -> tuple[np.ndarray, Bool[np.ndarray, " B"]]:
-    """Views [B,1] of type `record`, and which images were readable.
+    """Returns views [B,1] of type `record`, and whether each image was readable.
 
-    They are a function of the arguments.
+    A view depends only on its image, the seed, the index and the epoch.
     """
     views_Bx1 = np.zeros((len(indices), 1), self.record)
     readable_B = np.zeros(len(indices), bool)
@@ -146,7 +145,7 @@ class MaskViews:
       try:
         region_map = self.source.region_map(index)
       except (ImageError, RegionError):
-        # The loader counts the image as unreadable, and names it.
+        # The loader counts the image as unreadable and names it.
         continue
       height, width = region_map.owners.shape
       place = self.place(height, width, index=index, epoch=epoch)
@@ -166,7 +165,7 @@ class MaskViews:
     view["labels"][: len(labels)] = labels
 
   def place(self, height: int, width: int, *, index: int, epoch: int) -> Place:
-    """Draws the place of a view; a function of the arguments.
+    """Draws the place of a view, from seed, index and epoch alone.
 
     Args:
       height: height of the image in pixels.
@@ -190,10 +189,10 @@ class MaskViews:
     bits = np.random.Philox(key=[self.seed, _STREAM], counter=[0, 0, epoch, index])
     # 53 bits make a float64 in [0, 1).
     uniforms = (bits.random_raw(4) >> 11) * 2.0**-53
-    of_scale, of_top, of_left, of_flip = uniforms.tolist()
+    u_scale, u_top, u_left, u_flip = uniforms.tolist()
     smallest, largest = self.scales
-    scale = smallest + (largest - smallest) * of_scale
-    scale = self.size * scale / min(height, width)
+    relative_scale = smallest + (largest - smallest) * u_scale
+    scale = self.size * relative_scale / min(height, width)
     height = max(1, round(scale * height))
     width = max(1, round(scale * width))
     rows = min(self.size, height)
@@ -201,16 +200,16 @@ class MaskViews:
     return Place(
       height=height,
       width=width,
-      top=int(of_top * (height - rows + 1)),
-      left=int(of_left * (width - columns + 1)),
+      top=int(u_top * (height - rows + 1)),
+      left=int(u_left * (width - columns + 1)),
       rows=rows,
       columns=columns,
-      flip=of_flip < 0.5,
+      flip=u_flip < 0.5,
     )
 
 
 def cut(whole: RegionMap, place: Place) -> RegionMap:
-  """Scales (pixels bilinearly, owners to the nearest), cuts and flips an image."""
+  """Scales (pixels bilinearly, owners by the nearest), cuts and flips an image."""
   height, width = whole.owners.shape
   # The view's box in pixels of the image before scaling.
   y_step = height / place.height
@@ -240,8 +239,8 @@ def largest_regions(
 
   Args:
     owners: number of each pixel's region, or -1.
-    labels: class of each region, or a negative number.
-    most: number of regions to keep, at most.
+    labels: class of each region; a negative number drops the region.
+    most: largest number of regions to keep.
 
   Returns:
     Owners, with -1 for the pixels of dropped regions, and the labels of the kept ones.
@@ -254,15 +253,16 @@ def largest_regions(
   largest = np.argsort(-area_R, kind="stable")[:most]
   largest = largest[area_R[largest] > 0]
 
-  # New number of each old one. Pixels without a region index the last entry by their
-  # -1, which stays -1.
+  # Map each old number to its new number, and a dropped region to -1. The owner -1 of a
+  # pixel without a region indexes the extra last entry, which is -1 too.
   new_number = np.full(n_regions + 1, -1, np.int16)
   new_number[largest] = np.arange(len(largest))
   return new_number[owners], labels[largest]
 
 
 def map_of_masks(masks: Bool[np.ndarray, "R H W"]) -> Int16[np.ndarray, "H W"]:
-  """Owners by masks that may overlap; the smaller ones are in front."""
+  """Region map of masks that may overlap; smaller masks are in front."""
+  # Paint the largest mask first.
   owners = np.full(masks.shape[1:], -1, np.int16)
   for region in np.argsort(-masks.sum((1, 2)), kind="stable"):
     owners[masks[region]] = region

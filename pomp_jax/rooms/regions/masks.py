@@ -1,8 +1,8 @@
-"""Masks of regions and images at other sizes; boxes and COCO's run lengths of masks.
+"""Resizes masks of regions, and images; boxes and COCO's run lengths of masks.
 
-A hundred masks of a large picture would be gigabytes, so they are yielded one at a
-time. Shapes: R regions of an image, H, W its sides in pixels, h, w sides of a mask's
-grid.
+A hundred masks of a large picture would take gigabytes, so functions yield or take
+masks one at a time. Shapes: R regions of an image, H, W its sides in pixels, h, w sides
+of a mask's grid.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Num, UInt8
 import numpy as np
 from PIL import Image
 
-# Probability 1 in masks of each type. Sixteen bits, so that a faint mask still wins a
-# pixel that no other mask covers.
+# Value of probability 1 in masks of each type. Network masks have sixteen bits, so that
+# a faint mask still wins a pixel that no other mask covers.
 ONE = {np.bool_: 1, np.uint8: 255, np.float16: 2**15}
 # Longest side of a resized image, as a multiple of the shorter side that is asked for.
 # ZSSeg's INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST are 640 and 2,560 for COCO-Stuff, 512
@@ -28,26 +28,28 @@ def hard_masks(
   width: int,
   threshold: float,
 ) -> Iterator[Bool[np.ndarray, "H W"]]:
-  """Yields each mask at H x W, by torch's bilinear `interpolate` without antialiasing.
+  """Yields each mask resized to H x W, as bool.
+
+  The interpolation is torch's bilinear `interpolate` without antialiasing.
 
   Args:
-    masks: soft masks (see `ONE`) or hard ones.
+    masks: soft masks (see `ONE`) or hard masks.
     height: new height in pixels, H.
     width: new width in pixels, W.
     threshold: probability above which a pixel is inside.
   """
   rows, columns = masks.shape[1:]
   limit = threshold * ONE[masks.dtype.type]
-  # Four neighbours of each pixel's centre. PIL's `resize` would average when it
-  # reduces.
-  step = (columns / width, 0.0, 0.0, 0.0, rows / height, 0.0)
+  # Interpolate between the four neighbours of a pixel's centre, by an affine transform.
+  # PIL's `resize` would average over more pixels when it reduces an image.
+  transform = (columns / width, 0.0, 0.0, 0.0, rows / height, 0.0)
   for mask in masks:
     if (rows, columns) == (height, width):
       yield mask > limit
       continue
     soft = Image.fromarray(mask.astype(np.float32))
     soft = soft.transform(
-      (width, height), Image.Transform.AFFINE, step, Image.Resampling.BILINEAR
+      (width, height), Image.Transform.AFFINE, transform, Image.Resampling.BILINEAR
     )
     yield np.asarray(soft) > limit
 
@@ -55,7 +57,7 @@ def hard_masks(
 def boxes_of_masks(
   masks: Iterable[Bool[np.ndarray, "H W"]],
 ) -> Float[np.ndarray, "R 4"]:
-  """The tight box x0, y0, x1, y1 of each mask, ends exclusive; zeros for an empty one."""
+  """Tight box x0, y0, x1, y1 of each mask, ends exclusive; zeros for an empty mask."""
   boxes = []
   for mask_HxW in masks:
     rows = np.flatnonzero(mask_HxW.any(axis=1))
@@ -68,7 +70,7 @@ def boxes_of_masks(
 
 
 def run_lengths_of(mask_HxW: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
-  """A mask as in COCO's results: {"size": [H,W], "counts": ".."}."""
+  """Encodes a mask as COCO's results do: {"size": [H,W], "counts": ".."}."""
   rle = mask_api.encode(np.asfortranarray(mask_HxW, np.uint8))
   return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
 
@@ -78,13 +80,14 @@ def resized_sides(
 ) -> tuple[int, int]:
   """Height and width of an image whose shorter side becomes `size`, as in detectron2.
 
-  If the longer side would exceed 4 times `size`, both are smaller.
+  If the longer side would exceed 4 * `size`, it becomes 4 * `size`, and the shorter
+  side is smaller than `size`.
 
   Args:
     height: height of the image in pixels.
     width: width of the image in pixels.
     size: new shorter side; 0 for the image as it is.
-    multiple: number that both new sides divide by.
+    multiple: number of which both new sides become multiples.
   """
   shorter, longer = sorted((height, width))
   scale = 1.0
@@ -105,10 +108,10 @@ def resized_image(
   Args:
     image_HxWx3: image.
     size: new shorter side; 0 for the image as it is.
-    multiple: number that both new sides divide by.
+    multiple: number of which both new sides become multiples.
 
   Returns:
-    The resized image, or the same array if the sides stay.
+    The resized image, or the same array if its sides do not change.
   """
   old_height, old_width, _ = image_HxWx3.shape
   height, width = resized_sides(old_height, old_width, size, multiple)

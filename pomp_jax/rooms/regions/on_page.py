@@ -1,6 +1,7 @@
 """What the page shows of regions: label maps, objects, and the scores of given boxes.
 
-Shapes: N names, S rows of names and padding, R regions, E embedding.
+Shapes: H, W sides of the picture, N names, S rows of names and padding, R regions, D
+detections, E embedding.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,13 +32,13 @@ from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored
 from pomp_jax.rooms.regions.region_sources import Images, RegionSource
 from pomp_jax.rooms.regions.scenes import Scenes
 
-# of the names under each prompt
+# Computes the features of the names under each prompt.
 Features = Callable[[], Sequence[Float[np.ndarray, "S E"]]]
-# A picture, names, what computes their features, and labels of the prompts.
+# A picture, names, the function for the features of the names, and labels of prompts.
 Asked = tuple[Image.Image, Sequence[str], Features, Sequence[str]]
 
 _SEGMENT_SIDE = 384
-# Names that the example of a scene lists and its picture does not show.
+# Number of names that an example lists beside those of the objects in its picture.
 _OTHERS = 4
 
 
@@ -45,7 +46,8 @@ def check(page: Group, clip_model: str) -> None:
   """Checks the fields of regions on the page.
 
   Raises:
-    InputError: crops are masked, which boxes can't be, or a network misfits the CLIP.
+    InputError: crops are masked, but boxes have no masks; or a network misfits the
+      CLIP.
   """
   crop = page.of(fields.Regions).crop
   if crop != "context":
@@ -56,9 +58,10 @@ def check(page: Group, clip_model: str) -> None:
 
 
 def examples() -> list[tuple[Image.Image, str, str]]:
-  """The world's scenes as examples: picture, names, boxes, the last two one a line.
+  """Makes examples from the world's scenes: a picture, its names, and its boxes.
 
-  The names are those of the objects and some that the picture does not show.
+  Names and boxes are texts with one a line. The names are those of the objects, and
+  some that the picture does not show.
   """
   scenes = Scenes("test", 2)
   examples = []
@@ -76,11 +79,11 @@ def examples() -> list[tuple[Image.Image, str, str]]:
 
 
 class RegionsOfPictures:
-  """Regions of one picture under the features of names; rows beyond the names are
-  padding.
+  """Finds and scores regions of one picture, under features of names.
 
-  `finds`: whether a network can find objects; `segments`: whether it or a ViT can
-  compute label maps, of at most `most_names` names.
+  Feature rows behind those of the names are padding. `finds` is whether a network can
+  find objects. `segments` is whether a network or a ViT can compute label maps, which
+  have at most `most_names` names.
   """
 
   most_names = 100  # a label map has the scores of all names at each pixel in memory
@@ -90,13 +93,13 @@ class RegionsOfPictures:
 
     Args:
       encoder: the CLIP.
-      clip: its fields.
-      page: the fields of the page, with those of this room.
+      clip: fields of the CLIP.
+      page: fields of the page, with those of this room.
     """
     regions = page.of(fields.Regions)
     propose = page.of(fields.Propose)
     self._encoder = encoder
-    # Crops are of the picture as it is, under one fusion.
+    # Cut crops from the picture at its own size, and score them by the fusion alone.
     self._fields = dataclasses.replace(regions, size=0, alone=False)
     self._segment = page.of(fields.Segment)
     self._detect = page.of(fields.Detect)
@@ -114,8 +117,8 @@ class RegionsOfPictures:
   def segment(self, asked: Asked) -> bytes:
     """Draws a class for every pixel under each prompt; a PNG.
 
-    The regions are the network's. Without a network patches get classes, by
-    `segment.recipe`.
+    A network's regions are scored if the page has a network. Otherwise the ViT's
+    patches get classes by `segment.recipe`.
 
     Raises:
       InputError: there is neither a network nor a ViT, or there are too many names.
@@ -126,6 +129,7 @@ class RegionsOfPictures:
     if len(names) > self.most_names:
       expected = f"expected at most {self.most_names} for a segmentation"
       raise InputError(f"names: got {len(names):,}, {expected}")
+    # A page with a network has no segmenter of patches.
     if self._segmenter is None:
       pixels = np.asarray(image)
       regions, scores = self._scored(asked, self._segment.logit_scale)
@@ -141,17 +145,18 @@ class RegionsOfPictures:
       maps = []
       for pixel_map in maps_of_prompts:
         labels_HxW = pixel_map.labels_HxW
-        # Rows beyond the names repeat the first one.
+        # The matrix is padded with rows of the first name: a padding row is class 0.
         maps.append(np.where(labels_HxW < len(names), labels_HxW, 0))
     return _drawn(segmentation_sheet, pixels, maps, labels, names)
 
   def find_objects(self, asked: Asked) -> tuple[bytes, list[list[tuple[str, float]]]]:
     """Draws the objects that the network finds.
 
-    Of boxes that overlap by half only the best counts, and eight in all.
+    Of boxes that overlap by more than half only the best is drawn, and at most eight
+    boxes in all.
 
     Returns:
-      A PNG, and under each prompt names with scores, best first.
+      A PNG, and for each prompt the names and scores of the boxes, best first.
 
     Raises:
       InputError: there is no network.
@@ -180,7 +185,7 @@ class RegionsOfPictures:
   def _scored(
     self, asked: Asked, logit_scale: float, boxes: Regions | None = None
   ) -> Scored:
-    """Regions and their scores under each prompt: `boxes`, or the network's without."""
+    """Scores regions under each prompt: `boxes`, or the network's regions if None."""
     image, names, features, _ = asked
     pixels_HxWx3 = np.asarray(image)
     images = Images(
@@ -196,7 +201,7 @@ class RegionsOfPictures:
       [proposed] = self._network.regions([pixels_HxWx3])
       regions = proposed.top(self._fields.max_regions)
       header = self._network.header
-    # Rows beyond the names repeat the first one.
+    # Rows behind the names are padding.
     matrices = [_matrix(rows[: len(names)]) for rows in features()]
     scorer = RegionScorer(
       self._fields,
@@ -238,7 +243,7 @@ def _drawn(
   titles: Sequence[str],
   names: Sequence[str],
 ) -> bytes:
-  """The PNG that a function of `plots` writes of what is found under each prompt."""
+  """Draws what is found under each prompt by a function of `plots`; returns the PNG."""
   with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
     path = pathlib.Path(folder) / "plot.png"
     sheet(path, [pixels], [found], titles, names)

@@ -13,12 +13,12 @@ import numpy as np
 class PixelTally:
   """Pixel counts of each class over a data set.
 
-  `counts` [3,C] are pixels of the truth, of the prediction, and of both; those of parts
-  add up.
+  `counts` [3,C] has the pixels of each class in the truth, in the prediction, and in
+  both. The counts of parts of a data set can be added.
   """
 
   def __init__(self, n_classes: int, counts: Int[np.ndarray, "3 C"] | None = None):
-    """Starts with these pixels of C classes, or none."""
+    """Starts with given counts, or with zeros for `n_classes` classes."""
     self.counts = np.zeros((3, n_classes), np.int64) if counts is None else counts
 
   def add(
@@ -26,7 +26,7 @@ class PixelTally:
   ) -> None:
     """Counts one image.
 
-    Pixels of negative labels are ignored; a negative prediction is wrong.
+    Pixels with a negative label are ignored. A negative prediction is wrong.
     """
     valid = labels_HxW >= 0
     labels = labels_HxW[valid]
@@ -51,7 +51,7 @@ class PixelTally:
   def figures(
     self, groups: Mapping[str, Int[np.ndarray, " n"]] | None = None
   ) -> dict[str, Any]:
-    """Returns all figures as JSON values, fractions of 1; None without anything to
+    """Returns all figures as JSON values, fractions of 1; None if there is nothing to
     measure.
 
     - mIoU: sum of the IoU over classes in the truth / number of classes in the truth or
@@ -60,11 +60,11 @@ class PixelTally:
     - mIoU_plain: mean of the IoU over classes in the truth.
     - mACC: mean of the accuracy over classes in the truth.
     - fwIoU: IoU weighted by the pixels of the truth; pACC: share of right pixels.
-    - With the groups `base` and `novel`: hIoU = 2 b n / (b + n) of their mIoU,
-      hIoU_plain likewise.
+    - With the groups `base` and `novel`: hIoU = 2 b n / (b + n), where b and n are
+      their mIoU, and hIoU_plain of their mIoU_plain.
 
-    Each group has the same under its name; other pixels count where a class of it is
-    predicted.
+    Each group has the same figures under its name. A pixel of a class outside the group
+    counts, as a false positive, only if a class of the group is predicted there.
     """
     figures = self._figures(np.arange(self.counts.shape[1]))
     groups = groups or {}
@@ -96,12 +96,12 @@ class PixelTally:
 
 
 def _share(part: np.number, whole: np.number) -> float | None:
-  """A sum over a count or a sum; None where there is nothing to measure."""
+  """part / whole; None if `whole` is 0, so that there is nothing to measure."""
   return float(part / whole) if whole else None
 
 
 def _harmonic_mean(base: float | None, novel: float | None) -> float | None:
-  """None where one of them is not measured, 0 where both are 0."""
+  """Harmonic mean; None if `base` or `novel` is None, 0 if both are 0."""
   if base is None or novel is None:
     return None
   total = base + novel

@@ -1,4 +1,4 @@
-"""Pictures with what was found in them: classes of pixels, or boxes, and legends of the
+"""Draws pictures with the classes of their pixels, or with boxes, and legends of the
 classes.
 
 Sheets have a row for each image and a column for each prompt; `overlay` and
@@ -20,7 +20,7 @@ from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted, shorten
 from pomp_jax.rooms.regions.detections import Detections, select_detections
 
-# Tol's muted palette and Okabe and Ito's, told apart by colour-blind readers too.
+# Tol's muted palette and Okabe and Ito's, which colour-blind readers can tell apart.
 _COLOURS = (
   "#0072B2",
   "#E69F00",
@@ -36,30 +36,31 @@ _COLOURS = (
   "#44AA99",
 )
 OTHER = "#777777"  # colour of classes beyond the palette
-# Boxes at most, fewer than colours: of a picture in a sheet, and of a picture alone.
+# Most boxes of a picture in a sheet, and of a picture alone; not more than colours.
 _OF_SHEET = 8
 _OF_PICTURE = 12
 _OVERLAP = 0.5  # most intersection over union of two boxes that are drawn
-# Share of a class's colour in a pixel of a picture alone; the rest is the picture's.
+# Share of a class's colour in a pixel of `overlay`; the rest is the picture's colour.
 _TINT = 0.6
 # Inches.
-_SIDE = 2.2  # of a picture in a sheet
-_ALONE = 5.0  # of a picture alone
+_SIDE = 2.2  # side of a picture in a sheet
+_ALONE = 5.0  # longer side of a picture alone
 _LEGEND = 3.0  # width of a legend
 _TITLE = 0.3  # height of the title
 _HEADING = 0.25  # height of the headings
 _MARGIN = 0.05
-# A wider sheet is reduced where it is shown, inches. Its letters grow with it.
+# Width in inches at which sheets are shown. A wider sheet is reduced to it, so its
+# letters are enlarged by the factor `growth`.
 _SHOWN = 12.0
-_POINTS = 72.0  # in an inch
-_LINE = 1.35  # of a legend, in sizes of its letters
-_LETTERS = 26  # of a heading, without growth
-_LEAST_LETTERS = 22  # where fewer fit, they are smaller
+_POINTS = 72.0  # points in an inch
+_LINE = 1.35  # height of a legend's line, in font sizes
+_LETTERS = 26  # letters of a heading that fit a column if `growth` is 1
+_LEAST_LETTERS = 22  # a heading keeps this many; if fewer fit, its font is smaller
 _NAME = 40  # letters of a name in a legend
 
 
 def strongest(boxes: Detections, most: int = _OF_SHEET) -> Detections:
-  """The boxes of the highest scores, `most` at most, that hardly overlap each other."""
+  """At most `most` boxes of the highest scores, with an IoU of at most _OVERLAP."""
   rows, *_ = select_detections(
     boxes.boxes, boxes.scores[:, None], min_score=-np.inf, max_iou=_OVERLAP, top=most
   )
@@ -67,12 +68,12 @@ def strongest(boxes: Detections, most: int = _OF_SHEET) -> Detections:
 
 
 def colours_of(classes: Iterable[int]) -> dict[int, str]:
-  """Returns the colours of the first classes, as many as the palette has."""
+  """Gives the palette's colours to the first distinct classes, and none to the rest."""
   return dict(zip(dict.fromkeys(classes), _COLOURS, strict=False))
 
 
 def label_colours(*maps: Int[np.ndarray, "_ _"]) -> dict[int, str]:
-  """Colours of the classes with most pixels, those of the first map before others."""
+  """Gives colours to the classes with most pixels, first to those of the first map."""
   order: list[int] = []
   for labels_HxW in maps:
     classes, counts = np.unique(labels_HxW[labels_HxW >= 0], return_counts=True)
@@ -88,12 +89,13 @@ def segmentation_sheet(
   names: Sequence[str],
   title: str = "",
 ) -> None:
-  """Draws a row for each image, with a legend of its largest classes; the rest is grey.
+  """Draws a row for each image, with a legend of its largest classes; others are grey.
 
   Args:
     path: file of the sheet.
     images: pictures.
-    maps: label maps of each image, one a title; negative labels show the image.
+    maps: label maps of each image, one for each title; a negative label shows the
+      image.
     titles: headings of the maps.
     names: names of the classes.
     title: title of the sheet.
@@ -102,7 +104,7 @@ def segmentation_sheet(
   legends = []
   for image, label_maps in zip(images, maps, strict=True):
     colours = label_colours(*label_maps)
-    # Where there is no class the image is shown half as dark.
+    # Show the image half as dark at pixels without a class: 0..255 becomes 0.5..1.
     ground = 0.5 + image / 510
     rows.append([image, *(_coloured(ground, labels, colours) for labels in label_maps)])
     legends.append(_named(colours, names))
@@ -118,14 +120,14 @@ def detection_sheet(
   names: Sequence[str],
   title: str = "",
 ) -> None:
-  """Draws the `strongest` boxes: a row for each image with a legend, a picture a title.
+  """Draws the `strongest` boxes: a row for each image, with a picture for each title.
 
-  Each picture says how many of its boxes it shows.
+  Each row has a legend, and each picture says how many of its boxes it shows.
 
   Args:
     path: file of the sheet.
     images: pictures.
-    boxes: boxes in each image, one set a title.
+    boxes: sets of boxes of each image, one for each title.
     titles: headings of the sets.
     names: names of the classes.
     title: title of the sheet.
@@ -169,7 +171,7 @@ def overlay(
   Args:
     path: file of the picture.
     image: picture.
-    labels_HxW: class of each pixel; negative: none, shown as the picture.
+    labels_HxW: class of each pixel; a negative label shows the picture.
     names: names of the classes.
     title: title of the picture.
   """
@@ -178,7 +180,7 @@ def overlay(
   picture = _resized(image, Image.Resampling.BICUBIC) / 255
   labels = _resized(labels_HxW, Image.Resampling.NEAREST)
   tinted = (1 - _TINT) * picture + _TINT * _coloured(picture, labels, colours)
-  # White lines between classes: the pixels on both sides of a border.
+  # Draw borders of classes in white, in the pixels on both sides.
   is_edge = np.zeros(labels.shape, bool)
   differs_below = labels[1:] != labels[:-1]
   is_edge[1:] |= differs_below
@@ -237,7 +239,7 @@ def boxes_picture(
   figure, axes = _alone(
     picture, legend, f"{title}: {_shown(drawn, boxes, 'detection')}"
   )
-  # The picture is drawn at another size.
+  # The picture was resized, so scale the boxes too.
   factor = max(picture.shape[:2]) / max(image.shape[:2])
   corners = (drawn.boxes * factor).tolist()
   for number, (box, label) in enumerate(zip(corners, classes, strict=True), 1):
@@ -248,7 +250,7 @@ def boxes_picture(
 
 
 def _shown(drawn: Detections, boxes: Detections, noun: str) -> str:
-  """The number of the boxes that are drawn, and of all if there are more."""
+  """Says how many boxes are drawn, and of how many if not all are."""
   n_drawn = len(drawn.boxes)
   n_all = len(boxes.boxes)
   if n_drawn == n_all:
@@ -265,9 +267,9 @@ def _draw_label(
   edge: str = "black",
   of_axes: bool = False,
 ) -> None:
-  """Writes white on black, which can be read on any picture.
+  """Writes a text in white on black, readable on any picture.
 
-  The place is in pixels, or with `of_axes` in shares of the axes.
+  The place is in pixels, or with `of_axes` in fractions of the axes.
   """
   x, y = place
   axes.text(
@@ -283,7 +285,7 @@ def _draw_label(
 
 
 def _named(colours: Mapping[int, str], names: Sequence[str]) -> dict[str, str]:
-  """A legend: name -> colour."""
+  """Legend of the classes: shortened name -> colour."""
   shown = drawing.names([names[label] for label in colours], _NAME)
   return dict(zip(shown, colours.values(), strict=True))
 
@@ -291,7 +293,7 @@ def _named(colours: Mapping[int, str], names: Sequence[str]) -> dict[str, str]:
 def _coloured(
   ground: np.ndarray, labels_HxW: np.ndarray, colours: Mapping[int, str]
 ) -> np.ndarray:
-  """Colours of classes, and the ground where there is no class; fractions [H,W,3]."""
+  """Picture of the classes' colours, of `ground` without a class; fractions [H,W,3]."""
   picture = np.where(labels_HxW[..., None] < 0, ground, to_rgb(OTHER))
   for label, colour in colours.items():
     picture[labels_HxW == label] = to_rgb(colour)
@@ -300,6 +302,7 @@ def _coloured(
 
 def _draw_frame(axes: Axes, box: Sequence[float], colour: str) -> None:
   """Draws a box with a dark rim, so that its colour shows on a ground of that colour."""
+  # `imshow` has pixel centres at whole coordinates, boxes have pixel corners there.
   x0, y0, x1, y1 = box
   for line_width, line_colour in ((3.5, "black"), (2, colour)):
     frame = Rectangle(
@@ -314,12 +317,12 @@ def _draw_frame(axes: Axes, box: Sequence[float], colour: str) -> None:
 
 
 def _resized(pixels: np.ndarray, filter: Image.Resampling) -> np.ndarray:
-  """A picture, or labels, with the pixels that a picture alone has on the page."""
+  """Resizes a picture, or labels, to the pixels of a picture alone: _ALONE at DPI."""
   image = Image.fromarray(pixels)
   factor = _ALONE * drawing.DPI / max(image.size)
   width, height = (max(round(side * factor), 1) for side in image.size)
   if factor > 1:
-    # An enlarged picture shows its pixels.
+    # Enlarge a small picture without smoothing, so that its pixels show.
     filter = Image.Resampling.NEAREST
   return np.asarray(image.resize((width, height), filter))
 
@@ -327,7 +330,7 @@ def _resized(pixels: np.ndarray, filter: Image.Resampling) -> np.ndarray:
 def _alone(
   picture: np.ndarray, legend: Mapping[str, str], title: str
 ) -> tuple[Figure, Axes]:
-  """A sheet of one picture, pixel by pixel, that is high enough for its legend."""
+  """Draws a sheet of one picture, pixel by pixel, high enough for the legend."""
   high, wide = (side / drawing.DPI + 2 * _MARGIN for side in picture.shape[:2])
   sides = (wide, max(high, _ALONE / 2))
   figure, [[axes]] = sheet([[picture]], [legend], [""], shorten(title, 80), sides)
@@ -344,8 +347,8 @@ def sheet(
   """Draws rows of pictures of equal size, each row with a legend.
 
   Args:
-    pictures: rows of pictures, each with as many as there are headings: uint8
-      [H,W,3], or floats of 0 to 1.
+    pictures: rows of pictures, each row with one picture a heading: uint8 [H,W,3], or
+      floats of 0 to 1.
     legends: legend of each row, name -> colour.
     headings: headings of the columns.
     title: title of the sheet.
@@ -390,7 +393,7 @@ def sheet(
       axes = figure.add_axes(place)
       axes.axis("off")
       axes.set_anchor("NW")
-      # Few pixels must stay pixels; many are reduced, where smoothing is right.
+      # Enlarge a small picture without smoothing. Reduce a large picture with it.
       is_enlarged = max(picture.shape[:2]) < max(sides) * drawing.DPI
       axes.imshow(picture, interpolation="nearest" if is_enlarged else "antialiased")
       if row == 0:
@@ -399,7 +402,7 @@ def sheet(
     axes_of_rows.append(axes_of_row)
     legend = legends[row]
     if legend:
-      # Smaller letters where a row has many classes.
+      # Reduce the letters if the legend would be higher than the row.
       fitting = _POINTS * (high - 0.2) / (_LINE * len(legend))
       figure.legend(
         handles=[_patch(colour) for colour in legend.values()],
@@ -418,5 +421,5 @@ def sheet(
 
 
 def _patch(colour: str) -> Patch:
-  """A legend's patch; white has a grey rim, which tells it from the page."""
+  """A legend's patch; a white patch has a grey rim, so that it shows on the page."""
   return Patch(fc=colour, ec=drawing.GREY if colour == "white" else colour)

@@ -1,7 +1,7 @@
 """Names for the pixels or the objects of pictures: two tasks of `predict`.
 
 With `propose.network` or a file of regions, regions are scored. Otherwise `segment`
-takes the classes of patches, by a training-free recipe.
+classifies patches by a training-free recipe.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,13 +41,13 @@ from pomp_jax.rooms.regions.region_sources import (
   open_region_source,
 )
 
-# Most pixels of a picture that a network sees. A hundred hard masks of it take 200 MiB.
+# Most pixels of a picture that a network sees. A hundred hard masks then take 200 MiB.
 _MAX_PIXELS = 2**21
 _MAX_NAMES = 2**16 - 1  # names that a label image can number
 
 
 class _Pictures(Task):
-  """A task on whole pictures, by their regions or patches, and its files."""
+  """Base of the tasks on whole pictures, by their regions or patches."""
 
   def __init__(self, settings: Predict, data: Data, clip: Clip):
     """Takes the fields of `predict`, with those that this room adds to them.
@@ -63,7 +63,7 @@ class _Pictures(Task):
     self._propose = settings.of(fields.Propose)
 
     self._regions = settings.of(fields.Regions)
-    # Naming a network is enough to ask for its regions.
+    # A named network implies the source "network".
     if self._propose.network and self._regions.source == "none":
       self._regions = dataclasses.replace(self._regions, source="network")
 
@@ -90,8 +90,8 @@ class _Pictures(Task):
     # Batches are padded, so never ask for more than there are pictures.
     batch_size = min(self._propose.batch_size, len(keys))
     self._propose = dataclasses.replace(self._propose, batch_size=batch_size)
-    # Names of the pictures' files without a suffix; with theirs, if two would become
-    # equal.
+    # Name output files after the pictures without suffixes, or with suffixes if two
+    # names would be equal without.
     stems = [os.path.splitext(key)[0] for key in keys]
     are_distinct = len(set(stems)) == len(keys)
     outputs = stems if are_distinct else keys
@@ -116,6 +116,7 @@ class _Pictures(Task):
     matrix = class_matrix(encoder, self._classes.synonyms, prompt)
     return self._finder(encoder, images, [matrix])
 
+  # Each task defines it: (encoder, images, matrices) -> what `_open` returns.
   _finder: Callable[..., Any]
 
   def _scorer(
@@ -140,7 +141,7 @@ class _Pictures(Task):
     )
 
   def _read(self, path: Path) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[int, int]]:
-    """The picture, perhaps reduced, and the height and width of its file."""
+    """Reads a picture, reduced if a network could not take it, and its file's sides."""
     image = read_rgb(path, self._upright)
     height, width = image.shape[:2]
     factor = (_MAX_PIXELS / (height * width)) ** 0.5
@@ -151,14 +152,14 @@ class _Pictures(Task):
     return image, (height, width)
 
   def _path(self, kind: str, key: str) -> Path:
-    """File of a picture in a folder of the run, which is created."""
+    """Path of a picture's output in a folder of the run; creates the folder."""
     path = self._folder.path / kind / f"{self._output[key]}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
 class SegmentPictures(_Pictures):
-  """A name for every pixel: `labels/` and `pictures/`."""
+  """Names every pixel; writes `labels/` and `pictures/`."""
 
   columns = ("name", "value", "share", "probability")
 
@@ -223,7 +224,7 @@ class SegmentPictures(_Pictures):
 
 
 class DetectPictures(_Pictures):
-  """Boxes with names: `pictures/` and `detections.json`."""
+  """Finds and names boxes; writes `pictures/` and `detections.json`."""
 
   columns = ("name", "score", "x", "y", "width", "height")
 
@@ -253,7 +254,7 @@ class DetectPictures(_Pictures):
     )
     with writing(self._folder.path):
       boxes_picture(self._path("pictures", key), image, detections, names, key)
-    # COCO's rows are in pixels of the file.
+    # COCO's rows are in pixels of the file, which may be larger than the picture.
     y_factor = sides[0] / image.shape[0]
     x_factor = sides[1] / image.shape[1]
     factors = np.array([x_factor, y_factor] * 2, np.float32)
@@ -275,7 +276,7 @@ class DetectPictures(_Pictures):
 
 
 def _image_ids(keys: Sequence[str]) -> Sequence[int]:
-  """COCO's numbers of the pictures: their names if all are numbers, else 1, 2, .."""
+  """COCO's ids of pictures: the stems if all are different numbers, else 1, 2, .."""
   stems = [_stem(key) for key in keys]
   ids = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
   if len(set(ids)) == len(keys):
@@ -284,7 +285,7 @@ def _image_ids(keys: Sequence[str]) -> Sequence[int]:
 
 
 def _at_size(labels_HxW: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-  """Labels of the nearest pixels, at another height and width."""
+  """Resizes labels to another height and width, by the nearest pixel."""
   rows, columns = (
     np.arange(new) * old // new
     for new, old in zip(sides, labels_HxW.shape, strict=True)
@@ -295,8 +296,8 @@ def _at_size(labels_HxW: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
 def _palette(labels_HxW: np.ndarray) -> np.ndarray:
   """Colours of a label image's values: uint8 [256,3].
 
-  Those of the picture, grey for labels that it lacks, and white, the last one, for
-  pixels without a class.
+  A label has its colour in the picture, or grey if it has none there. The last value,
+  for pixels without a class, is white.
   """
   colours = label_colours(labels_HxW)
   table = [to_rgb(colours.get(label, OTHER)) for label in range(255)]
@@ -308,7 +309,8 @@ def sized_images(files: Mapping[str, Path], upright: bool) -> Images:
   """Names and sizes of the pictures, without those whose header can't be read.
 
   Raises:
-    ImageError: two pictures have one stem, by which a file of regions names them.
+    ImageError: two pictures have the same stem, by which a file of regions names
+      pictures.
   """
   shapes: dict[str, tuple[int, int]] = {}
   name_of_stem: dict[str, str] = {}
@@ -322,6 +324,7 @@ def sized_images(files: Mapping[str, Path], upright: bool) -> Images:
     with contextlib.suppress(ImageError):
       shapes[stem] = image_size(path, upright)
   sides = list(shapes.values())
+  # The check of a file of regions does not read pixels.
   no_pixels = np.zeros((0, 0, 3), np.uint8)
   return Images(list(shapes), shape=sides.__getitem__, pixels=lambda row: no_pixels)
 

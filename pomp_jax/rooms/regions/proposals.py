@@ -33,7 +33,7 @@ from pomp_jax.rooms.regions.mask_former import model, published_weights
 from pomp_jax.rooms.regions.masks import ONE, boxes_of_masks, hard_masks, resized_image
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 
-# Name of a prompt: the one inside the file of `propose.network`.
+# Name of the prompt that is inside the file of `propose.network`.
 _NETWORK_PROMPT = "network"
 
 
@@ -45,10 +45,10 @@ def network_path(path: str) -> Path:
 
 
 def check_network(propose: Propose, clip_model: str) -> None:
-  """Reads the network; checks its width, and the prompt of its classes.
+  """Reads the network; checks its embedding width and the prompt of its classes.
 
   Raises:
-    InputError: the file is unusable, or misfits the CLIP.
+    InputError: the file is unusable, or the network or the prompt misfits the CLIP.
   """
   clip_config = opening.clip_config(clip_model)
   network = published_weights.read_mask_former(network_path(propose.network))
@@ -92,9 +92,9 @@ def open_network(
 
 
 def network_key_parts(propose: Propose, mask_threshold: float, dtype: str) -> list[Any]:
-  """Parts of a cache key on which a network's regions depend.
+  """Parts of the cache key of a network's regions.
 
-  The CLIP and the images are parts that the caller adds.
+  The caller adds parts for the CLIP and the images.
 
   Args:
     propose: file, sizes, and the prompt of the trained classes.
@@ -105,7 +105,7 @@ def network_key_parts(propose: Propose, mask_threshold: float, dtype: str) -> li
     InputError: the network's file or its prompt can't be read.
   """
   network_file = network_path(propose.network)
-  # No names of classes: they are in the network's file.
+  # Class names are left out: they are in the network's file, whose stamp is a part.
   prompt_parts = key_parts(_prompt_of_classes(propose), [])
   return [
     str(propose),
@@ -120,14 +120,14 @@ def prompts_of(settings: Detect | Segment, propose: Propose) -> list[NamedPrompt
   """Reads the prompts of a job's fields.
 
   Raises:
-    InputError: a prompt is unusable, or is the network's and there is no network.
+    InputError: a prompt is unusable, or it is the network's but there is no network.
   """
   field = f"{type(settings).__name__.lower()}.prompts"
   if _NETWORK_PROMPT in settings.prompts:
     accepted = f"a network where {field} has {_NETWORK_PROMPT!r}"
     require(bool(propose.network), "propose.network", "", accepted)
   prompts = read_prompts([_file_of(name, propose) for name in settings.prompts], field)
-  # Boxes and label images are those of the pictures as they are stored.
+  # Boxes and label images fit the pictures as they are stored, not turned by EXIF.
   warn_of_turns(prompts, False, f"{field}: annotated images")
   return prompts
 
@@ -145,9 +145,10 @@ def _file_of(prompt: str, propose: Propose) -> str:
 
 
 class Proposer:
-  """A network on the devices, read as `network`; every query is a region.
+  """Finds regions by a network on the devices; every query is a region.
 
-  By `header` embeddings of its regions are compared with a class matrix.
+  `network` is the content of the network's file. `header` says how the embeddings of
+  the regions are compared with a class matrix.
   """
 
   def __init__(
@@ -164,8 +165,8 @@ class Proposer:
     Args:
       network: content of the network's file.
       mesh: devices.
-      classes_NxE: features of the classes that the network was trained on, which the
-        objectness is by; None: it is by the masks alone.
+      classes_NxE: features of the classes that the network was trained on, for the
+        factor 1 - p("no object") of the objectness; None: the masks alone decide it.
       propose: sizes of images and batches. With a stride of 4 the sides of an image
         become multiples of 4 pixels; with 1 the network interpolates the logits of the
         masks to the size of the image.
@@ -190,6 +191,7 @@ class Proposer:
     self._size = propose.size
     self._stride = propose.stride
     self._threshold = threshold
+    # Round up to a multiple of the devices.
     self._batch_size = -(-propose.batch_size // mesh.size) * mesh.size
     predict = model.mask_predictor(network.config, clip.dtype)
 
@@ -201,7 +203,7 @@ class Proposer:
       images_BxHxWx3, sizes_Bx2 = batch
       logits, embeddings_BxQxE = predict(network_params, images_BxHxWx3, sizes_Bx2)
       if propose.stride != model.MASK_STRIDE:
-        # Bilinear, as torch without align_corners.
+        # Enlarge bilinearly, as torch does without align_corners.
         n_images, n_queries, height, width = logits.shape
         sides = (model.MASK_STRIDE * height, model.MASK_STRIDE * width)
         logits = jax.image.resize(logits, (n_images, n_queries, *sides), "bilinear")
@@ -213,7 +215,7 @@ class Proposer:
           embeddings_BxQxE, classes_NxE, network_params["non_object"][0]
         )
         objectness_BxQ *= 1 - jax.nn.softmax(scores)[..., -1]
-      # A mean of ones may be above 1 by rounding.
+      # Rounding may bring a mean of ones above 1.
       objectness_BxQ = jnp.minimum(objectness_BxQ, 1)
       masks = decisive_masks(logits)
       return masks, embeddings_BxQxE.astype(jnp.float16), objectness_BxQ
@@ -221,23 +223,23 @@ class Proposer:
     self._of_batch = map_rows(mesh, of_batch, n_replicated=1)
 
   def regions(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Regions]:
-    """Regions of images of any sizes: all queries of each, boxes in its pixels."""
+    """Finds the regions of images of any sizes, with boxes in pixels of each image."""
     resized = [resized_image(image, self._size, self._stride) for image in images]
-    # One compilation for each padded size.
+    # Group the images by their sides, rounded up: each frame is compiled once.
     rows_of_frame: dict[tuple[int, ...], list[int]] = {}
     for row, image in enumerate(resized):
       frame = tuple(model.STRIDE * -(-side // model.STRIDE) for side in image.shape[:2])
       rows_of_frame.setdefault(frame, []).append(row)
     regions: list[Any] = [None] * len(images)
-    for frame, rows_of_size in rows_of_frame.items():
-      for start in range(0, len(rows_of_size), self._batch_size):
-        rows = rows_of_size[start : start + self._batch_size]
+    for frame, all_rows in rows_of_frame.items():
+      for start in range(0, len(all_rows), self._batch_size):
+        rows = all_rows[start : start + self._batch_size]
         batch, sizes = self._padded_batch([resized[row] for row in rows], frame)
         placed = split_rows((batch, sizes), self._mesh)
         masks, embeddings, objectness = jax.device_get(
           self._of_batch(self._params, placed)
         )
-        # Results behind those of `rows` are padding.
+        # Slots behind those of `rows` are padding.
         for slot, row in enumerate(rows):
           n_rows, n_columns = sizes[slot] // self._stride
           masks_Qxhxw = np.ascontiguousarray(masks[slot, :, :n_rows, :n_columns])
@@ -282,7 +284,7 @@ def _without_padding(
 def _mean_inside(
   p_BxQxhxw: Float[Array, "B Q h w"], threshold: float
 ) -> Float[Array, "B Q"]:
-  """Mean probability of the pixels inside a mask; 0 for an empty one."""
+  """Mean probability of the pixels inside a mask; 0 for an empty mask."""
   is_inside = p_BxQxhxw > threshold
   n_inside_BxQ = jnp.sum(is_inside, axis=(-2, -1))
   total_BxQ = jnp.sum(jnp.where(is_inside, p_BxQxhxw, 0.0), axis=(-2, -1))
@@ -292,12 +294,12 @@ def _mean_inside(
 def decisive_masks(
   logits_BxQxhxw: Float[Array, "B Q h w"],
 ) -> Float16[Array, "B Q h w"]:
-  """Probabilities of masks times 2^15, which keep their ratios in 16 bits.
+  """Probabilities of masks times 2^15, whose ratios at each pixel survive in float16.
 
-  A pixel gets its class by the ratios of its Q masks, but float16 loses digits below
-  2^-14. Where the largest of a pixel's values would be smaller, all of them are scaled
-  up until it is 2^-14. Values below 2^-12 of the largest become 0, so that files
-  compress well.
+  The ratios of its Q values decide the class of a pixel, but float16 loses digits below
+  2^-14. If the largest value of a pixel would be below 2^-14, all its values are scaled
+  up until the largest is 2^-14. Values below 2^-12 of the largest become 0, so that
+  files compress well.
 
   Args:
     logits_BxQxhxw: logit of each pixel in each query's mask.
@@ -314,7 +316,7 @@ def decisive_masks(
 def mask_boxes(
   masks: Num[np.ndarray, "R h w"], height: int, width: int, threshold: float
 ) -> Float[np.ndarray, "R 4"]:
-  """Boxes of soft masks; masks that are coarser than the image are enlarged first.
+  """Boxes of soft masks. Masks that are coarser than the image are enlarged first.
 
   Args:
     masks: soft masks of the whole image, see `masks.ONE`.
@@ -340,12 +342,13 @@ def found_objects(
   """Whether each of D objects has a mask with at least this intersection over union.
 
   Args:
-    masks: masks of regions, in memory one at a time.
+    masks: masks of regions; only one needs to be in memory at a time.
     objects: masks of the objects as `Annotations.run_lengths` has them.
     least_iou: intersection over union, 0..1.
   """
   run_lengths = [mask_api.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
   if not run_lengths or not len(objects):
     return np.zeros(len(objects), bool)
+  # The zeros say that no object is a crowd.
   iou_RxD = mask_api.iou(run_lengths, list(objects), [0] * len(objects))
   return iou_RxD.max(axis=0) >= least_iou

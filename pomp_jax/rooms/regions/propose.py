@@ -1,9 +1,9 @@
 """Finds the regions of images with a trained network, as a folder that `segment` and
 `detect` read.
 
-The network runs once, and any number of prompts and fusions are judged on what it
-found. Leaves `regions/` and `results.json`, with annotated objects' recall. A restart
-resumes after a block.
+The network runs once. Any number of prompts and fusions can then be evaluated on its
+regions. Leaves `regions/`, and `results.json` with the recall of annotated objects. A
+restart resumes after the last complete block.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,11 +28,12 @@ from pomp_jax.rooms.regions.region_folder import RegionFolder, Regions, RegionWr
 
 log = logging.getLogger(__name__)
 
-# Images in memory together.
+# Number of images in memory at a time.
 _BLOCK = 32
+# An object counts as found if the IoU of a mask with it is at least this.
 _LEAST_IOU = 0.5
 _VERSION = f"2, pixels {PREPROCESSING_VERSION}"
-# Fields of `segment` and `detect` that name images. Either job lacks some of them.
+# Fields of `segment` and `detect` that name images. Each job lacks some of the fields.
 _IMAGE_FIELDS = (
   "source",
   "images",
@@ -45,7 +46,7 @@ _IMAGE_FIELDS = (
 
 
 def check(config: ProposeConfig, workdir: str) -> None:
-  """Opens network and images; writes nothing. InputError: one line."""
+  """Opens network and images, writes nothing; InputError if one is unusable."""
   proposals.check_network(config.propose, config.clip.model)
   if config.propose.images == "segment":
     open_pixel_set(config.segment)
@@ -73,7 +74,7 @@ def run(config: ProposeConfig, workdir: str) -> dict[str, Any]:
       encoder.image_fingerprint,
       encoder.clip.name,
       config.clip.text_tower,
-      # The prompts of these jobs are left out: a network does not see them.
+      # Leave out the prompts of these jobs: the network's regions depend on none.
       str(_image_fields(config.segment)),
       str(_image_fields(config.detect)),
       str(images.keys),
@@ -134,7 +135,7 @@ def _recall(
 ) -> dict[str, Any] | None:
   """Share of the annotated objects that a mask covers, by group of classes.
 
-  None where an object has no mask, and where there is no object.
+  None if an object has no mask, or if there is no object.
   """
   annotations = boxes.annotations
   if any("segmentation" not in row for rows in annotations.rows for row in rows):
@@ -148,7 +149,7 @@ def _recall(
     soft = folder.read(key, height, width).drawn(str(key))
     masks = hard_masks(soft, height, width, threshold)
     run_lengths = annotations.run_lengths(index)
-    # Crowds are no single objects, which a mask could cover.
+    # Leave out crowds, since a mask covers a single object.
     single = np.flatnonzero(~truth.crowd)
     objects = [run_lengths[row] for row in single]
     covered += proposals.found_objects(masks, objects, _LEAST_IOU).tolist()

@@ -1,7 +1,8 @@
-"""Regions of images: folders of them with the embeddings of a detector, and COCO
-results.
+"""Reads regions of images from folders, with the embeddings of a detector, or from COCO
+results; writes folders.
 
-Shapes: R regions of an image of H x W pixels, S stages of a detector, E embedding.
+Shapes: R regions of an image of H x W pixels, h x w cells of a mask, S stages of a
+detector, E embedding.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,25 +34,25 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _HEADER = "regions.json"
-_KEY = "key"  # array of an image's file, which tells a file that was swapped
+_KEY = "key"  # array with the image's name in its file, to detect swapped files
 ACTIVATIONS = ("softmax", "sigmoid")
 # Key of an image in a file of regions, its height and width in pixels.
 _ImageSize = tuple[str | int, int, int]
 _MAX_SCORE = 1.1  # SAM's predicted IoU may be a little above 1
-_MASKS = (np.float16, np.uint8)
+_MASKS = (np.float16, np.uint8)  # types of stored masks
 _SLACK = 2.0  # pixels by which a box may leave its image
 
 
 class Regions(NamedTuple):
   """Regions of one image.
 
-  Masks are bool at the image's size; or of any size over the whole image, uint8 (255
-  times the probability of each cell) or float16 (2^15 times).
+  Masks are bool at the image's size, or soft at any size over the whole image. A soft
+  mask has the probability of each cell, times 255 as uint8 or times 2^15 as float16.
   """
 
   # x0, y0, x1, y1 in pixels, ends exclusive, inside the image
   boxes: Float32[np.ndarray, "R 4"]
-  # probability that it is an object
+  # probability that a region is an object
   objectness: Float32[np.ndarray, " R"] | None = None
   masks: Bool[np.ndarray, "R H W"] | Num[np.ndarray, "R h w"] | None = None
   embeddings: Float[np.ndarray, "R S E"] | None = None  # one a stage, of any norm
@@ -65,7 +66,7 @@ class Regions(NamedTuple):
     return np.zeros((0, 1, 1), bool)
 
   def top(self, k: int) -> "Regions":
-    """The k regions of the highest objectness, in its order; the first k without it."""
+    """The k regions of the highest objectness, best first; without it the first k."""
     order = np.arange(len(self.boxes))
     if self.objectness is not None:
       order = np.argsort(-self.objectness, kind="stable")
@@ -75,13 +76,13 @@ class Regions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RegionHeader:
-  """What made a folder of regions, and how it scores embeddings, if it has some."""
+  """Origin of a folder of regions, and how embeddings, if it has any, are scored."""
 
   made_by: str  # name of the detector or the proposal network
   clip_model: str = ""  # the CLIP whose class vectors the embeddings are compared with
   stages: int = 0  # S; 0: no embeddings
   width: int = 0  # E
-  # of scale * cosine; softmax: over the classes and the null vector
+  # function of scale * cosine; a softmax is over the classes and the null vector
   activation: str = "sigmoid"
   scale: float = 1.0  # factor of the cosine
   null: tuple[float, ...] | None = None  # class vector of "no object"
@@ -89,15 +90,15 @@ class RegionHeader:
   trained_classes: tuple[str, ...] = ()
 
   def check_fits(self, clip_model: str, width: int, path: str | os.PathLike) -> None:
-    """Checks that the embeddings, if there are any, are of a CLIP's kind.
+    """Checks that the embeddings, if there are any, fit a CLIP.
 
     Args:
       clip_model: name of the CLIP.
-      width: width of its features, E.
+      width: width of the CLIP's features, E.
       path: folder of the regions, for the message.
 
     Raises:
-      RegionError: the width differs, or the architecture where both are known.
+      RegionError: the width differs, or the architectures are known and differ.
     """
     if not self.stages:
       return
@@ -110,7 +111,7 @@ class RegionHeader:
 
 
 class RegionFolder:
-  """Folder of `regions.json`, read as `header`, and of `KEY.npz` for each image."""
+  """Folder with `regions.json`, read into `header`, and a `KEY.npz` for each image."""
 
   def __init__(self, path: str | os.PathLike):
     """Reads the header; RegionError or VocabularyError if it is unusable."""
@@ -122,12 +123,12 @@ class RegionFolder:
   ) -> str | int | None:
     """Checks the file of each image as `read` does.
 
-    Only the type and the shape of masks and embeddings are read.
+    Of masks and embeddings it reads only type and shape.
 
     Args:
       images: name, height and width in pixels of each image.
-      most: ignored, since a file's arrays are checked whole. `RegionResults.check` has
-        the same parameters.
+      most: ignored, since a file's arrays are checked as a whole; `RegionResults.check`
+        uses it.
 
     Returns:
       Name of the first image that has boxes without masks, or None.
@@ -159,11 +160,11 @@ class RegionFolder:
       height: height of the image in pixels.
       width: width of the image in pixels.
       most: number of regions that are kept, see `Regions.top`; None: all.
-      header_only: whether masks and embeddings are placeholders of the right shape.
+      header_only: whether to return placeholders of the right shape in place of masks
+        and embeddings.
 
     Raises:
-      RegionError: the file is damaged, has pickles, or is not as the header and the
-        image say.
+      RegionError: the file is damaged, has pickles, or misfits the header or the image.
     """
     name = f"{key}.npz"
     if pathlib.PurePath(name).name != name or "\0" in name:
@@ -245,7 +246,7 @@ def _checked_embeddings(path: Path, embeddings: np.ndarray) -> np.ndarray:
 
 
 def _check_soft_masks(path: Path, masks: np.ndarray) -> None:
-  """Raises RegionError for float16 masks that are no probabilities times 2^15."""
+  """Raises RegionError if values of float16 masks are outside 0 to 2^15."""
   if masks.dtype != np.float16 or not masks.size:
     return
   low = masks.min()
@@ -280,6 +281,7 @@ def _read_header(path: Path) -> RegionHeader:
   )
   if null is not None:
     null = tuple(float(number) for number in null)
+  # `and v`: an empty name is refused.
   clip_model = member("clip_model", lambda v: _is_text(v) and v, "a CLIP's name")
   stages = member("stages", _is_size, "1 or more")
   activation = member("activation", ACTIVATIONS.__contains__, ", ".join(ACTIVATIONS))
@@ -315,7 +317,7 @@ def _member(
 
 
 def _is_version(value: Any) -> bool:
-  # JSON's true equals 1.
+  # Compare the type, since JSON's true equals 1.
   return type(value) is int and value == FORMAT_VERSION
 
 
@@ -373,7 +375,7 @@ def _array(
     array = _read_array(archive, path, field, shape, header_only)
   except RegionError:
     raise
-  # zlib, zipfile and the header's parser, on a bad byte.
+  # zlib, zipfile and NumPy's header parser raise many errors on a bad byte.
   except Exception as error:
     refuse(
       path, field, f"damaged, or not plain numbers ({error})", "an undamaged array"
@@ -400,14 +402,14 @@ def _read_array(
   shape: Sequence[int | str],
   header_only: bool,
 ) -> np.ndarray:
-  """Reads an array whose header has this shape, or a placeholder of it."""
+  """Checks an array's shape, then reads it or makes a placeholder of that shape."""
   with archive.open(f"{field}.npy") as member:
     read_header = {
       (1, 0): np.lib.format.read_array_header_1_0,
       (2, 0): np.lib.format.read_array_header_2_0,
     }[np.lib.format.read_magic(member)]
     sizes, _, dtype = read_header(member)
-  # Check the shape before any memory is taken.
+  # Check the shape before memory is allocated.
   fits = len(sizes) == len(shape)
   for size, expected in zip(sizes, shape, strict=False):
     if isinstance(expected, int) and size != expected:
@@ -416,8 +418,8 @@ def _read_array(
     refuse(path, field, f"of shape {list(sizes)}", f"[{', '.join(map(str, shape))}]")
   if header_only and not dtype.hasobject:
     return np.broadcast_to(np.zeros((), dtype), sizes)
-  # Read the member to its end, where zipfile compares the CRC-32; NumPy alone would
-  # stop where the header says.
+  # Read the member to its end, where zipfile compares the CRC-32. NumPy alone would
+  # stop after the array that the header describes.
   content = io.BytesIO(archive.read(f"{field}.npy"))
   return np.lib.format.read_array(content, allow_pickle=False)
 
@@ -425,7 +427,7 @@ def _read_array(
 def boxes_inside(
   path: str | os.PathLike, boxes: np.ndarray, height: int, width: int
 ) -> Float32[np.ndarray, "R 4"]:
-  """Checks that boxes of a file are in the image, and clips what rounding adds.
+  """Checks that boxes of a file are in the image, and clips an excess by rounding.
 
   Args:
     path: file, for messages.
@@ -450,7 +452,7 @@ def boxes_inside(
 
 
 class _ImageResults(NamedTuple):
-  """Results of one image, by falling score."""
+  """Results of one image, highest score first."""
 
   boxes_Rx4: Float32[np.ndarray, "R 4"]  # x0, y0, x1, y1 in pixels
   scores_R: Float32[np.ndarray, " R"]  # 0 to 1
@@ -460,15 +462,15 @@ class _ImageResults(NamedTuple):
 
 
 class RegionResults:
-  """COCO results as regions, one of each box and mask of any category; scores are
-  objectness."""
+  """Reads COCO results as regions: one for each distinct box and mask, whatever the
+  category. The score becomes the objectness."""
 
   header: RegionHeader | None = None  # no embeddings
 
   def __init__(self, path: str | os.PathLike):
     """Reads a JSON list of results.
 
-    Each has `image_id`, `score`, and `bbox` or `segmentation`.
+    Each result has `image_id`, `score`, and `bbox` or `segmentation`.
 
     Raises:
       RegionError: a result is unusable.
@@ -478,6 +480,7 @@ class RegionResults:
     rows = read_user_json(path, VocabularyError)
     if not isinstance(rows, list):
       refuse(path, "the file", f"a {type(rows).__name__}", "a list of results")
+    # Results by image id, then by box and mask.
     self._rows: dict[str | int, dict[Any, Mapping[str, Any]]] = {}
     for number, row in enumerate(rows):
       # A region that is listed under several categories counts once, with its best score.
@@ -489,7 +492,7 @@ class RegionResults:
   def check(
     self, images: Iterable[_ImageSize], most: int | None = None
   ) -> str | int | None:
-    """Checks the results of each image as `read` does, and that there are any.
+    """Checks the results of each image as `read` does, and that an image has results.
 
     Images without results are logged as a warning.
 
@@ -540,9 +543,9 @@ class RegionResults:
   def read(
     self, key: str | int, height: int, width: int, most: int | None = None
   ) -> Regions:
-    """Reads the regions of an image, by falling score.
+    """Reads the regions of an image, highest score first.
 
-    They have masks if every result has one. An image without results has no regions.
+    Regions have masks if every result has one. An image without results has no regions.
 
     Args:
       key: id of the image.
@@ -594,7 +597,7 @@ class RegionResults:
     # From x, y, width, height to the two corners.
     boxes_Rx4[:, 2:] += boxes_Rx4[:, :2]
 
-    # A score up to _MAX_SCORE was accepted.
+    # `_key` has accepted scores up to _MAX_SCORE, which is above 1.
     scores = [min(row["score"], 1.0) for row in rows]
     return _ImageResults(
       boxes_Rx4=boxes_inside(self._path, boxes_Rx4, height, width),
@@ -604,7 +607,7 @@ class RegionResults:
 
 
 def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:
-  """Opens a folder of regions or a COCO results file; errors as the two classes'."""
+  """Opens a folder of regions or a COCO results file; raises what its class raises."""
   if is_dir(path):
     return RegionFolder(path)
   return RegionResults(path)
@@ -613,7 +616,7 @@ def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:
 def region_files(
   path: str | os.PathLike, keys: Iterable[str | int]
 ) -> list[str | os.PathLike]:
-  """Files that `open_regions` and the regions of these images are read from."""
+  """Files that `open_regions`, and `read` for each of these images, read."""
   if not is_dir(path):
     return [path]
   return [
@@ -623,7 +626,7 @@ def region_files(
 
 
 def _key(path: str | os.PathLike, where: str, row: Any) -> Any:
-  """Checks a result; returns its box and mask, or else the run lengths of its mask."""
+  """Checks a result; returns box and mask, or without a box the mask's run lengths."""
   if not isinstance(row, dict):
     refuse(path, where, f"a {type(row).__name__}", "an object")
   if type(row.get("image_id")) is not int:

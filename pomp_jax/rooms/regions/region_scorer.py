@@ -1,7 +1,8 @@
-"""Class scores of regions under each prompt: of their embeddings, fused with CLIP's of
-crops.
+"""Scores regions by class under each prompt: a network's scores of embeddings, fused
+with CLIP's scores of crops.
 
-Shapes: R regions of an image, T stages of a detector, C classes, E embedding.
+Shapes: R regions of an image, H, W sides of an image, T stages of a detector, C
+classes, E embedding.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,9 +30,10 @@ from pomp_jax.rooms.regions.masks import boxes_of_masks, hard_masks, resized_ima
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 from pomp_jax.rooms.regions.region_sources import RegionSource, needs_crops
 
-# Masks of images whose crops are made together: one image, and more up to this.
+# Images are collected until their masks take more bytes than this; then the crops of
+# all are made together.
 _MASK_BYTES = 2**28
-# `shares_of` under `regions.alone`.
+# Result of `shares_of` if `regions.alone`.
 _SHARES = {
   ", fused": (True, True),
   ", network alone": (True, False),
@@ -46,7 +48,7 @@ class Scores(NamedTuple):
   """Class scores of regions."""
 
   classes: Float[_Array, "R C"]  # probabilities
-  null: Float[_Array, " R"]  # probability of no class; zeros where nothing models it
+  null: Float[_Array, " R"]  # probability of no class; zeros without a null embedding
 
 
 def class_scores(
@@ -61,10 +63,10 @@ def class_scores(
   Args:
     embeddings: rows of any norm; probabilities of T stages are averaged, as in Detic.
     classes_CxE: class vectors of any norm.
-    activation: one of ACTIVATIONS.
+    activation: one of `region_folder.ACTIVATIONS`.
     scale: factor of the cosine; 100 in CLIP and ZSSeg, 50 in Detic.
-    null_E: embedding of no class. ZSSeg learns it, F-VLM's is the text of background,
-      and zeros give the logit 0, Detic's background.
+    null_E: embedding of no class. ZSSeg learns it. F-VLM takes the text features of
+      "background". Zeros give the logit 0, which Detic's background has.
   """
   logits = class_logits(embeddings, classes_CxE, null_E, scale)
   if activation == "softmax":
@@ -88,20 +90,21 @@ def fuse(
   trained_C: Bool[_Array, " C"],
   valid_R: Bool[_Array, " R"],
 ) -> Float[_Array, "R C"]:
-  """Fuses a network's scores with CLIP's of crops: net^(1-e) clip^e, with e by class.
+  """Fuses a network's scores with CLIP's of crops: net^(1-e) clip^e.
 
-  `fusion.null` says what becomes of the probability of no class. `drop`: the network's
-  softmax includes it and the classes stay as they are. `keep`: the network's null joins
-  the fused classes, and all are normalised. `gate`: the network's softmax is over the
-  classes alone; the fused classes are normalised and multiplied by 1 - null.
+  The exponent e of a class is `e_base` or `e_novel`. `fusion.null` says what becomes of
+  null, the network's probability of no class. `drop`: it counts in the network's
+  softmax only, and the fused scores stay as they are. `keep`: fused scores and null are
+  normalised together. `gate`: the network's scores are normalised without null; the
+  fused scores are normalised and multiplied by 1 - null.
 
   Args:
-    net: scores of the network; None: CLIP's alone count.
-    clip: scores of crops; None: the network's alone count.
-    fusion: exponents of the two halves of the classes, and `null`.
-    trained_C: classes of the network's training, whose exponent is `e_base`.
-    valid_R: regions whose crop CLIP has seen; the mask of any other is empty. Its
-      scores are the network's alone, as in ZSSeg, and 0 without a network.
+    net: scores of the network; None: CLIP's scores alone count.
+    clip: scores of crops; None: the network's scores alone count.
+    fusion: exponents `e_base` and `e_novel`, and `null`.
+    trained_C: whether the network was trained on a class, whose exponent is `e_base`.
+    valid_R: whether CLIP has seen a crop of a region. If not, since the mask is empty,
+      only the network's factor counts, as in ZSSeg; without a network the scores are 0.
   """
   if clip is None:
     assert net is not None
@@ -133,26 +136,26 @@ def region_scores(
   fusion: fields.Regions,
   trained_C: Bool[np.ndarray, " C"],
 ) -> Float[np.ndarray, "R C"]:
-  """Scores the regions of an image; the highest among a class's names counts (SCLIP).
+  """Scores the regions of an image; the best name of a class counts, as in SCLIP.
 
-  Without embeddings, or a header by which they are compared, CLIP's scores are
-  returned; without `clip_RxE` the network's.
+  Without embeddings or without `header` the scores are CLIP's alone. Without `clip_RxE`
+  they are the network's alone.
 
   Args:
     regions: regions of the image.
-    header: how embeddings are compared.
-    clip_RxE: unit features of the crops, a row of zeros where there is no crop.
+    header: how embeddings are compared with classes.
+    clip_RxE: unit features of the crops, with zeros for a region without a crop.
     matrix: classes under one prompt.
     logit_scale: factor of the cosines of crops.
-    fusion: see `fuse`; with `fusion.objectness` a score becomes
+    fusion: settings for `fuse`; with `fusion.objectness` a score becomes
       sqrt(score * objectness), as in Detic and ViLD.
-    trained_C: see `fuse`.
+    trained_C: whether the network was trained on each class.
 
   Raises:
     EvaluationError: scores are not finite.
   """
   n_regions = len(regions.boxes)
-  # A power of two, for fewer compilations.
+  # Pad to a power of two, for fewer compilations.
   n_rows = 1 << max(n_regions - 1, 1).bit_length()
 
   def scores_of(
@@ -188,8 +191,8 @@ def region_scores(
 def trained_classes(
   header: RegionHeader | None, classes: ClassSplit
 ) -> Bool[np.ndarray, " C"]:
-  """Classes that a network was trained on: those that its file names, else the base
-  classes."""
+  """Whether a network was trained on each class: by the names in its file, or without
+  names by the group "base"."""
   if header is None or not header.trained_classes:
     return np.array(classes.groups) == "base"
   trained = set(normalized_names(header.trained_classes))
@@ -200,7 +203,7 @@ class Scored(NamedTuple):
   """Regions of an image with their scores."""
 
   regions: Regions
-  # by each of `shares_of` under each class matrix
+  # for each class matrix one item for each of `shares_of`
   scores: Sequence[Float[np.ndarray, "R C"]]
 
 
@@ -228,17 +231,18 @@ class RegionScorer:
     tight: bool = False,
     crops: RegionEncoder | None = None,
   ):
-    """Compiles on first use.
+    """Opens an encoder of crops if crops count; compiles on first use.
 
     Args:
-      regions: crops and fusion.
+      regions: settings of crops and fusion.
       source: regions and images.
       encoder: the CLIP.
-      classes: names and halves of the C classes.
+      classes: names and groups of the C classes.
       matrices: the classes under each prompt.
       logit_scale: factor of the cosines of crops; 0: CLIP's.
-      tight: whether crops with context are of the masks' boxes, instead of the regions'.
-      crops: encoder of crops that is open already.
+      tight: whether crops with context are cut around the boxes of the masks, not
+        around those of the regions.
+      crops: open encoder of crops; None: it is opened here.
     """
     self._settings = regions
     self._source = source
@@ -279,7 +283,7 @@ class RegionScorer:
   def _scored_part(
     self, part: Sequence[tuple[int, Any, Regions]]
   ) -> Iterator[tuple[int, Scored]]:
-    """Scores images, of which all crops are made together."""
+    """Scores images whose crops are made together."""
     features: Sequence[np.ndarray | None] = [None] * len(part)
     if self._crops is not None and part:
       to_crop = [self._to_crop(row, pixels, regions) for row, pixels, regions in part]
@@ -305,7 +309,7 @@ class RegionScorer:
       yield row, Scored(regions, scores)
 
   def _to_crop(self, row: int, pixels: np.ndarray, regions: Regions) -> _ToCrop:
-    """Resizes an image to `regions.size`, with the regions that are cropped from it.
+    """Resizes an image to `regions.size`, and its boxes and masks with it.
 
     Args:
       row: number of the image, for messages.
@@ -313,7 +317,7 @@ class RegionScorer:
       regions: regions of the image.
 
     Raises:
-      RegionError: boxes without masks where masks are needed.
+      RegionError: crops need masks, but the regions are boxes alone.
     """
     settings = self._settings
     image = resized_image(pixels, settings.size)
@@ -328,17 +332,18 @@ class RegionScorer:
     soft_masks = regions.drawn(f"image {self._source.images.keys[row]}")
     masks = hard_masks(soft_masks, height, width, settings.mask_threshold)
     if settings.crop != "masked":
-      # One mask at a time: only the boxes are kept.
+      # Take one mask at a time, since only the boxes are kept.
       return _ToCrop(image, boxes_of_masks(masks))
     masks_RxHxW = np.array(list(masks), bool).reshape(-1, height, width)
     return _ToCrop(image, boxes_of_masks(masks_RxHxW), masks_RxHxW)
 
 
 def shares_of(alone: bool) -> Mapping[str, tuple[bool, bool]]:
-  """What counts in the scores of a prompt: the network's, and CLIP's of crops.
+  """Says for each kind of scores of a prompt which scores count.
 
   Returns:
-    Both by the end that they add to the prompt's label.
+    Whether the network's count and whether CLIP's of crops count, by the end that the
+    kind adds to the prompt's label.
   """
   return _SHARES if alone else {"": (True, True)}
 
@@ -355,7 +360,7 @@ def short_labels(labels: Sequence[str]) -> list[str]:
 
 
 def compared(alone: bool, prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:
-  """Prompts with the labels of their results: each prompt under all `shares_of`, in
-  their order."""
+  """Repeats each prompt for each of `shares_of`, in the order of its results, with the
+  end added to its label."""
   pairs = itertools.product(prompts, shares_of(alone))
   return [named._replace(label=named.label + end) for named, end in pairs]

@@ -1,5 +1,5 @@
-"""Where regions of images come from, as `config.regions` says: annotations, files, a
-network."""
+"""Opens the regions of images that `config.regions` asks for: from annotations, a file,
+or a network."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
@@ -38,11 +38,11 @@ class Images:
 
 
 class RegionSource(NamedTuple):
-  """Regions of images by their numbers, `regions.max_regions` at most unless
-  annotated."""
+  """Finds the regions of images by number, at most `regions.max_regions` of an image
+  unless the regions are annotated."""
 
   images: Images
-  # what embeddings are compared by; None without embeddings
+  # how embeddings are compared with classes; None: there are no embeddings
   header: RegionHeader | None
   find: Callable[[Sequence[int]], Iterable[Regions]]
 
@@ -57,7 +57,7 @@ def open_region_source(
   """Opens the regions of `config.regions`.
 
   Args:
-    regions: where regions come from, and how many are kept.
+    regions: source of the regions, and how many to keep.
     propose: fields of the network.
     clip: fields of the CLIP.
     encoder: the CLIP, on the devices that a network will use.
@@ -95,14 +95,14 @@ def check_region_source(
   images: Images,
   task: str,
 ) -> None:
-  """Checks what `open_region_source` will open, except for the CLIP inside a network.
+  """Checks what `open_region_source` will open, but not the CLIP in a network's file.
 
   Args:
-    regions: where regions come from.
+    regions: source of the regions, and how they are scored.
     propose: fields of the network.
     clip_model: name of the CLIP.
     images: images whose regions will be asked for.
-    task: job, some of which need masks: "segment" always, "detect" for masked crops.
+    task: name of the job. "segment" needs masks, "detect" only for masked crops.
 
   Raises:
     ConfigError: the regions are of a kind that the job can't use.
@@ -145,7 +145,7 @@ def _open_file(path: str, clip_model: str) -> RegionFolder | RegionResults:
 def _name_in(file: RegionFolder | RegionResults, key: str | int) -> str | int:
   """Name of an image in a region file.
 
-  COCO results have numbers, which are the stems of COCO's images.
+  COCO results name an image by its number, the stem of its file.
   """
   is_number = isinstance(key, str) and key.isascii() and key.isdigit()
   if is_number and isinstance(file, RegionResults):
@@ -156,7 +156,8 @@ def _name_in(file: RegionFolder | RegionResults, key: str | int) -> str | int:
 def needs_crops(regions: fields.Regions) -> bool:
   """Whether CLIP's scores of crops count.
 
-  They do without a network's embeddings, or with an exponent above 0.
+  They count if the regions have no embeddings of a network, if `regions.alone` asks for
+  them, or if an exponent of the fusion is above 0.
   """
   if not _embedded(regions) or regions.alone:
     return True

@@ -1,4 +1,7 @@
-"""Reports of `segment` and `detect`: data and regions, tables of figures, C classes."""
+"""Reports of `segment` and `detect`: data and regions, tables of figures, classes.
+
+Shapes: P prompts, C classes.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,11 +36,11 @@ _DETECTIONS = {
 
 
 class _Kind(NamedTuple):
-  """What the report of a job shows."""
+  """Words and figures in which the reports of the two jobs differ."""
 
   title: str
   figure: str  # name of the figure of a single class
-  # keys of this figure's mean over all classes, in the figures of a prompt
+  # keys that lead from a prompt's figures to this figure of each class
   place: tuple[str, str]
   plot: str  # file of the pictures
   content: str  # what has a class in the pictures
@@ -71,8 +74,8 @@ def regions_report(
   labels = dict(zip(names, short_labels(names), strict=True))
   n_images = counted(results["images"], "image")
   n_classes = counted(len(results["classes"]), "class")
-  # Compare the first prompt with the last. `regions.alone` adds the scores of the
-  # network and of CLIP alone after each prompt's fused ones.
+  # Compare the first prompt with the last. With `regions.alone` a prompt has three
+  # entries: fused, the network alone, CLIP alone. Take the fused entry.
   last = names[-3 if fields["regions.alone"] else -1]
   pair = list(dict.fromkeys([names[0], last]))
   by_label = {labels[name]: figures[name] for name in names}
@@ -98,7 +101,7 @@ def regions_report(
 
 
 def _segmentation(figures: Mapping[str, Mapping[str, Any]]) -> list[report.Section]:
-  """The figures that all prompts have."""
+  """A table of the figures that all prompts have."""
   rows = {}
   for label, figures_of_prompt in figures.items():
     row = dict(figures_of_prompt)
@@ -168,7 +171,7 @@ def _table(
 
 
 def _facts(results: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, str]:
-  """What the figures belong to: data, regions, CLIP's view of them, and fusion."""
+  """Facts on data, classes and CLIP, and on the regions and their scores."""
   sizes = Counter(results["groups"])
   halves = [f"{sizes[name]:,} {name}" for name in _GROUPS if sizes[name]]
   classes = f"{len(results['classes']):,}"
@@ -205,7 +208,7 @@ def _regions_of(fields: Mapping[str, Any]) -> dict[str, str]:
   origin = {"file": "regions.path", "network": "propose.network"}.get(source)
   if origin is not None:
     facts["regions.source"] = f"{source}: {fields[origin]}"
-    # They fuse CLIP's scores with those of embeddings, which a file may lack.
+    # These fields fuse CLIP's scores with those of embeddings, which a file may lack.
     names += [f"regions.{name}" for name in ("e_base", "e_novel", "null", "objectness")]
   for name in names:
     facts[name] = str(fields[name])
@@ -220,23 +223,23 @@ def _classes(
 ) -> list[report.Section]:
   """A table of the classes that differ most between two prompts.
 
-  Of a single prompt it has the highest classes and the lowest.
+  For a single prompt the table has the classes with the highest and lowest figures.
   """
   compares = len(pair) > 1
   pixels_C = results.get("pixels")
   outer, inner = kind.place
   values_PxC = [results["figures"][name][outer][inner] for name in pair]
-  # What classes are ranked by: the difference, or the one figure.
+  # Rank classes by the difference of two prompts, or by the figure of a single prompt.
   rank_of: dict[int, float] = {}
   for label, values in enumerate(zip(*values_PxC, strict=True)):
-    # The data lacks a class of no figure.
+    # Skip a class without a figure: the data lacks it.
     if None not in values:
       rank_of[label] = values[-1] - values[0] if compares else values[0]
   if not rank_of:
     return []
 
   def size(label: int) -> int:
-    """Pixels of a class: of equal classes the larger comes first."""
+    """Pixels of a class: among equal figures the class with more comes first."""
     return pixels_C[label] if pixels_C else 0
 
   best = sorted(rank_of, key=lambda label: (-rank_of[label], -size(label)))[:_ENDS]

@@ -1,9 +1,9 @@
 """Scenes of three to five objects on one ground, with masks, boxes and labels.
 
-The classes are those of the ground, in training scenes base classes only. Objects have
-their size in the CLIP's training pictures; later ones are in front. A scene depends on
-seed, split and number. Shapes: S side in pixels, P = S * S pixels, R objects of a
-scene, N classes.
+An object has one of the classes with the scene's ground, in training scenes a base
+class. Objects are as large as in the CLIP's training pictures; later objects are in
+front. A scene depends on seed, split and number. Shapes: S side in pixels, P = S *
+S pixels, R objects of a scene, N classes, A attributes of a class.
 """
 
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ from pomp_jax.world import render
 from pomp_jax.world.names import COLOURS, class_attributes, class_names, mix
 
 SIZE = 120  # S
-# Random stream of each split; the splits of single objects have others.
+# Random stream of each split; the splits with single objects have other streams.
 _STREAMS = {"train": 20, "test": 22}
 _MAX_OBJECTS = 5
 _ATTEMPTS = 40  # positions tried in a scene
-_SCALES = (0.55, 0.85)  # of the frame of a training picture
-_MIN_DISTANCE = 1.1  # between centres, of the sum of two objects' scales
-_MIN_VISIBLE = 0.3  # of an object's pixels; others are dropped
+_SCALES = (0.55, 0.85)  # least and largest scale in the frame of a training picture
+_MIN_DISTANCE = 1.1  # least distance of two centres, relative to the sum of the scales
+_MIN_VISIBLE = 0.3  # least visible share of an object; other objects are dropped
 
 
 class Scene(NamedTuple):
@@ -47,21 +47,22 @@ class _Placed(NamedTuple):
   keys: np.ndarray  # uint64 [R]
   x: np.ndarray  # float32 [R], centres; the scene reaches from -1 to 1
   y: np.ndarray
-  scale: np.ndarray  # float32 [R], half of the scene is 1
+  scale: np.ndarray  # float32 [R]; 1 is half of the scene's side
   angle: np.ndarray  # float32 [R], radians
 
 
 class Scenes:
   """Scenes of a split.
 
-  It has the `names` of the N classes and their `groups`, first "base", then "novel".
+  `names` and `groups` are those of the N classes, first "base", then "novel".
   """
 
   def __init__(self, split: str, n_scenes: int, n_classes: int = 2400, seed: int = 0):
     """Opens a split.
 
-    Each of the 12 grounds has as many of the classes, three quarters of them base, the
-    same for all seeds. The classes of a smaller number are among those of a larger one.
+    Each of the 12 grounds has N / 12 of the classes, three quarters of them base. The
+    classes do not depend on the seed. Those of a smaller N are among those of a larger
+    N.
 
     Args:
       split: "train", whose objects are of base classes only, or "test".
@@ -96,7 +97,7 @@ class Scenes:
     return len(self._keys)
 
   def scene(self, index: int) -> Scene:
-    """Renders one scene; IndexError if there is no such one."""
+    """Renders one scene; IndexError if there is no scene of that number."""
     key = self._keys[index : index + 1]
     ground = _integers(key, 0, len(COLOURS))[0]
     classes = self._classes_of_ground[ground]
@@ -136,7 +137,7 @@ class Scenes:
 
 
 def _classes(group: str, per_ground: int) -> np.ndarray:
-  """Classes of a group, as many of each ground, chosen by a hash: sorted int [n]."""
+  """Picks `per_ground` classes of each ground in a group by a hash: sorted int [n]."""
   grounds = class_attributes(group)[:, 3]
   order = np.argsort(mix(np.arange(len(grounds), dtype=np.uint64)), kind="stable")
   chosen = [
@@ -148,7 +149,7 @@ def _classes(group: str, per_ground: int) -> np.ndarray:
 def _uniform(
   keys: np.ndarray, channel: int, low: float = 0.0, high: float = 1.0
 ) -> np.ndarray:
-  """Random numbers of the channels that the renderer's objects do not use."""
+  """Random numbers, from channels that the renderer's objects do not use."""
   return render.uniform(keys, 80 + channel, low, high)
 
 
@@ -160,15 +161,15 @@ def _integers(keys: np.ndarray, channel: int, n: int) -> np.ndarray:
 def _place(key: np.ndarray) -> _Placed:
   """Places three to five objects that do not cover one another much.
 
-  Random places are tried in turn, and one is taken if it is far enough from those that
-  are taken already.
+  Random places are tried in turn. A place is taken if it is far enough from all places
+  that were taken before.
   """
   numbers = np.arange(1, _ATTEMPTS + 1, dtype=np.uint64)
   keys = mix(key ^ mix(numbers))
   least, largest = _SCALES
-  # Scales are those of the smaller training pictures.
+  # Convert the scales of the smaller training pictures to those of a scene.
   scale = _uniform(keys, 1, least, largest) * np.float32(render.IMAGE_SIZE / SIZE)
-  # The whole object stays inside the scene.
+  # Draw centres so that the whole object is inside the scene.
   x = _uniform(keys, 2, -1.0, 1.0) * (1 - scale)
   y = _uniform(keys, 3, -1.0, 1.0) * (1 - scale)
   angle = _uniform(keys, 5, -0.2, 0.2)

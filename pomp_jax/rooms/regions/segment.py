@@ -1,7 +1,7 @@
-"""A class for every pixel under prompts side by side: IoU, label images, pictures.
+"""Finds a class for every pixel and compares prompts: IoU, label images, pictures.
 
-Without regions the classes of patches, by a training-free recipe; with regions the
-classes of crops and of a network's embeddings, added up over the regions of a pixel.
+Without regions a training-free recipe classifies patches. With regions the scores of
+crops and of a network's embeddings are added up over the regions of a pixel.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,9 +29,9 @@ from pomp_jax.rooms.regions.region_sources import (
   open_region_source,
 )
 
-# Images between two saves.
+# Number of images between two saves.
 _BLOCK = 16
-# Images in the plot.
+# Number of images in the plot.
 _SHOWN = 6
 _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 
@@ -40,7 +40,7 @@ def check(config: SegmentConfig, workdir: str) -> None:
   """Opens images, labels, regions and prompts; writes nothing.
 
   Raises:
-    InputError: one of them is unusable.
+    InputError: an image, a label image, regions or a prompt is unusable.
   """
   segment = config.segment
   clip_model = config.clip.model
@@ -56,10 +56,10 @@ def check(config: SegmentConfig, workdir: str) -> None:
 
 
 def run(config: SegmentConfig, workdir: str) -> dict[str, Any]:
-  """Segments the images that are missing, and sums up.
+  """Segments the images that no earlier start has segmented, and sums up all counts.
 
   Returns:
-    What `results.json` holds. Processes other than the first may return an empty dict.
+    Content of `results.json`. Processes other than the first may return an empty dict.
   """
   folder = RunFolder(workdir)
   images = open_pixel_set(config.segment)
@@ -91,7 +91,7 @@ def run(config: SegmentConfig, workdir: str) -> dict[str, Any]:
     find = scorer.label_maps
   n_images = len(images.keys)
   n_classes = len(images.classes)
-  # The images that are drawn are read back from their label images.
+  # Without `segment.output` write label images only for `_draw`, which reads them.
   written = range(n_images) if segment.output else spread_evenly(_SHOWN, n_images)
 
   def take(label_maps: Iterator[tuple[int, list[PixelMap]]]) -> Taken:
@@ -161,6 +161,7 @@ def _draw(folder: RunFolder, images: PixelSet, results: Mapping[str, Any]) -> No
     titles.append(label)
     for index, maps_of_image in zip(indices, maps, strict=True):
       path = folder.path / _labels_name(images, index, number)
+      # `write_labels` has written IGNORED as the largest value of the type.
       values_HxW = read_values(path).astype(np.int32)
       is_class_HxW = values_HxW < len(images.classes)
       maps_of_image.append(np.where(is_class_HxW, values_HxW, IGNORED))

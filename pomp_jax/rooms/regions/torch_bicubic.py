@@ -1,6 +1,6 @@
 """Torch's bicubic resampling as matrix products.
 
-`jax.image.resize(method="bicubic")` has the kernel of a = -0.5; torch has a = -0.75.
+`jax.image.resize(method="bicubic")` uses Keys' kernel with a = -0.5, torch a = -0.75.
 """
 
 import jax.numpy as jnp
@@ -17,11 +17,12 @@ def bicubic_matrix(
   high: int | Int[Array, ""] | None = None,
   scale: float | None = None,
 ) -> Float[Array, "n_out n_in"]:
-  """Weights of pixels [low, high) of a line in each pixel of a resized line.
+  """Matrix that resizes the pixels [low, high) of a line to n_out pixels.
 
-  Equal to `torch.nn.functional.interpolate(mode="bicubic")` of that range along one
-  axis; two of them resize an image. Pixels outside of [0, n_in) have no columns, so
-  their weight is missing from the row's sum of 1.
+  Each row has the weights of the old pixels in one new pixel. A product with the matrix
+  equals `torch.nn.functional.interpolate(mode="bicubic")` of the range along one axis.
+  An image takes two such matrices, one for each axis. Pixels of the range outside of
+  [0, n_in) have no columns, so their weight is missing from a row's sum of 1.
 
   Args:
     n_out: number of new pixels.

@@ -1,10 +1,10 @@
 """Trains a network that finds regions, MaskFormer with an embedding head, on base
 classes.
 
-The classes are those of a frozen prompt, so that any prompt can be judged with the
-network later. The loop, its checkpoints and its restarts are those of `pretrain`.
-Leaves `results.json`, `plots/training.png` and `masks.safetensors`, which the job
-`propose` reads, in the run's folder.
+The network learns to fit the class features of a frozen prompt, so that it can later be
+evaluated with any prompt. The loop, its checkpoints and its restarts are those of
+`pretrain`. Leaves `results.json`, `plots/training.png` and `masks.safetensors`, which
+the job `propose` reads, in the run's folder.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ _PROMPT = "train_masks.prompt"
 _SCALES = (0.5, 1.5)
 _DECAY = 1e-4
 _POWER = 0.9
-# Scalars of the last steps in `results.json`.
+# Scalars whose last values are written to `results.json`.
 _SCALARS = ("loss", "class_loss", "focal_loss", "dice_loss", "accuracy")
 
 
@@ -70,7 +70,8 @@ def check(config: TrainMasksConfig, workdir: str) -> None:
   """Opens images, classes, prompt and network; writes nothing.
 
   Raises:
-    InputError: one of them is unusable, or another run is in the folder.
+    InputError: an image set, the classes, the prompt or the network is unusable, or
+      another run is in the folder.
   """
   folder = RunFolder(workdir)
   fields = config.train_masks
@@ -83,8 +84,8 @@ def check(config: TrainMasksConfig, workdir: str) -> None:
   check_same_run(config.flat(), folder)
   if not hosts.is_first():
     return
-  # A resumed run has the classes and the prompt of its start, also under the same
-  # paths.
+  # A resumed run must have the classes and the prompt of its start. The content of
+  # their files may have changed.
   classes = _classes(folder, prompt, source.names)
   if exists(classes.path("classes")) and classes.load("classes") is None:
     accepted = f"the prompt and the classes with which {folder.path} was started"
@@ -92,7 +93,7 @@ def check(config: TrainMasksConfig, workdir: str) -> None:
 
 
 def run(config: TrainMasksConfig, workdir: str) -> dict:
-  """Trains and leaves the run's folder; returns what `results.json` holds."""
+  """Trains, writes the run's folder, and returns the content of `results.json`."""
   folder = RunFolder(workdir)
   fields = config.train_masks
   finished = folder.finished()
@@ -147,14 +148,14 @@ def run(config: TrainMasksConfig, workdir: str) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class MaskRun(Run):
-  """Training of a MaskFormer; `frozen` is the class matrix [N,E] of its classes."""
+  """Training of a MaskFormer; `frozen` is the matrix [N,E] of the trained classes."""
 
   fields: TrainMasks
   sizes: MaskFormerConfig
 
   @property
   def n_groups(self) -> int:
-    """One: dropout has a stream for the whole batch, on any number of devices."""
+    """Always 1: dropout has one stream for the batch, on any number of devices."""
     return 1
 
   def learner(self) -> Any:
@@ -162,7 +163,7 @@ class MaskRun(Run):
     return self
 
   def init(self, key: jax.Array) -> Any:
-    """Parameters of `train_masks.init`, or random ones."""
+    """Reads the parameters of `train_masks.init`, or draws random parameters."""
     if self.fields.init:
       return published_weights.read_mask_former(self.fields.init).params
     pixels = jnp.zeros((1, STRIDE, STRIDE, 3))
@@ -181,11 +182,11 @@ class MaskRun(Run):
 
 
 def _network_sizes(fields: TrainMasks, embedding: int) -> MaskFormerConfig:
-  """Sizes of the network for a CLIP of this E.
+  """Sizes of the network for a CLIP of this embedding width.
 
   Raises:
-    ConfigError: the initial network has another E, or there are more targets than
-      queries.
+    ConfigError: the initial network has another embedding width, or there are more
+      targets than queries.
   """
   sizes = dataclasses.replace(VARIANTS[fields.network], embedding=embedding)
   if fields.init:
@@ -196,24 +197,24 @@ def _network_sizes(fields: TrainMasks, embedding: int) -> MaskFormerConfig:
     fits = sizes.embedding == embedding
     require(fits, "train_masks.init", fields.init, accepted)
   accepted = f"at most {sizes.n_queries}, the queries"
-  is_enough = fields.targets <= sizes.n_queries
-  require(is_enough, "train_masks.targets", fields.targets, accepted)
+  has_enough = fields.targets <= sizes.n_queries
+  require(has_enough, "train_masks.targets", fields.targets, accepted)
   return sizes
 
 
 def _synonyms(names: Sequence[str]) -> list[tuple[str, ...]]:
-  """The first name of each class alone."""
+  """Names of each class: its first name alone."""
   return [(name,) for name in names]
 
 
 def _classes(folder: RunFolder, named: NamedPrompt, names: Sequence[str]) -> Pieces:
-  """The store of `classes.json`; its key is of what the class matrix depends on
-  beside the CLIP."""
+  """The store of `classes.json`; its key covers all that the class matrix depends on,
+  except for the CLIP."""
   return Pieces(folder.path, fingerprint(map(str, key_parts(named, _synonyms(names)))))
 
 
 def _stored_context(prompt: AnyPrompt) -> np.ndarray | None:
-  """The context that a checkpoint can hold: one of all classes, before their names."""
+  """A prompt's context if a checkpoint can hold it: shared, and before the names."""
   if not isinstance(prompt, Prompt) or prompt.sentences is not None:
     return None
   if prompt.context.ndim != 2 or prompt.position != "end":
@@ -255,6 +256,6 @@ def _write(training: MaskRun, checkpoint: Checkpoint, prompt: NamedPrompt) -> No
     "unreadable_images": len(checkpoint.unreadable),
     "last": {name: scalars[name][1][-1] for name in _SCALARS},
   }
-  # Last: a folder with results is a finished run.
+  # Write the results last, since a folder with results is a finished run.
   folder.write_results(results)
   log.info("the network and its curves are in %s", folder.path)

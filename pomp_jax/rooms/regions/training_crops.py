@@ -1,10 +1,10 @@
-"""Image source `regions`: crops of annotated regions, to tune prompts on them.
+"""Image source `regions`: crops of annotated regions, to tune prompts on.
 
-Each object of a COCO or LVIS JSON is an image, or each class of each image of a folder
-of label images (ZSSeg). A crop is the box of the mask, with CLIP's mean colour outside
-the mask; an object without a mask is its box. Classes are the JSON's categories, or
-those of `data.names` without its novel ones. Test and validation images may be held out
-of the one split.
+Each object of a COCO or LVIS JSON is an image of the source. In a folder of label
+images it is each class of each label image (ZSSeg). A crop is the box of the mask, with
+CLIP's mean colour outside the mask; for an object without a mask it is the annotated
+box. Classes are the JSON's categories, or those of `data.names` without its novel
+classes. Test and validation images may be held out of the only split.
 """
 
 from collections.abc import Callable
@@ -30,12 +30,12 @@ _FILL = (123, 117, 104)
 
 
 def splits(data: Data) -> tuple[str, ...]:
-  """The one split."""
+  """Names of the splits: only "train"."""
   return ("train",)
 
 
 def open_split(data: Data, split: str) -> StoredImages:
-  """Opens every annotated region as an image; those of novel classes are left out.
+  """Opens every annotated region as an image, except for regions of novel classes.
 
   Args:
     data: `annotations`, a COCO or LVIS JSON file or a folder of label images; `root`,
@@ -66,7 +66,7 @@ def open_split(data: Data, split: str) -> StoredImages:
 
 
 def _objects(data: Data, path: str, classes: ClassSplit | None) -> StoredImages:
-  """Every object of a JSON file that is no crowd and whose box has an area."""
+  """Every object of a JSON file, without crowds and boxes without an area."""
   annotations = read_annotations(path, classes.names if classes else None)
   annotations.check_images(data.root)
   rows = []
@@ -91,7 +91,7 @@ def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
   Args:
     data: folder of the images, and the cache.
     path: folder of the label images.
-    classes: classes of the labels, with their values if these are listed.
+    classes: classes of the labels, with their values if the class list gives any.
   """
   values = "index" if classes.values is None else "listed"
   folder = open_pixels(data.root, path, classes, values)
@@ -138,19 +138,20 @@ class _Crops:
     rows_nx2: Int32[np.ndarray, "n 2"],
     read_region: Callable[[int, int], _MaskedImage],
   ):
-    """Reads nothing yet.
+    """Takes the rows and the function that reads them; reads no file.
 
     Args:
       root: folder of the images, for messages.
       rows_nx2: image and region of each crop.
-      read_region: reads the region of a row; worker processes unpickle it.
+      read_region: function from the two numbers of a row to an image and its region;
+        picklable, for worker processes.
     """
     self._root = root
     self._rows_nx2 = rows_nx2
     self._read_region = read_region
 
   def read(self, row: int, key: str) -> bytes:
-    """The crop of a region as PPM, which takes no time to encode or decode.
+    """Cuts the crop of a region, as PPM, which takes no time to encode or decode.
 
     Pixels outside the mask get CLIP's mean colour.
     """
@@ -172,7 +173,7 @@ def _object_of(
 ) -> _MaskedImage:
   """An annotated object and its image.
 
-  Its mask is the annotated one, or its box if there is none or it is empty.
+  The mask is the annotated mask. If that is missing or empty, the mask is the box.
 
   Args:
     annotations: content of the JSON file.
@@ -190,7 +191,7 @@ def _object_of(
 
   height, width, _ = image_HxWx3.shape
   x, y, box_width, box_height = annotation["bbox"]
-  # At least one pixel inside the image: boxes may begin a little outside.
+  # Take at least one pixel inside the image, since a box may begin a little outside.
   left = max(min(int(x), width - 1), 0)
   top = max(min(int(y), height - 1), 0)
   right = int(np.ceil(x + box_width))

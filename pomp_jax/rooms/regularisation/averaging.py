@@ -15,7 +15,7 @@ class Averaged(NamedTuple):
 
   average: Any  # mean of the parameters so far
   step: Any  # updates so far
-  log_total: Any  # log of the sum of their weights; 0 for `ema`
+  log_total: Any  # log of the sum of the updates' weights; 0 for `ema`
 
 
 def average_of(
@@ -52,21 +52,23 @@ def averaging(
   sigma: float,
   decay: float,
 ) -> optax.GradientTransformation:
-  """Leaves the updates as they are, and keeps the mean of the parameters after them.
+  """Leaves updates as they are, and keeps a weighted mean of the updated parameters.
 
-  - `gaussian` has the weights exp(-((t - mean) / sigma)^2 / 2), with t the time in
-    epochs: that of PromptSRC (Khattak et al., 2023). The weights so far add up to 1;
-    before the first, the average is the parameters themselves.
-  - `ema` has the weights decay^s, s steps ago, divided by their sum.
+  - `gaussian`, as in PromptSRC (Khattak et al., 2023), weights the parameters by
+    exp(-((t - mean) / sigma)^2 / 2), with t the time in epochs, divided by the sum of
+    the weights so far. Before the first step that counts, the mean is the parameters
+    themselves.
+  - `ema` weights the parameters of s steps ago by decay^s, divided by the sum of the
+    weights.
 
   Args:
     kind: "gaussian" or "ema".
-    schedule: "step", where every step counts, or "epoch", where `gaussian` counts the
-      ends of epochs alone, as PromptSRC does.
+    schedule: "step": every step counts. "epoch": `gaussian` counts only the last step
+      of each epoch, as PromptSRC does.
     steps_per_epoch: steps of an epoch.
     mean: mean of the Gaussian, epochs.
     sigma: standard deviation of the Gaussian, epochs.
-    decay: factor of a weight for each later step.
+    decay: factor on a weight for each later step.
   """
 
   def ema_share(step: Any) -> Any:
@@ -78,9 +80,9 @@ def averaging(
     counts = (schedule == "step") | (step % steps_per_epoch == 0)
     log_weight = -0.5 * ((step / steps_per_epoch - mean) / sigma) ** 2
     total = jnp.where(counts, jnp.logaddexp(log_total, log_weight), log_total)
-    # Before the first step that counts the parameters themselves are the average.
+    # Before the first step that counts, the average is the parameters themselves.
     uncounted = jnp.where(log_total == -jnp.inf, 1.0, 0.0)
-    # Not exp(log_weight - total): XLA may round the two differently.
+    # The weight is exp(log_weight - total), but XLA may round these two differently.
     weight = jax.nn.sigmoid(log_weight - log_total)
     return jnp.where(counts, weight, uncounted), total
 

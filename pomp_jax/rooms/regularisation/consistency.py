@@ -1,10 +1,10 @@
 """Consistency: terms of the loss that hold learned features near those of the frozen
 CLIP.
 
-Of class features these are features under hand-written words, the anchors. A term over
-classes is the mean over all N: a step knows its images' own classes and a draw of the
-others, which stand for the rest by their importance weights. Shapes: B images, S
-sampled negatives, N classes, E embedding.
+The anchors of class features are the frozen CLIP's features under hand-written words. A
+term over classes is the mean over all N classes. A step has the classes of its images
+and a draw of the other classes, whose importance weights let it estimate that mean.
+Shapes: B images, S sampled negatives, N classes, C = 1 + S, E embedding.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from pomp_jax.rooms.regularisation.fields import Consistency
 
 
 def term_of(contrast: Contrast) -> Term | None:
-  """Returns the terms that the config gives a weight; None if it gives none."""
+  """Returns the sum of the terms that have a weight in the config; None without any."""
   weights = contrast.of(Consistency).weights
   return consistency_term(weights) if weights else None
 
@@ -53,7 +53,7 @@ def consistency_term(weights: Mapping[str, float]) -> Term:
       frozen_features_BxE=seen.frozen,
     )
 
-  # These two compare images under the learned tower with those under the frozen one.
+  # `kl` and `images` compare features of the learned and of the frozen image tower.
   reads_frozen = "kl" in weights or "images" in weights
   return Term(share, reads_frozen=reads_frozen)
 
@@ -69,31 +69,34 @@ def consistency(
   anchors_NxE: Float[Array, "N E"],
   frozen_features_BxE: Float[Array, "B E"] | None = None,
 ) -> Float[Array, ""]:
-  """Weighted sum of the terms in `weights`, of unit features f and g.
+  """Computes the weighted sum of the terms in `weights`.
+
+  All features are unit vectors: f of an image under the learned tower and f0 under the
+  frozen one, g_c of a class under the prompt, and its anchor a_c.
 
   - squared: mean over classes of 1 - cos(g_c, a_c), half the squared distance to the
     anchor (KgCoOp, Yao et al., 2023). The others are PromptSRC's (Khattak et al., 2023).
   - l1: mean over classes and E of |g_c - a_c|.
-  - kl: KL(p0 || p) / N, of an image's probabilities p0 under f0 and the anchors and p
-    under f and g, mean over the images.
+  - kl: mean over images of KL(p0 || p) / N, with an image's probabilities p0 under f0
+    and the anchors, and p under f and g.
   - images: mean over B and E of |f - f0|.
 
-  Each is reduced as its published code does, when all classes are negatives. The
-  expectation of `squared` and `l1` over the draw is the term over all classes,
-  whichever the sampler, as long as it draws by its weights. `kl` is between the
-  corrected distributions over an image's classes, whose logarithm is biased, as that of
-  the loss.
+  If all classes are negatives, each term equals that of its published code. The
+  expectation of `squared` and `l1` over the draw is the term over all classes, for any
+  sampler that draws by its importance weights. `kl` compares corrected distributions
+  over the classes that an image sees. Their logarithms are biased, as in the loss.
 
   Args:
     weights: factor of each term, by its name.
     settings: logit scale and number of classes.
     image_features_BxE: learned features of the images, f.
-    positive_features_BxE: learned features of the labels' classes.
-    negative_features_SxE: those of the negatives, perhaps for each image.
+    positive_features_BxE: learned features of each image's class.
+    negative_features_SxE: learned features of the negatives; [S,B,E] if they depend on
+      the image.
     labels_B: class of each image.
     negatives: ids and importance weights of the negatives.
     anchors_NxE: features of all classes under hand-written words, a.
-    frozen_features_BxE: features of the frozen image tower, f0; None: f.
+    frozen_features_BxE: features of the frozen image tower, f0; None if f0 = f.
   """
   log_weights_BxS = _log_weights(settings.n_classes, labels_B, negatives)
   image_BxE = normalize(image_features_BxE.astype(jnp.float32))
@@ -108,7 +111,7 @@ def consistency(
   def over_classes(distance: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
     """Mean of a distance to the anchors over all classes."""
     if other_SxE.ndim == 3:
-      # Features of each image: [S,B,E] beside [S,1,E].
+      # Class features that depend on the image, [S,B,E], against anchors [S,1,E].
       other_BxS = distance(other_SxE, anchor_SxE[:, None]).T
     else:
       other_BxS = distance(other_SxE, anchor_SxE)[None]
@@ -125,7 +128,7 @@ def consistency(
     log_p0_BxC = _log_probabilities(
       scale * frozen_BxE, own_anchor_BxE, anchor_SxE, log_weights_BxS
     )
-    # Classes without a weight have -inf in both, whose difference would be NaN.
+    # A class without weight has -inf in both logarithms, whose difference would be NaN.
     has_class_BxC = log_p0_BxC > -jnp.inf
     log_ratio_BxC = jnp.where(has_class_BxC, log_p0_BxC - log_p_BxC, 0.0)
     divergence_B = jnp.sum(jnp.exp(log_p0_BxC) * log_ratio_BxC, axis=-1)
@@ -140,7 +143,7 @@ def consistency(
         return over_classes(_l1)
       case "kl":
         return divergence()
-      case _:
+      case _:  # images
         return jnp.mean(_l1(image_BxE, frozen_BxE))
 
   first, *others = [weight * term(kind) for kind, weight in weights.items()]
@@ -162,7 +165,8 @@ def _log_weights(
 ) -> Float[Array, "B S"]:
   """Log importance weights of the negatives in a sum over all classes but the image's.
 
-  Exclusions are not read: near-synonyms are no negatives, but have anchors too.
+  `negatives.rejected` is ignored: a near-synonym is no negative of an image, but it has
+  an anchor too.
 
   Args:
     n_classes: N.
@@ -170,7 +174,7 @@ def _log_weights(
     negatives: classes of the draw and their weights.
 
   Returns:
-    -inf for a class that is not in an image's sum.
+    Log weights, -inf for a class that is not in an image's sum.
   """
   is_in_sum_BxS = negatives.ids[None, :] != labels_B[:, None]
   if negatives.available is not None:
@@ -178,7 +182,8 @@ def _log_weights(
 
   log_weights = negatives.log_weights
   if log_weights is None:
-    # After the plain uniform draw: (N - 1) / n_i for each of the n_i classes.
+    # After the plain uniform draw, each of the n_i classes in the sum has the weight
+    # (N - 1) / n_i.
     n_in_sum_B = jnp.sum(is_in_sum_BxS, axis=-1, dtype=jnp.int32)
     log_weights_BxS = margin(n_in_sum_B, n_classes, "log")[:, None]
   elif log_weights.ndim == 1:
@@ -191,9 +196,10 @@ def _log_weights(
 def _log_probabilities(
   image_BxE: jax.Array, own_BxE: jax.Array, other: jax.Array, log_weights_BxS: jax.Array
 ) -> Float[Array, "B C"]:
-  """Log probabilities of an image's own class, and of the others by their weights.
+  """Log probabilities of an image's own class, and of the weighted negatives.
 
-  `image_BxE` has the logit scale; `other` is [S,E], or [S,B,E] of each image.
+  `image_BxE` is multiplied by the logit scale already. `other` is [S,E], or [S,B,E] if
+  it depends on the image.
   """
   own_B = jnp.sum(image_BxE * own_BxE, axis=-1)
   product = "be,sbe->bs" if other.ndim == 3 else "be,se->bs"

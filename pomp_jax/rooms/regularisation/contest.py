@@ -1,5 +1,5 @@
-"""Classifiers compared in pairs on the same validation images, by the mean over their
-classes.
+"""Compares classifiers in pairs on the same validation images, by mean accuracy over
+the classes.
 
 Shapes: n images, N classes, E embedding.
 """
@@ -16,7 +16,7 @@ from pomp_jax.evaluate.split_features import SplitFeatures
 
 
 class Contest:
-  """Which images each of several class features gets right."""
+  """Records which images each of several classifiers gets right."""
 
   def __init__(self, split: SplitFeatures, mesh: Mesh):
     """Takes the images' features and labels, and the devices that score them."""
@@ -24,29 +24,29 @@ class Contest:
     self._right: dict[str, Bool[np.ndarray, " n"]] = {}
 
   def enter(self, name: str, class_features_NxE: Float[np.ndarray, "N E"]) -> None:
-    """Scores the images under unit class features; all processes call it together."""
+    """Enters a classifier by unit class features; all processes call this together."""
     rank_n = ranks_of_images(
       self._split.features, class_features_NxE, self._split.labels, mesh=self._mesh
     )
     self._right[name] = rank_n == 0
 
   def difference(self, first: str, second: str) -> dict[str, Any]:
-    """The first less the second, with its interval; see
+    """Accuracy of the first minus that of the second, with its interval, see
     `paired_difference_over_classes`."""
     return paired_difference_over_classes(
       self._right[first], self._right[second], self._split.labels
     )
 
   def is_better(self, first: str, second: str) -> bool:
-    """Whether the whole interval of the difference is above 0; False for one that is
-    missing."""
+    """Whether the whole interval of the difference is above 0; False if one of the two
+    has not been entered."""
     if first not in self._right or second not in self._right:
       return False
     return self.difference(first, second)["interval"][0] > 0
 
   def figures(self, name: str, reference: str) -> dict[str, Any]:
-    """Right answers and mean over the classes, and the difference from another one,
-    as JSON."""
+    """Right answers, mean accuracy over the classes, and difference from `reference`,
+    as JSON values."""
     right_n = self._right[name]
     figures: dict[str, Any] = {
       "right": int(right_n.sum()),

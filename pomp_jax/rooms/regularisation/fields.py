@@ -10,9 +10,10 @@ from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.config.rows import Check, at_least, below, between, one_of, row
 from pomp_jax.registry import METHODS
 
-# Terms of the loss: fields `consistency_KIND`, see `rooms.regularisation.consistency`.
+# Kinds of terms of the loss, see `rooms.regularisation.consistency`. The field
+# `consistency_KIND` has the weight of a term.
 CONSISTENCIES = ("squared", "l1", "kl", "images")
-AUTOMATIC = -1.0  # of `consistency_squared`
+AUTOMATIC = -1.0  # value of `consistency_squared` for a weight by the CLIP
 _squared = Check(
   lambda weight: weight == AUTOMATIC or 0 <= weight < float("inf"),
   "0 or more, or -1 for automatic",
@@ -57,7 +58,7 @@ class Consistency(Group):
     return () if self.weights else ("anchors",)
 
   def check_in(self, config: Any) -> None:
-    """Checks that the method has image features of its own where a term is of them."""
+    """Checks that a method with `consistency_images` learns image features."""
     assert isinstance(config, TrainingConfig)
     fits = METHODS[config.method].pixels or not self.consistency_images
     expected = f"0.0 where method={config.method!r}"
@@ -106,8 +107,8 @@ class Words(Group):
   def check_in(self, config: Any) -> None:
     """Checks the words that a training starts from, and its anchors.
 
-    `prompt.init=best` chooses among candidates by validation, and only then can the
-    anchors be the best candidate.
+    `prompt.init=best` chooses among candidates by validation. The anchors can be the
+    best candidate only with `prompt.init=best`.
 
     Args:
       config: config of a training.
@@ -135,7 +136,7 @@ class Words(Group):
 
 
 def _check_anchors(consistency: Consistency) -> None:
-  """Checks the anchors of a training that chooses among no candidates.
+  """Checks the anchors of a training without candidates.
 
   Raises:
     ConfigError: a term has a weight, and the anchors are the best candidate.

@@ -1,7 +1,8 @@
 """Words that a training starts from, stays near, and must beat on the validation
 images.
 
-Names are those of `evaluate.prompts`. N classes, E embedding.
+Prompts are named as in `evaluate.prompts`. Shapes: N classes, E embedding, M context
+vectors, L tokens, D width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,14 +47,15 @@ from pomp_jax.train.training import PromptRun
 log = logging.getLogger(__name__)
 
 _FIELD = "prompt.candidates"
-# Weight of the words' class vectors in a mixture with the training's.
+# Weight of the words' class vectors in a mixture with the trained class vectors.
 _SHARE_OF_WORDS = 0.5
-# Width of an interval, as a share, above which validation images decide next to
+# Width of an interval, as a share of 1, above which validation images decide next to
 # nothing.
 _WIDE = 0.1
-# What `consistency_squared=-1` stands for below this logit scale, and elsewhere.
+# `consistency_squared=-1` stands for the second number if the CLIP's logit scale is
+# below the first, and otherwise for the third.
 _LOW_SCALE, _WEIGHT_AT_LOW_SCALE, _WEIGHT = 50.0, 8.0, 0.0
-# Mean over the validation images' classes of each candidate's top-1, by name.
+# Top-1 of each candidate by name, as the mean over the classes of validation images.
 Scores = Mapping[str, float]
 
 
@@ -69,7 +71,7 @@ def with_automatic_weight(
     logit_scale: the CLIP's factor on the cosine.
 
   Returns:
-    The fields with the weight; the same if they state one.
+    `contrast` with the weight; unchanged if it states a weight.
   """
   consistency = contrast.of(Consistency)
   if consistency.consistency_squared != AUTOMATIC:
@@ -111,7 +113,7 @@ def check(
   Raises:
     InputError: a prompt is unusable or misfits, or there are no validation images.
   """
-  # The field that each prompt is named by.
+  # Field of the config that names each prompt.
   field_of: dict[str, str] = {}
   if prompt.init == BEST:
     accepted = (
@@ -126,7 +128,7 @@ def check(
 
   for name, field in field_of.items():
     prompts = read_prompts([name], field)
-    # A folder of checkpoints, for example, stands for several.
+    # A folder of checkpoints, for example, stands for several prompts.
     require(len(prompts) == 1, field, name, "one prompt")
     is_text = isinstance(prompts[0].prompt, str)
     if not is_text:
@@ -136,14 +138,14 @@ def check(
 
 
 def candidates(prompt: fields.Prompt) -> tuple[str, ...]:
-  """Names of the candidates; () unless a training starts from the best."""
+  """Names of the candidates; () unless the training starts from the best candidate."""
   return prompt.of(Words).candidates if prompt.init == BEST else ()
 
 
 def anchors(
   contrast: fields.Contrast, scores: Scores | None, encoder: Encoder, classes: ClassList
 ) -> np.ndarray | None:
-  """Computes the class features that the consistency terms hold the learned ones near.
+  """Computes the anchors: the consistency terms hold learned class features near them.
 
   Args:
     contrast: terms of the loss, and the name of the anchors.
@@ -183,9 +185,9 @@ def start(
   classes: ClassList,
   folder: RunFolder,
 ) -> tuple[fields.Prompt, Scores]:
-  """The prompt with the words that training starts from, and the candidates' scores.
+  """Returns the prompt's fields with the initial words, and the candidates' scores.
 
-  A run that has started has the scores in its folder.
+  A run that resumes reads the scores from its folder.
 
   Args:
     prompt: fields of the prompt, with the candidates.
@@ -223,7 +225,7 @@ def scores(
   """Scores the candidates by their top-1 on validation images, mean over the classes.
 
   Candidates are the names, the texts of ensembles, and "WORDS {}." for each text that
-  has words before the name: a training can start from those alone. A candidate whose
+  has words before the name: a training can start from this form only. A candidate whose
   sentences are too long for the CLIP is skipped with a warning.
 
   Args:
@@ -246,7 +248,8 @@ def scores(
       all_candidates.append(f"{words} {{}}.")
 
   scores_by_name: dict[str, float] = {}
-  for candidate in dict.fromkeys(all_candidates):  # each once, in their order
+  # The keys of a dict are distinct and in order.
+  for candidate in dict.fromkeys(all_candidates):
     try:
       features_NxE = features(candidate, encoder, classes)
     except TokenizeError as error:
@@ -262,7 +265,8 @@ def scores(
 
 
 def _single(names: Sequence[str], classes: ClassList) -> list[str]:
-  """The names; `hand_written` is its text, and the texts of an ensemble follow it."""
+  """Names of candidates: `hand_written` becomes its text, and each ensemble is followed
+  by its texts."""
   single = []
   for name in names:
     if name == HAND_WRITTEN:
@@ -275,26 +279,27 @@ def _single(names: Sequence[str], classes: ClassList) -> list[str]:
 
 
 def _words_before(name: str) -> str:
-  """Words before the {} of a text; "" for none, and for a name that is no text."""
+  """Words before the {} of a text; "" without words, and for a name that is no text."""
+  # A text is read as itself.
   if "{}" not in name or read_prompts([name], _FIELD)[0].prompt != name:
     return ""
   return name.partition("{}")[0].strip()
 
 
 def best(found: Scores) -> str:
-  """Name of the best candidate; of equal ones the first."""
+  """Name of the best candidate; of equally good candidates the first."""
   return max(found, key=lambda name: found[name])
 
 
 def with_words(prompt: fields.Prompt, found: Scores, clip: Clip) -> fields.Prompt:
-  """The prompt's fields with `init` and M of the best candidate "WORDS {}.".
+  """Sets `init` and `m` of the prompt to the best candidate of the form "WORDS {}.".
 
-  That candidate is step 0 of the training.
+  Step 0 of the training equals this candidate.
 
   Args:
-    prompt: fields of the prompt; only words of `m` tokens fit where that is not 0.
+    prompt: fields of the prompt; if `m` is not 0, only words of `m` tokens fit.
     found: scores of the candidates.
-    clip: the CLIP, whose tokens count.
+    clip: the CLIP, whose tokenizer counts the tokens.
 
   Raises:
     ConfigError: no candidate fits.
@@ -313,17 +318,18 @@ def with_words(prompt: fields.Prompt, found: Scores, clip: Clip) -> fields.Promp
 
 
 def _tokens(words: str, clip: Clip) -> np.ndarray:
+  """Token ids of words, without the end token."""
   ids_1xL, lengths_1 = tokenize([words], clip.tokenizer, clip.config.text_config)
   return ids_1xL[0, : lengths_1[0] - 1]
 
 
 class Choice(NamedTuple):
-  """What a training that started from words leaves."""
+  """Result of a training that started from words."""
 
-  prompt: Prompt  # prompt.npz
+  prompt: Prompt  # content of prompt.npz
   checkpoint: Checkpoint  # of the training, whatever `prompt` is
-  rows: dict[str, Prompt]  # prompts beside it in the tables of the results, by row
-  # row that the others are compared with: the words, if a file can hold them
+  rows: dict[str, Prompt]  # other prompts in the tables of the results, by row
+  # row that the other rows are compared with: the words, if a file can hold them
   reference: str
   facts: dict[str, Any]  # for results.json
 
@@ -331,15 +337,16 @@ class Choice(NamedTuple):
 def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choice:
   """Chooses among words, training, and their mixture; all processes call it together.
 
-  The words stay unless another is better by the paired 95% interval of the mean over
-  the validation images' classes. The mixture, half the class vectors of each, in turn
-  stays unless the trained prompt is better than it in the same sense.
+  A prompt is better than another if the paired 95% interval of the difference, in mean
+  accuracy over the classes of the validation images, is above 0. The mixture, half the
+  class vectors of words and training each, replaces the words only if the mixture is
+  better. The trained prompt replaces the winner only if the trained prompt is better.
 
   Args:
     run: the finished training, with its candidates.
-    last: its last checkpoint.
-    earlier: the checkpoint with the highest mean over the classes. It replaces the last
-      one only if it is better in the same sense.
+    last: last checkpoint of the training.
+    earlier: checkpoint with the highest mean accuracy over the classes. It replaces the
+      last checkpoint only if it is better.
   """
   assert run.candidates is not None
   source = opening.open_source(run.data, "validation", n_images=run.eval.images)
@@ -347,7 +354,7 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
   classes = opening.class_list(run.data, run.eval.template, run.source.names)
   name = best(run.candidates)
 
-  # The prompts that a file can hold, and right answers of all three.
+  # `contest` takes words, training and mixture; `prompts` those that a file can hold.
   contest = Contest(split, run.encoder.mesh)
   checkpoint, trained_NxE = _enter_training(contest, run, last, earlier)
   prompts = {"trained": run.prompt_of(checkpoint.state)}
@@ -369,8 +376,8 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
       chosen = kind
   name_of_file = name
   if chosen not in prompts:
-    # No prompt file can hold sentences of each class or random words, which have a name
-    # alone.
+    # No prompt file can hold sentences of each class or random words. Save the best
+    # candidate that a file can hold instead.
     prompts["words"], name_of_file = _held(run.candidates, run.encoder.clip, classes)
 
   step = f"step {checkpoint.step}"
@@ -401,10 +408,10 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
   facts["remark"] = _remark(facts)
 
   prompt = dataclasses.replace(prompts.pop(chosen), config=run.config)
-  # The others are rows beside it. A mixture that is no better is of no interest.
+  # The other prompts become rows of the tables, but a mixture that was not chosen.
   prompts.pop("mixture", None)
   if name == run.eval.template:
-    prompts.pop("words", None)  # the hand-written prompt, which has a row
+    prompts.pop("words", None)  # the hand-written prompt has a row already
   if chosen == "words":
     reference = "prompt"
   elif "words" in prompts:
@@ -426,12 +433,13 @@ def _enter_training(
 ) -> _Trained:
   """Enters the training into the contest, under the name `trained`.
 
-  It is the last checkpoint, unless the earlier one is better by the whole interval.
+  The last checkpoint is entered, unless the earlier one is better than it by the whole
+  interval.
 
   Args:
     contest: right answers by name.
     run: the finished training.
-    last: its last checkpoint.
+    last: last checkpoint of the training.
     earlier: the checkpoint with the best validation, if any.
   """
   last_NxE = run.class_features(run.result(last.state))
@@ -448,8 +456,10 @@ def _enter_training(
 
 
 def _held(candidates: Scores, clip: Clip, classes: ClassList) -> tuple[Prompt, str]:
-  """The best of the candidates that a prompt file can hold, and its name; one always
-  can."""
+  """The best candidate that a prompt file can hold, and its name.
+
+  There is always one, because a training starts from a candidate "WORDS {}.".
+  """
   held = {}
   for name, score in candidates.items():
     if as_prompt(name, clip, classes) is not None:
@@ -504,12 +514,12 @@ def _remark(facts: Mapping[str, Any]) -> str:
 
 
 def _share(figures: Mapping[str, Any]) -> str:
-  """The mean over the classes, and the number of right answers."""
+  """Text of the mean accuracy over the classes and the number of right answers."""
   return f"{100 * figures['macro_top1']:.1f}% ({figures['right']:,} right)"
 
 
 def _points(figures: Mapping[str, Any]) -> str:
-  """The difference from the words with its interval."""
+  """Text of the difference from the words, with its interval."""
   difference = figures["difference"]
   low, high = difference["interval"]
   return (
@@ -519,8 +529,8 @@ def _points(figures: Mapping[str, Any]) -> str:
 
 
 def _templates(name: str, classes: ClassList) -> tuple[str, ...]:
-  """Sentences whose mean of unit features a name stands for; none for another kind
-  of name."""
+  """Sentences of a name that stands for the mean of their unit features; () for any
+  other name."""
   prompt = read_prompts([name], _FIELD)[0].prompt
   if not isinstance(prompt, str) or prompt.startswith(f"{OUTPUTS}:"):
     return ()
@@ -530,14 +540,14 @@ def _templates(name: str, classes: ClassList) -> tuple[str, ...]:
 def as_prompt(name: str, clip: Clip, classes: ClassList) -> Prompt | None:
   """Turns a candidate into a prompt that a file can hold.
 
-  "WORDS {}." becomes a context, the embeddings of its words, which other programs read
-  too. Other sentences, a mean of several and the bare name become `Sentences` without a
-  context.
+  "WORDS {}." becomes a context of the embeddings of its words, which other programs can
+  read too. Any other sentence, a mean of several sentences and the bare name become
+  `Sentences` without a context.
 
   Args:
     name: name of the candidate.
     clip: the CLIP of the embeddings.
-    classes: classes of the training, by which ensembles are chosen.
+    classes: classes of the training, which decide the texts of an ensemble.
 
   Returns:
     The prompt; None for class features, and for contexts of each class.

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 from pomp_jax.clip.resnet import FrozenBatchNorm
 from pomp_jax.rooms.regions.mask_former.sizes import ResNetSizes, SmallSizes
 
-STRIDE = 32  # of the last map; sides of images are multiples of it
-_EXPANSION = 4  # of a bottleneck's channels by its last convolution
+STRIDE = 32  # stride of the last map; the sides of an image are multiples of it
+_EXPANSION = 4  # factor of a bottleneck's last convolution on the number of channels
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -47,7 +47,8 @@ class NormConv(nn.Module):
     Returns:
       Map of `channels` channels, of height H / stride and width W / stride, rounded up.
     """
-    # An odd kernel whose taps are `dilation` pixels apart reaches this far.
+    # An odd kernel whose taps are `dilation` pixels apart reaches this far from its
+    # centre.
     margin = self.dilation * (self.size // 2)
     convolution = nn.Conv(
       features=self.channels,
@@ -63,7 +64,8 @@ class NormConv(nn.Module):
     x = convolution(x)
     if self.groups == 0:
       return FrozenBatchNorm(self.dtype, name="norm")(x)
-    # Epsilon and variance as in torch's group norm, whose weights are loaded.
+    # The weights may come from torch, so take the epsilon and variance of its group
+    # norm.
     norm = nn.GroupNorm(
       num_groups=self.groups,
       epsilon=1e-5,
@@ -91,7 +93,7 @@ class DeepLabResNet(nn.Module):
       pixels_BxHxWx3: normalised pixels; H and W are multiples of 32.
 
     Raises:
-      ValueError: the number of dilations is not that of the last stage's blocks.
+      ValueError: the last stage has more or fewer blocks than dilations.
     """
     n_blocks_of_stages = self.sizes.layers
     n_stages = len(n_blocks_of_stages)
@@ -137,7 +139,7 @@ class _Stem(nn.Module):
 
 
 class _Stage(nn.Module):
-  """Bottlenecks named by their number, one for each dilation; the first may have a
+  """Bottlenecks named by their number, one for each dilation; only the first has the
   stride."""
 
   width: int
@@ -154,8 +156,8 @@ class _Stage(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-  """Three convolutions beside the identity, or beside a projection where channels
-  change."""
+  """Three convolutions, added to the input, or to a projection of it if the number of
+  channels changes."""
 
   width: int
   stride: int

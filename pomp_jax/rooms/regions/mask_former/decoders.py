@@ -1,10 +1,11 @@
 """MaskFormer's pixel decoder and transformer decoder (Cheng et al., 2021,
 arXiv:2107.06278).
 
-The first is a feature pyramid with group norm; the second DETR's post-norm layers, in
-which learned queries attend to each other and to the backbone's last map. Modules have
-the published names. Shapes: B images, h x w the pixels of a map, Q queries, J decoder
-layers, D width, T source tokens.
+The pixel decoder is a feature pyramid with group norm. The transformer decoder has
+DETR's post-norm layers: learned queries attend to each other and to the backbone's last
+map. Modules have the published names. Shapes: B images, h x w the pixels of a map, C
+its channels, Q queries, J decoder layers, D width, T source tokens, n heads of e
+channels.
 """
 
 from collections.abc import Sequence
@@ -20,13 +21,14 @@ import numpy as np
 from pomp_jax.rooms.regions.mask_former.backbone import NormConv
 from pomp_jax.rooms.regions.mask_former.sizes import MaskFormerConfig
 
-_TEMPERATURE = 10_000  # of the sine positions
-_LAYER_NORM_EPSILON = 1e-5  # torch's
+_TEMPERATURE = 10_000  # base of the frequencies of the sine positions, as in DETR
+_LAYER_NORM_EPSILON = 1e-5  # torch's default
 _lecun_uniform = nn.initializers.lecun_uniform()
-# Query, key and value are rows of one matrix [3D,D] in torch, initialised together.
+# torch initialises query, key and value as one matrix [3D,D]. Its fan_avg is twice that
+# of a matrix [D,D], hence the scale 0.5.
 _stacked_xavier = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 _xavier = nn.initializers.xavier_uniform()
-# torch's default of a linear layer.
+# torch's default for a linear layer.
 _torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -41,10 +43,11 @@ class PixelDecoder(nn.Module):
   def __call__(
     self, maps: Sequence[Float[Array, "B _ _ _"]]
   ) -> Float[Array, "B h w D"]:
-    """Embeds the pixels of the finest map, from the coarsest map down.
+    """Embeds the pixels of the finest map, level by level from the coarsest map.
 
-    At each level the coarser result is enlarged twice, added to the level's own map,
-    and convolved (Lin et al., 2017, arXiv:1612.03144).
+    At each level the coarser result is doubled in height and width, added to a
+    projection of the level's own map, and convolved (Lin et al., 2017,
+    arXiv:1612.03144).
 
     Args:
       maps: maps of a backbone, from fine to coarse. Each has half the height and half
@@ -64,7 +67,7 @@ class PixelDecoder(nn.Module):
     n_levels = len(maps)
     x = nn.relu(convolution(3, name=f"layer_{n_levels}")(maps[-1]))
     for level in range(n_levels - 1, 0, -1):
-      # To the nearest neighbour, as in feature pyramids.
+      # Enlarge by the nearest neighbour, as feature pyramids do.
       x = jnp.repeat(x, 2, axis=1)
       x = jnp.repeat(x, 2, axis=2)
       adapter = convolution(1, name=f"adapter_{level}")
@@ -96,7 +99,7 @@ class TransformerDecoder(nn.Module):
 
     Args:
       map_BxhxwxC: the backbone's last map.
-      train: whether to drop out, by the random stream "dropout".
+      train: whether to apply dropout, from the random stream "dropout".
 
     Returns:
       The queries after each of the J layers, normalised.
@@ -129,7 +132,7 @@ class TransformerDecoder(nn.Module):
 
 
 class _Layers(nn.Module):
-  """Layers named by their number; returns the queries after each."""
+  """Decoder layers, named by their number; returns the queries after each layer."""
 
   config: MaskFormerConfig
   dtype: DTypeLike
@@ -142,7 +145,8 @@ class _Layers(nn.Module):
     queries_QxD: Float[Array, "Q D"],
     train: bool,
   ) -> list[Float[Array, "B Q D"]]:
-    # As in DETR, the learned queries are positions, and the states begin with zeros.
+    # As in DETR, the learned queries are added as positions, and the states start at
+    # zero.
     n_images = memory_BxTxD.shape[0]
     n_queries, width = queries_QxD.shape
     state_BxQxD = jnp.zeros((n_images, n_queries, width), self.dtype)
@@ -250,17 +254,17 @@ def sine_positions(height: int, width: int, channels: int) -> Float[np.ndarray, 
   """Sines and cosines of the positions of a map, row by row (DETR, Carion et al., 2020).
 
   Rows and columns are numbered from 1 and scaled to (0, 2 pi]. The first half of the
-  channels is of the row, the second of the column. Even channels are sines, odd ones
-  cosines.
+  channels encodes the row, the second half the column. Even channels are sines, odd
+  channels cosines.
 
   Args:
     height: rows of the map.
     width: columns of the map.
     channels: channels of a position, D; even.
   """
-  n_channels = channels // 2  # of the row, and as many of the column
+  n_channels = channels // 2  # channels of the row, and as many of the column
   channel = np.arange(n_channels)
-  # A sine and the cosine behind it have the same frequency.
+  # A sine and the cosine after it have the same frequency.
   frequencies = _TEMPERATURE ** (-2 * (channel // 2) / n_channels)
 
   def waves(n: int) -> Float[np.ndarray, "n channels"]:

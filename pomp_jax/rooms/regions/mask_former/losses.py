@@ -3,7 +3,8 @@ NeurIPS 2021).
 
 Each decoder layer has a matching of its own. Losses are divided by counts of the whole
 batch. Shapes: J decoder layers, B images, Q queries, T target masks of an image with
-padding, N classes, H, W sides of a target mask, h, w sides of a predicted one.
+padding, N classes, the last of which is "no object", H, W sides of a target mask, h, w
+sides of a predicted mask, P pixels of a mask.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from pomp_jax.array_types import Array, Bool, Float, Int32
 # Focal loss (Lin et al., 2017).
 _ALPHA = 0.25  # weight of the pixels inside a mask
 _GAMMA = 2  # exponent
-# Bound on a cost, also in place of NaN, with which the matching might never end.
+# Bound on a cost. It also replaces NaN, since the matching might never end with NaN.
 _MAX_COST = 1e10
 
 
@@ -27,10 +28,10 @@ _MAX_COST = 1e10
 class LossWeights:
   """Weights of the terms of the loss; the defaults are MaskFormer's."""
 
-  classes: float = 1.0  # of the cross-entropy
+  classes: float = 1.0  # weight of the cross-entropy
   focal: float = 20.0
   dice: float = 1.0
-  no_object: float = 0.1  # of queries without a region, in the cross-entropy
+  no_object: float = 0.1  # weight in the cross-entropy of a query without a target
 
 
 class Predictions(NamedTuple):
@@ -45,11 +46,11 @@ class Targets(NamedTuple):
 
   labels: Int32[Array, "B T"]
   masks: Bool[Array, "B T H W"]
-  valid: Bool[Array, "B T"]  # not padding
+  valid: Bool[Array, "B T"]  # False: padding
 
 
 class MaskLosses(NamedTuple):
-  """Losses of a batch: the total is over all layers, the others are of the last one."""
+  """Losses of a batch: `loss` is summed over all layers, the others are the last's."""
 
   loss: Float[Array, ""]  # weighted sum of the three losses
   class_loss: Float[Array, ""]  # cross-entropy, nats
@@ -67,11 +68,14 @@ def mask_losses(
 ) -> MaskLosses:
   """Sums the losses of matched queries and targets over all layers.
 
+  A pixel has the predicted probability p and the target t, 0 or 1.
+
   - classes: weighted mean of the queries' cross-entropies. The class of a query is that
-    of its target, or "no object".
-  - focal: -a_t (1 - p_t)^2 log p_t, mean over the pixels, sum over the targets / their
-    number.
-  - dice: 1 - (2 sum p t + 1) / (sum p + sum t + 1), likewise.
+    of its target, or "no object" without a target.
+  - focal: mean over targets and pixels of -a_t (1 - p_t)^2 log p_t, where p_t is p and
+    a_t 0.25 inside the target; outside p_t is 1 - p and a_t 0.75.
+  - dice: mean over targets of 1 - (2 sum p t + 1) / (sum p + sum t + 1), with sums over
+    the pixels.
 
   Predicted masks are enlarged to the size of the targets (bilinear). Layers are
   rematerialised in the backward pass.
@@ -98,10 +102,11 @@ def match(
 ) -> Int32[Array, "J B T"]:
   """Finds the query of each target: the assignment of the lowest cost.
 
-  The targets of an image have different queries. The cost of a query and a target is
-  that of the three losses with -p instead of -log p of the class, on masks of h x w
-  pixels (nearest). All queries cost a padding mask the same. As there are no more masks
-  than queries, padding takes none that a real mask would take. No gradient passes.
+  A query is assigned to one target of an image at most. The cost of a query for a
+  target is the weighted sum of the three losses, with -p instead of -log p of the
+  class, and with target masks reduced to h x w pixels (nearest). A padding mask has the
+  same cost for all queries, and there are at least as many queries as masks, so padding
+  never takes a query that a real mask needs. No gradient flows through the matching.
 
   Args:
     predictions: logits of all layers.
@@ -115,9 +120,11 @@ def match(
       cost_BxQxT, nan=_MAX_COST, posinf=_MAX_COST, neginf=-_MAX_COST
     )
     cost_BxQxT = jnp.where(targets.valid[:, None], cost_BxQxT, 0.0)
-    queries, matched = jax.vmap(optax.assignment.hungarian_algorithm)(cost_BxQxT)
-    # In the order of the targets.
-    order = jnp.argsort(matched, axis=1)
+    queries, matched_targets = jax.vmap(optax.assignment.hungarian_algorithm)(
+      cost_BxQxT
+    )
+    # Sort the pairs by target.
+    order = jnp.argsort(matched_targets, axis=1)
     return jnp.take_along_axis(queries, order, axis=1).astype(jnp.int32)
 
   return jax.vmap(of_layer)(jax.lax.stop_gradient(predictions))
@@ -131,7 +138,8 @@ def _costs(
   p_class_BxQxT = jnp.take_along_axis(
     probability_BxQxN, targets.labels[:, None], axis=2
   )
-  # Target masks at the size of the predicted ones, as F.interpolate(mode="nearest").
+  # Reduce target masks to the size of predicted masks, as
+  # F.interpolate(mode="nearest") does.
   masks = targets.masks
   for axis in (-2, -1):
     size = layer.masks.shape[axis]
@@ -140,7 +148,7 @@ def _costs(
   logits_BxQxP = _pixels(layer.masks)
   masks_BxTxP = _pixels(masks)
   inside, outside = _focal_terms(logits_BxQxP)
-  # inside t + outside (1 - t)
+  # Sum of inside * t + outside * (1 - t) over the pixels.
   focal_sums_BxQxT = _products(inside - outside, masks_BxTxP) + jnp.sum(
     outside, axis=-1, keepdims=True
   )
@@ -161,7 +169,7 @@ def _costs(
 def _losses_of_layer(
   layer: Predictions, queries_BxT: jax.Array, targets: Targets, *, weights: LossWeights
 ) -> MaskLosses:
-  """Losses of one layer, whose `loss` is their weighted sum."""
+  """Losses of one layer; the field `loss` is their weighted sum."""
   valid_BxT = targets.valid
   n_valid = jnp.sum(valid_BxT, dtype=jnp.float32)
   n_masks = jnp.maximum(n_valid, 1.0)
@@ -171,11 +179,11 @@ def _losses_of_layer(
 
   log_p_BxQxN = jax.nn.log_softmax(layer.classes)
   matched_log_p_BxTxN = jnp.take_along_axis(log_p_BxQxN, queries_BxT[..., None], axis=1)
-  classes = _class_loss(log_p_BxQxN, matched_log_p_BxTxN, targets, n_valid, weights)
+  class_loss = _class_loss(log_p_BxQxN, matched_log_p_BxTxN, targets, n_valid, weights)
   is_right_BxT = jnp.argmax(matched_log_p_BxTxN, axis=2) == targets.labels
 
   masks_BxTxhxw = jnp.take_along_axis(layer.masks, queries_BxT[..., None, None], axis=1)
-  # As torch's F.interpolate(mode="bilinear", align_corners=False).
+  # Enlarge as torch's F.interpolate(mode="bilinear", align_corners=False) does.
   enlarged_BxTxHxW = jax.image.resize(
     masks_BxTxhxw.astype(jnp.float32),
     targets.masks.shape,
@@ -194,8 +202,8 @@ def _losses_of_layer(
   focal = mean_of_targets(focal_BxT)
   dice = mean_of_targets(dice_BxT)
   return MaskLosses(
-    loss=weights.classes * classes + weights.focal * focal + weights.dice * dice,
-    class_loss=classes,
+    loss=weights.classes * class_loss + weights.focal * focal + weights.dice * dice,
+    class_loss=class_loss,
     focal_loss=focal,
     dice_loss=dice,
     accuracy=mean_of_targets(is_right_BxT),
@@ -211,7 +219,8 @@ def _class_loss(
 ) -> jax.Array:
   """Weighted mean of the queries' cross-entropies.
 
-  All queries are summed up as "no object", and those with a target are corrected.
+  First all queries are summed up as "no object". For each query with a target a
+  correction then replaces this term by that of the target's class.
   """
   log_p_class_BxTx1 = jnp.take_along_axis(
     matched_log_p_BxTxN, targets.labels[..., None], axis=2
@@ -233,7 +242,7 @@ def _pixels(masks: jax.Array) -> jax.Array:
 
 
 def _focal_terms(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Focal loss of each pixel if it is inside, and if it is outside."""
+  """Focal loss of each pixel if it is inside the target, and if it is outside."""
   p = jax.nn.sigmoid(logits)
   inside = _ALPHA * (1 - p) ** _GAMMA * jax.nn.softplus(-logits)
   outside = (1 - _ALPHA) * p**_GAMMA * jax.nn.softplus(logits)

@@ -1,9 +1,10 @@
-"""Training of a MaskFormer over a mesh: its AdamW, and a step of forward, matching,
-losses, update.
+"""Trains a MaskFormer over a mesh: its AdamW, and a step of forward, matching, losses,
+update.
 
-The batch is split over the axis `data`. Matching runs on each device alone; sums of the
-losses are over the whole batch, so any number of devices computes the same. Shapes: G
-images of a batch, S side of an image in pixels, T targets, N classes, E embedding.
+The batch is split over the axis `data`. Each device matches its own images. The sums of
+the losses are over the whole batch, so the result does not depend on the number of
+devices. Shapes: B images of a batch, S side of an image in pixels, J decoder layers, Q
+queries, h x w pixels of a predicted mask, T targets, N classes, E embedding.
 """
 
 import functools
@@ -50,7 +51,7 @@ def make_mask_step(
   """Builds the jitted step `(state, classes_NxE, batch) -> (state, metrics)`.
 
   The state is donated. A batch has the fields of `mask_views.MaskViews.record`, sharded
-  over the mesh's `data`. Metrics are scalars on the device: `loss`, `class_loss`,
+  over the mesh's axis `data`. Metrics are scalars on the device: `loss`, `class_loss`,
   `focal_loss`, `dice_loss`, `accuracy`, `grad_norm`, and `param_norm` before the update.
 
   Args:
@@ -61,14 +62,15 @@ def make_mask_step(
   """
   # Predictions are [J,B,..], targets [B,..]: devices split B.
   of_layers = P(None, DATA)
-  # The loops of a matching take different numbers of turns, so devices do not
-  # communicate.
+  # Each device matches alone: the loops of a matching take different numbers of
+  # iterations, so devices can't communicate in them.
   matched = jax.shard_map(
     lambda predictions, targets: match(predictions, targets, weights),
     mesh=mesh,
     in_specs=(of_layers, P(DATA)),
     out_specs=of_layers,
-    # The loops of optax start from values that are equal on all devices.
+    # The check would raise: the loops of optax start from values that are equal on all
+    # devices and end with values that differ.
     check_vma=False,
   )
 
@@ -90,7 +92,7 @@ def make_mask_step(
     logits = class_logits(output.embeddings_JxBxQxE, classes_NxE, output.non_object_E)
     predictions = Predictions(logits, output.masks_JxBxQxhxw)
     targets = targets_of(batch["owners"], batch["labels"])
-    # No gradient flows through the choice of queries, as in DETR.
+    # As in DETR, no gradient flows through the choice of queries.
     queries_JxBxT = matched(jax.lax.stop_gradient(predictions), targets)
     losses = mask_losses(predictions, targets, queries_JxBxT, weights)
     return losses.loss, losses
@@ -101,7 +103,7 @@ def make_mask_step(
   def train_step(
     state: TrainState, classes_NxE: Float[Array, "N E"], batch: Batch
   ) -> tuple[TrainState, dict[str, jax.Array]]:
-    # The key depends on seed and step alone, so that a restart drops out the same.
+    # The key depends on seed and step alone, so a resumed run has the same dropout.
     seed_key = jax.random.wrap_key_data(state.seed_key)
     dropout_key = jax.random.fold_in(seed_key, state.step)
     (_, losses), gradient = gradient_of(state.params, classes_NxE, batch, dropout_key)
@@ -121,9 +123,9 @@ def make_mask_step(
   return train_step
 
 
-def targets_of(owners: Int[Array, "G S S"], labels: Int[Array, "G T"]) -> Targets:
-  """Masks of a batch's region maps, padded like the network's input to multiples of
-  32."""
+def targets_of(owners: Int[Array, "B S S"], labels: Int[Array, "B T"]) -> Targets:
+  """Makes target masks from region maps, padded to multiples of 32 like the network's
+  input."""
   padding = -owners.shape[-1] % STRIDE
   owners = jnp.pad(owners, ((0, 0), (0, padding), (0, padding)), constant_values=-1)
   masks = (
@@ -133,7 +135,7 @@ def targets_of(owners: Int[Array, "G S S"], labels: Int[Array, "G T"]) -> Target
 
 
 def poly_schedule(base: float, power: float, steps: int) -> optax.Schedule:
-  """base * (1 - t / steps)^power, detectron2's WarmupPolyLR without a warmup.
+  """base * (1 - t / steps)^power at step t: detectron2's WarmupPolyLR without a warmup.
 
   Args:
     base: learning rate of the first step.
@@ -150,17 +152,17 @@ def poly_schedule(base: float, power: float, steps: int) -> optax.Schedule:
 def adamw(
   rate: optax.Schedule, *, weight_decay: float, backbone: float, clip_norm: float
 ) -> optax.GradientTransformation:
-  """AdamW as MaskFormer configures it, by the groups of `model.parameter_groups`.
+  """Builds AdamW as MaskFormer configures it for each of `model.parameter_groups`.
 
-  Frozen parameters stay as they are. Norms and learned embeddings have no weight decay,
-  which is decoupled.
+  Frozen parameters are not updated. Weight decay is decoupled, and norms and learned
+  embeddings have none.
 
   Args:
     rate: learning rate of the heads at each step.
-    weight_decay: factor of the parameters in an update, times the rate.
-    backbone: factor of the backbone's learning rate.
-    clip_norm: norm of the gradient over all parameters above which it is scaled down;
-      0: never.
+    weight_decay: weight decay; a step subtracts rate * weight_decay * parameter.
+    backbone: factor on the learning rate, for the backbone.
+    clip_norm: largest norm of the gradient over all parameters that are trained. A
+      larger gradient is scaled down to this norm. 0: no clipping.
   """
 
   def decayed(params: Params) -> Params:
@@ -175,7 +177,8 @@ def adamw(
     "backbone": optax.chain(heads, optax.scale(backbone)),
     "frozen": optax.set_to_zero(),
   }
-  # Other transformations pass trees with placeholders, whose paths are the same.
+  # Optax also asks for the groups of trees with placeholders in place of parameters.
+  # Their paths, on which the groups depend, are the same.
   by_group = optax.multi_transform(transforms, lambda params: parameter_groups(params))
   clip = optax.identity()
   if clip_norm:

@@ -1,10 +1,10 @@
 """MaskFormer with class embeddings: masks of an image, each with a vector in a CLIP's
 space.
 
-ZSSeg's network (Xu et al., 2022, arXiv:2112.14757). A query's class is the nearest row
-of a class matrix by cosine, or a learned vector of no object, so that any names can be
-its classes. Shapes: B images of H x W pixels, h x w at stride 4, Q queries, J layers, E
-embedding, N classes.
+ZSSeg's network (Xu et al., 2022, arXiv:2112.14757). A query's class is the row of a
+class matrix with the highest cosine to its vector; a learned vector of "no object" is
+one more row. Any names can therefore be the classes. Shapes: B images of H x W pixels,
+h x w at stride 4, Q queries, J layers, D width, E embedding, N classes, *X any axes.
 """
 
 from collections.abc import Callable
@@ -34,14 +34,14 @@ from pomp_jax.rooms.regions.mask_former.sizes import MaskFormerConfig, ResNetSiz
 Params = dict[str, Any]
 
 LOGIT_SCALE = 100.0  # ZSSeg's factor on cosines
-MASK_STRIDE = 4  # pixels of an image along a side of a pixel of its masks
+MASK_STRIDE = 4  # side of a mask's pixel, in pixels of the image
 # Mean and deviation of ImageNet's channels, 0..255, RGB, as detectron2 has them.
 _MEAN = (123.675, 116.280, 103.530)
 _DEVIATION = (58.395, 57.120, 57.375)
 
 
 class MaskFormerOutput(NamedTuple):
-  """What the network returns, in float32; vectors are not normalised."""
+  """Outputs of the network in float32; its vectors are not normalised."""
 
   masks_JxBxQxhxw: Float[Array, "J B Q h w"]  # logits of each query's mask at stride 4
   embeddings_JxBxQxE: Float[Array, "J B Q E"]
@@ -49,8 +49,8 @@ class MaskFormerOutput(NamedTuple):
 
 
 class MaskFormer(nn.Module):
-  """The network: normalised pixels to masks; parameters stay float32 for any compute
-  type."""
+  """Maps normalised pixels to masks and embeddings; parameters stay float32 for any
+  compute type."""
 
   config: MaskFormerConfig
   dtype: DTypeLike = jnp.float32
@@ -66,9 +66,9 @@ class MaskFormer(nn.Module):
 
     Args:
       pixels_BxHxWx3: pixels of `normalized_pixels`.
-      all_layers: whether to return all decoder layers, for auxiliary losses, or the last
-        alone, J = 1.
-      train: whether to drop out, by the random stream "dropout".
+      all_layers: whether to return all decoder layers, for auxiliary losses; False: the
+        last layer alone, J = 1.
+      train: whether to apply dropout, from the random stream "dropout".
     """
     config = self.config
     backbone: Any = SmallBackbone
@@ -101,8 +101,9 @@ class MaskFormer(nn.Module):
 def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callable:
   """Builds the function that predicts masks and embeddings, for jit.
 
-  As in detectron2's, positions are relative to the padded sides, so results are the
-  published ones if H and W are an image's own sides, rounded up to multiples of 32.
+  As in detectron2, positions are relative to the padded sides. The results therefore
+  equal the published ones if H and W are an image's own sides, rounded up to multiples
+  of 32.
 
   Args:
     config: sizes of the network.
@@ -110,8 +111,9 @@ def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callab
 
   Returns:
     `(params, images_BxHxWx3, sizes_Bx2) -> masks_BxQxhxw, embeddings_BxQxE` of the last
-    decoder layer. Images are uint8 and fill their upper left corners. The rest is
-    padding, and so are the pixels up to the next multiples of 32.
+    decoder layer. An image is uint8, in the upper left corner of [H,W], and `sizes_Bx2`
+    has its height and width. All other pixels are padding, up to the next multiples of
+    32.
   """
   dtype, products = precision_of(dtype)
   model = MaskFormer(config, dtype)
@@ -134,21 +136,21 @@ def class_logits(
   non_object_E: Float[Array | np.ndarray, " E"] | None,
   scale: float = LOGIT_SCALE,
 ) -> Float[Array, "*X _"]:
-  """Scaled cosines to each class and, in a last column, to no object.
+  """Scaled cosines to each class and, in a last column, to "no object".
 
   Args:
     embeddings: rows of any norm.
     classes_NxE: class vectors of any norm.
-    non_object_E: vector of no object; None: no such column.
+    non_object_E: vector of "no object"; None: without the last column.
     scale: factor of the cosines.
 
   Returns:
-    Logits [*X,N], or [*X,N+1] with the column of no object.
+    Logits [*X,N], or [*X,N+1] with the column of "no object".
   """
   vectors = classes_NxE
   if non_object_E is not None:
     vectors = jnp.concatenate([classes_NxE, non_object_E[None]])
-  # In TF32 or bfloat16 the scale would enlarge the rounding of a cosine.
+  # Multiply in float32: the scale would enlarge the rounding of TF32 or bfloat16.
   with jax.default_matmul_precision("highest"):
     return scale * unit(embeddings) @ unit(vectors).T
 
@@ -162,12 +164,12 @@ def normalized_pixels(
   Padding is 0, the mean colour.
 
   Args:
-    images_BxHxWx3: images in the upper left corners.
-    sizes_Bx2: height and width of each image, beyond which pixels become padding; None:
-      all pixels are the images'.
+    images_BxHxWx3: images, each in the upper left corner of its [H,W].
+    sizes_Bx2: height and width of each image; pixels beyond become padding. None: every
+      image fills its [H,W].
 
   Returns:
-    The network's input, with sides that are padded to multiples of 32.
+    The network's input, whose sides are padded to multiples of 32.
   """
   _, height, width, _ = images_BxHxWx3.shape
   colours = jnp.asarray(images_BxHxWx3, jnp.float32)
@@ -185,20 +187,22 @@ def normalized_pixels(
 
 
 def parameter_shapes(config: MaskFormerConfig) -> Params:
-  """The shape of each parameter, as a tree, without computing any."""
+  """The shape of each parameter, as a tree; computes no parameter."""
   pixels = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, 3), jnp.float32)
   variables = jax.eval_shape(MaskFormer(config).init, jax.random.key(0), pixels)
   return jax.tree.map(jnp.shape, variables["params"])
 
 
 def parameter_groups(params: Params) -> Params:
-  """Names the group of each parameter, by which the optimizer treats it.
+  """Names the group of each parameter; the optimizer treats each group differently.
 
   Args:
-    params: parameters of the network, or anything in their places.
+    params: tree of the network's parameters. Only its paths are read, so its leaves may
+      be placeholders.
 
   Returns:
-    The same tree of names: `frozen` for batch norms, `backbone`, or `heads`.
+    A tree with the same paths and a name at each: `frozen` for a batch norm,
+    `backbone`, or `heads`.
   """
   leaves = flatten_dict(params)
   # Only a batch norm has a variance among its parameters.
@@ -215,6 +219,6 @@ def parameter_groups(params: Params) -> Params:
 
 
 def unit(rows: Float[Array | np.ndarray, "*X E"]) -> Float[Array, "*X E"]:
-  """Unit rows; zeros stay zeros."""
+  """Scales rows to norm 1; a row of zeros stays zeros."""
   norms = jnp.linalg.norm(rows.astype(jnp.float32), axis=-1, keepdims=True)
   return jnp.divide(rows, jnp.maximum(norms, 1e-12))

@@ -1,10 +1,10 @@
-"""Files of a MaskFormer: ZSSeg's checkpoints are read, safetensors of the same names
-are written.
+"""Files of a MaskFormer: reads ZSSeg's checkpoints, and writes safetensors with the
+same tensor names.
 
 A checkpoint of detectron2 is a torch archive of `{"model": {name: tensor}, ..}`.
-ZSSeg's has the network, the prompt (see `files.prompt_file`) and the whole CLIP. The
-metadata `mask_former` of a file that is written here tells what shapes do not; other
-files are taken to be as published.
+ZSSeg's checkpoints hold the network, the prompt (see `files.prompt_file`) and the whole
+CLIP. Files that are written here have the metadata `mask_former`, with the sizes that
+shapes do not tell. For other files the published sizes are assumed.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +30,8 @@ from pomp_jax.rooms.regions.mask_former.sizes import (
 from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 
 _PREDICTOR = "sem_seg_head.predictor"
-# Modules of the network, and where ZSSeg has them.
+# Modules of the network, and their names in ZSSeg's checkpoints. The first prefix that
+# fits counts, so a module stands before its parent.
 _PREFIXES = {
   "backbone": "backbone",
   "pixel_decoder": "sem_seg_head.pixel_decoder",
@@ -41,15 +42,18 @@ _PREFIXES = {
   "class_embed": f"{_PREDICTOR}.class_embed.layers",
   "non_object": "clip_adapter.non_object_embedding",
 }
+# torch's names of the kinds of parameters, where Flax has other names.
 _KINDS = {
   "kernel": "weight",
   "scale": "weight",
   "mean": "running_mean",
   "var": "running_var",
 }
+# Projections that torch stacks in one matrix, in its order.
 _STACKED = ("q_proj", "k_proj", "v_proj")
-_CLIP = "clip_adapter.clip_model."
-# Metadata of our files: what shapes do not tell, here as of the published models.
+_CLIP = "clip_adapter.clip_model."  # prefix of the CLIP's tensors
+# Field of our files' metadata, and the facts in it that shapes do not tell, with the
+# values of the published models.
 _OURS = "mask_former"
 _FACTS = {
   "n_heads": 8,
@@ -58,8 +62,8 @@ _FACTS = {
   "dilations": (1, 2, 4),
   "dropout": 0.1,
 }
-# Largest difference of a CLIP's numbers, as part of a tensor's largest: rounding of
-# float16.
+# Largest accepted difference between two CLIPs' values, relative to the largest value
+# of a tensor. It allows for the rounding of float16.
 _TOLERANCE = 1e-3
 
 
@@ -74,7 +78,7 @@ class MaskFormerFile(NamedTuple):
 def _source(path: weights.Parameter) -> weights.Source:
   """Name and place of a parameter in ZSSeg's checkpoint."""
   *module, kind = path
-  # Flax wraps a convolution in a module of its own.
+  # `NormConv` wraps its convolution in a module `conv`, which ZSSeg lacks.
   if module and module[-1] == "conv":
     del module[-1]
   kind = _KINDS.get(kind, kind)
@@ -98,14 +102,14 @@ ZSSEG = weights.Layout(_source, (), "MaskFormer of ZSSeg")
 def read_mask_former(path: str | os.PathLike) -> MaskFormerFile:
   """Reads a checkpoint of ZSSeg with the backbone R101c, or a file written here.
 
-  Nothing in the file is run.
+  No code in the file is run.
 
   Raises:
     RegionError, ClipError: the file is missing or damaged, or has another network.
   """
   with weights.open_weights(path) as file:
     facts = _read_facts(file)
-    # A checkpoint of ZSSeg has the prompt and CLIP as well.
+    # Skip the prompt and the CLIP, which a checkpoint of ZSSeg holds too.
     shapes_in_file = {}
     for name, shape in file.shapes.items():
       is_of_network = name.startswith(("backbone.", "sem_seg_head."))
@@ -129,18 +133,19 @@ def read_mask_former(path: str | os.PathLike) -> MaskFormerFile:
 def stored_tensors(
   params: dict[str, Any], layout: weights.Layout
 ) -> dict[str, np.ndarray]:
-  """The tensors of a layout that `read_params` reads as these parameters, by name."""
+  """Tensors by name, from which `read_params` reads these parameters in this layout."""
   tensors: dict[str, np.ndarray] = {}
   parts_of: dict[str, dict[int, np.ndarray]] = {}
   for path, leaf in flatten_dict(params).items():
     source = layout.source(path)
-    # `stored_axes` leads from the file to the parameter; this is the way back.
+    # `stored_axes` leads from the file to the parameter; its argsort leads back.
     axes = np.argsort(weights.stored_axes(np.ndim(leaf), source))
     stored = np.transpose(leaf, axes)
     if source.part is None:
       tensors[source.key] = np.asarray(stored, order="C")
     else:
       parts_of.setdefault(source.key, {})[source.part] = stored
+  # A tensor with parts is a stack of three: query, key and value.
   for key, parts in parts_of.items():
     tensors[key] = np.concatenate([parts[0], parts[1], parts[2]])
   return tensors
@@ -149,7 +154,7 @@ def stored_tensors(
 def write_mask_former(
   file: BinaryIO, content: MaskFormerFile, context: np.ndarray | None = None
 ) -> None:
-  """Writes a safetensors file; equal content makes equal bytes.
+  """Writes a safetensors file; equal contents make equal bytes.
 
   ZSSeg's code, which keeps its own CLIP, loads the tensors of a network with R101c
   after `torch.save({"model": safetensors.torch.load_file(path)}, "masks.pth")`.
@@ -157,14 +162,17 @@ def write_mask_former(
   Args:
     file: open file.
     content: network to write.
-    context: prompt [M,D] that the network was trained with, read by `load_prompt`.
+    context: M context vectors [M,D] of the prompt that the network was trained with.
+      `load_prompt` reads them from the file.
   """
   tensors = stored_tensors(jax.device_get(content.params), ZSSEG)
   if context is not None:
     tensors["clip_adapter.prompt_learner.ctx"] = np.asarray(context, np.float32)
-  # The library writes an array's memory, whatever its strides.
+  # The library writes an array's memory without regard to strides, so make each array
+  # contiguous.
   tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
   config = content.config
+  # ResNetSizes has no `groups` and SmallSizes no `dilations`: write published values.
   facts = {
     "n_heads": config.n_heads,
     "groups": config.groups,
@@ -174,7 +182,7 @@ def write_mask_former(
     "trained_classes": tuple(content.trained_classes),
   }
   checksum = _checksum(facts, tensors, tensors.__getitem__)
-  # One item: the library writes several in any order.
+  # Write one item, since the library writes several in any order.
   metadata = {_OURS: json.dumps({**facts, "crc32": checksum})}
   file.write(safetensors.numpy.save(tensors, metadata))
 
@@ -192,17 +200,19 @@ def _checksum(
 
 
 def check_clip(path: str | os.PathLike, clip: Clip) -> None:
-  """Compares the CLIP in a checkpoint with the configured one; our files have none.
+  """Compares the CLIP in a checkpoint with the configured CLIP.
+
+  In our files, which hold no CLIP, only the width of the embeddings is compared.
 
   Raises:
-    RegionError: a tensor differs by more than the rounding of float16.
+    RegionError: the width differs, or a tensor by more than the rounding of float16.
   """
   with weights.open_weights(path) as file:
-    null = _PREFIXES["non_object"]
-    shape = file.shapes.get(null)
+    null_name = _PREFIXES["non_object"]
+    shape = file.shapes.get(null_name)
     expected = (1, clip.config.projection_dim)
     if shape != expected:
-      refuse(path, null, f"of shape {shape}", f"{expected}, of {clip.name}")
+      refuse(path, null_name, f"of shape {shape}", f"{expected}, of {clip.name}")
     if not any(name.startswith(_CLIP) for name in file.shapes):
       return
     accepted = f"as in {clip.name}, config.clip.model"
@@ -213,22 +223,24 @@ def check_clip(path: str | os.PathLike, clip: Clip) -> None:
         refuse(path, name, f"of shape {shape}", accepted)
       difference = np.abs(file.read(name) - values).max(initial=0)
       largest = max(np.abs(values).max(initial=0), 1e-6)
-      # Not <=, so that NaN differs.
+      # `not <=` instead of `>`, so that NaN counts as a difference.
       if not difference <= _TOLERANCE * largest:
         refuse(path, name, f"other by up to {difference:.3g}", accepted)
 
 
 def _read_facts(file: weights.Weights) -> dict[str, Any]:
-  """Reads what the shapes of a network do not tell: see `_FACTS`, and its classes.
+  """Reads what the shapes of a network do not tell: `_FACTS` and the trained classes.
 
-  A published file has no metadata, and gets the published values without classes.
+  For a published file, which has no metadata, these are the published values and no
+  classes.
 
   Raises:
     RegionError: the metadata is unreadable, of another program, or damaged.
   """
   stored = file.text.get(_OURS)
   if stored is None:
-    # JSON in other metadata is of another program, whose sizes would be guessed.
+    # Other metadata with JSON is another program's. Do not guess the sizes of its
+    # network.
     if any(text.startswith("{") for text in file.text.values()):
       fields = ", ".join(file.text)
       refuse(file.path, "the metadata", f"of {fields}", f"{_OURS}, or none")
@@ -237,7 +249,7 @@ def _read_facts(file: weights.Weights) -> dict[str, Any]:
   try:
     facts = json.loads(stored)
     checksum = facts.pop("crc32", None)
-    # A file without a checksum is read too.
+    # The checksum is optional.
     if checksum is not None and checksum != _checksum(facts, file.shapes, file.read):
       actual = f"{checksum}, not that of the rest"
       refuse(file.path, "crc32", actual, "an undamaged file")
@@ -250,7 +262,7 @@ def _read_facts(file: weights.Weights) -> dict[str, Any]:
       raise ValueError("a class without a name")
   except RegionError:
     raise
-  # What `json` and the lines above raise for JSON of another form.
+  # `json` and the lines above raise these errors for JSON of another form.
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
     refuse(file.path, _OURS, f"unreadable ({error})", "the JSON that is written here")
   return {**_FACTS, **facts}
@@ -261,7 +273,8 @@ def _config_of(
 ) -> MaskFormerConfig:
   """Infers a network's sizes from its tensors.
 
-  Tensors that are missing or superfluous beside these are left to `check_weights`.
+  Only tensors that tell a size are checked. `check_weights` finds all others that are
+  missing or superfluous.
 
   Args:
     shapes: shape of each tensor of the network, by ZSSeg's names.
@@ -269,8 +282,7 @@ def _config_of(
     where: file, for messages.
 
   Raises:
-    RegionError: a tensor that tells a size is missing, or has an axis less, or an empty
-      one.
+    RegionError: a tensor that tells a size is missing, lacks the axis, or is empty.
   """
 
   def size(name: str, axis: int = 0) -> int:
@@ -282,7 +294,7 @@ def _config_of(
     return shape[axis]
 
   def count(name: str) -> int:
-    """How many of the names with 0, 1, .. in the place of {} are there in a row."""
+    """Counts the tensors named with 0, 1, .. in place of {}, up to the first gap."""
     n_tensors = 0
     while name.format(n_tensors) in shapes:
       n_tensors += 1

@@ -1,4 +1,4 @@
-"""Sizes of MaskFormer, as published and for the world."""
+"""Sizes of MaskFormer: the published network, and a small one for the world."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ class ResNetSizes:
   # channels of the first stage's 3x3 convolutions; later stages double them
   width: int = 64
   stem: int = 128  # channels of the stem's output
-  # of the last stage's 3x3 convolutions, one a bottleneck
+  # dilation of the 3x3 convolution in each bottleneck of the last stage
   dilations: tuple[int, ...] = (1, 2, 4)
 
 
@@ -19,28 +19,28 @@ class ResNetSizes:
 class SmallSizes:
   """Sizes of a `SmallBackbone`."""
 
-  channels: tuple[int, ...] = (32, 48, 64, 80)  # of each of the four maps
-  groups: int = 8  # of the norms
+  channels: tuple[int, ...] = (32, 48, 64, 80)  # channels of the four maps
+  groups: int = 8  # groups of each group norm
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskFormerConfig:
   """Sizes of the network; the defaults are those of ZSSeg's R101c models."""
 
-  embedding: int = 512  # E, of the CLIP whose class matrices will be used
+  embedding: int = 512  # E, width of the class matrices that will be used
   backbone: ResNetSizes | SmallSizes = ResNetSizes()
   width: int = 256  # channels of the feature pyramid, and D of the transformer decoder
   mask_width: int = 256  # channels of pixel and mask embeddings
-  groups: int = 32  # of the feature pyramid's norms
+  groups: int = 32  # groups of the feature pyramid's group norms
   n_queries: int = 100  # Q
   n_layers: int = 6  # J
   n_heads: int = 8
   mlp: int = 2048  # hidden width of the decoder layers
   embedding_mlp: int = 1024  # hidden width of the embedding head
-  dropout: float = 0.1  # of the decoder in training
+  dropout: float = 0.1  # dropout rate of the decoder in training
 
 
-# Sizes by name: R101c as published, and a network that is trained on the world in
+# Sizes by name: R101c as published, and a small network that trains on the world in
 # minutes.
 VARIANTS = {
   "r101c": MaskFormerConfig(),
