@@ -27,7 +27,7 @@ from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.duplicates import find_duplicates
-from pomp_jax.data.folder import classes_of, match_classes
+from pomp_jax.data.folder_classes import classes_of, match_classes
 from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import (
   even_sample,

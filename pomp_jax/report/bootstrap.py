@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from pomp_jax.report.harmonic_mean import harmonic_mean
+
 _DRAWS = 4000
 _SEED = 0
 
@@ -44,8 +46,8 @@ def bootstrap(parts: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
       set_draws.append(_accuracies(drawn_cases_Dx4 / figures["images"]))
     part_values.append(sum(set_values) / len(sets))
     part_draws.append(sum(set_draws) / len(sets))
-  value_2 = _harmonic(np.array(part_values))
-  drawn_Dx2 = _harmonic(np.array(part_draws))
+  value_2 = harmonic_mean(np.array(part_values))
+  drawn_Dx2 = harmonic_mean(np.array(part_draws))
 
   statistic: dict[str, Any] = {"interval": _ends(drawn_Dx2[:, 0], value_2[0])}
   if all("difference" in figures for sets in parts for figures in sets):
@@ -82,12 +84,6 @@ def _accuracies(cases: np.ndarray) -> np.ndarray:
   prompt_alone = cases[..., 1]
   reference_alone = cases[..., 2]
   return np.stack([both + prompt_alone, both + reference_alone], axis=-1)
-
-
-def _harmonic(parts: np.ndarray) -> np.ndarray:
-  """Harmonic mean over the first axis; 0 where a part is 0."""
-  with np.errstate(divide="ignore"):
-    return len(parts) / np.sum(1 / parts, axis=0)
 
 
 def _ends(drawn_D: np.ndarray, value: float) -> list[float]:

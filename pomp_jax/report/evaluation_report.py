@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 import functools
 import operator
-from statistics import harmonic_mean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from pomp_jax.hooks import BY_CLASS, SUITES
 from pomp_jax.registry import WORLD
 from pomp_jax.report import report
 from pomp_jax.report.bootstrap import bootstrap
+from pomp_jax.report.harmonic_mean import harmonic_mean
 from pomp_jax.report.labels import counted
 
 _TITLES = {
@@ -233,17 +233,15 @@ def _harmonic(
   group: str, base: Mapping[str, float], unseen: Mapping[str, float]
 ) -> dict[str, float]:
   """Harmonic means of a prompt's accuracies on both parts of a set, and of the means."""
-  # `float`, because `harmonic_mean` returns the int 0 if one of the values is 0.
-  row = {
-    column: float(harmonic_mean((base[column], unseen[column])))
-    for column in base
-    if column in unseen
-  }
+  row = {}
+  for column in base:
+    if column in unseen:
+      row[column] = float(harmonic_mean(np.array([base[column], unseen[column]])))
   if base.keys() == unseen.keys():  # else the means are over different sets
     base_means = _mean(group, base)
     unseen_means = _mean(group, unseen)
     for name, base_mean in base_means.items():
-      row[name] = float(harmonic_mean((base_mean, unseen_means[name])))
+      row[name] = float(harmonic_mean(np.array([base_mean, unseen_means[name]])))
   return row
 
 

@@ -18,6 +18,7 @@ from pomp_jax.prompt.learner import Frozen
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.optimizer import adamw, learning_rate, sgd
 from pomp_jax.train import batches, methods
+from pomp_jax.train.initial_context import initial_context
 from pomp_jax.train.sampling_data import sampling_arrays
 from pomp_jax.train.training import PromptRun, logit_bias_of
 
@@ -96,9 +97,7 @@ def prepare(
     encoder.clip.text_width,
     prompt.position,
     n_classes=n_classes if prompt.class_specific else None,
-    init_value=methods.initial_context(
-      prompt, encoder.clip, n_classes, method.fixed_words
-    ),
+    init_value=initial_context(prompt, encoder.clip, n_classes, method.fixed_words),
   )
 
   # Another run's arrays were built for `config.prompt.m`, but the best candidate may

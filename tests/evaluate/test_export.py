@@ -19,7 +19,7 @@ from pomp_jax.evaluate.classifier import open_prompt
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.train.methods import initial_context
+from pomp_jax.train.initial_context import initial_context
 from tests.support.clips import PLAIN_TOWER, encode_texts
 from tests.support.oracles import unit
 from tests.support.small_run import small_config

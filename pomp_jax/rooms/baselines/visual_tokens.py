@@ -43,8 +43,8 @@ from pomp_jax.prompt.mesh import replicate, split_over_class
 from pomp_jax.rooms.baselines.cocoop import dense, init_dense
 from pomp_jax.rooms.baselines.fields import Tokens
 from pomp_jax.rooms.baselines.learner_accuracy import Baseline
+from pomp_jax.train.initial_context import initial_words
 from pomp_jax.train.memory import activation_memory
-from pomp_jax.train.methods import initial_words
 
 # Function (params, images [B,H,W,3], tokens [J,V,W]) -> features [B,E].
 PromptedImageTower = Callable[[Params, jax.Array, jax.Array], jax.Array]

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from s3fs import S3FileSystem
 from s3fs.core import set_custom_error_handler
 
-from pomp_jax.rooms.buckets.objects import Objects
+from pomp_jax.rooms.buckets.base_store import Objects
 from pomp_jax.rooms.buckets.store_errors import translate
 
 # s3fs would log a traceback for each failed try.

@@ -8,7 +8,7 @@ from typing import Any
 
 from gcsfs.core import GCSFileSystem
 
-from pomp_jax.rooms.buckets.objects import Objects
+from pomp_jax.rooms.buckets.base_store import Objects
 from pomp_jax.rooms.buckets.store_errors import translate
 
 # gcsfs would log a traceback for each failed try.

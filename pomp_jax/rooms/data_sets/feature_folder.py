@@ -20,7 +20,7 @@ import numpy as np
 from pomp_jax.clip.open_clip import HUB_PREFIX, PREFIX
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import ClassList, check_names, load_class_list
-from pomp_jax.data.folder import classes_of, match_classes
+from pomp_jax.data.folder_classes import classes_of, match_classes
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import FeatureSource, LabelledSet, SourceError, StoredImages
 from pomp_jax.files.features import DamagedFeaturesError

@@ -30,7 +30,7 @@ from pomp_jax.data.class_lists import (
   load_class_list,
   read_table,
 )
-from pomp_jax.data.folder import classes_of, match_classes
+from pomp_jax.data.folder_classes import classes_of, match_classes
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.files.paths import is_file, local_copy, scheme_of, to_path

@@ -9,6 +9,8 @@ from typing import Any
 from jaxtyping import Float, Int
 import numpy as np
 
+from pomp_jax.report.harmonic_mean import harmonic_mean
+
 
 class PixelTally:
   """Pixel counts of each class over a data set.
@@ -101,8 +103,7 @@ def _share(part: np.number, whole: np.number) -> float | None:
 
 
 def _harmonic_mean(base: float | None, novel: float | None) -> float | None:
-  """Harmonic mean; None if `base` or `novel` is None, 0 if both are 0."""
+  """Harmonic mean; None if `base` or `novel` is None, 0 if one of them is 0."""
   if base is None or novel is None:
     return None
-  total = base + novel
-  return 2 * (base * novel) / total if total else total
+  return float(harmonic_mean(np.array([base, novel])))

@@ -51,7 +51,8 @@ from pomp_jax.rooms.regularisation import words
 from pomp_jax.rooms.regularisation.averaging import averaging
 from pomp_jax.rooms.regularisation.consistency import consistency_term
 from pomp_jax.rooms.regularisation.fields import Consistency
-from pomp_jax.train.methods import initial_context, initial_words, method_of
+from pomp_jax.train.initial_context import initial_context, initial_words
+from pomp_jax.train.methods import method_of
 from tests.evaluate.test_ranking import Pictures
 from tests.rooms.regularisation.test_consistency import published
 from tests.support.checks import assert_close, equations
