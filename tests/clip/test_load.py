@@ -3,6 +3,7 @@ else."""
 
 import copy
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -189,3 +190,13 @@ def test_a_truncated_shard_and_one_of_something_else(tmp_path):
     ClipError, match="b.safetensors: the file is not a whole safetensors"
   ):
     open_weights(index).__enter__()
+
+
+def test_settings_tell_the_four_ways_of_resizing_apart():
+  clip = load_clip("world")
+  ways = itertools.product((False, True), repeat=2)
+  settings = [
+    dataclasses.replace(clip, squash=squash, bilinear=bilinear).settings
+    for squash, bilinear in ways
+  ]
+  assert len(set(settings)) == 4 and settings[0] == clip.settings

@@ -129,3 +129,11 @@ def test_suites_of_photographs_are_evaluated_on_the_published_clip():
   assert (
     clip_of(evaluate, "sets_file=sets.toml,clip=laion/some-clip") == "laion/some-clip"
   )
+
+
+def test_another_job_of_a_file_gets_the_fields_that_the_file_has_for_it():
+  """The job is on the command line, the fields are in the file."""
+  prepare = parse(["--config=imagenet21k_vit_b16", "--config.job=prepare"]).settings
+  found = prepare.prepare
+  expected = ("imagenet21k", "imagenet21k_p_w21", 16, 50)
+  assert (found.dataset, found.names, found.shots, found.held_out) == expected

@@ -1,6 +1,7 @@
 """A folder a class, with and without folders of splits; few shots and other subsets."""
 
 import collections
+import dataclasses
 import os
 import shutil
 
@@ -11,10 +12,17 @@ from PIL import Image
 import pytest
 
 from pomp_jax.data.class_lists import ClassList
-from pomp_jax.data.folder import classes_in, find_images, open_folder, split_folders
+from pomp_jax.data.folder import (
+  classes_in,
+  find_images,
+  open_folder,
+  open_split,
+  split_folders,
+)
 from pomp_jax.data.images import UNREAD_REASON, ImageError, read_image
 from pomp_jax.data.source import Source, SourceError
 from pomp_jax.data.subsets import even_sample, few_shot, held_out
+from tests.support.small_run import small_config
 
 
 def picture(path, level=0):
@@ -110,6 +118,22 @@ def test_splits(root, tmp_path_factory):
   # "train" among other things is a thing.
   picture(root / "train/1.jpg")
   assert split_folders(root) == {"train": root}
+
+
+def test_novel_classes_need_no_training_images(tmp_path):
+  """With a list of base classes; without it the training images decide."""
+  for file in ("train/cat/a.png", "test/cat/b.png", "test/axe/c.png"):
+    picture(tmp_path / file)
+  data = small_config(
+    **{"data.source": "folder", "data.root": str(tmp_path), "data.n_classes": 0}
+  ).data
+  base = tmp_path / "base.txt"
+  base.write_text("cat\n")
+  with_base = dataclasses.replace(data, base=str(base))
+  assert open_split(data, "train").names == ("cat",)
+  assert open_split(with_base, "train").names == ("axe", "cat")
+  assert open_split(with_base, "train").labels.tolist() == [1]
+  assert open_split(with_base, "test").labels.tolist() == [0, 1]
 
 
 def test_what_is_no_folder_of_classes(root):

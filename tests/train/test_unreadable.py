@@ -18,6 +18,7 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import pretrain
 from pomp_jax.train.results import figures_of_splits, open_splits
 from pomp_jax.train.training import PromptRun
+from pomp_jax.train.watch import Watch
 from tests.support.data_files import write_unreadable_set
 from tests.support.small_run import small_config
 
@@ -98,6 +99,31 @@ def test_a_failed_evaluation_leaves_the_prompt(
   assert [line.split(" images")[0] for line in told[:2]] == ["1 of 30", "1 of 50"]
   assert results["unreadable"]["test"][0] in told[2]
   assert (run / "plots/predictions.png").exists()
+
+
+def test_a_resumed_run_remembers_what_it_could_not_read(
+  config_of, images, tmp_path, monkeypatch
+):
+  """The picture is repaired while the run is stopped, so only the checkpoint knows."""
+  broken = shutil.copytree(images, tmp_path / "eurosat")
+  picture = broken / "train" / NAMES[4] / "1.png"
+  content = picture.read_bytes()
+  picture.write_bytes(b"no image")
+  fields = {"data.max_corrupt": 0.1, "steps": 6, "checkpoint.every": 3}
+  config = config_of(broken, **fields)
+
+  def stop(self, number, metrics):
+    if number == 4:
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Watch, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+      pretrain.run(config, str(tmp_path / "run"))
+  picture.write_bytes(content)
+  results = pretrain.run(config, str(tmp_path / "run"))
+  assert results["unreadable_images"] == 1
+  assert results["unreadable"]["train"] == [str(picture)]
 
 
 def test_a_part_of_the_images_names_its_own_unreadable_ones(

@@ -9,10 +9,12 @@ import safetensors.torch
 import torch
 
 from pomp_jax.data.class_lists import Category, VocabularyError
+from pomp_jax.evaluate import opening
 from pomp_jax.files.prompt_file import PromptFileError
 from pomp_jax.rooms.interchange import class_features
 from tests.files.test_pieces import check_flipped_bits
 from tests.support.prompt_files import refusal
+from tests.support.small_run import small_config
 
 FEATURES = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 FEATURES /= np.linalg.norm(FEATURES, axis=-1, keepdims=True)
@@ -53,6 +55,23 @@ def test_bad_features_are_not_written(tmp_path, write, features, part):
   with pytest.raises(class_features.ClassFeatureError, match=part):
     write(tmp_path / "a.npy", features)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("image_tower", [True, False])
+def test_the_check_reads_no_image_tower_that_is_off(monkeypatch, image_tower):
+  """Of some CLIPs the text tower alone is supported."""
+  read_clip, asked = opening.read_clip, []
+
+  def noted(model, **options):
+    asked.append(options["image_tower"])
+    return read_clip(model, **options)
+
+  monkeypatch.setattr(opening, "read_clip", noted)
+  fields = {"job": "export", "export.format": "open_clip", "export.names": "eurosat"}
+  fields |= {"export.prompt": "a {}.", "clip.image_tower": image_tower}
+  config = small_config(**fields)
+  class_features.check(config.export, config.clip)
+  assert asked == [image_tower]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])

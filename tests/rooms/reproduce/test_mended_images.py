@@ -88,3 +88,18 @@ def test_a_record_has_no_paths_and_times(measured, tmp_path):
     path.touch()
   _, is_computed, after = measured("pieces")
   assert is_computed and after == before
+
+
+def test_answers_of_a_quick_run_are_not_those_of_the_set(
+  world_data, tmp_path, monkeypatch
+):
+  """A whole run may follow in the folder of a quick one."""
+  monkeypatch.setattr(measure, "QUICK", 8)
+  encoder = opening.open_encoder(Clip())
+  labelled = world_sets.open_set(world_data, SET)
+  n_answers = []
+  for quick in (True, False, True):
+    measurer = Measurer(encoder, tmp_path, dtype="float32", quick=quick)
+    measured = measurer.measure(SET, "digest", labelled, {"text": "{}."})
+    n_answers.append(len(measured["text"].answers))
+  assert n_answers == [8, len(labelled.source), 8]
