@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import scipy.special
+from sklearn.metrics import roc_auc_score
 
 from pomp_jax.clip.load import load_clip
 from pomp_jax.config import ConfigError
@@ -80,6 +81,28 @@ def test_figures_of_the_test_split_are_those_of_float64(calibrated, encoder):
   assert test["sets"]["covered"]["share"] == pytest.approx(covered)
   assert test["sets"]["mean_size"] == pytest.approx(inside.sum(1).mean())
   assert results["unknown"]["unknown_images"] == 400
+
+
+def test_figures_of_unknown_images_are_those_of_float64(calibrated, encoder):
+  """Known and unknown images under the known names, in that order."""
+  folder, results = calibrated
+  stored = load_prompt(folder).calibration
+  names = json.loads((folder / "class_names.json").read_text())["names"]
+  rows = encoder.class_features(names, TEXT).astype(np.float64)
+  factor = encoder.clip.logit_scale / stored.temperature
+  likeliest = []
+  for split in ("base", "novel"):
+    images = source(split, n_images=400, n_classes=40).images(np.arange(400))
+    features = encoder.image_features(images).astype(np.float64)
+    likeliest.append(scipy.special.softmax(factor * features @ rows.T, axis=1).max(1))
+  known, unknown = likeliest
+  figures = results["unknown"]
+  refused = (unknown < stored.floor).mean()
+  assert figures["refused"]["share"] == pytest.approx(refused)
+  assert refused > (known < stored.floor).mean() + 0.1
+  area = roc_auc_score(np.repeat([1, 0], 400), np.concatenate(likeliest))
+  # In float32 probabilities near 1 are equal, which counts half.
+  assert figures["scores"]["calibrated"]["auroc"] == pytest.approx(area, abs=0.005)
 
 
 def test_each_field_changes_what_it_names(calibrated, tmp_path):
