@@ -239,7 +239,7 @@ def find_images(
   """Finds the image files of a folder by their path in it, "cats/a.jpg", sorted.
 
   Args:
-    path: folder, or a single image file, whose path in the result is its name.
+    path: folder, or a single image file. The result has the file under its name.
     nested: whether to search all folders within the folder.
     unread: whether to include pictures of formats that are not read, for a caller that
       reports them.

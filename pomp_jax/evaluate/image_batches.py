@@ -47,7 +47,7 @@ def image_batches(
   The last batch is padded with copies of the last image.
 
   Args:
-    encoder: CLIP, whose image size the images get and whose mesh shares a batch.
+    encoder: CLIP. Images get its size, and the devices of its mesh share a batch.
     source: images.
     skipped: record to which unreadable images are added.
     batch_size: images of a batch over all processes, rounded up to a multiple of the

@@ -11,13 +11,13 @@ from pomp_jax.files.pieces import fingerprint
 
 
 def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
-  """Returns the cache key of a source's features: all but the augmentation.
+  """Returns the cache key of a source's features.
 
-  A store keeps the key beside the features, and computes the features again if the key
-  differs. The key covers class names, image keys and labels of all images, but the
-  content of the first image alone: reading all images takes as long as computing their
-  features. `evaluate` also compares sizes and times of the files: see
-  `files.paths.file_stamps`.
+  The key has all that the features depend on, except the augmentation. A store keeps
+  the key beside the features, and computes them again if the key differs. Of the images
+  the key covers all class names, image keys and labels, but the content of the first
+  one alone: reading all images takes as long as computing their features. `evaluate`
+  also compares sizes and times of the files: see `files.paths.file_stamps`.
 
   Args:
     source: images, or features of a file.

@@ -70,7 +70,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
     self._events: EventsWriter | None = None
     self._warned = False
     self._next_upload = 0.0
-    with self._drop_on_error(first_step):
+    with self._warn_once_on_error(first_step):
       self._folder.path.mkdir(parents=True, exist_ok=True)
       earlier_lines = []
       for record in self._target.records():
@@ -84,7 +84,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
     """Writes the scalars of a step; NaN and infinities become null in `metrics.jsonl`."""
     values = {name: float(value) for name, value in scalars.items()}
     stamp = {"step": step, "time": round(time.time(), 3)}
-    with self._drop_on_error(step):
+    with self._warn_once_on_error(step):
       with open(self._folder.metrics, "ab") as file:
         if self._warned:
           file.write(b"\n")  # after a failed write the last line may be incomplete
@@ -147,7 +147,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
     self._events.flush()
 
   @contextlib.contextmanager
-  def _drop_on_error(self, step: int) -> Iterator[None]:
+  def _warn_once_on_error(self, step: int) -> Iterator[None]:
     """Turns the first failed write into a warning, and ignores later failures.
 
     Args:

@@ -162,7 +162,7 @@ def read_user_json(
   """Reads a JSON file that a user wrote, which may have any content.
 
   Args:
-    path: file or object.
+    path: local file, or object of a bucket.
     error: type of the exception to raise.
     **options: options of `json.loads`.
 
@@ -170,7 +170,7 @@ def read_user_json(
     The JSON value.
 
   Raises:
-    error: the file can't be read, or is not JSON; one line.
+    error: the file can't be read, or is not JSON. The message is one line.
   """
   content = read_file(path, error)
   try:

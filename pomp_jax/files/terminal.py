@@ -248,7 +248,7 @@ class Progress(contextlib.AbstractContextManager):
         self._set_line(step, texts)
       if not self._reported:
         if self._warmup:
-          bar.unpause()  # starts the clock of the speed again
+          bar.unpause()  # measure the speed from here on, without the warmup
         self._reported = True
       bar.update(step - bar.n)
 

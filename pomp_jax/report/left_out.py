@@ -9,7 +9,7 @@ _MOST = 200  # rows
 
 
 def left_out_section(left_out: Mapping[str, Any]) -> Section:
-  """A line for each class or picture that is in no figure.
+  """A line for each class or picture that no accuracy counts.
 
   `left_out` is the field of `results.json` that `stored_splits.left_out` returns.
   """

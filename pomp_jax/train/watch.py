@@ -244,9 +244,10 @@ class Watch(contextlib.AbstractContextManager):
     scalars = {}
     for name in values[0]:
       scalars[name] = sum(float(metrics[name]) for metrics in values) / len(values)
+    # Step s takes the rate of the schedule's count s - 1, which starts at 0.
     scalars["learning_rate"] = float(self._run.rate(last_step - 1))
 
-    self._time_steps(last_step)
+    self._time_steps(last_step)  # fills self._own
     images_per_second = self._run.loop.batch_size / self._own["step_seconds"]
     own_rate = images_per_second / jax.process_count()
     hosts.post("watch", self._own | {"images_per_second": own_rate})

@@ -42,7 +42,8 @@ class Measurement:
 
   def row(self) -> dict[str, Any]:
     """Returns the figures, medians over the rounds."""
-    # Divide within each round: a machine that slows down slows step and product.
+    # Divide within each round: the step and the matrix product that it is compared with
+    # are then equally slow if the machine slows down.
     rounds = zip(self.times, self.rates, strict=True)
     shares = [self.flops / seconds / rate for seconds, rate in rounds]
     row = dataclasses.asdict(self)

@@ -1,1 +1,1 @@
-"""How sure an answer is, and how deep; none of the names; classifiers for others."""
+"""Calibrated answers, answers from a tree, and classifiers for other programs."""

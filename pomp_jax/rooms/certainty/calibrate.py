@@ -1,9 +1,13 @@
 """A temperature, a floor and sets for a prompt's answers, from validation images.
 
-One half of the images, drawn by the seed, fixes the temperature; the other half, which
-it has not seen, the floor and the thresholds of the sets. Leaves `prompt.npz` with them,
-`class_names.json`, `results.json`, `results.md` and `report.html` in the run's folder.
-With several processes all compute, and the first writes.
+The seed splits the images into two random halves. The first half fixes the temperature.
+The second half, which the temperature has not seen, fixes the floor and the thresholds
+of the sets. The run's folder gets `prompt.npz` with all three, `class_names.json`,
+`results.json`, `results.md` and `report.html`. With several processes all compute, and
+process 0 writes.
+
+Shapes: B images, b and c images of the two halves, N classes, C classes of a split, E
+embedding.
 """
 
 from collections.abc import Sequence
@@ -49,15 +53,15 @@ from pomp_jax.rooms.certainty.temperature import calibration_figures, fit_temper
 log = logging.getLogger(__name__)
 
 _FIELD = "calibrate.prompt"
-_LEAST_IMAGES = 20  # of each half
+_LEAST_IMAGES = 20  # fewest images in each half
 
 
 class Head(NamedTuple):
-  """A prompt with its class vectors, and its factors on cosines."""
+  """Class vectors of a prompt, and the factors on their cosines with images."""
 
   rows: Float[np.ndarray, "N E"]  # unit features of the classes
   plain: float  # the CLIP's factor
-  calibrated: float  # the factor divided by the temperature
+  calibrated: float  # the CLIP's factor divided by the temperature
 
 
 def check(config: CalibrateConfig, workdir: str) -> None:
@@ -92,11 +96,11 @@ def check(config: CalibrateConfig, workdir: str) -> None:
 
 
 def run(config: CalibrateConfig, workdir: str) -> dict[str, Any]:
-  """Fits, measures and writes; returns what `results.json` holds.
+  """Fits and measures a calibration, and writes the files; returns the results.
 
   Raises:
-    EvaluationError: features that are not finite.
-    TemperatureError: the images fix no temperature.
+    EvaluationError: features are not finite.
+    TemperatureError: the validation images fix no temperature.
   """
   folder, settings = RunFolder(workdir), config.calibrate
   encoder = opening.open_encoder(
@@ -128,6 +132,7 @@ def run(config: CalibrateConfig, workdir: str) -> dict[str, Any]:
   if settings.unknown:
     other = _images(encoder, config.data, config.eval, settings.unknown)
     strangers = of_classes(other, images.names, known=False)
+    # Without a test split, compare the unknown images with the validation images.
     compared = images if known is None else known
     results["unknown"] = {"split": settings.unknown} | told_apart(
       compared, strangers, head, calibration
@@ -165,17 +170,18 @@ def calibrated(
   settings: Calibrate,
   seed: int,
 ) -> tuple[Calibration, dict[str, Any]]:
-  """Fits a temperature on one half of the images, floor and sets on the other.
+  """Fits a temperature on one half of the images, and floor and sets on the other half.
 
   Args:
     images: features and labels of the validation images.
     rows_NxE: unit features of the classes.
     logit_scale: the CLIP's factor on cosines.
     settings: stated error and coverage, and the kind of the sets.
-    seed: random seed of the halves.
+    seed: random seed of the split into halves.
 
   Returns:
-    The calibration, without the CLIP's name and digest, and figures of the second half.
+    The calibration, in which name and digest of the CLIP are still empty, and figures
+    measured on the second half.
   """
   first, second = halves(len(images.labels), seed)
   temperature = fit_temperature(
@@ -224,7 +230,7 @@ def calibrated(
 def halves(
   n_images: int, seed: int
 ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " c"]]:
-  """Two halves of the images at random, in ascending order each."""
+  """Indices of two random halves of the images; each half is ascending."""
   order = np.random.default_rng(seed).permutation(n_images)
   middle = n_images // 2
   return np.sort(order[:middle]), np.sort(order[middle:])
@@ -233,10 +239,10 @@ def halves(
 def promised(
   images: SplitFeatures, head: Head, calibration: Calibration
 ) -> dict[str, Any]:
-  """What became of the promises on images that the calibration has not seen.
+  """Measures calibration, floor and sets on images that the calibration has not seen.
 
   Args:
-    images: images of known classes, with labels among the calibration's classes.
+    images: images of known classes; labels count in the calibration's classes.
     head: class vectors and factors.
     calibration: temperature, floor and sets.
   """
@@ -276,8 +282,8 @@ def told_apart(
   head: Head,
   calibration: Calibration,
 ) -> dict[str, Any]:
-  """AUROC and FPR at 95% of scores for known against unknown images, and what the floor
-  does.
+  """Measures how well scores separate unknown from known images: AUROC, FPR at 95%, and
+  the share of unknown images that the floor refuses.
 
   Args:
     known: images of known classes.
@@ -287,6 +293,7 @@ def told_apart(
   """
   scores = []
   for images in (known, strangers):
+    # No score depends on the right class.
     unused_B = np.zeros(len(images.labels), np.int32)
     of_images = (images.features, head.rows, unused_B)
     plain = outputs(*of_images, head.plain)
@@ -307,7 +314,7 @@ def sizes_of(
   """Number of names in the set of each image.
 
   Args:
-    sets: thresholds.
+    sets: thresholds of the sets.
     features_BxE: unit features of the images.
     head: class vectors, and the factors on cosines.
   """
@@ -320,16 +327,17 @@ def sizes_of(
 def of_classes(
   images: SplitFeatures, names: Sequence[str], *, known: bool
 ) -> SplitFeatures:
-  """The images whose class is among the names, with their labels there; or the others
-  with label 0.
+  """Selects the images whose class is among the names, or all other images.
+
+  Labels of the result count in `names`. The other images have label 0.
 
   Args:
     images: features and labels, with the names of these labels.
     names: names of the classifier.
-    known: whether the images of these names are wanted; otherwise all others.
+    known: True for the images whose class is among the names, False for the others.
   """
-  row = {name: label for label, name in enumerate(names)}
-  label_C = np.array([row.get(name, -1) for name in images.names], np.int32)
+  label_of = {name: label for label, name in enumerate(names)}
+  label_C = np.array([label_of.get(name, -1) for name in images.names], np.int32)
   labels_B = label_C[images.labels]
   kept = np.flatnonzero((labels_B >= 0) == known)
   return SplitFeatures(
@@ -341,12 +349,12 @@ def of_classes(
 
 
 def as_prompt(opened: Prompt | str, classes: ClassList, encoder: Encoder) -> Prompt:
-  """A learned prompt as it is, or hand-written texts as sentences that a file can
-  hold.
+  """Returns a learned prompt unchanged, and turns hand-written texts into a prompt
+  that a file can hold.
 
   Args:
     opened: learned prompt, or the name of hand-written texts.
-    classes: class list, which knows the texts of a name.
+    classes: class list with the templates that `opened` may name.
     encoder: the CLIP that the texts are for.
   """
   if isinstance(opened, Prompt):
@@ -357,7 +365,8 @@ def as_prompt(opened: Prompt | str, classes: ClassList, encoder: Encoder) -> Pro
 
 
 def _opened(name: str) -> tuple[Prompt | str, str]:
-  """Opens the prompt, with its label; ConfigError for one that a file can't hold."""
+  """Opens the prompt and returns it with its label; ConfigError if a prompt file can't
+  hold the prompt."""
   named = read_prompt(name, _FIELD)
   is_outputs = isinstance(named.prompt, str) and named.prompt.startswith("outputs:")
   if is_outputs or not isinstance(named.prompt, Prompt | str):
@@ -392,7 +401,8 @@ def _sets(
 
 
 def _share(are: np.ndarray) -> dict[str, Any]:
-  """A share with its interval and number of images; None without images."""
+  """Share of the images for which `are` is true, with its interval; None without
+  images."""
   n_images = len(are)
   if not n_images:
     return {"share": None, "interval": None, "images": 0}
@@ -405,7 +415,8 @@ def _share(are: np.ndarray) -> dict[str, Any]:
 
 
 def _panels(results: dict[str, Any]) -> dict[str, Any]:
-  """Sets of a reliability diagram, each before and after the temperature."""
+  """Panels of the reliability plot: figures before and after the temperature, by
+  split."""
   pick = lambda of: {"before": of["before"], "after": of["after"]}
   panels = {"validation": pick(results)}
   if "test" in results:

@@ -1,8 +1,8 @@
-"""Which pictures get another name when names are added to a classifier.
+"""Finds the pictures that get another name when names are added to a classifier.
 
-The earlier rows are unchanged, so that an answer changes only into a new name.
+The rows of the earlier names stay the same, so an answer changes only to an added name.
 
-Shapes: B images of a batch, N earlier names, A added ones, E embedding.
+Shapes: B images of a batch, N earlier names, A added names, E embedding.
 """
 
 import logging
@@ -23,7 +23,7 @@ _BATCH = 64
 
 
 class Change(NamedTuple):
-  """A picture whose best name is a new one."""
+  """A picture whose best name is an added name."""
 
   file: str
   before: int  # label among the earlier names
@@ -33,11 +33,11 @@ class Change(NamedTuple):
 
 
 class Answers(NamedTuple):
-  """Answers to pictures before and after."""
+  """Answers to pictures before and after names were added."""
 
-  n_images: int  # that can be read
+  n_images: int  # pictures that can be read
   n_unreadable: int
-  changes: list[Change]  # the largest gain of the cosine first
+  changes: list[Change]  # largest gain in cosine first
 
 
 def changed_answers(
@@ -52,14 +52,14 @@ def changed_answers(
 
   Args:
     encoder: the CLIP.
-    images: folder of pictures, or one.
+    images: folder of pictures, or a single picture.
     earlier_NxE: unit features of the earlier names.
     added_AxE: unit features of the added names.
-    upright: whether pictures are turned as their EXIF orientation says.
+    upright: whether to turn pictures as their EXIF orientation says.
 
   Raises:
-    SourceError: no picture is there.
-    EvaluationError: features that are not finite.
+    SourceError: there is no picture.
+    EvaluationError: features are not finite.
   """
   files = list(find_images(images).items())
   changes: list[Change] = []
@@ -73,7 +73,7 @@ def changed_answers(
     check_finite(features_BxE, "images")
     cosine_BxN = features_BxE @ earlier_NxE.T
     cosine_BxA = features_BxE @ added_AxE.T
-    # Of equal cosines the earlier name is the answer, as its label is lower.
+    # If the cosines are equal, the earlier name wins, because its label is lower.
     for row in np.flatnonzero(cosine_BxA.max(axis=1) > cosine_BxN.max(axis=1)):
       changes.append(
         Change(
@@ -91,7 +91,7 @@ def changed_answers(
 def _read(
   encoder: Encoder, files: list[tuple[str, Path]], upright: bool
 ) -> tuple[list[str], list[np.ndarray]]:
-  """Keys and pixels of the pictures that can be read; warns of the others."""
+  """Keys and pixels of the readable pictures; warns of each unreadable picture."""
   keys = []
   pixels = []
   size = encoder.clip.image_size

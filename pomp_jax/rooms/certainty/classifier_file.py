@@ -1,10 +1,10 @@
 """A classifier that other programs load: class vectors, labels, and the image tower.
 
-`classifier.safetensors` has the tensor `embeddings` [N,E], unit rows, and all that a
-reader needs as metadata; `labels.txt` beside it has a name a line. With
-`classifier.image_tower` the folder also gets `image_tower.stablehlo` or
-`image_tower.onnx`, uint8 pixels in and unit features out, and `preprocessing.json`.
-docs/how-to/certainty.md opens them in a few lines without this package.
+`classifier.safetensors` has the tensor `embeddings` [N,E] of unit rows, and all that a
+reader needs as metadata. `labels.txt` in the same folder has one name per line. With
+`classifier.image_tower` the folder also gets `preprocessing.json`, and
+`image_tower.stablehlo` or `image_tower.onnx`, which maps uint8 pixels to unit features.
+docs/how-to/certainty.md opens these files in a few lines without this package.
 
 Shapes: B images, N classes, E embedding, S side of an image.
 """
@@ -53,19 +53,18 @@ from pomp_jax.rooms.certainty.fields import ClassifierFile
 from pomp_jax.rooms.certainty.near_names import near_pairs
 
 FORMAT = "pomp_jax.classifier 1"
-# Of the exported tower, so that one file runs on each.
+# Platforms of the exported tower: one file runs on each of them.
 PLATFORMS = ("cpu", "cuda", "tpu")
 LABELS = "labels.txt"
 PREPROCESSING = "preprocessing.json"
-# Kind of tower -> the library that writes it, of the extra of that name.
+# Kind of tower -> library that writes it. The kind is also the name of the pip extra.
 _LIBRARIES = {"stablehlo": "flatbuffers", "onnx": "jax2onnx"}
-# Cosine from which a new name nearly equals an earlier one, and pairs that are listed.
-_NEAR = 0.98
-_MOST_PAIRS = 20
+_NEAR = 0.98  # cosine from which a new name nearly equals an earlier name
+_MOST_PAIRS = 20  # most near pairs, or changed answers, that are listed
 
 
 class ClassifierFileError(InputError, ValueError):
-  """A classifier's file that can't be used; the message is one line."""
+  """A classifier's file can't be used; the message is one line."""
 
 
 class Stored(NamedTuple):
@@ -96,13 +95,18 @@ def check(export: Export, clip: Clip) -> None:
     require(not again, "export.names", again[:3], expected)
   if settings.images:
     require(clip.image_tower, "clip.image_tower", clip.image_tower, "True for pictures")
-    find_images(settings.images)  # raises where there is none
+    find_images(settings.images)  # raises SourceError if there is no picture
 
 
 def compute(
   export: Export, encoder: Encoder
 ) -> tuple[dict[str, Any], Callable[[Path], None]]:
-  """Facts of the results, and a function that writes the files."""
+  """Computes the class vectors.
+
+  Returns:
+    Facts for `results.json`, and a function that takes the path of the classifier and
+    writes all files.
+  """
   settings = export.of(ClassifierFile)
   prompt = open_prompt(export.prompt)
   source = export.names or recorded_classes(export.prompt)
@@ -110,6 +114,7 @@ def compute(
   rows_NxE = unit_features(encoder, classes, prompt)
   names = classes.names
   facts: dict[str, Any] = {"clip_model": encoder.clip.name, "names": source}
+  # An empty class list: the digest identifies the prompt, whatever the names.
   digest = fingerprint(describe(prompt, ClassList(())))
   if settings.extend:
     earlier = read_classifier(settings.extend)
@@ -137,10 +142,11 @@ def compute(
   metadata = {
     "format": FORMAT,
     "labels": json.dumps(names, ensure_ascii=False),
-    # What cosines are multiplied with, which is all that DL Streamer's reader takes.
+    # Factor on the cosines, temperature included. DL Streamer's reader takes it alone.
     "logit_scale": repr(scale.logit_scale),
     "clip_logit_scale": repr(encoder.clip.logit_scale),
     "normalised": "true",
+    # Metadata is UTF-8, and the name may be a path with bytes that are not UTF-8.
     "clip_model": encoder.clip.name.encode(errors="replace").decode(),
     "clip_digest": encoder.clip_digest,
     "prompt_digest": digest,
@@ -165,7 +171,7 @@ def compute(
       file.write(content)
     lines = [f"{name}\n" for name in names]
     write_file(folder / LABELS, "".join(lines))
-    # Those of an earlier classifier, too.
+    # All names, including the names of the earlier classifier.
     RunFolder(folder).write_classes(names)
     if tower is not None:
       write_file(folder / f"image_tower.{kind}", tower)
@@ -177,14 +183,14 @@ def compute(
 def _changes(
   answers: Answers, earlier: Sequence[str], added: Sequence[str]
 ) -> dict[str, Any]:
-  """What `results.json` says of answers that change; prints the first of them."""
+  """Returns the changed answers for `results.json`, and prints the largest changes."""
   changes = []
   for change in answers.changes:
     before = earlier[change.before]
     after = added[change.after]
     changes.append(change._asdict() | {"before": before, "after": after})
   print(f"answers that change: {len(changes):,} of {answers.n_images:,} pictures")
-  for one in changes[:_MOST_PAIRS]:
+  for one in changes[:_MOST_PAIRS]:  # sorted by the gain
     gain = f"{one['cosine_before']:.4f} > {one['cosine_after']:.4f}"
     line = f"{one['file']}: {one['before']} > {one['after']}  ({gain})"
     print(printable(line, len(line)))
@@ -197,7 +203,8 @@ def _changes(
 
 
 def check_libraries(tower: str) -> None:
-  """Raises ClassifierFileError where the library that writes a tower is missing."""
+  """Raises ClassifierFileError if the library that writes this kind of tower is
+  missing."""
   library = _LIBRARIES[tower]
   if importlib.util.find_spec(library) is None:
     raise ClassifierFileError(
@@ -208,7 +215,7 @@ def check_libraries(tower: str) -> None:
 def unit_features(
   encoder: Encoder, classes: ClassList, prompt: AnyPrompt
 ) -> Float[np.ndarray, "N E"]:
-  """Unit class features under a prompt.
+  """Computes unit class features under a prompt.
 
   Args:
     encoder: the CLIP.
@@ -216,7 +223,7 @@ def unit_features(
     prompt: learned prompt, or hand-written texts.
 
   Raises:
-    EvaluationError: features that are not finite.
+    EvaluationError: features are not finite.
   """
   rows_NxE = features_under(encoder, classes, prompt)
   check_finite(rows_NxE, "classes")
@@ -227,7 +234,7 @@ def read_classifier(path: str) -> Stored:
   """Reads the names, the rows and the metadata of a classifier.
 
   Raises:
-    ClassifierFileError: it is missing, damaged, or no classifier of this format.
+    ClassifierFileError: the file is missing, damaged, or of another format.
   """
   try:
     with safetensors.safe_open(str(local_copy(path)), framework="numpy") as file:
@@ -255,36 +262,36 @@ def check_extends(
 
   Args:
     path: the earlier file, for messages.
-    metadata: what it says of itself.
+    metadata: metadata of the earlier file.
     clip_digest: digest of the CLIP in use.
     prompt_digest: digest of the prompt in use.
 
   Raises:
-    ClassifierFileError: its rows are of another CLIP or prompt.
+    ClassifierFileError: the earlier rows were computed with another CLIP or prompt.
   """
-  for key, own, field in (
+  for key, in_use, field in (
     ("clip_digest", clip_digest, "clip.model"),
     ("prompt_digest", prompt_digest, "export.prompt"),
   ):
-    if metadata.get(key) != own:
+    if metadata.get(key) != in_use:
       raise ClassifierFileError(
         f"{path}: its rows have the {key} {metadata.get(key)}, but config.{field} has"
-        f" {own}; expected the same"
+        f" {in_use}; expected the same"
       )
 
 
 def tower_bytes(encoder: Encoder, kind: str) -> bytes:
-  """The image tower: uint8 [B,S,S,3], any B, to unit features [B,E].
+  """Serialises the image tower: uint8 [B,S,S,3], for any B, to unit features [B,E].
 
-  The weights and the channel statistics are inside. `jax.export.deserialize` reads
-  `stablehlo`, onnxruntime `onnx`.
+  The bytes contain the weights and the channel statistics. `jax.export.deserialize`
+  reads `stablehlo`, and onnxruntime reads `onnx`.
 
   Args:
     encoder: the CLIP.
     kind: stablehlo or onnx.
 
   Raises:
-    ClassifierFileError: an image tower that can't be exported so.
+    ClassifierFileError: the image tower can't be exported as this kind.
   """
   tower = image_tower(encoder.clip, "float32")
   params = jax.tree.map(jnp.asarray, encoder.clip.vision_params)
@@ -317,7 +324,7 @@ def _onnx(image_features: Callable[[jax.Array], jax.Array], size: int) -> bytes:
 
 
 def preprocessing(encoder: Encoder) -> dict[str, Any]:
-  """How a picture becomes the tower's input."""
+  """Describes for `preprocessing.json` how a picture becomes the tower's input."""
   resize = encoder.resize
   size = encoder.clip.image_size
   how = "to the square, whatever its sides" if resize.squash else "shorter side"

@@ -1,7 +1,6 @@
-"""An answer as deep as it is sure: the most telling node of a tree whose probability is
-high enough.
+"""Answers with a node of a tree: the most informative node that is probable enough.
 
-Shapes: B images, N classes, n nodes, T settings of a curve.
+Shapes: B images, b images of a block, N classes, n nodes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,22 +14,22 @@ import numpy as np
 from pomp_jax.rooms.certainty.outputs import blocks
 from pomp_jax.rooms.certainty.trees import ClassTree
 
-_SHOWN = 4  # nodes of a path that a line has at most
+_SHOWN = 4  # most nodes of a path in a line
 
 
 class Depth(NamedTuple):
-  """An answer for each image."""
+  """The node that answers each image."""
 
   nodes: Int[np.ndarray, " B"]
-  probabilities: Float[np.ndarray, " B"]  # of the nodes
+  probabilities: Float[np.ndarray, " B"]  # probability of each answer's node
 
 
 class Point(NamedTuple):
   """A point of a curve of accuracy against information."""
 
   setting: float  # least probability, or DARTS's lambda
-  accuracy: float  # share of images whose answer is their class or above it
-  bits: float  # mean information of the answers; 0 for a wrong one
+  accuracy: float  # share of images whose answer is the right class or a node above it
+  bits: float  # mean information of the answers; a wrong answer counts 0
 
 
 @jax.jit
@@ -39,16 +38,17 @@ def deepest(
   bits_n: Float[jax.Array, " n"],
   least: float | Float[jax.Array, ""],
 ) -> Int[jax.Array, " B"]:
-  """The node with the most bits among those with at least this probability.
+  """The node with the most bits among the nodes with probability `least` or more.
 
-  Of equal ones the likeliest, then the first. The root has probability 1.
+  If nodes have equal bits, the likeliest node wins, then the first. Some node always
+  qualifies, because the root has probability 1.
 
   Args:
     probability_Bxn: probability of each node.
-    bits_n: information of each node, in bits; below 0 for one without classes.
+    bits_n: information of each node, in bits; below 0 for a node without classes.
     least: probability that the answer must have.
   """
-  # Sums of float32 may miss 1 by rounding.
+  # The root's probability is a sum in float32, which rounding may leave below 1.
   is_sure_Bxn = probability_Bxn >= jnp.minimum(least, 1 - 1e-4)
   bits_Bxn = jnp.where(is_sure_Bxn, bits_n, -1.0)
   most_Bx1 = jnp.max(bits_Bxn, axis=1, keepdims=True)
@@ -63,12 +63,12 @@ def darts(
 ) -> Int[jax.Array, " B"]:
   """The node that maximises (bits + lambda) * probability.
 
-  Deng et al., "Hedging Your Bets" (2012): with the smallest lambda whose accuracy
-  reaches a guarantee on validation images, the mean information is largest.
+  Deng et al., "Hedging Your Bets" (2012): the smallest lambda whose accuracy on
+  validation images reaches a guarantee gives the largest mean information.
 
   Args:
     probability_Bxn: probability of each node.
-    bits_n: information of each node, in bits; below 0 for one without classes.
+    bits_n: information of each node, in bits; below 0 for a node without classes.
     weight: lambda, in bits.
   """
   return jnp.argmax(jnp.maximum(bits_n + weight, 0) * probability_Bxn, axis=1)
@@ -77,7 +77,7 @@ def darts(
 def answers(
   tree: ClassTree, probability_BxN: Float[np.ndarray, "B N"], least: float
 ) -> Depth:
-  """The deepest sure node of each image.
+  """Computes the answer of `deepest` to each image.
 
   Args:
     tree: the tree above the N classes.
@@ -85,13 +85,13 @@ def answers(
     least: probability that a node must have.
   """
   nodes = []
-  of_nodes = []
+  probabilities = []
   bits_n = jnp.asarray(tree.bits, jnp.float32)
   for sums_bxn in _sums_by_blocks(tree, probability_BxN):
     nodes_b = np.asarray(deepest(sums_bxn, bits_n, least))
     nodes.append(nodes_b)
-    of_nodes.append(np.asarray(sums_bxn)[np.arange(len(nodes_b)), nodes_b])
-  return Depth(np.concatenate(nodes), np.concatenate(of_nodes))
+    probabilities.append(np.asarray(sums_bxn)[np.arange(len(nodes_b)), nodes_b])
+  return Depth(np.concatenate(nodes), np.concatenate(probabilities))
 
 
 def curves(
@@ -101,14 +101,14 @@ def curves(
   leasts: Sequence[float],
   weights: Sequence[float],
 ) -> dict[str, list[Point]]:
-  """Accuracy against information, of sums above a threshold and of DARTS.
+  """Computes curves of accuracy against information, for `deepest` and for `darts`.
 
   Args:
     tree: the tree above the N classes.
     probability_BxN: probabilities of the classes.
     labels_B: right classes.
-    leasts: probabilities that a node must have.
-    weights: DARTS's lambdas.
+    leasts: values of `least` of `deepest`, one per point.
+    weights: lambdas of `darts`, one per point.
   """
   bits_n = jnp.asarray(tree.bits, jnp.float32)
   nodes_of_least: dict[float, list[np.ndarray]] = {least: [] for least in leasts}
@@ -147,7 +147,9 @@ def text_of(
 ) -> str:
   """A line such as "dog (0.97) > terrier (0.81) > ?".
 
-  Nodes that tell no more than the one above are not shown, nor those far above.
+  Of nodes with the same classes below them only the lowest is shown. Nodes above all
+  classes are left out, and so is the start of a long path. "?" says that several
+  classes are below the answer.
 
   Args:
     tree: the tree above the classes.
@@ -159,7 +161,7 @@ def text_of(
     if shown and tree.n_below[one] == tree.n_below[shown[-1]]:
       shown.pop()
     shown.append(one)
-  # Of all classes a node tells nothing.
+  # A node above all classes tells nothing; show it only if it is the answer.
   n_classes = len(tree.nodes)
   shown = [one for one in shown if tree.n_below[one] < n_classes or one == node]
   parts = [f"{tree.tree.names[one]} ({probability_n[one]:.2f})" for one in shown]
@@ -173,6 +175,7 @@ def text_of(
 def _sums_by_blocks(
   tree: ClassTree, probability_BxN: Float[np.ndarray, "B N"]
 ) -> Iterator[Float[jax.Array, "b n"]]:
-  """Yields probabilities of the nodes for some images at a time."""
+  """Yields the probabilities of the nodes for a block of images at a time."""
+  # The sums gather a number per pair of class and node, so pairs set the block size.
   for block in blocks(len(probability_BxN), len(tree.pair_nodes)):
     yield tree.probabilities(probability_BxN[block])

@@ -1,5 +1,5 @@
-"""Fields of the jobs calibrate and near_names, and those that `predict` and `export` get
-from this room."""
+"""Fields of the jobs calibrate and near_names, and the fields that this room adds to
+`predict` and `export`."""
 
 import dataclasses
 from typing import Any
@@ -12,10 +12,10 @@ from pomp_jax.config.settings import Config
 from pomp_jax.files.calibration import SETS
 from pomp_jax.files.paths import is_file
 
-KINDS = ("float32", "float16", "int8")  # of class vectors
+KINDS = ("float32", "float16", "int8")  # types of class vectors
 WORDNET = "wordnet"
-SUFFIXES = (".csv", ".toml", ".json")  # of trees
-UNDER = "under:"  # before the name of a node
+SUFFIXES = (".csv", ".toml", ".json")  # suffixes of tree files
+UNDER = "under:"  # prefix of a node's name in `certain.subset`
 _share = between(0.001, 0.999)
 
 
@@ -48,7 +48,8 @@ class Certain(Group):
   rows: str = row("float32", "type of the class vectors", one_of(*KINDS))
 
   def check_in(self, config: Any) -> None:
-    """Raises ConfigError for a tree or a subset that is no file."""
+    """Raises ConfigError if tree or subset can't be found, or `under:` is set without a
+    tree."""
     if self.tree and self.tree != WORDNET:
       is_tree = self.tree.endswith(SUFFIXES) and is_file(self.tree)
       expected = f"{WORDNET}, or a file {', '.join(SUFFIXES)} that exists"
@@ -87,8 +88,8 @@ class ClassifierFile(Group):
   )
 
   def check_in(self, config: Any) -> None:
-    """Raises ConfigError for an earlier classifier that is no file, or images without
-    one."""
+    """Raises ConfigError if `extend` is not a file, or if `images` is set without
+    `extend`."""
     expected = "a file of export:format=classifier that exists"
     is_usable = not self.extend or is_file(self.extend)
     require(is_usable, "classifier.extend", self.extend, expected)

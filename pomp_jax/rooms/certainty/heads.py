@@ -1,9 +1,11 @@
-"""Class vectors at work: exact top-k by blocks, rows of fewer bits, subsets.
+"""Answers from class vectors: exact top-k in blocks, rows of fewer bits, subsets.
 
-Rows stay on the host and go to the device a block at a time, so that a million classes
-take the memory of their rows and of one block.
+The rows of all classes stay on the host, and one block of rows at a time goes to the
+device. A million classes thus take host memory for the rows, and device memory for one
+block.
 
-Shapes: B images, N classes, E embedding, k answers.
+Shapes: B images, N classes, C classes of a block, E embedding, k answers, t answers of
+a block.
 """
 
 from collections.abc import Iterator
@@ -16,27 +18,27 @@ import numpy as np
 
 from pomp_jax.rooms.certainty.outputs import cosines
 
-# Classes of a block, whose scores with 256 images take 64 MiB.
+# Classes in a block. The scores of 256 images with a block take 64 MiB.
 BLOCK = 65_536
 
 
 class Rows(NamedTuple):
-  """Class vectors, of fewer bits perhaps: row c is values[c] * scales[c]."""
+  """Class vectors, perhaps of fewer bits: row n is values[n], or times scales[n]."""
 
-  values: Shaped[np.ndarray, "N E"]  # of one of `fields.KINDS`
-  scales: Float[np.ndarray, " N"] | None = None  # of int8
+  values: Shaped[np.ndarray, "N E"]  # type: one of `fields.KINDS`
+  scales: Float[np.ndarray, " N"] | None = None  # scale of each row of int8
 
   def __len__(self) -> int:
     return len(self.values)
 
   @property
   def n_bytes(self) -> int:
-    """Bytes of all arrays."""
+    """Bytes of values and scales."""
     scales = 0 if self.scales is None else self.scales.nbytes
     return self.values.nbytes + scales
 
   def part(self, kept: Any) -> "Rows":
-    """Some rows, by a slice or indices."""
+    """Selects rows by a slice or by indices."""
     scales = None if self.scales is None else self.scales[kept]
     return Rows(self.values[kept], scales)
 
@@ -45,17 +47,17 @@ class Best(NamedTuple):
   """The k likeliest classes of each image, best first."""
 
   labels: Int[np.ndarray, "B k"]
-  probabilities: Float[np.ndarray, "B k"]  # of a softmax over all classes
+  probabilities: Float[np.ndarray, "B k"]  # from a softmax over all classes
 
 
 def rows_of(features_NxE: Float[np.ndarray, "N E"], kind: str) -> Rows:
-  """Rounds unit class features to one of `fields.KINDS`; int8 with a scale for each row."""
+  """Rounds unit class features to one of `fields.KINDS`; each int8 row has a scale."""
   if kind == "float32":
     return Rows(np.asarray(features_NxE, np.float32))
   if kind == "float16":
     return Rows(features_NxE.astype(np.float16))
   largest_N = np.abs(features_NxE).max(axis=1)
-  # A row of zeros keeps a scale that one can divide by.
+  # Keep the scale of a row of zeros above 0, to divide by it.
   largest_N = np.maximum(largest_N, np.finfo(np.float32).tiny)
   scales_N = (largest_N / 127).astype(np.float32)
   values_NxE = np.rint(features_NxE / scales_N[:, None])
@@ -69,17 +71,17 @@ def top_k(
   k: int,
   block: int = BLOCK,
 ) -> Best:
-  """The k classes with the largest cosines, exactly; of equal ones the first labels.
+  """The k classes with the largest cosines, exactly; lower labels first if equal.
 
-  The cosines are of the rows as they are stored; a row of fewer bits is a little longer
-  or shorter than 1.
+  Rows are used as stored and not normalised again: rounding to fewer bits makes a row
+  a little longer or shorter than 1.
 
   Args:
     features_BxE: unit features of the images.
     rows: class vectors.
     scale: factor on the cosines before the softmax.
-    k: number of answers, at most N of which are returned.
-    block: classes that are computed at a time.
+    k: number of answers; all N classes if k is larger.
+    block: number of classes that are computed at a time.
   """
   k = min(k, len(rows))
   n_images = len(features_BxE)
@@ -103,13 +105,17 @@ def _merge(
   scale: Float[Array, ""],
   start: Int[Array, ""],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The best k of an earlier best and of a block: logits, labels, log of the sum."""
+  """Merges a block into the best k so far.
+
+  `best` and the result have logits [B,k], labels [B,k], and [B] the log of the sum of
+  exp(logit) over all classes so far.
+  """
   logit_Bxk, label_Bxk, total_B = best
   scores_BxC = scale * _cosines(features_BxE, part)
   k = logit_Bxk.shape[1]
   n_top = min(k, scores_BxC.shape[1])
   top_Bxt, place_Bxt = jax.lax.top_k(scores_BxC, n_top)
-  # Earlier classes first: `top_k` keeps the first of equal ones.
+  # Put earlier classes first, because `top_k` prefers the first of equal logits.
   logits = jnp.concatenate([logit_Bxk, top_Bxt], axis=1)
   labels = jnp.concatenate([label_Bxk, place_Bxt + start], axis=1)
   kept_Bxk, order_Bxk = jax.lax.top_k(logits, k)
@@ -124,13 +130,13 @@ def probabilities(
   scale: float,
   block: int = BLOCK,
 ) -> Float[np.ndarray, "B N"]:
-  """Softmax over all classes, whose logits are computed by blocks.
+  """Softmax over all classes; the logits are computed in blocks of classes.
 
   Args:
     features_BxE: unit features of the images.
     rows: class vectors.
     scale: factor on the cosines before the softmax.
-    block: classes that are computed at a time.
+    block: number of classes that are computed at a time.
   """
   features = jnp.asarray(features_BxE, jnp.float32)
   parts = [
@@ -157,7 +163,7 @@ def _cosines(features_BxE: Float[Array, "B E"], part: Rows) -> Float[Array, "B C
 
 
 def _blocks(rows: Rows, block: int) -> Iterator[tuple[int, Rows]]:
-  """Yields the first label of each block, and its rows."""
+  """Yields the first label and the rows of each block."""
   for start in range(0, len(rows), block):
     yield start, rows.part(slice(start, start + block))
 
@@ -172,6 +178,7 @@ def agreement(
     rows: class vectors.
     others: the same vectors in another type.
   """
+  # No scale above 0 changes which class is likeliest.
   first = top_k(features_BxE, rows, 1.0, 1).labels
   second = top_k(features_BxE, others, 1.0, 1).labels
   return float(np.mean(first == second))

@@ -1,7 +1,7 @@
 """Names that nearly equal others under a prompt: the job near_names.
 
 Two classes whose vectors have a cosine near 1 get about the same score for every image,
-so that one of them hides the other. Leaves `pairs.csv` and `results.json`.
+so one of the two hides the other. The job writes `pairs.csv` and `results.json`.
 
 Shapes: N classes, A and Z rows of two lists, E embedding.
 """
@@ -47,12 +47,12 @@ class Pair(NamedTuple):
 class Near(NamedTuple):
   """Pairs of names that are near."""
 
-  pairs: list[Pair]  # the nearest first, at most as many as were asked for
-  n_pairs: int  # of all, also those beyond these
+  pairs: list[Pair]  # the nearest first, up to the number that was asked for
+  n_pairs: int  # number of all near pairs, including pairs that `pairs` leaves out
 
 
 def check(config: NearNamesConfig, workdir: str) -> None:
-  """Opens names and prompt; writes nothing."""
+  """Checks that names and prompt can be opened; writes nothing."""
   settings = config.near_names
   names = load_class_list(settings.names or recorded_classes(settings.prompt)).names
   check_names(names, settings.names)
@@ -117,18 +117,19 @@ def near_pairs(
 
   Args:
     rows_AxE: unit features.
-    names: names of these rows.
-    others_ZxE: unit features of names to compare with; the same array for pairs among
-      themselves, each of which is found once.
-    other_names: names of those rows.
-    bound: least cosine.
-    most: pairs that are returned at most.
+    names: names of `rows_AxE`.
+    others_ZxE: unit features to compare with. Pass the array `rows_AxE` itself for the
+      pairs within one list; each pair is then found once.
+    other_names: names of `others_ZxE`.
+    bound: least cosine of a pair.
+    most: largest number of pairs to return.
   """
   is_same = rows_AxE is others_ZxE
   best: list[tuple[float, int, int]] = []
   count = 0
   for start in range(0, len(rows_AxE), _BLOCK):
     rows = jnp.asarray(rows_AxE[start : start + _BLOCK])
+    # Within one list, earlier blocks hold no new pairs.
     for other in range(start if is_same else 0, len(others_ZxE), _BLOCK):
       block = jnp.asarray(others_ZxE[other : other + _BLOCK])
       cosine = np.asarray(_cosines(rows, block))
@@ -137,7 +138,7 @@ def near_pairs(
         is_later = other + j > start + i
         i, j = i[is_later], j[is_later]
       count += len(i)
-      # The least index first among equal cosines.
+      # Negative indices: `nlargest` then puts the least index first if cosines tie.
       found = zip(
         cosine[i, j].tolist(),
         (-(start + i)).tolist(),

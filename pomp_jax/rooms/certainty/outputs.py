@@ -1,7 +1,9 @@
-"""What images say under class vectors: a few numbers an image, computed by blocks.
+"""A few numbers for each image under class vectors, computed in blocks of images.
 
-Shapes: B images, N classes, E embedding. A matrix [B,N] of a block is on the device
-alone, so that memory does not grow with the images.
+Only one block's matrix [b,N] exists at a time, on the device, so memory does not grow
+with the number of images.
+
+Shapes: B images, b images of a block, N classes, E embedding.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ import numpy as np
 from pomp_jax.files.calibration import Sets
 from pomp_jax.rooms.certainty.promises import rank_penalties
 
-# Scores of a block: 64 MiB in float32.
+# Number of scores in a block: 64 MiB in float32.
 _SCORES = 2**24
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -25,26 +27,26 @@ class Outputs(NamedTuple):
   """Numbers of each image under one classifier and one factor on its cosines."""
 
   answer: Int[np.ndarray, " B"]  # the likeliest class
-  confidence: Float[np.ndarray, " B"]  # its probability
-  probability: Float[np.ndarray, " B"]  # of the right class
-  # sum of the probabilities that are above that of the right class
+  confidence: Float[np.ndarray, " B"]  # probability of the likeliest class
+  probability: Float[np.ndarray, " B"]  # probability of the right class
+  # sum of the probabilities of all classes that are likelier than the right class
   mass_above: Float[np.ndarray, " B"]
-  rank: Int[np.ndarray, " B"]  # classes with a probability above the right one's
+  rank: Int[np.ndarray, " B"]  # number of classes that are likelier
   max_cosine: Float[np.ndarray, " B"]
   energy: Float[np.ndarray, " B"]  # log of the sum of exp(scale * cosine)
   mcm: Float[np.ndarray, " B"]  # largest softmax of the cosines themselves
 
 
 class Moments(NamedTuple):
-  """Derivatives of the log-likelihood by the factor b on the cosines."""
+  """Log-likelihood of the right classes, and derivatives by the factor on cosines."""
 
   log_likelihood: float  # mean over the images
-  first: float  # its derivative by b
-  second: float  # its second derivative, never above 0
+  first: float  # first derivative of the log-likelihood
+  second: float  # second derivative of the log-likelihood, never above 0
 
 
 def blocks(n_images: int, n_classes: int) -> Iterator[slice]:
-  """Yields the images of each block of scores."""
+  """Yields the slice of images of each block of scores."""
   size = max(_SCORES // n_classes, 1)
   for start in range(0, n_images, size):
     yield slice(start, min(start + size, n_images))
@@ -53,7 +55,7 @@ def blocks(n_images: int, n_classes: int) -> Iterator[slice]:
 def cosines(
   features_BxE: Float[jax.Array, "B E"], rows_NxE: Float[jax.Array, "N E"]
 ) -> Float[jax.Array, "B N"]:
-  """Cosines of unit rows; accelerators would round them to bfloat16 otherwise."""
+  """Cosines of unit rows, in float32: accelerators round to bfloat16 by default."""
   return jnp.matmul(features_BxE, rows_NxE.T, precision=_HIGHEST)
 
 
@@ -68,7 +70,7 @@ def outputs(
   Args:
     features_BxE: unit features of the images.
     rows_NxE: unit features of the classes.
-    labels_B: right class of each image; any class where it is unknown.
+    labels_B: right class of each image, or any class if the right class is unknown.
     scale: factor on the cosines before the softmax.
   """
 
@@ -144,7 +146,8 @@ def _moments(
 ) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
   cosine_BxN = cosines(features_BxE, rows_NxE)
   right_Bx1 = jnp.take_along_axis(cosine_BxN, labels_B[:, None], axis=1)
-  # Deviations from the right class stay exact where the probabilities are near 1.
+  # Subtract the right class's cosine, so that nothing is lost to rounding if the right
+  # class has a probability near 1.
   deviation_BxN = cosine_BxN - right_Bx1
   logit_BxN = scale * deviation_BxN
   probability_BxN = jax.nn.softmax(logit_BxN, axis=1)
@@ -161,7 +164,7 @@ def set_sizes(
   scale: float,
   least_N: Float[np.ndarray, " N"],
 ) -> Int[np.ndarray, " B"]:
-  """Counts the classes whose probability is at least that of `least_N`.
+  """Counts the classes of each image whose probability is at least `least_N`.
 
   Args:
     features_BxE: unit features of the images.
@@ -178,7 +181,7 @@ def adaptive_set_sizes(
   scale: float,
   sets: Sets,
 ) -> Int[np.ndarray, " B"]:
-  """Counts the classes in the sets of `raps`.
+  """Counts the classes in each image's set of the kind `raps`.
 
   Args:
     features_BxE: unit features of the images.
@@ -187,8 +190,10 @@ def adaptive_set_sizes(
     sets: threshold, penalty and free ranks.
   """
   ranks_N = np.arange(len(rows_NxE))
-  room_N = sets.threshold - rank_penalties(ranks_N, sets.penalty, sets.free_ranks)
-  return _counts(_within_mass, features_BxE, rows_NxE, scale=scale, bound_N=room_N)
+  # The score of a class is its summed probability plus the penalty of its rank. Move
+  # the penalty to the other side: a bound on the summed probability at each rank.
+  bound_N = sets.threshold - rank_penalties(ranks_N, sets.penalty, sets.free_ranks)
+  return _counts(_within_mass, features_BxE, rows_NxE, scale=scale, bound_N=bound_N)
 
 
 def _counts(
@@ -199,7 +204,7 @@ def _counts(
   scale: float,
   bound_N: np.ndarray,
 ) -> np.ndarray:
-  """Counts the classes of each image that are members.
+  """Counts the classes of each image that `is_member` accepts.
 
   Args:
     is_member: function of the probabilities [B,N] and the bounds [N].
@@ -239,7 +244,7 @@ def _at_least(
 def _within_mass(
   probability_BxN: Float[Array, "B N"], room_N: Float[Array, " N"]
 ) -> Bool[Array, "B N"]:
-  """Whether the probabilities down to each rank leave the room that the rank needs."""
+  """Whether the probability summed down to each rank is at most `room_N`."""
   sorted_BxN = -jnp.sort(-probability_BxN, axis=1)
   return jnp.cumsum(sorted_BxN, axis=1) <= room_N
 
@@ -250,7 +255,10 @@ def _by_blocks(
   rows_NxE: np.ndarray,
   labels_B: np.ndarray,
 ) -> list[np.ndarray]:
-  """Results [B] of a function of a block's features, the classes and its labels."""
+  """Concatenates each result of `compute` over blocks of images, to [B].
+
+  `compute` takes a block's features [b,E], all rows [N,E] and the block's labels [b].
+  """
   rows = jnp.asarray(rows_NxE, jnp.float32)
   parts = []
   for block in blocks(len(features_BxE), len(rows_NxE)):

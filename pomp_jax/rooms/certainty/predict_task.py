@@ -1,10 +1,10 @@
-"""How sure the names of pictures are, how deep in a tree, or none of them: the task
-`certain` of `predict`.
+"""The task `certain` of `predict`: calibrated names of pictures, a node of a tree, or
+none of the names.
 
-It needs a prompt that the job `calibrate` has written, for the names and the CLIP in
-use.
+The task needs a prompt that the job `calibrate` wrote for the names and CLIP in use.
 
-Shapes: B images, N classes, S classes of a subset.
+Shapes: B images, N classes, S classes of a subset (in `_read` the side of a picture),
+k likeliest names, n nodes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,22 +38,22 @@ NONE = "none of these"
 
 
 class Answer(NamedTuple):
-  """What is said of one picture."""
+  """The answer to one picture."""
 
   text: str  # a name, `NONE`, or a path of the tree
-  names: list[tuple[str, float]]  # the likeliest, best first
-  in_set: list[bool] | None  # whether each is in the set; None without sets
-  best: float  # probability of the likeliest
+  names: list[tuple[str, float]]  # likeliest names and their probabilities, best first
+  in_set: list[bool] | None  # whether each of `names` is in the set; None without sets
+  best: float  # probability of the likeliest name
 
 
 class CertainPictures(Task):
-  """How sure the names of a picture are, how deep, or none of them."""
+  """Answers a picture with its names, a node of a tree, or none of the names."""
 
   batch = 64
   columns = ("name", "probability", "in_set", "answer")
 
   def __init__(self, settings: Predict, data: Data, clip: fields.Clip):
-    """Reads names, tree and subset, too."""
+    """Reads the names, the tree and the subset."""
     super().__init__(settings, data, clip)
     self._certain = settings.of(Certain)
     self._all_names = load_class_list(self.names).names
@@ -112,7 +112,7 @@ class CertainPictures(Task):
     rows = []
     for rank, (name, probability) in enumerate(answer.names):
       in_set = None if answer.in_set is None else answer.in_set[rank]
-      text = answer.text if rank == 0 else ""
+      text = answer.text if rank == 0 else ""  # the first row alone has the answer
       values = (name, probability, in_set, text)
       rows.append(dict(zip(self.columns, values, strict=True)))
     return rows
@@ -123,7 +123,7 @@ class CertainPictures(Task):
 
 
 class Answers:
-  """Class vectors with a temperature, and what they answer."""
+  """Answers to images, from class vectors with a temperature."""
 
   def __init__(
     self,
@@ -135,11 +135,11 @@ class Answers:
     tree: ClassTree | None = None,
     kept: Int[np.ndarray, " S"] | None = None,
   ):
-    """Rounds the rows, and says what the probabilities are.
+    """Rounds the rows, and writes the note on the probabilities.
 
     Args:
       features_NxE: unit features of all classes.
-      names: their names.
+      names: names of all classes.
       scale: factor on cosines, and the calibration.
       settings: type of the rows, and least probability of a node.
       tree: tree above all classes; None for names alone.
@@ -160,19 +160,20 @@ class Answers:
       self.note += f"; {settings.rows} rows"
 
   def of(self, features_BxE: Float[np.ndarray, "B E"], top: int) -> list[Answer]:
-    """Answers to images.
+    """Computes an answer to each image.
 
     Args:
       features_BxE: unit features of the images.
-      top: names that an answer has at most.
+      top: largest number of names in an answer.
     """
+    # Only trees and adaptive sets need the probabilities of all classes.
     if self._tree is None and not self._adaptive:
       return self._of_best(features_BxE, top)
     probability_BxN = self._probabilities(features_BxE)
     answers = []
     for probability_N in probability_BxN:
       order_k = np.argsort(-probability_N, kind="stable")[:top]
-      # Classes outside of a subset have the probability 0.
+      # Drop classes outside of the subset, whose probability is 0.
       labels_k = order_k[probability_N[order_k] > 0]
       answer = self._answer(labels_k, probability_N[labels_k], probability_N)
       answers.append(answer)
@@ -181,7 +182,7 @@ class Answers:
     return answers
 
   def _of_best(self, features_BxE: Float[np.ndarray, "B E"], top: int) -> list[Answer]:
-    """Answers that need the likeliest classes alone."""
+    """Answers from the likeliest classes, without the probabilities of all classes."""
     rows = self.rows if self._kept is None else self.rows.part(self._kept)
     best = heads.top_k(features_BxE, rows, self._scale, top)
     labels_Bxk = best.labels if self._kept is None else self._kept[best.labels]
@@ -192,7 +193,7 @@ class Answers:
 
   @property
   def rule(self) -> str:
-    """What an answer is, in a sentence."""
+    """A sentence that says what an answer is."""
     parts = []
     if self._calibration is not None and self._calibration.floor is not None:
       floor = f"{100 * self._calibration.floor:.2f}%"
@@ -264,7 +265,7 @@ class Answers:
   def _with_depth(
     self, answers: list[Answer], probability_BxN: Float[np.ndarray, "B N"]
   ) -> list[Answer]:
-    """The answers as paths of the tree, but for those that are none of the names."""
+    """Replaces the text of each answer by a path of the tree, except for `NONE`."""
     assert self._tree is not None
     deep = depth.answers(self._tree, probability_BxN, self._least)
     with_paths = []
@@ -280,15 +281,16 @@ class Answers:
 def subset_of(
   subset: str, names: Sequence[str], tree: ClassTree | None
 ) -> Int[np.ndarray, " S"] | None:
-  """Labels of the classes of a subset, ascending; None for all.
+  """Labels of the classes of a subset, ascending; None for all classes.
 
   Args:
     subset: class list or file, `under:NODE` of the tree, or nothing.
     names: names of all classes.
-    tree: tree above them, or None.
+    tree: tree above all classes, or None.
 
   Raises:
-    ConfigError: an empty subset, or names that are no classes.
+    ConfigError: the subset is empty, or has a name that is not in `names`.
+    TreeError: no node with classes, or several, have the name of `under:NODE`.
   """
   if not subset:
     return None
@@ -296,11 +298,11 @@ def subset_of(
     assert tree is not None
     return tree.below(subset.removeprefix(UNDER), "certain.subset")
   wanted = load_class_list(subset).names
-  row = {name: label for label, name in enumerate(names)}
-  missing = [name for name in wanted if name not in row]
+  label_of = {name: label for label, name in enumerate(names)}
+  missing = [name for name in wanted if name not in label_of]
   expected = f"some of the {len(names):,} names"
   require(wanted, "certain.subset", subset, f"{expected}, not an empty list")
   if missing:
     first = f"{len(missing)} of {len(wanted)} are none of them, such as {missing[0]!r}"
     require(False, "certain.subset", subset, f"{expected}; {first}")
-  return np.unique([row[name] for name in wanted])
+  return np.unique([label_of[name] for name in wanted])

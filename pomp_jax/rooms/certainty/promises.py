@@ -1,14 +1,16 @@
 """A floor and sets of names with a promise: split conformal prediction.
 
-The promise is a theorem for images that are exchangeable with those of the validation:
-drawn likewise, and not looked at before. It holds on average over the choice of the
-validation images, and says nothing of another rendering, camera or mix of classes.
+The promise is a theorem for images that are exchangeable with the validation images:
+drawn in the same way, and not looked at before. The promise holds on average over the
+choice of the validation images. It says nothing of another rendering, camera or mix of
+classes.
 
-The floor is a lower quantile of the confidence of right answers. Sets are those of
-Sadinle, Lei & Wasserman (2019), pooled or a threshold a class; or RAPS, Angelopoulos et
-al. (2021), without randomisation, which covers at least as much.
+The floor is a lower quantile of the confidence of right answers. The sets are those of
+Sadinle, Lei & Wasserman (2019), with one threshold for all classes or one per class, or
+RAPS of Angelopoulos et al. (2021). RAPS is used without randomisation, and so covers at
+least as much as with it.
 
-Shapes: B images, N classes.
+Shapes: B images, N classes, S classes in a set.
 """
 
 import math
@@ -18,36 +20,37 @@ import numpy as np
 
 from pomp_jax.files.calibration import Sets
 
-# Penalty for each rank below the free ones, of RAPS.
+# RAPS's penalty for each rank after the free ranks.
 PENALTY, FREE_RANKS = 0.01, 5
 
 
 def floor_of(confidence_B: Float[np.ndarray, " B"], error: float) -> float | None:
   """The probability below which an answer is refused; None for too few right answers.
 
-  A new right answer is below it with probability at most `error`.
+  A new right answer is below this floor with probability at most `error`.
 
   Args:
     confidence_B: probability of each right answer.
     error: share of right answers that may be refused, above 0 and below 1.
   """
+  # 1e-9: a product that is a whole number may come out just below it.
   n_below = math.floor((len(confidence_B) + 1) * error + 1e-9)
   if n_below < 1:
     return None
-  # The n-th smallest: n - 1 of these are below, and a new one with probability at most
-  # n / (B + 1).
+  # The floor is the n-th smallest confidence, for n = n_below. A new right answer is
+  # below it with probability at most n / (B + 1), which is at most `error`.
   return float(np.sort(confidence_B.astype(np.float64))[n_below - 1])
 
 
 def least_right_answers(error: float) -> int:
-  """Right answers that a floor of this error takes at least."""
+  """Smallest number of right answers for which `floor_of` finds a floor."""
   return math.ceil(1 / error - 1 - 1e-9)
 
 
 def threshold_of(scores_B: Float[np.ndarray, " B"], coverage: float) -> float | None:
-  """The score that a new one is at most equal to with probability `coverage` or more.
+  """The score that a new score does not exceed, with probability `coverage` or more.
 
-  The ceil((B + 1) coverage)-th smallest; None for too few scores.
+  This is the ceil((B + 1) coverage)-th smallest score; None for too few scores.
   """
   n_within = math.ceil((len(scores_B) + 1) * coverage - 1e-9)
   if n_within > len(scores_B):
@@ -65,15 +68,16 @@ def sets_of(
 ) -> Sets | None:
   """Thresholds of sets with a stated coverage; None for too few images.
 
-  Of `classwise` the classes with too few images for a threshold of their own share
-  one, so that the promise holds for each of the others, and for these together.
+  With `classwise`, a class with enough images has its own threshold, and the other
+  classes share one. The promise then holds for each class with its own threshold, and
+  for the other classes together.
 
   Args:
     kind: one of `files.calibration.SETS`.
     coverage: share of images whose set is to hold the right class.
     probability_B: probability of the right class.
-    mass_above_B: sum of the probabilities above it.
-    rank_B: number of these classes.
+    mass_above_B: summed probability of the classes that are likelier.
+    rank_B: number of classes that are likelier.
     labels_B: right classes.
   """
   if kind == "raps":
@@ -101,7 +105,7 @@ def sets_of(
   threshold = threshold_of(scores_B[rest_B], coverage)
   if threshold is None and not of_class:
     return None
-  # Without enough images of the other classes nothing is promised but the whole list.
+  # With too few images of the other classes, threshold 1 puts them into every set.
   shared = 1.0 if threshold is None else threshold
   return Sets(kind, coverage, shared, of_class)
 
@@ -113,14 +117,16 @@ def raps_scores(
   penalty: float = PENALTY,
   free_ranks: int = FREE_RANKS,
 ) -> Float[np.ndarray, " B"]:
-  """Scores of the right classes: all probability down to them, and the penalty.
+  """RAPS's scores of the right classes: summed probability plus the rank's penalty.
+
+  The sum is over the right class and all classes that are likelier.
 
   Args:
     probability_B: probability of the right class.
-    mass_above_B: sum of the probabilities above it.
-    rank_B: number of these classes.
-    penalty: penalty for each rank below the free ones.
-    free_ranks: first ranks, which have no penalty.
+    mass_above_B: summed probability of the classes that are likelier.
+    rank_B: number of classes that are likelier.
+    penalty: penalty for each rank after the free ranks.
+    free_ranks: number of first ranks without a penalty.
   """
   mass_B = mass_above_B.astype(np.float64) + probability_B
   return mass_B + rank_penalties(rank_B, penalty, free_ranks)
@@ -129,18 +135,18 @@ def raps_scores(
 def rank_penalties(
   rank_N: Int[np.ndarray, " N"], penalty: float, free_ranks: int
 ) -> Float[np.ndarray, " N"]:
-  """What `raps` adds to the probability down to each rank.
+  """Penalty that RAPS adds to the summed probability down to each rank.
 
   Args:
     rank_N: ranks, 0 for the likeliest class.
-    penalty: penalty for each rank below the free ones.
-    free_ranks: first ranks, which have no penalty.
+    penalty: penalty for each rank after the free ranks.
+    free_ranks: number of first ranks without a penalty.
   """
   return penalty * np.maximum(rank_N + 1 - free_ranks, 0)
 
 
 def least_probabilities(sets: Sets, n_classes: int) -> Float[np.ndarray, " N"]:
-  """The probability from which on each class is in a set, but for `raps`."""
+  """Least probability at which each class is in a set; not for the kind `raps`."""
   least_N = np.full(n_classes, 1 - sets.threshold)
   for label, threshold in sets.of_class.items():
     least_N[label] = 1 - threshold
@@ -172,10 +178,10 @@ def covered(
   """Whether the set of each image holds its right class.
 
   Args:
-    sets: thresholds.
+    sets: kind and thresholds of the sets.
     probability_B: probability of the right class.
-    mass_above_B: sum of the probabilities above it.
-    rank_B: number of these classes.
+    mass_above_B: summed probability of the classes that are likelier.
+    rank_B: number of classes that are likelier.
     labels_B: right classes.
   """
   if sets.kind == "raps":

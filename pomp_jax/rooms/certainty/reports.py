@@ -1,4 +1,4 @@
-"""The report of the job calibrate, and what the report of `predict` says of a picture."""
+"""The report of the job calibrate, and the summary of a picture for `predict`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -109,19 +109,19 @@ def _share(figures: Mapping[str, Any]) -> str:
 
 
 def picture_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-  """The answer to a picture, and how many of its names are in the set.
+  """Summarises a picture: the answer, and how many of its names are in the set.
 
   Args:
-    rows: the likeliest names of the picture, as `predict_task` writes them.
+    rows: rows that `predict_task` writes for the picture, one per likeliest name.
 
   Returns:
-    Texts by header; without sets the answer alone.
+    Texts by column header; without sets only the answer.
   """
   summary = {"answer": rows[0]["answer"]}
   if rows[0]["in_set"] is None:
     return summary
   n_inside = sum(row["in_set"] for row in rows)
-  # Where all are inside, the set may have names that are not shown.
+  # If every listed name is in the set, the set may also have names that are not listed.
   is_cut = n_inside == len(rows)
   summary["names in the set"] = f"{n_inside} or more" if is_cut else str(n_inside)
   return summary

@@ -1,8 +1,8 @@
-"""A temperature by the likelihood of validation images, and the calibration error.
+"""Fits a temperature to validation images, and measures the calibration error.
 
-Guo et al., "On Calibration of Modern Neural Networks" (2017). With b = scale / T the
-mean log-likelihood of the right classes is concave in b, so that Newton's steps, held in
-a bracket, find its one maximum.
+Guo et al., "On Calibration of Modern Neural Networks" (2017). T is the temperature, and
+b = scale / T the factor on the cosines. The mean log-likelihood of the right classes is
+concave in b, so Newton's method within a bracket finds the only maximum.
 
 Shapes: B images, N classes, E embedding, S confidence bins.
 """
@@ -17,14 +17,14 @@ from pomp_jax.errors import RunError
 from pomp_jax.evaluate.metrics import N_BINS, confidence_bins, wilson_interval
 from pomp_jax.rooms.certainty.outputs import Moments, moments
 
-# Ends of the temperatures that are searched.
+# Lowest and highest temperature that is searched.
 _LEAST, _MOST = 1e-3, 1e3
-_PRECISION = 1e-6  # of the temperature, relative
+_PRECISION = 1e-6  # relative precision of the temperature
 _MOST_STEPS = 100
 
 
 class TemperatureError(RunError, ValueError):
-  """Validation images that fix no temperature; the message is one line."""
+  """The validation images fix no temperature; the message is one line."""
 
 
 def fit_temperature(
@@ -42,30 +42,30 @@ def fit_temperature(
     logit_scale: the CLIP's factor on cosines.
 
   Raises:
-    TemperatureError: the likelihood has no maximum between 0.001 and 1000, as where
-      all answers are right by far, or none better than by chance.
+    TemperatureError: the likelihood has no maximum between 0.001 and 1000, for example
+      because all answers are right by far, or none is better than chance.
   """
-  found = maximum(
+  factor = maximum(
     lambda scale: moments(features_BxE, rows_NxE, labels_B, scale),
     start=logit_scale,
     low=logit_scale / _MOST,
     high=logit_scale / _LEAST,
   )
-  if found is None:
+  if factor is None:
     raise TemperatureError(
       f"{len(labels_B):,} validation images fix no temperature between {_LEAST} and"
       f" {_MOST:.0f}: all answers are right by far, or none better than by chance"
     )
-  return logit_scale / found
+  return logit_scale / factor
 
 
 def maximum(
   at: Callable[[float], Moments], *, start: float, low: float, high: float
 ) -> float | None:
-  """Finds where a concave function is largest; None if that is not within the ends.
+  """Finds the maximum of a concave function; None if it is not between the ends.
 
   Args:
-    at: value and derivatives at a point.
+    at: function that returns value and derivatives at a point.
     start: first point.
     low: lower end, above 0.
     high: upper end.
@@ -80,7 +80,7 @@ def maximum(
     else:
       high = point
     step = point - here.first / here.second if here.second < 0 else np.nan
-    # In the bracket, else its middle on a logarithmic scale.
+    # Take Newton's step if it is in the bracket, or else the bracket's geometric mean.
     following = step if low < step < high else float(np.sqrt(low * high))
     if abs(following - point) <= _PRECISION * point:
       return following
@@ -91,13 +91,14 @@ def maximum(
 def calibration_figures(
   confidence_B: Float[np.ndarray, " B"], right_B: Bool[np.ndarray, " B"]
 ) -> dict[str, Any]:
-  """Accuracy, ECE and the bins of a reliability diagram, as `Tally.figures` has them.
+  """Accuracy, ECE and the bins of a reliability diagram, in `Tally.figures`'s form.
 
-  ece = sum_s n_s / n |accuracy_s - confidence_s| over bins of equal width.
+  ece = sum_s n_s / n |accuracy_s - confidence_s| over bins s of equal width. Bin s has
+  n_s of the n images.
 
   Args:
     confidence_B: probability of each answer.
-    right_B: whether it is right.
+    right_B: whether each answer is right.
   """
   bin_B = confidence_bins(confidence_B)
   sums = [

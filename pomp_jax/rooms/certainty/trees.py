@@ -3,14 +3,16 @@
 | file | its tree |
 | --- | --- |
 | `wordnet` | is-a relations of the synsets of the class list |
-| `.csv` | a column a rank, the coarsest first, the class names last; a header line |
+| `.csv` | one column per rank, the coarsest first, class names last; a header line |
 | `.toml` | `group = ["member", ..]`; a member is a class or another group |
 | `.json` | COCO's or LVIS's categories, with `supercategory` |
 
-A node may have several parents, as a dog is a canine and a domestic animal; a class may
-have others below it. Each counts once for a node above it.
+A node may have several parents: a dog is a canine and a domestic animal. A class may
+have other classes below it. A class counts once for each node above it, however many
+paths lead to that node.
 
-Shapes: B images, N classes, n nodes, P pairs of a class and a node above it.
+Shapes: B images, N classes, n nodes, P pairs of a class and a node at or above the
+class, s classes below a node.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,22 +33,24 @@ from pomp_jax.files.paths import read_text, read_user_json
 from pomp_jax.files.terminal import quoted
 from pomp_jax.rooms.certainty.fields import SUFFIXES, WORDNET
 
-_ROOT = "anything"  # above COCO's supercategories
+_ROOT = "anything"  # root that is added above COCO's supercategories
 
 
 class TreeError(VocabularyError):
-  """A tree that can't be used; the message is one line with its file."""
+  """A tree can't be used; the message is one line that names the file or the field."""
 
 
 class ClassTree(NamedTuple):
-  """A tree with the places of N classes in it."""
+  """A tree with N classes at some of its nodes."""
 
   tree: Tree
-  nodes: Int[np.ndarray, " N"]  # of the classes
+  nodes: Int[np.ndarray, " N"]  # node of each class
+  # Each class is paired with its own node and with every node above.
   pair_classes: Int[np.ndarray, " P"]
-  pair_nodes: Int[np.ndarray, " P"]  # each class's ancestors, itself included
-  n_below: Int[np.ndarray, " n"]  # classes at and below each node
-  bits: Float[np.ndarray, " n"]  # log2(N / n_below): what an answer with the node tells
+  pair_nodes: Int[np.ndarray, " P"]
+  n_below: Int[np.ndarray, " n"]  # number of classes at and below each node
+  # log2(N / n_below): information of an answer with the node; -1 without classes
+  bits: Float[np.ndarray, " n"]
 
   def probabilities(
     self, probability_BxN: Float[np.ndarray, "B N"] | Float[jax.Array, "B N"]
@@ -62,7 +66,8 @@ class ClassTree(NamedTuple):
   def holds(
     self, nodes_B: Int[np.ndarray, " B"], labels_B: Int[np.ndarray, " B"]
   ) -> Bool[np.ndarray, " B"]:
-    """Whether each node is the class of the label, or above it."""
+    """Whether each node is the node of the label's class, or a node above it."""
+    # Write each pair of class and node as one number, to look pairs up in sorted order.
     n_nodes = len(self.tree)
     known = np.sort(self.pair_classes.astype(np.int64) * n_nodes + self.pair_nodes)
     asked_B = labels_B.astype(np.int64) * n_nodes + nodes_B
@@ -70,16 +75,17 @@ class ClassTree(NamedTuple):
     return known[place_B] == asked_B
 
   def below(self, name: str, where: str) -> Int[np.ndarray, " s"]:
-    """Labels of the classes at and below the node of a name.
+    """Labels of the classes at and below a node.
 
     Args:
       name: name of a node, or its id.
       where: field, for messages.
 
     Raises:
-      TreeError: no node or several have this name, or no class is below it.
+      TreeError: no node has this name, or not exactly one such node has classes.
     """
-    nodes = [node for node, own in enumerate(self.tree.names) if own == name]
+    names = self.tree.names
+    nodes = [node for node, node_name in enumerate(names) if node_name == name]
     if not nodes and name in self.tree.ids:
       nodes = [self.tree.ids.index(name)]
     with_classes = [node for node in nodes if self.n_below[node]]
@@ -94,7 +100,10 @@ class ClassTree(NamedTuple):
     return np.sort(self.pair_classes[is_below_P])
 
   def path(self, node: int) -> list[int]:
-    """Nodes from below the root down to a node, through the most telling parents."""
+    """Nodes of a path down to `node`, without the root.
+
+    Of several parents the path takes the most informative one, then the deepest.
+    """
     found = []
     while node != self.tree.root:
       found.append(node)
@@ -124,10 +133,10 @@ def load_class_tree(
   Args:
     tree: `wordnet`, or a file.
     names: the N classes in the order of their labels.
-    class_list: where the names come from, whose synsets `wordnet` takes.
+    class_list: class list of the names; `wordnet` needs its synsets.
 
   Raises:
-    TreeError: a cycle, more roots than one, or classes that are not in the tree.
+    TreeError: the tree can't be read, has a cycle or several roots, or lacks a class.
   """
   if tree == WORDNET:
     synsets = load_class_list(class_list).synsets
@@ -142,27 +151,31 @@ def load_class_tree(
       f"{tree}: {len(missing)} of {len(names)} names are not in the tree, such as"
       f" {quoted(missing[0])}; expected each of them"
     )
-  own = tree_of(parents, tree)
-  return of_nodes(own, own.nodes([node_of_class[name] for name in names]))
+  built = tree_of(parents, tree)
+  return of_nodes(built, built.nodes([node_of_class[name] for name in names]))
 
 
 def of_nodes(tree: Tree, nodes_N: Int[np.ndarray, " N"]) -> ClassTree:
-  """The tree with classes at these nodes."""
+  """Places N classes at these nodes of a tree."""
   above = [tree.ancestors[node] for node in nodes_N]
   lengths = [len(nodes) for nodes in above]
   pair_classes = np.repeat(np.arange(len(nodes_N), dtype=np.int32), lengths)
   pair_nodes = np.concatenate(above).astype(np.int32)
   n_below = np.bincount(pair_nodes, minlength=len(tree))
-  # A node without a class below it is never an answer.
+  # -1 bit, because a node without a class below it is never an answer.
   bits = np.where(n_below > 0, np.log2(len(nodes_N) / np.maximum(n_below, 1)), -1.0)
   return ClassTree(tree, nodes_N, pair_classes, pair_nodes, n_below, bits)
 
 
 def tree_of(parents: Mapping[str, Sequence[str]], where: str) -> Tree:
-  """Builds a tree from the parents of each node, by names.
+  """Builds a tree.
+
+  Args:
+    parents: parents of each node, by the node's id.
+    where: the tree's file, for messages.
 
   Raises:
-    TreeError: a cycle, or more roots than one.
+    TreeError: there is a cycle, or more than one root.
   """
   cycle = _cycle(parents)
   if cycle:
@@ -180,7 +193,7 @@ def tree_of(parents: Mapping[str, Sequence[str]], where: str) -> Tree:
 
 
 def _name(node: str) -> str:
-  """The name of a node, whose id may have its rank in front."""
+  """Name of a node: its id without the rank or kind and the tab in front, if any."""
   return node.rpartition("\t")[2]
 
 
@@ -189,7 +202,10 @@ def _shown(node: str) -> str:
 
 
 def _cycle(parents: Mapping[str, Sequence[str]]) -> list[str]:
-  """Nodes of a cycle, from one to itself again; none of an acyclic graph."""
+  """Nodes of a cycle, downwards, with the first node again at the end; empty without a
+  cycle."""
+  # Kahn's algorithm: take away nodes without parents until only cycles, and what is
+  # below them, are left. `n_left` counts the parents of each node that are left.
   n_left = {node: len(above) for node, above in parents.items()}
   children: dict[str, list[str]] = {node: [] for node in parents}
   for node, above in parents.items():
@@ -204,7 +220,7 @@ def _cycle(parents: Mapping[str, Sequence[str]]) -> list[str]:
   left = [node for node, count in n_left.items() if count]
   if not left:
     return []
-  # Each node that is left has a parent that is left too.
+  # Each node that is left has a parent that is left, so the way up ends in a cycle.
   node = left[0]
   seen: list[str] = []
   while node not in seen:
@@ -214,7 +230,7 @@ def _cycle(parents: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _read(path: str) -> tuple[dict[str, list[str]], dict[str, str]]:
-  """Parents of each node of a file, and the node of each name."""
+  """Reads a file: the parents of each node, and the node of each class name."""
   if path.endswith(".csv"):
     return _read_ranks(path)
   if path.endswith(".toml"):
@@ -243,9 +259,10 @@ def _read_ranks(path: str) -> tuple[dict[str, list[str]], dict[str, str]]:
       )
     above: list[str] = []
     for rank, value in zip(header, row, strict=True):
-      # An empty cell is a rank that the class does not have.
+      # An empty cell: the class does not have this rank.
       if not value.strip():
         continue
+      # The rank is a part of the id: a genus and a family may have the same name.
       node = f"{rank.strip()}\t{value.strip()}"
       known = parents.setdefault(node, above)
       if known != above:
@@ -291,5 +308,6 @@ def _read_categories(path: str) -> tuple[dict[str, list[str]], dict[str, str]]:
     name, above = texts
     parents.setdefault(f"super\t{above}", [_ROOT])
     parents[f"class\t{name}"] = [f"super\t{above}"]
+    # Class lists may write LVIS's "air_conditioner" with a space.
     node_of_class[name.replace("_", " ")] = node_of_class[name] = f"class\t{name}"
   return parents, node_of_class

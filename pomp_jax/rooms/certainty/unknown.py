@@ -1,10 +1,11 @@
-"""How well a score tells images of known classes from those of unknown ones.
+"""Measures how well a score separates images of known from images of unknown classes.
 
-Scores are higher for known classes: the maximum softmax probability (MSP; Hendrycks &
-Gimpel, 2017), the maximum logit (Hendrycks et al., 2022), the energy (Liu et al., 2020),
-and the maximum softmax of the cosines themselves (MCM; Ming et al., 2022).
+A score should be higher for known classes. Scores are the maximum softmax probability
+(MSP; Hendrycks & Gimpel, 2017), the maximum logit (Hendrycks et al., 2022), the energy
+(Liu et al., 2020), and the maximum softmax of the cosines themselves (MCM; Ming et al.,
+2022).
 
-Shapes: K known images, U unknown ones.
+Shapes: K known images, U unknown images.
 """
 
 from jaxtyping import Float
@@ -23,12 +24,16 @@ LABELS = {
 
 
 def scores_of(plain: Outputs, calibrated: Outputs) -> dict[str, np.ndarray]:
-  """The scores of images by their names, from outputs without and with a
-  temperature."""
+  """Scores of images, by the name of the score.
+
+  Args:
+    plain: outputs without a temperature.
+    calibrated: outputs with the temperature.
+  """
   return {
     "calibrated": calibrated.confidence,
     "msp": plain.confidence,
-    "max_logit": plain.max_cosine,
+    "max_logit": plain.max_cosine,  # the logit scale does not change the order
     "mcm": plain.mcm,
     "energy": plain.energy,
   }
@@ -38,6 +43,7 @@ def auroc(
   known_K: Float[np.ndarray, " K"], unknown_U: Float[np.ndarray, " U"]
 ) -> float:
   """Probability that a known image scores above an unknown one; a tie counts half."""
+  # Mann-Whitney's U from the ranks of the known images.
   ranks = scipy.stats.rankdata(np.concatenate([known_K, unknown_U]))
   n_known = len(known_K)
   wins = ranks[:n_known].sum() - n_known * (n_known + 1) / 2
@@ -49,14 +55,14 @@ def fpr_at(
   unknown_U: Float[np.ndarray, " U"],
   share: float = 0.95,
 ) -> float:
-  """Share of unknown images that are accepted where `share` of the known ones are.
+  """Share of unknown images that are accepted at a threshold on the score.
 
-  The threshold is the largest that accepts at least that share.
+  The threshold is the largest that accepts at least `share` of the known images.
 
   Args:
     known_K: scores of known images.
     unknown_U: scores of unknown images.
-    share: share of the known images that are accepted.
+    share: share of the known images to accept.
   """
   n_accepted = int(np.ceil(share * len(known_K) - 1e-9))
   threshold = np.sort(known_K)[len(known_K) - n_accepted]
@@ -66,7 +72,7 @@ def fpr_at(
 def detection_figures(
   known: dict[str, np.ndarray], unknown: dict[str, np.ndarray]
 ) -> dict[str, dict[str, float]]:
-  """AUROC and FPR at 95% of each score."""
+  """AUROC of each score, and its FPR if 95% of the known images are accepted."""
   return {
     name: {
       "auroc": auroc(known[name], unknown[name]),

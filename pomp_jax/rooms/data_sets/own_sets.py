@@ -122,7 +122,7 @@ def parse_sets(
   """Parses descriptions of data sets, and makes the checks that need no files.
 
   Args:
-    entries: dicts with the keys of `OwnSet` up to `synsets`.
+    entries: dicts whose keys are fields of `OwnSet`, `name` to `synsets`.
     where: file, or field of the config, that messages name.
     folder: folder from which relative paths start.
 

@@ -55,7 +55,7 @@ def pixel_ranges(
     boxes_Rx4: boxes in pixels, which may leave the image.
     height: height of the image in pixels.
     width: width of the image in pixels.
-    cropping: factor of the sides, and whether they become equal.
+    cropping: factor by which the sides grow, and whether the crop becomes a square.
 
   Returns:
     x0, y0, x1, y1 of each crop.

@@ -261,7 +261,7 @@ def taps(
 ) -> Taps:
   """Computes bilinear samples of a line, as torch's `interpolate` has them by default.
 
-  That is without align_corners and antialias.
+  The default has neither align_corners nor antialias.
 
   Args:
     n_out: number of new pixels.

@@ -87,7 +87,7 @@ def resized_sides(
     height: height of the image in pixels.
     width: width of the image in pixels.
     size: new shorter side; 0 for the image as it is.
-    multiple: number of which both new sides become multiples.
+    multiple: both new sides are multiples of this number.
   """
   shorter, longer = sorted((height, width))
   scale = 1.0
@@ -108,7 +108,7 @@ def resized_image(
   Args:
     image_HxWx3: image.
     size: new shorter side; 0 for the image as it is.
-    multiple: number of which both new sides become multiples.
+    multiple: both new sides are multiples of this number.
 
   Returns:
     The resized image, or the same array if its sides do not change.

@@ -77,7 +77,7 @@ def open_network(
     encoder: the CLIP, on the devices that the network will use.
 
   Raises:
-    InputError: the file is unusable, or a checkpoint has another CLIP inside.
+    InputError: the file is unusable, or a checkpoint holds a CLIP other than the run's.
   """
   path = network_path(propose.network)
   published_weights.check_clip(path, encoder.clip)

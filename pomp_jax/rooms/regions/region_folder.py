@@ -164,7 +164,8 @@ class RegionFolder:
         and embeddings.
 
     Raises:
-      RegionError: the file is damaged, has pickles, or misfits the header or the image.
+      RegionError: the file is damaged, contains pickled objects, or does not fit the
+        header or the image.
     """
     name = f"{key}.npz"
     if pathlib.PurePath(name).name != name or "\0" in name:
@@ -214,10 +215,10 @@ class RegionWriter:
     self._path = to_path(path)
     self._path.mkdir(parents=True, exist_ok=True)
     embeddings = dataclasses.asdict(header)
-    made_by = embeddings.pop("made_by")
+    del embeddings["made_by"]  # stands beside the embeddings' fields
     value = {
       "format_version": FORMAT_VERSION,
-      "made_by": made_by,
+      "made_by": header.made_by,
       "embeddings": embeddings if header.stages else None,
     }
     write_file(self._path / _HEADER, json.dumps(with_checksum(value), indent=2))
@@ -492,7 +493,8 @@ class RegionResults:
   def check(
     self, images: Iterable[_ImageSize], most: int | None = None
   ) -> str | int | None:
-    """Checks the results of each image as `read` does, and that an image has results.
+    """Checks the results of each image as `read` does, and that at least one image has
+    results.
 
     Images without results are logged as a warning.
 

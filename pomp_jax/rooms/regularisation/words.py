@@ -376,8 +376,8 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
       chosen = kind
   name_of_file = name
   if chosen not in prompts:
-    # No prompt file can hold sentences of each class or random words. Save the best
-    # candidate that a file can hold instead.
+    # The words were chosen, but no prompt file can hold sentences of each class or random
+    # words. Save the best candidate that a file can hold instead.
     prompts["words"], name_of_file = _held(run.candidates, run.encoder.clip, classes)
 
   step = f"step {checkpoint.step}"
@@ -408,7 +408,7 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
   facts["remark"] = _remark(facts)
 
   prompt = dataclasses.replace(prompts.pop(chosen), config=run.config)
-  # The other prompts become rows of the tables, but a mixture that was not chosen.
+  # The other prompts become rows of the tables. A mixture that was not chosen does not.
   prompts.pop("mixture", None)
   if name == run.eval.template:
     prompts.pop("words", None)  # the hand-written prompt has a row already

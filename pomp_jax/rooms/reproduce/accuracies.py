@@ -1,4 +1,7 @@
-"""Reproduces a table of accuracies: four stages, each set as far as it gets."""
+"""Reproduces a table of accuracies in four stages.
+
+A set that fails Inputs or Controls is stopped, and skips the later stages.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -44,7 +47,7 @@ from pomp_jax.train import pretrain
 log = logging.getLogger(__name__)
 
 _PAPERS_DTYPE = "float32"
-_TRAINING_IMAGES = 4096  # most of a set that are compared with its test images
+_TRAINING_IMAGES = 4096  # most training images that are compared with the test images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,36 +55,38 @@ class Sets:
   """Opens the sets of a table."""
 
   names: Sequence[str]
-  # Opens a set by its name; InputError for one that is not there.
+  # Opens a set by its name; InputError if the set is not there.
   open: Callable[[str], LabelledSet]
-  # Opens its training images; None where they are not compared.
+  # Opens a set's training images by its name; None if they are not compared.
   open_training: Callable[[str], LabelledSet] | None = None
 
 
 @dataclasses.dataclass
 class Reproduction:
-  """What was compared so far, and what failed."""
+  """State of a reproduction: what was compared so far, and what failed."""
 
   table: Accuracies
   sets: Sets
   measurer: Measurer
   dtype: str
-  record: Mapping[str, Any]  # packaged; empty where nobody has made one
+  record: Mapping[str, Any]  # packaged record; empty if there is none
   quick: bool
-  # Prompts of later stages that are there already, by label: they are measured with the
-  # controls, so that the images are encoded once.
+  # Prompts of later stages that exist from the start, by label. They are measured
+  # together with the controls, so that the images are encoded once.
   prepared: Mapping[str, AnyPrompt] = dataclasses.field(default_factory=dict)
   rows: list[Row] = dataclasses.field(default_factory=list)
   findings: list[Finding] = dataclasses.field(default_factory=list)
-  # By set: why it was stopped.
+  # set -> why the set was stopped
   stopped: dict[str, str] = dataclasses.field(default_factory=dict)
   opened: dict[str, LabelledSet] = dataclasses.field(default_factory=dict)
-  # By set: `StoredImages.stamps`. Paths and times are no part of a record.
+  # set -> `StoredImages.stamps`; apart from `digests`, because a record must not
+  # depend on paths and times
   stamps: dict[str, str] = dataclasses.field(default_factory=dict)
   digests: dict[str, Any] = dataclasses.field(default_factory=dict)
   answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   measured: dict[str, Any] = dataclasses.field(default_factory=dict)
-  figures: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # none
+  # always empty: only tables of regions have figures
+  figures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
   def inputs(self) -> None:
     """Stage 1: opens the sets and compares digests."""
@@ -90,11 +95,11 @@ class Reproduction:
     expected = self.record.get("clip", {})
     found = inputs_stage.clip_inputs(clip, expected, self.dtype, _PAPERS_DTYPE)
     self._add(found.rows, found.findings)
-    of_all = "Inputs failed for the CLIP" if found.findings else ""
+    reason = "Inputs failed for the CLIP" if found.findings else ""
     for name in self.sets.names:
       self._set_inputs(name)
-      if of_all:
-        self.stopped.setdefault(name, of_all)
+      if reason:
+        self.stopped.setdefault(name, reason)
 
   def _set_inputs(self, name: str) -> None:
     try:
@@ -118,12 +123,13 @@ class Reproduction:
       return
     self.opened[name] = labelled
     source = labelled.source
-    # Before any content is read: a file that changes from now on has another stamp.
+    # Take the stamps before any content is read: a file that changes later then has
+    # another stamp.
     self.stamps[name] = source.stamps() if isinstance(source, StoredImages) else ""
     digests = digests_of_set(labelled)
     self.digests["sets"][name] = digests
     record = self._record_of(name)
-    if "pairs" not in record:  # right answers alone, without digests
+    if "pairs" not in record:  # a record of right answers without digests
       record = {}
     overlap = self._overlap(name, labelled)
     found = inputs_stage.set_inputs(
@@ -134,7 +140,8 @@ class Reproduction:
       self.stopped[name] = "Inputs failed for the set"
 
   def _overlap(self, name: str, labelled: LabelledSet) -> int | None:
-    """Test images that are training images too, byte for byte."""
+    """Number of test images that are training images too, byte for byte; None if they
+    are not compared."""
     if self.sets.open_training is None:
       return None
     training = self.sets.open_training(name).source
@@ -147,14 +154,15 @@ class Reproduction:
       by_size.setdefault(len(content), set()).add(content)
     n_equal = 0
     for row in range(len(test)):
-      # Most files are told apart by their size, without being read.
+      # Most files differ from all training images in size, and are not read.
       same_size = by_size.get(test.encoded_size(row), set())
       if same_size and test.encoded(row) in same_size:
         n_equal += 1
     return n_equal
 
   def controls(self) -> None:
-    """Stage 2: hand-written prompts, and what their pattern suggests."""
+    """Stage 2: measures the hand-written prompts, and infers causes of failures."""
+    # A control's label is also the prompt.
     prompts = {label: label for label in self.table.controls}
     evidence = []
     by_label: dict[str, dict[str, Measured]] = {label: {} for label in prompts}
@@ -181,7 +189,7 @@ class Reproduction:
   def _evidence_of(
     self, name: str, measured: Mapping[str, Measured]
   ) -> diagnose.SetEvidence:
-    """Rows and sketches of a set, by which a cause is named."""
+    """Rows and sketches of a set, from which `diagnose` infers a cause."""
     rows = {}
     for label, one in measured.items():
       row = self._control_row(name, label, one)
@@ -196,14 +204,14 @@ class Reproduction:
     return diagnose.SetEvidence(name, rows, measured, sketches, image_sketch)
 
   def _control_row(self, name: str, label: str, measured: Measured) -> Row | None:
-    """The row of a control; None where there is no target."""
+    """The row of a control; None if there is no target."""
     expected = self._expected_control(name, label)
     if expected is None:
       return None
     return controls_stage.set_row(CONTROLS, name, label, measured, expected, self.quick)
 
   def _expected_control(self, name: str, label: str) -> Expected | None:
-    """What a control is compared with: a printed figure, or the record's count."""
+    """Target of a control: a printed figure, or the record's count."""
     table, row = self.table.controls[label]
     if table:
       target = self.table.target((table, row), name)
@@ -215,7 +223,7 @@ class Reproduction:
     return controls_stage.recorded(counts[label]["right"], record)
 
   def _record_of(self, name: str) -> Mapping[str, Any]:
-    """The record of a set; empty where nobody has made one."""
+    """Part of the record on a set; empty if there is none."""
     record: Mapping[str, Any] = self.record.get("sets", {}).get(name, {})
     return record
 
@@ -227,14 +235,15 @@ class Reproduction:
     of: tuple[str, str],
     released: int = 0,
   ) -> None:
-    """Rows of the means over sets; not run where a set is missing.
+    """Adds the rows of the means over sets; a mean without all its sets is not run.
 
     Args:
       stage: one of `rows.STAGES`.
-      label: of the prompt.
+      label: label of the prompt.
       measured: answers by set.
       of: table and row of the target.
-      released: number of vectors of a released prompt; 0: the target is `of`.
+      released: number of vectors of a released prompt, whose own figure is the target;
+        0 if the target is `of`.
     """
     for mean, sets in self.table.means.items():
       target = self.table.target(of, mean)
@@ -259,7 +268,11 @@ class Reproduction:
       self._add([row], ())
 
   def published(self, prompts: Mapping[str, Prompt]) -> None:
-    """Stage 3: released prompts, by label; their columns, not the paper's row."""
+    """Stage 3: compares released prompts with their own figures, not the paper's row.
+
+    Args:
+      prompts: released prompts by label.
+    """
     if not prompts:
       why = self.table.no_prompts
       self.rows.append(not_run(PUBLISHED, "all sets", "top-1", why))
@@ -303,7 +316,7 @@ class Reproduction:
         self.findings.append(finding(PUBLISHED, "prompt", label, text))
 
   def _prompt_rows(self, label: str, prompt: Prompt) -> tuple[list[Row], list[Finding]]:
-    """What a file says of a released prompt beside what is known of it."""
+    """Compares fields and context of a prompt file with the released prompt's."""
     released = self.record.get("released", {})
     rows: list[Row] = []
     findings: list[Finding] = []
@@ -311,9 +324,9 @@ class Reproduction:
       "vectors M": str(len(prompt.context)),
       "position of the name": prompt.position,
     }
-    n_known = [released["m"]] if released else sorted(RELEASED)
-    close = min(n_known, key=lambda m: abs(m - len(prompt.context)))
-    expected = {"vectors M": str(close), "position of the name": "end"}
+    lengths = [released["m"]] if released else sorted(RELEASED)
+    closest = min(lengths, key=lambda m: abs(m - len(prompt.context)))
+    expected = {"vectors M": str(closest), "position of the name": "end"}
     for quantity, value in found.items():
       row = compared(
         PUBLISHED, label, quantity, expected[quantity], value, source="released prompts"
@@ -344,7 +357,7 @@ class Reproduction:
   def _published_row(
     self, name: str, label: str, prompt: Prompt, measured: Measured
   ) -> Row | None:
-    """The row of a released prompt on a set; None where there is no target."""
+    """The row of a released prompt on a set; None if there is no target."""
     expected = self._expected_of_released(name, len(prompt.context))
     if expected is None:
       return None
@@ -353,7 +366,7 @@ class Reproduction:
     )
 
   def _expected_of_released(self, name: str, n_vectors: int) -> Expected | None:
-    """What a released prompt is compared with on a set."""
+    """Target of a released prompt on a set; None if there is none."""
     counts = self.record.get("released", {}).get("right", {})
     if name in counts:
       return controls_stage.recorded(counts[name], self._record_of(name))
@@ -362,16 +375,16 @@ class Reproduction:
       target = self.table.released(n_vectors, name)
       if target is not None:
         return controls_stage.printed(target, name, beside=paper)
-    # The paper's row is that of length 4 (appendix E.2); none is printed of 16.
+    # The paper's row is of 4 vectors (appendix E.2). It prints no row of 16 vectors.
     if paper is not None and n_vectors == min(RELEASED):
       return controls_stage.printed(paper, name, loose=True)
     return None
 
   def retrained(self, group: TrainingGroup) -> None:
-    """Stage 4: trainings of several seeds, beside a row of a table.
+    """Stage 4: compares trainings of several seeds with a row of a table.
 
     Args:
-      group: the trainings; without any, why there are none.
+      group: the trainings, or the reason why there are none.
     """
     label = group.label
     if not group.trainings:
@@ -416,10 +429,10 @@ class Reproduction:
       self.findings.append(found)
 
   def orders(self, arms: Sequence[TrainingGroup]) -> None:
-    """Stage 4 of an ablation: which arm is better, on each set and mean of sets.
+    """Stage 4 of an ablation: tests which arm is better, on each set and mean of sets.
 
     Args:
-      arms: trainings of each arm that there are any of.
+      arms: one group for each arm that has trainings.
     """
     answers: dict[str, dict[str, list[Measured]]] = {}
     reasons: dict[str, str] = {}
@@ -450,7 +463,7 @@ class Reproduction:
     answers: Mapping[str, Mapping[str, Sequence[Measured]]],
     reasons: Mapping[str, str],
   ) -> None:
-    """The row of an order on a subject, or why it was not run."""
+    """Adds the row of an order on a set or mean of sets, or why it was not run."""
     sets = self.table.means.get(subject, (subject,))
     why = ""
     for arm in (one.better, one.worse):
@@ -477,7 +490,8 @@ class Reproduction:
   def _seeds_target(
     self, subject: str, of: tuple[str, str] | None
   ) -> SeedsTarget | None:
-    """Figure of the target's seeds and where it stands."""
+    """Target of trainings on a set or mean of sets, and its source; None if there is
+    none."""
     trained = self.record.get("trained", {})
     if trained:
       sets = self.table.means.get(subject, (subject,))
@@ -493,7 +507,7 @@ class Reproduction:
   def _measure(
     self, stage: str, name: str, prompts: Mapping[str, AnyPrompt]
   ) -> dict[str, Measured]:
-    """Answers of a set, which the report lists by their digest."""
+    """Measures prompts on a set, and lists digests of their answers for the report."""
     labelled = self.opened[name]
     digests = self.digests["sets"][name]
     parts = [digests[key] for key in ("pairs", "names", "content")]
@@ -501,6 +515,8 @@ class Reproduction:
     together: dict[str, AnyPrompt] = {label: label for label in self.table.controls}
     together |= self.prepared
     first = CONTROLS
+    # Prompts that did not exist from the start, such as new trainings, are measured
+    # apart.
     if not prompts.keys() <= together.keys():
       together = dict(prompts)
       first = stage
@@ -533,7 +549,7 @@ class Reproduction:
     self.findings += findings
 
   def record_of(self) -> dict[str, Any]:
-    """What a record of this table would hold: digests, sketches, right answers."""
+    """Content for a record of this table: digests, sketches, right answers."""
     sets: dict[str, Any] = {}
     for name, digests in self.digests["sets"].items():
       sets[name] = dict(digests)
@@ -559,12 +575,12 @@ def seeds_to_train(
   n_seeds: int,
   folder: str,
 ) -> dict[str, Any]:
-  """Config of each seed's training by its folder, checked as `pretrain` checks it.
+  """Configs of the seeds' trainings by folder, after the checks of `pretrain`.
 
   Args:
-    replace: that of the job's config, which has CLIP and mesh.
+    replace: `replace` of the job's config, which has CLIP and mesh.
     recipe: fields of the training.
-    n_seeds: number of seeds, from 0 on.
+    n_seeds: number of seeds; the first seed is 0.
     folder: folder of the runs.
 
   Raises:
@@ -583,7 +599,7 @@ def seeds_to_train(
 
 
 def retrain(trainings: Mapping[str, Any]) -> list[str]:
-  """Trains the seeds that have not finished; returns their folders.
+  """Trains the seeds that have not finished; returns the folders of all seeds.
 
   Args:
     trainings: result of `seeds_to_train`.

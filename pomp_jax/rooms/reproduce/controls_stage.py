@@ -1,4 +1,4 @@
-"""Stages 2 and 3: prompts that are not trained here, set by set and on average."""
+"""Stages 2 and 3: rows of prompts that are not trained here, by set and by mean."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,28 +23,28 @@ class Expected(NamedTuple):
   """The figure that an accuracy is compared with."""
 
   value: float  # fraction of 1
-  source: str  # where it is printed
-  n_images: int | None  # that it is of; None where nobody says
-  exact: bool = False  # whether it is a count of this code
-  loose: bool = False  # whether it is of other weights than those measured
+  source: str  # where the figure is printed, or RECORD
+  n_images: int | None  # number of images behind the figure; None if not published
+  exact: bool = False  # whether the figure was counted by this code
+  loose: bool = False  # whether the figure is of other weights than are measured here
   beside: float | None = None  # another published figure
 
 
 def quantity_of(label: str) -> str:
-  """What a row says that it compares."""
+  """Quantity of a row that compares accuracies under a prompt."""
   return f"top-1, {label}"
 
 
 def printed(
   target: Target, subject: str, beside: Target | None = None, loose: bool = False
 ) -> Expected:
-  """A figure of a table.
+  """Makes the expectation of a figure that a table prints.
 
   Args:
     target: the figure.
-    subject: the set that it is of.
+    subject: set or mean that the figure is of.
     beside: another published figure.
-    loose: whether it is of other weights than those measured.
+    loose: whether the figure is of other weights than are measured here.
   """
   return Expected(
     value=target.value / 100,
@@ -56,11 +56,11 @@ def printed(
 
 
 def recorded(right: int, record: Mapping[str, Any]) -> Expected:
-  """Right answers of the record.
+  """Makes the expectation of a number of right answers in the record.
 
   Args:
     right: number of right answers.
-    record: of the set.
+    record: part of the record on the set.
   """
   n_images = record["images"]
   return Expected(right / n_images, RECORD, n_images, exact=True)
@@ -74,13 +74,13 @@ def set_row(
   expected: Expected,
   quick: bool,
 ) -> Row:
-  """The row of a set under a prompt.
+  """Compares a prompt's accuracy on a set with its target.
 
   Args:
     stage: one of `rows.STAGES`.
     subject: the set.
-    label: of the prompt.
-    measured: answers.
+    label: label of the prompt.
+    measured: answers under the prompt.
     expected: the target.
     quick: whether the images are a sample.
   """
@@ -109,7 +109,7 @@ def set_row(
 
 
 def _loose_tolerance(n: int, expected: float, quick: bool) -> Tolerance:
-  """Tolerance of a single set beside a figure of other weights."""
+  """Tolerance of a single set whose target was measured with other weights."""
   value = SPREAD_OF_A_SET
   why = "3.9 points: a single set moves so between seeds (PromptSRC, CoOp's issue 45)"
   if quick:
@@ -126,12 +126,12 @@ def mean_row(
   expected: Expected,
   quick: bool,
 ) -> Row:
-  """The row of a mean over sets.
+  """Compares a prompt's mean accuracy over sets with its target.
 
   Args:
     stage: one of `rows.STAGES`.
     subject: name of the mean.
-    label: of the prompt.
+    label: label of the prompt.
     measured: answers by set.
     expected: the target.
     quick: whether the images are samples.
@@ -140,6 +140,7 @@ def mean_row(
   images = [one.n for one in answers]
   variances = [one.top1 * (1 - one.top1) / one.n for one in answers]
   error = float(np.sqrt(np.sum(variances))) / len(answers)
+  # Variance of each accuracy by the answers that float16 moves.
   moved = [MOVED_BY_FLOAT16 / n for n in images]
   tolerance = HALF_DIGIT + 2 * float(np.sqrt(np.sum(moved))) / len(answers)
   why = "half a printed digit, and two standard deviations of what float16 moved"
@@ -165,7 +166,7 @@ def mean_row(
 
 
 def images_of(sets: Sequence[str]) -> int | None:
-  """Published number of images of several sets; None where one's is not known."""
+  """Published number of images of several sets; None if that of any set is unknown."""
   counts = [TEST_IMAGES.get(name) for name in sets]
   known = [count for count in counts if count is not None]
   return sum(known) if len(known) == len(counts) else None

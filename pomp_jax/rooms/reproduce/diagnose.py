@@ -1,7 +1,9 @@
-"""What a pattern of failed accuracies suggests, without any digest.
+"""Infers causes from the pattern of failed accuracies, without any digest.
 
-Each rule has the measured signature that triggers it. Rules are in order: the first
-that fits a set names its cause.
+A measured signature triggers each rule. Rules are tried in order, and the first rule
+that fits a set names the cause.
+
+Shapes: n images, N classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,31 +17,35 @@ from pomp_jax.rooms.reproduce.findings import Finding, finding
 from pomp_jax.rooms.reproduce.measure import Measured
 from pomp_jax.rooms.reproduce.rows import CONTROLS, FAIL, Row, compared
 
-# Relative distance of sketches of features that are not equal: rounding moves them by
-# 1e-5, bfloat16 by 1e-2.
+# Relative distance of sketches from which features count as different: rounding moves
+# a sketch by 1e-5, bfloat16 by 1e-2.
 _OTHER_FEATURES = 1e-3
-_FAR = 0.10  # a gap of one set that is no matter of preprocessing, as a share
-_A_LITTLE = 0.10
-_MOST = 0.6  # share of the answers that a rule about labels has to explain
+_FAR = 0.10  # relative gap of one set that preprocessing can't explain
+_A_LITTLE = 0.10  # largest relative gap that resizing or precision explains
+_MOST = 0.6  # share of a class's images that a swap of two classes has to explain
 
 
 class SetEvidence(NamedTuple):
-  """The controls of one set: rows, answers, and sketches of the record by prompt."""
+  """The controls of one set: rows, answers, and the record's sketches."""
 
   name: str
-  rows: Mapping[str, Row]  # by label of the prompt
+  # by label of the prompt
+  rows: Mapping[str, Row]
   measured: Mapping[str, Measured]
-  text_sketches: Mapping[str, Sequence[float]]  # of the record; empty: none
-  image_sketch: Sequence[float]  # likewise
+  text_sketches: Mapping[str, Sequence[float]]  # empty: the record has none
+  image_sketch: Sequence[float]  # empty: the record has none
 
 
 def sketch_rows(one: SetEvidence) -> dict[str, Row]:
-  """Rows of a set's features beside the record, by what they are of; none without one.
+  """Compares sketches of a set's features with the record's sketches.
 
-  Features may differ without another answer.
+  Features may differ although every answer is equal.
 
   Args:
     one: the controls of a set.
+
+  Returns:
+    Rows by the features that they compare; empty if the record has no sketches.
   """
   distances: dict[str, float] = {}
   if one.image_sketch:
@@ -70,7 +76,7 @@ def diagnose(sets: Sequence[SetEvidence]) -> list[Finding]:
   """Names the causes of failed controls.
 
   Args:
-    sets: each set whose controls were run, those that passed too.
+    sets: every set whose controls were run, including sets that passed.
   """
   failing = [one for one in sets if _failed(one)]
   if not failing:
@@ -81,6 +87,7 @@ def diagnose(sets: Sequence[SetEvidence]) -> list[Finding]:
   if len(failing) == len(sets) and all(map(_at_chance, failing)):
     shifted = [_shift(one) for one in failing]
     if all(shift is not None for shift in shifted):
+      # `or 0` only tells the type checker that the shift is not None.
       text = f"answers are the label {-(shifted[0] or 0):+d} on every set"
       return [finding(CONTROLS, "labels", "all sets", text)]
     text = (
@@ -105,7 +112,7 @@ def _failed(one: SetEvidence) -> bool:
 def _by_sketches(
   sets: Sequence[SetEvidence], failing: Sequence[SetEvidence]
 ) -> list[Finding]:
-  """Causes that the features themselves show, where a record has their sketches."""
+  """Causes that show in the features; empty if the record has no sketches of them."""
   recorded = [one for one in sets if one.image_sketch]
   if not recorded:
     return []
@@ -157,13 +164,16 @@ def _text_differs(one: SetEvidence, label: str) -> bool:
 
 
 def _gap(row: Row) -> float:
-  """Got less expected, as a share of the expected."""
+  """Relative difference: (got - expected) / expected."""
   assert isinstance(row.got, float) and isinstance(row.expected, float)
   return (row.got - row.expected) / max(row.expected, 1e-9)
 
 
 def _at_chance(one: SetEvidence) -> bool:
-  """Whether no prompt of a set is right more often than three times by chance."""
+  """Whether every prompt's accuracy is near chance.
+
+  Near chance is up to three times chance, or three standard errors above chance.
+  """
   for measured in one.measured.values():
     chance = 1 / measured.n_classes
     reach = 3 * (chance * (1 - chance) / measured.n) ** 0.5
@@ -173,24 +183,25 @@ def _at_chance(one: SetEvidence) -> bool:
 
 
 def _shift(one: SetEvidence) -> int | None:
-  """Number that most labels are ahead of the answers, modulo the classes; None for
-  none."""
+  """The most frequent difference of label and answer, modulo the classes; None if no
+  difference stands out."""
   measured = next(iter(one.measured.values()))
   ahead_n = (measured.labels - measured.answers) % measured.n_classes
   values, counts = np.unique(ahead_n[ahead_n != 0], return_counts=True)
   if not len(values):
     return None
   best = int(np.argmax(counts))
-  # Errors of a wrong answer spread over all differences.
+  # Ordinary errors spread over all differences, about `chance` images for each.
   chance = measured.n / measured.n_classes
   if counts[best] < max(6 * chance, 0.1 * measured.n):
     return None
+  # A difference beyond half of the classes is a shift downwards.
   value = int(values[best])
   return value if value <= measured.n_classes // 2 else value - measured.n_classes
 
 
 def _all_sets(failing: Sequence[SetEvidence]) -> Finding:
-  """Rules where every set fails."""
+  """Rules for a failure that many sets have in common."""
   labels = list(failing[0].rows)
   bad = {
     label for label in labels if all(one.rows[label].status == FAIL for one in failing)
@@ -216,7 +227,7 @@ def _all_sets(failing: Sequence[SetEvidence]) -> Finding:
 
 
 def _one_set(one: SetEvidence) -> Finding:
-  """Rules for a set that fails where others pass."""
+  """Rules for a set that fails while other sets pass."""
   shift = _shift(one)
   if shift is not None and _at_chance(one):
     text = f"labels are the answers {shift:+d}: shifted"
@@ -245,8 +256,9 @@ def _one_set(one: SetEvidence) -> Finding:
 
 
 def _swapped(measured: Measured) -> tuple[int, int] | None:
-  """Two classes that are never right and mostly taken for each other; None for none."""
+  """Two classes that are mostly taken for each other; None if there are none."""
   n = measured.n_classes
+  # A matrix of more classes would take too much memory.
   counts_NxN = np.zeros((n, n), int) if n <= 2000 else None
   if counts_NxN is None:
     return None

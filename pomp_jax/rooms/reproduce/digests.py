@@ -1,8 +1,11 @@
-"""Digests of what a reproduction starts from: sets, names, images and weights.
+"""Digests of the inputs of a reproduction: sets, names, images and weights.
 
-A digest is of what matters and nothing else: of pairs (image id, label), not of a
-file's name; of the class names as they are embedded; of each array of the weights. A
-record holds those of a table, so that whoever comes next can be compared.
+A digest covers only what decides the accuracies: the pairs (image id, label) and not
+the name of a split file, the class names as they are embedded, each array of the
+weights. A record holds the digests of a table, so that other reproductions can be
+compared with it.
+
+Shapes: N rows of features, E embedding, S numbers of a sketch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,13 +28,13 @@ from pomp_jax.files.run_folder import without_checksum
 _RECORDS = pathlib.Path(__file__).with_name("records")
 # Images of a set whose content is read for a digest.
 SAMPLED = 64
-# Most classes whose names a record lists, beside their digest.
+# A record also lists the class names, up to this many.
 _LISTED = 1500
-_SKETCH = 8  # numbers of a sketch
+_SKETCH = 8  # how many numbers a sketch has
 
 
 def packaged_record(table: str) -> dict[str, Any]:
-  """The packaged record of a table; an empty dict where nobody has made one."""
+  """The packaged record of a table; an empty dict if there is none."""
   path = _RECORDS / f"{table}.json"
   if not path.exists():
     return {}
@@ -53,11 +56,12 @@ def digests_of_set(labelled: LabelledSet) -> dict[str, Any]:
   """Digests and counts of a set; reads the content of `SAMPLED` of its images.
 
   Args:
-    labelled: the set, whole.
+    labelled: the whole set, even in a quick run.
   """
   source, classes, _ = labelled
   names = names_as_embedded(classes.names)
   labels = np.asarray(source.labels)
+  # The images of a source without ids are numbered.
   keys = [str(key) for key in getattr(source, "keys", range(len(labels)))]
   of_class: list[list[str]] = [[] for _ in names]
   for key, label in zip(keys, labels.tolist(), strict=True):
@@ -80,11 +84,13 @@ def digests_of_set(labelled: LabelledSet) -> dict[str, Any]:
 
 
 def content_digest(source: Any, count: int = SAMPLED) -> str:
-  """Digest of the content of some images, chosen by their ids alone; "" without files.
+  """Digest of the content of some images, chosen by their ids alone.
+
+  The digest is "" if the source has no image files.
 
   Args:
     source: labelled images.
-    count: images to read.
+    count: number of images to read.
   """
   if not isinstance(source, StoredImages):
     return ""
@@ -97,7 +103,7 @@ def content_digest(source: Any, count: int = SAMPLED) -> str:
 
 
 def chosen_rows(source: StoredImages, count: int) -> list[int]:
-  """Numbers of `count` images, by a hash of their ids."""
+  """Numbers of the `count` images whose ids have the lowest hashes."""
   order = sorted(range(len(source)), key=lambda row: short(str(source.keys[row])))
   return order[:count]
 
@@ -110,6 +116,7 @@ def digests_of_clip(clip: Clip) -> dict[str, Any]:
   }
   return {
     "arrays": {name: fingerprint([value])[:16] for name, value in arrays.items()},
+    # Matrices of zeros are the sign of a damaged file.
     "zero": sorted(
       name for name, value in arrays.items() if value.ndim > 1 and not value.any()
     ),
@@ -123,9 +130,10 @@ def digests_of_clip(clip: Clip) -> dict[str, Any]:
 
 
 def sketch(features_NxE: Float[np.ndarray, "N E"]) -> list[float]:
-  """Eight numbers of unit rows: the means of random projections, and of their squares.
+  """Eight numbers of unit rows: means over rows of random projections.
 
-  Equal features have sketches that differ by rounding alone. The projections are the
+  Each row has a random weight in the means, so that the order of rows matters. Sketches
+  of equal features differ by rounding alone, because projections and weights are the
   same in every run.
   """
   width = features_NxE.shape[1]
@@ -153,7 +161,7 @@ def file_digest(path: str | os.PathLike) -> str:
 
 
 def differing(expected: Mapping[str, str], got: Mapping[str, str]) -> list[str]:
-  """Names whose digests differ, or that one of the two lacks."""
+  """Names whose digests differ, or that only one of the two has."""
   return sorted(
     name for name in {*expected, *got} if expected.get(name) != got.get(name)
   )

@@ -1,9 +1,10 @@
-"""What a failure is called: its stage, kind and subject, and what to do about it."""
+"""Findings: the stage, kind and subject of a failure, and what to do about it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-# Most subjects that a joined sentence describes one by one; of more it has the first.
+# Most subjects that a joined sentence describes one by one. If there are more, the
+# sentence describes only the first.
 _DESCRIBED = 3
 
 
@@ -15,7 +16,7 @@ class Finding(NamedTuple):
   subject: str  # set, "all sets", "weights", a prompt or a run
   sentence: str  # what was found
   first: str  # what to check first
-  # What several subjects may have in common, such as "sets can't be opened"; "": nothing.
+  # What other subjects may have in common, such as "sets can't be opened"; "": nothing.
   shared: str = ""
 
 
@@ -87,7 +88,7 @@ KINDS = {
 def finding(
   stage: str, kind: str, subject: str, sentence: str, shared: str = ""
 ) -> Finding:
-  """A finding with what to check first for its kind.
+  """Makes a finding, with what to check first for its kind.
 
   Args:
     stage: one of `rows.STAGES`.
@@ -100,13 +101,14 @@ def finding(
 
 
 def joined(findings: Sequence[Finding]) -> list[Finding]:
-  """Findings with one statement a cause, in the order of the first of each.
+  """Joins findings to one per cause, in the order in which the causes first appear.
 
-  Findings of one stage, kind and subject are one cause, and so are those of several
-  subjects that have `shared` or the whole sentence in common.
+  Findings of one stage, kind and subject have one cause. Findings of one stage and kind
+  on several subjects have one cause if they have equal `shared` texts, or else equal
+  sentences.
 
   Args:
-    findings: of all stages.
+    findings: findings of all stages.
   """
   by_subject: dict[tuple[str, str, str], list[Finding]] = {}
   for one in findings:
@@ -123,7 +125,7 @@ def _of_one_subject(group: Sequence[Finding]) -> Finding:
   sentences = dict.fromkeys(one.sentence for one in group)
   if len(sentences) == 1:
     return group[0]
-  # Two sentences about a subject are more than what it shares with others.
+  # Clear `shared`, because it describes only one of the sentences.
   return group[0]._replace(sentence="; ".join(sentences), shared="")
 
 
@@ -142,7 +144,7 @@ def _of_subjects(group: Sequence[Finding]) -> Finding:
 
 
 def to_dict(one: Finding) -> dict[str, Any]:
-  """A finding as JSON values, without what only `joined` reads."""
+  """A finding as JSON values, without `shared`, which only `joined` reads."""
   values = one._asdict()
   del values["shared"]
   return values
@@ -152,6 +154,6 @@ def then(found: Mapping[str, Any]) -> str:
   """How to run again after the fix of a stored finding.
 
   Args:
-    found: as `to_dict` writes it.
+    found: a finding in the form of `to_dict`.
   """
   return KINDS[found["kind"]].then

@@ -1,4 +1,4 @@
-"""What a finished reproduction leaves for others: reproduction.json, .eval_results.
+"""Files of a finished reproduction for others: reproduction.json, .eval_results.
 
 `reproduction.json` lists every file of the folder with its SHA-256, and all figures,
 so that `verify` needs nothing else.
@@ -20,15 +20,15 @@ from pomp_jax.rooms.reproduce.rows import NOT_RUN, PUBLISHED, RETRAINED
 NAME = "reproduction.json"
 VERSION = 1
 EVAL_RESULTS = ".eval_results"
-# The file itself, and what a start that fails leaves after it.
+# Not listed: the file itself, and the error that a failing run writes after the file.
 _UNLISTED = (NAME, ERROR)
 
 
 def write(folder: Path, results: Mapping[str, Any], clip_model: str) -> None:
-  """Writes .eval_results/ and, last, reproduction.json.
+  """Writes .eval_results/, and last reproduction.json, which lists all other files.
 
   Args:
-    folder: of the run.
+    folder: folder of the run.
     results: contents of results.json.
     clip_model: name of the CLIP.
   """
@@ -42,7 +42,7 @@ def write(folder: Path, results: Mapping[str, Any], clip_model: str) -> None:
 
 
 def digests_of_files(root: pathlib.Path) -> dict[str, str]:
-  """SHA-256 of each file below a folder, by its path there."""
+  """SHA-256 of each file below a folder, by the file's path within the folder."""
   return {
     path.relative_to(root).as_posix(): file_digest(path)
     for path in sorted(root.rglob("*"))
@@ -51,10 +51,11 @@ def digests_of_files(root: pathlib.Path) -> dict[str, str]:
 
 
 def eval_results(results: Mapping[str, Any], clip_model: str) -> dict[str, str]:
-  """Files of `.eval_results/` by name, as HuggingFace's hub reads them beside a prompt.
+  """Contents of `.eval_results/` by file name, in the format of HuggingFace's hub.
 
-  A file has a list of one result: `dataset` with `id` and `task_id`, `value` in
-  percent, `date`, and `notes`. YAML is written as JSON, which it contains.
+  The hub reads the files beside a prompt. A file has a list of one result: `dataset`
+  with `id` and `task_id`, `value` in percent, `date`, and `notes`. The YAML is written
+  as JSON, because JSON is YAML, too.
 
   Args:
     results: contents of results.json.

@@ -1,6 +1,7 @@
-"""Stage 1, Inputs: counts and digests of sets and weights beside the record."""
+"""Stage 1, Inputs: compares counts and digests of sets and weights with the record."""
 
 from collections.abc import Mapping, Sequence
+import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ _WEIGHTS = "weights"
 _RECORD = "record"
 _NO_RECORD = "no packaged digest yet; reproduce.record=true writes one"
 _EXACT = "a digest: equal or not"
-# What findings of several sets have in common.
+# `Finding.shared` of several sets with another number of images.
 OTHER_COUNT = "sets have another number of images"
 
 
@@ -27,14 +28,14 @@ class Inputs(NamedTuple):
 def digest_row(
   subject: str, quantity: str, expected: str | None, got: str, why: str = _EXACT
 ) -> Row:
-  """A digest beside the record's; not run where nobody has recorded one.
+  """Compares a digest with the record's; the row is not run if the record has none.
 
   Args:
     subject: the set.
-    quantity: what the digest is of.
-    expected: the record's; None where there is none.
-    got: what was found.
-    why: of the comparison.
+    quantity: what the digest covers.
+    expected: digest of the record; None if there is none.
+    got: digest that was found.
+    why: `Row.why` of the comparison.
   """
   if expected is None:
     return not_run(INPUTS, subject, quantity, _NO_RECORD)
@@ -46,11 +47,11 @@ def digest_row(
 def clip_inputs(
   got: Mapping[str, Any], record: Mapping[str, Any], dtype: str, expected_dtype: str
 ) -> Inputs:
-  """Weights, preprocessing and precision of the CLIP.
+  """Compares weights, preprocessing and precision of the CLIP with the record.
 
   Args:
-    got: of `digests.digests_of_clip`.
-    record: likewise, packaged; empty where there is none.
+    got: result of `digests.digests_of_clip`.
+    record: the packaged record's part on the CLIP; empty if there is none.
     dtype: type of the computation.
     expected_dtype: type that the targets were computed in.
   """
@@ -76,7 +77,9 @@ def clip_inputs(
       findings.append(finding(INPUTS, "preprocessing", "all sets", text))
   expected = dict(record["arrays"])
   found = dict(got["arrays"])
-  scale = expected.pop("logit_scale", None), found.pop("logit_scale", None)
+  # The logit scale has a row of its own.
+  expected_scale = expected.pop("logit_scale", None)
+  found_scale = found.pop("logit_scale", None)
   row = compared(
     INPUTS,
     _WEIGHTS,
@@ -87,7 +90,7 @@ def clip_inputs(
     why="one number of the weights",
   )
   rows.append(row)
-  if row.status == FAIL or scale[0] != scale[1]:
+  if row.status == FAIL or expected_scale != found_scale:
     text = f"the logit scale is {row.got}, and {row.expected} in the record"
     findings.append(finding(INPUTS, "logit scale", _WEIGHTS, text))
   names = differing(expected, found)
@@ -127,7 +130,7 @@ def _weights_sentence(
 
 
 def _common_place(names: Sequence[str]) -> str:
-  """The part of the tree that holds all of the arrays."""
+  """The deepest part of the parameter tree that holds all these arrays."""
   parts = [name.split("/") for name in names]
   common: list[str] = []
   for level in zip(*parts, strict=False):
@@ -144,14 +147,14 @@ def set_inputs(
   count: int | None,
   overlap: int | None,
 ) -> Inputs:
-  """Counts and digests of a set.
+  """Compares counts and digests of a set with the record.
 
   Args:
-    name: of the set.
-    got: of `digests.digests_of_set`.
-    record: likewise, packaged; empty where there is none.
-    count: published number of test images; None where none is.
-    overlap: test images that are training images, byte for byte; None where no
+    name: name of the set.
+    got: result of `digests.digests_of_set`.
+    record: the packaged record's part on the set; empty if there is none.
+    count: published number of test images; None if not published.
+    overlap: number of test images that are training images, byte for byte; None if no
       training images were compared.
   """
   rows: list[Row] = []
@@ -194,14 +197,10 @@ def set_inputs(
     rows.append(row._replace(why="texts: equal or not"))
   bad = {row.quantity for row in rows if row.status == FAIL}
   if "templates" in bad:
-    first = next(
-      (a, b)
-      for a, b in zip(
-        record["templates"], [*got["templates"], *[""] * 99], strict=False
-      )
-      if a != b
-    )
-    text = f"a template is {first[1]!r}, the target's {first[0]!r}"
+    # The first pair that differs; "" where one of them has fewer templates.
+    pairs = itertools.zip_longest(record["templates"], got["templates"], fillvalue="")
+    expected_template, template = next((a, b) for a, b in pairs if a != b)
+    text = f"a template is {template!r}, the target's {expected_template!r}"
     findings.append(finding(INPUTS, "templates", name, text))
   if bad - {"templates", "test images in training"} and not findings:
     findings.append(_cause(name, got, record, expected_count, bad))
@@ -226,7 +225,9 @@ def _cause(
 def _cause_of_lists(
   got: Mapping[str, Any], record: Mapping[str, Any], bad: set[str]
 ) -> tuple[str, str]:
+  """Kind and sentence of the most specific cause, by a set's lists and the record's."""
   same_ids = got["ids"] == record["ids"]
+  # A digest of the image ids of each class.
   ours, theirs = list(got["class_ids"]), list(record["class_ids"])
   if got["classes"] < record["classes"]:
     lost = record["classes"] - got["classes"]
@@ -254,7 +255,7 @@ def _cause_of_lists(
 
 
 def _missing_names(got: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-  """Names that are lost, for a sentence."""
+  """Some of the class names that are missing, as the end of a sentence."""
   lost = sorted({*record.get("name_list", ())} - {*got.get("name_list", ())})
   return f": {', '.join(lost[:3])}" if lost else ""
 
@@ -265,7 +266,14 @@ def _relabelled(
   got: Mapping[str, Any],
   record: Mapping[str, Any],
 ) -> str:
-  """How the same images have other labels."""
+  """Describes how the same images have other labels.
+
+  Args:
+    ours: digest of the image ids of each of our classes.
+    theirs: digest of the image ids of each class in the record.
+    got: result of `digests.digests_of_set`.
+    record: the packaged record's part on the set.
+  """
   n = len(theirs)
   for shift in (1, -1):
     if all(ours[(label + shift) % n] == theirs[label] for label in range(n)):
@@ -290,7 +298,7 @@ _ARTICLE = re.compile(r"^(an?|the) ")
 
 
 def _renamed(got: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-  """How the names differ from the record's."""
+  """Describes how the class names differ from the record's."""
   ours, theirs = got.get("name_list", []), record.get("name_list", [])
   changed = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
   example = f"such as {changed[0][0]!r} for {changed[0][1]!r}"

@@ -1,6 +1,6 @@
-"""Answers of the CLIP on a set under prompts, one finished piece a set.
+"""Measures the CLIP's answers on a set under prompts; one stored piece per set.
 
-Shapes: n images, N classes, E embedding.
+Shapes: n images, B images of a batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.rooms.reproduce.digests import SAMPLED, chosen_rows, sketch
 
-QUICK = 200  # images of a set
+QUICK = 200  # images of a set in a quick run
 _VERSION = "1"
 
 
@@ -39,7 +39,7 @@ class Answers:
     answers_B: Int[np.ndarray, " B"],
     right_B: np.ndarray,
   ) -> None:
-    """Adds a batch."""
+    """Adds a batch; `right_B` is not used."""
     self._labels.append(np.asarray(labels_B, np.int32))
     self._answers.append(np.asarray(answers_B, np.int32))
 
@@ -52,14 +52,14 @@ class Answers:
 
 
 class Measured(NamedTuple):
-  """What a prompt answers on a set."""
+  """Answers under a prompt on a set."""
 
   labels: Int[np.ndarray, " n"]
-  answers: Int[np.ndarray, " n"]  # the right class or the most similar other one
+  answers: Int[np.ndarray, " n"]  # the right class or the most similar other class
   n_classes: int
-  text_sketch: list[float]  # of the class features
-  image_sketch: list[float]  # of the first images, by their ids
-  digest: str  # of labels and answers
+  text_sketch: list[float]  # sketch of the class features
+  image_sketch: list[float]  # sketch of some images, chosen by their ids
+  digest: str  # digest of labels and answers
 
   @property
   def n(self) -> int:
@@ -98,9 +98,9 @@ class Measurer:
 
     Args:
       encoder: the frozen CLIP.
-      folder: of the pieces.
-      dtype: of the computation, a part of their key.
-      quick: whether `QUICK` images of a set stand for all.
+      folder: folder of the pieces.
+      dtype: type of the computation, a part of the pieces' cache key.
+      quick: whether to measure only `QUICK` images of each set.
       batch_size: images of a batch.
     """
     self._encoder = encoder
@@ -117,7 +117,7 @@ class Measurer:
     return self._encoder
 
   def sampled(self, labelled: LabelledSet) -> LabelledSet:
-    """The set, or its images of a quick run."""
+    """The set, or in a quick run a sample of its images."""
     source = labelled.source
     if not (self._quick and isinstance(source, StoredImages)):
       return labelled
@@ -131,13 +131,13 @@ class Measurer:
     labelled: LabelledSet,
     prompts: Mapping[str, AnyPrompt],
   ) -> dict[str, Measured]:
-    """Answers by label of the prompt.
+    """Measures the answers on a set, or reads them from the piece; by prompt label.
 
     Args:
-      name: of the set and the stage, a file name.
+      name: name of the piece's file, from the stage and the set.
       digest: fingerprint of the set's pairs, names, content and image files.
-      labelled: the set, whole.
-      prompts: by label.
+      labelled: the whole set.
+      prompts: prompts by label.
     """
     labels = list(prompts)
     parts: list[Any] = [self._clip_key, name, digest, *labels]
@@ -164,7 +164,7 @@ class Measurer:
   def _computed(
     self, labelled: LabelledSet, prompts: Mapping[str, AnyPrompt]
   ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and facts of a piece."""
+    """Computes the arrays and facts of a piece."""
     sample = self.sampled(labelled)
     classifiers = {
       label: classifier_under(self._encoder, labelled.classes, prompt)

@@ -1,8 +1,10 @@
 """Stage 4 of the ablations: which of two trainings is better, and how surely.
 
-The figures of an ablation move with the machine and the seeds by as much as some of its
-differences; what is tested is the order that the paper prints, by Welch's one-sided
-test over seeds. A difference whose sign the seeds do not decide is UNDECIDED.
+Machine and seeds move the figures of an ablation by as much as some of its differences.
+Therefore only the order that the paper prints is tested, by Welch's one-sided test over
+seeds. A difference whose sign the seeds do not decide is UNDECIDED.
+
+Shapes: n images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +21,10 @@ from pomp_jax.rooms.reproduce.rows import FAIL, RETRAINED, Row, compared, not_ru
 from pomp_jax.rooms.reproduce.targets import tables
 from pomp_jax.rooms.reproduce.tolerances import seeds_of
 
-# In front of the names of the two, which OVER stands between.
+# A row's quantity is DIFFERENCE, the better arm, OVER, and the worse arm.
 DIFFERENCE = "difference of top-1, "
 OVER = " over "
-_LEVEL = 0.95  # of the one-sided interval on either side
+_LEVEL = 0.95  # level of the one-sided interval on either side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +32,14 @@ class Order:
   """A training that the paper finds better than another."""
 
   table: str
-  better: str  # name of an arm
-  worse: str
-  # Subject, a set or a mean of sets -> the figures of the better and of the worse.
+  better: str  # name of the better arm
+  worse: str  # name of the worse arm
+  # set or mean of sets -> figures of the better and of the worse arm
   printed: Mapping[str, tuple[float, float]]
 
   @property
   def quantity(self) -> str:
-    """What a row says that it compares."""
+    """Quantity of the rows that test this order."""
     return f"{DIFFERENCE}{self.better}{OVER}{self.worse}"
 
   @property
@@ -53,14 +55,14 @@ def order(
   subjects: Mapping[str, str],
   rows: tuple[str, str] | None = None,
 ) -> Order:
-  """An order of two rows of a table.
+  """Makes the order of two rows of a table, with the printed figures.
 
   Args:
     table: number of the table.
-    better: name of an arm.
-    worse: likewise.
+    better: name of the better arm.
+    worse: name of the worse arm.
     subjects: set or mean of sets -> column.
-    rows: names of the rows where they are not those of the arms.
+    rows: names of the two rows, if they differ from the names of the arms.
   """
   content = tables()[table]
   names = rows or (better, worse)
@@ -75,18 +77,19 @@ def order(
 class Welch(NamedTuple):
   """Welch's test of two means."""
 
-  difference: float  # of the means, the first less the second
-  reach: float  # half the width of the interval of 95% on either side
-  p: float  # probability of such a difference where the first is not better
+  difference: float  # better mean minus worse mean
+  reach: float  # distance from the difference to its one-sided 95% bounds
+  p: float  # probability of a difference this large if the better arm is not better
 
 
 def welch(better: Sequence[float], worse: Sequence[float], more: float = 0.0) -> Welch:
   """Tests whether a mean over seeds is larger than another.
 
   Args:
-    better: a figure of each seed, two or more.
-    worse: likewise.
-    more: variance of the difference that no seed shows, such as that of a sample.
+    better: figures that should be larger, one per seed, two or more.
+    worse: figures that should be smaller, one per seed, two or more.
+    more: variance of the difference that is not among seeds, such as the variance by
+      a sample of the images.
   """
   first = seeds_of(better)
   second = seeds_of(worse)
@@ -94,18 +97,19 @@ def welch(better: Sequence[float], worse: Sequence[float], more: float = 0.0) ->
   difference = first.mean - second.mean
   variance = sum(parts) + more
   terms = parts[0] ** 2 / (first.n - 1) + parts[1] ** 2 / (second.n - 1)
+  # Welch's degrees of freedom divide by `terms`, which is 0 if all seeds are equal.
   degrees = float(first.n + second.n - 2)
   if terms:
     degrees = sum(parts) ** 2 / terms
   error = math.sqrt(variance)
-  if not error:
+  if not error:  # only the sign decides
     return Welch(difference, 0.0, 0.5 * (1 - float(np.sign(difference))))
   reach = float(scipy.special.stdtrit(degrees, _LEVEL)) * error
   p = float(scipy.special.stdtr(degrees, -difference / error))
   return Welch(difference, reach, p)
 
 
-# Answers of each seed of an arm, by set.
+# set -> answers of each seed of an arm
 Answers = Mapping[str, Sequence[Measured]]
 
 
@@ -116,7 +120,10 @@ def figures_of(answers: Answers, sets: Sequence[str]) -> list[float]:
 
 
 def _variance_of_samples(better: Answers, worse: Answers, sets: Sequence[str]) -> float:
-  """Variance of the difference by the choice of images, the same for both arms."""
+  """Variance of the difference by the choice of images.
+
+  Both arms answer the same images, so the variance is of differences per image.
+  """
   total = 0.0
   for name in sets:
     shares = []
@@ -136,14 +143,14 @@ def order_row(
   worse: Answers,
   quick: bool,
 ) -> Row:
-  """The row of an order on a set or a mean of sets.
+  """Tests an order on a set or a mean of sets.
 
   Args:
     one: the order.
     subject: set or mean of sets.
-    sets: the sets of the mean; a set alone.
+    sets: the sets of the mean, or only the set.
     better: answers of the arm that the paper finds better.
-    worse: those of the other.
+    worse: answers of the other arm.
     quick: whether the images are samples.
   """
   first = figures_of(better, sets)
@@ -183,7 +190,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def order_findings(rows: Sequence[Row]) -> list[Finding]:
-  """A finding of each order that is reversed."""
+  """A finding for each order that is reversed."""
   found = []
   for row in rows:
     if row.rule == "order" and row.status == FAIL:

@@ -1,7 +1,7 @@
 """Reproduces tables 4 to 7 and 13: the jobs `segment` and `detect` on stored regions.
 
-The jobs are called as the command line does, by their names; each leaves a run of its
-own below the reproduction's folder, and resumes there.
+The jobs are loaded by name, as the command line does. Each run of a job has its own
+folder below the reproduction's folder, and resumes there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,41 +64,42 @@ _WHY = (
 
 @dataclasses.dataclass
 class RegionReproduction:
-  """What was compared so far, and what failed."""
+  """State of a reproduction: what was compared so far, and what failed."""
 
   table: RegionTable
   root: str
   workdir: str
   clip: ClipFields
-  record: Mapping[str, Any]  # packaged; empty where nobody has made one
+  record: Mapping[str, Any]  # packaged record; empty if there is none
   quick: bool = False
   rows: list[Row] = dataclasses.field(default_factory=list)
   findings: list[Finding] = dataclasses.field(default_factory=list)
-  # By data set: why it was stopped.
+  # data set -> why the data set was stopped
   stopped: dict[str, str] = dataclasses.field(default_factory=dict)
   digests: dict[str, Any] = dataclasses.field(default_factory=dict)
   answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-  # Where each figure of a row stands in the runs.
+  # For each row with a figure: the run, and the keys of the figure in its results.
   figures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
   def check(self) -> None:
-    """Checks each run that can be as its job does; ConfigError where none can be."""
+    """Checks each run whose files exist, as its job does; ConfigError if no run has its
+    files."""
     cases_of = self._runs()
-    there = {
+    with_files = {
       name: cases for name, cases in cases_of.items() if not self._missing(cases)
     }
-    if not there:
+    if not with_files:
       first = self._missing(next(iter(cases_of.values())))
       expected = f"a folder with at least one of the table's rows, such as {first}"
       raise ConfigError("reproduce.root", self.root, expected)
     job = load_job(self.table.job)
-    for name, cases in there.items():
+    for name, cases in with_files.items():
       config = self._config_of(cases)
       validate(config)
       job.check(config, self._workdir_of(name))
 
   def inputs(self, clip: Clip) -> None:
-    """Stage 1: the CLIP, and of each data set counts and digests.
+    """Stage 1: compares the CLIP, and counts and digests of each data set.
 
     Args:
       clip: the CLIP of all runs.
@@ -116,7 +117,7 @@ class RegionReproduction:
         self.stopped.setdefault(data, "Inputs failed for the CLIP")
 
   def _inputs_of(self, data: str) -> None:
-    """Counts and digests of a data set, and of the regions of each of its rows."""
+    """Compares a data set and the regions of each of its rows: counts and digests."""
     missing = [
       path
       for path in (os.path.join(self.root, data, name) for name in self.table.inputs)
@@ -146,13 +147,14 @@ class RegionReproduction:
     self._count(data, parts)
 
   def _count(self, data: str, parts: Mapping[str, str]) -> None:
-    """The number of images beside the published one."""
+    """Compares the number of images with the published number."""
     count = IMAGES.get(data)
     counted = [path for name, path in parts.items() if name.endswith(_REGIONS)]
     if "labels" in parts:
       counted = [parts["labels"]]
     if count is None or not counted:
       return
+    # A folder has one file per image; a folder of regions also has regions.json.
     n_images = sum(name != "regions.json" for name in os.listdir(counted[0]))
     row = compared(
       INPUTS,
@@ -173,7 +175,7 @@ class RegionReproduction:
       self.stopped[data] = "Inputs failed for the data set"
 
   def compare(self, stage: str) -> None:
-    """Stages 2 and 3: the figures of each row that the stage has.
+    """Stages 2 and 3: runs the jobs of the stage's rows, and compares their figures.
 
     Args:
       stage: `rows.CONTROLS` or `rows.PUBLISHED`.
@@ -200,7 +202,7 @@ class RegionReproduction:
       self._finding_of(stage, data)
 
   def _compare(self, case: Case, results: Mapping[str, Any]) -> None:
-    """Rows of a case beside the results of its run."""
+    """Compares the figures of a case with the results of its run."""
     label = case.text or self._prompt_file(case)
     for column, place in case.figures.items():
       printed = _target(case, column)
@@ -239,7 +241,7 @@ class RegionReproduction:
     self.rows.append(not_run(case.stage, case.data, quantity, why))
 
   def _finding_of(self, stage: str, data: str) -> None:
-    """Stops a data set whose rows of a stage failed, and says what to check."""
+    """Stops a data set and adds a finding if rows of a stage failed on the data set."""
     of_data = [row for row in self.rows if (row.stage, row.subject) == (stage, data)]
     failing = [row for row in of_data if row.status == FAIL]
     if not failing:
@@ -262,14 +264,14 @@ class RegionReproduction:
     self.findings.append(finding(stage, kind, data, text))
 
   def retrained(self) -> None:
-    """Stage 4, and what of the tables is not computed."""
+    """Stage 4: adds rows that say what of the tables is not trained or computed."""
     why = "no network of these tables is trained here"
     self.rows.append(not_run(RETRAINED, "all sets", "networks", why))
     for subject, reason in self.table.not_computed.items():
       self.rows.append(not_run(PUBLISHED, subject, "figures", reason))
 
   def record_of(self) -> dict[str, Any]:
-    """What a record of this table would hold."""
+    """Content for a record of this table."""
     return {"table": self.table.name, **self.digests}
 
   def _runs(self) -> dict[str, list[Case]]:
@@ -283,7 +285,7 @@ class RegionReproduction:
     return os.path.join(self.workdir, RUNS, run)
 
   def _missing(self, cases: Sequence[Case]) -> str:
-    """A path that a run needs and that is not there; "" if all are."""
+    """A path that a run needs and that does not exist; "" if all paths exist."""
     case = cases[0]
     needed = [os.path.join(self.root, case.data, name) for name in self.table.inputs]
     needed.append(os.path.join(self.root, case.data, case.folder, _REGIONS))
@@ -296,7 +298,7 @@ class RegionReproduction:
     return ""
 
   def _prompt_file(self, case: Case) -> str:
-    """File of a row's prompt or class vectors; "" where there is none."""
+    """File of a row's prompt or class vectors; "" if there is none."""
     for name in PROMPT_FILES:
       path = os.path.join(self.root, case.data, case.folder, name)
       if exists(path):
@@ -321,12 +323,12 @@ class RegionReproduction:
     return replaced
 
 
-# Share of the printed figures below which nothing was recognised.
+# If every figure is below this share of the printed one, nothing was recognised.
 _NOTHING = 0.1
 
 
 def _far(rows: Sequence[Row]) -> str:
-  """The row that is furthest off, for a sentence."""
+  """Part of a sentence on the row that is furthest off."""
   row = max(rows, key=lambda row: abs(float(row.got or 0) - float(row.expected or 0)))
   got = 100 * float(row.got or 0)
   expected = 100 * float(row.expected or 0)
@@ -342,7 +344,8 @@ def _target(case: Case, column: str) -> Target | None:
 
 
 def _beside(case: Case, column: str) -> float | None:
-  """The figure of the released README, where it differs from the paper's."""
+  """The released README's figure, which may differ from the paper's; None if not
+  printed."""
   if case.row != "POMP" or case.table != "6":
     return None
   found = target("released detection", "POMP", f"{case.prefix} {column}")
@@ -350,11 +353,12 @@ def _beside(case: Case, column: str) -> float | None:
 
 
 def _digest(path: str) -> str:
-  """Digest of a file; of a folder of its names and the content of `SAMPLED` of them."""
+  """Digest of a file, or of a folder: all names, and the content of `SAMPLED` files."""
   if not is_dir(path):
     return file_digest(path)
   names = sorted(os.listdir(path))
   digest = hashlib.sha256(fingerprint(names).encode())
+  # A hash of the names chooses the files, so every machine reads the same files.
   for name in sorted(sorted(names, key=short)[:SAMPLED]):
     digest.update(file_digest(pathlib.Path(path) / name).encode())
   return digest.hexdigest()

@@ -1,8 +1,9 @@
-"""What tables 4 to 7 and 13 are made of: folders of regions, prompts, and figures.
+"""Definitions of tables 4 to 7 and 13: folders of regions, prompts, and figures.
 
-A table's root has a folder for each data set, with its images and labels or its
-annotations, and in it a folder for each row: `regions/` of that row's network, and the
-row's prompt or class vectors. Regions are those that `propose` or a detector wrote.
+A table's root has a folder for each data set, with images and labels, or annotations.
+The data set's folder also has a folder for each row, with `regions/` of the row's
+network, and the row's prompt or class vectors. `propose` or a detector wrote the
+regions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,13 @@ from typing import NamedTuple
 
 from pomp_jax.rooms.reproduce.rows import CONTROLS, PUBLISHED
 
-# Names of a file with the row's prompt, or its class vectors.
+# Possible names of the file with a row's prompt or class vectors.
 PROMPT_FILES = ("prompt.npz", "prompt.pth.tar", "prompt.safetensors", "classes.npy")
-# Two publications of the same weights: the released README has Objects365 AP50 23.4
-# where table 6 has 22.9, and COCO AP50 58.0 for 57.9.
+# Two publications differ on the same weights: Objects365 AP50 is 23.4 in the released
+# README and 22.9 in table 6, and COCO AP50 is 58.0 and 57.9.
 MOVED_BETWEEN_PUBLICATIONS = 0.005
 
-# Column of a table, behind the data set's name -> place of the figure in the results.
+# column of a table, without `Case.prefix` -> keys of the figure in the results
 Figures = Mapping[str, tuple[str, ...]]
 
 
@@ -25,17 +26,17 @@ class Case(NamedTuple):
   """A row of a table on a data set."""
 
   stage: str  # one of rows.STAGES
-  table: str  # number
+  table: str  # number of the table
   row: str  # the method
-  prefix: str  # of the columns: the data set's name there, or the kind of a figure
-  data: str  # folder of the root, and packaged config
-  folder: str  # in it, of the row's regions
+  prefix: str  # start of the columns' names: the data set, or the kind of figure
+  data: str  # name of the data set's folder in the root, and of its packaged config
+  folder: str  # folder of the row in the data set's folder
   figures: Figures
-  text: str = ""  # a hand-written prompt; "": the file beside the regions
+  text: str = ""  # a hand-written prompt; "": the prompt file beside the regions
 
   @property
   def run(self) -> str:
-    """Name of the job's run, which cases that differ in the text share."""
+    """Name of the job's run; cases that differ only in the text share a run."""
     return f"{self.data}-{self.folder}-{self.stage.split()[0].lower()}"
 
 
@@ -46,9 +47,9 @@ class RegionTable:
   name: str  # value of `reproduce.table`
   job: str
   cases: Sequence[Case]
-  # Path below a data set's folder of what the job reads -> its field.
+  # path below a data set's folder -> field of the job for that path
   inputs: Mapping[str, str]
-  # What of the tables is not computed: subject -> why.
+  # part of the tables that is not computed -> why
   not_computed: Mapping[str, str]
   means: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
@@ -74,7 +75,7 @@ _ALL_PIXELS: Figures = {**_PIXELS, "mACC": ("mACC",)}
 
 
 def _tuned(table: str, prefix: str, data: str, figures: Figures) -> list[Case]:
-  """ZSSeg's row as the control, and POMP's."""
+  """ZSSeg's row as the control, and POMP's row."""
   return [
     Case(CONTROLS, table, "ZSSeg", prefix, data, f"table{table}_zsseg", figures),
     Case(PUBLISHED, table, "POMP", prefix, data, f"table{table}_pomp", figures),
@@ -82,7 +83,7 @@ def _tuned(table: str, prefix: str, data: str, figures: Figures) -> list[Case]:
 
 
 def _untuned(prefix: str, data: str) -> list[Case]:
-  """Rows of table 13: texts as controls, and POMP's prompt."""
+  """Rows of table 13: hand-written texts as controls, and POMP's prompt."""
   texts = {
     "single prompt": "a sculpture of a {}.",
     "ImageNet prompts": "ensemble:imagenet",
@@ -127,7 +128,7 @@ _MASKS: Figures = {name: ("mask", name) for name in _FREQUENCIES}
 
 
 def _detected(table: str, prefix: str, data: str, figures: Figures) -> list[Case]:
-  """Detic's row as the control, and POMP's."""
+  """Detic's row as the control, and POMP's row."""
   return [
     Case(CONTROLS, table, "Detic", prefix, data, f"table{table}_detic", figures),
     Case(PUBLISHED, table, "POMP", prefix, data, f"table{table}_pomp", figures),

@@ -1,8 +1,9 @@
 """Says whether a table of the paper is reproduced, and which stage is to blame if not.
 
-Stages: Inputs, Controls, Published prompts, Retrained. A stage that fails stops what
-depends on it, set by set. A restart measures what is missing. A failure is exit status
-1, after everything was written. docs/reproduce/index.md lists the tables.
+The stages are Inputs, Controls, Published prompts and Retrained. A failure stops what
+depends on it: a set that fails Inputs or Controls, for example, skips the later stages.
+A restart measures only what is missing. If a row fails, the exit status is 1, and
+everything is written nevertheless. docs/reproduce/index.md lists the tables.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,7 @@ _PIECES, _TRAININGS, _DATA = "pieces", "trainings", "data"
 
 
 class NotReproducedError(RunError):
-  """A reproduction that failed; the message is the verdict."""
+  """A reproduction failed; the message is the verdict."""
 
 
 def check(config: ReproduceConfig, workdir: str) -> None:
@@ -100,7 +101,7 @@ def check(config: ReproduceConfig, workdir: str) -> None:
       by_length[training.prompt.context.shape[-2]] = training.prompt
     named = NamedPrompt(training.label, training.prompt)
     check_prompt(named, (), clip, config.clip.model)
-  # Also of seeds that have finished: before hours of the stages that come first.
+  # Check the trainings now, finished seeds included: the earlier stages take hours.
   recipe = _recipe(table, settings.root, config.clip.model)
   _trainings(settings, recipe, config.replace, workdir)
   if table.suite:
@@ -111,7 +112,8 @@ def check(config: ReproduceConfig, workdir: str) -> None:
     _, tokenizer = opening.clip_config_and_tokenizer(config.clip.model)
     prompts: list[AnyPrompt] = [*table.controls]
     prompts += [load_prompt(path) for path in settings.prompts]
-    # Of contexts of one length one tells which names are too long.
+    # Which names are too long depends only on the length of the context, so check one
+    # training per length.
     prompts += by_length.values()
     for item in items:
       if not _problem(item.open):
@@ -124,8 +126,11 @@ def check(config: ReproduceConfig, workdir: str) -> None:
 def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
   """Runs the stages that are missing, and writes report and verdict.
 
-  Returns what `results.json` holds. NotReproducedError: a row has failed; everything
-  is written nevertheless.
+  Returns:
+    Content of `results.json`.
+
+  Raises:
+    NotReproducedError: a row failed; everything is written nevertheless.
   """
   settings = config.reproduce
   if settings.verify:
@@ -185,7 +190,8 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
 
 
 def _check_regions(settings: Reproduce, clip: ClipFields, workdir: str) -> None:
-  """Checks a table of regions; ConfigError for fields that it does not read."""
+  """Checks a table of regions; ConfigError if a field is set that the table does not
+  read."""
   where = f"where reproduce.table={settings.table!r}"
   for name in ("prompts", "runs"):
     value = getattr(settings, name)
@@ -223,7 +229,7 @@ def _finish(
   config: Mapping[str, Any],
   state: accuracies.Reproduction | RegionReproduction,
 ) -> dict[str, Any]:
-  """Writes the report and reproduction.json; NotReproducedError where a row failed."""
+  """Writes the report and reproduction.json; NotReproducedError if a row failed."""
   findings = [finding_to_dict(one) for one in joined(state.findings)]
   verdict = verdict_of(state.rows, findings)
   results = {
@@ -263,7 +269,7 @@ def _verify(folder: str) -> dict[str, Any]:
 
 
 def _summary(digests: Mapping[str, Any], table_of_regions: bool) -> dict[str, Any]:
-  """One digest for the CLIP and for each part of a set."""
+  """Digests for the results: one of the CLIP, and one of each part of a set."""
   clip = fingerprint([repr(sorted(digests["clip"].items(), key=lambda item: item[0]))])
   keys = ("ids", "pairs", "names", "content")
   sets = {
@@ -278,7 +284,7 @@ def _write_record(
   state: accuracies.Reproduction | RegionReproduction,
   recorded_by: str,
 ) -> None:
-  """Writes what was found, for others to be compared with."""
+  """Writes digests.json, a record with which other reproductions can be compared."""
   date = datetime.datetime.now(datetime.UTC).date().isoformat()
   head = {"recorded_by": recorded_by, "date": date}
   write_json(path / "digests.json", {**head, **state.record_of()})
@@ -287,7 +293,7 @@ def _write_record(
 def _released(
   paths: Sequence[str], record: Mapping[str, Any], clip: Clip
 ) -> dict[str, Prompt]:
-  """Released prompts by label: those handed over, or the record's."""
+  """Released prompts by label, from the files, or the record's if there are none."""
   if not paths and "released" in record:
     released = record["released"]
     context_MxD = np.asarray(released["context"], np.float32)
@@ -296,14 +302,16 @@ def _released(
   for path in paths:
     prompt = load_prompt(path)
     label = f"released, M = {len(prompt.context)}"
+    # A second prompt of the same length is labelled by its path.
     prompts[label if label not in prompts else path] = prompt
   return prompts
 
 
 def _finished(table: Accuracies, folders: Sequence[str]) -> list[Training]:
-  """Finished trainings; of a table of several with the method or arm in the label.
+  """Reads finished trainings; the label names the method or arm if a table has several.
 
-  ConfigError: a training that is no arm of an ablation.
+  Raises:
+    ConfigError: a training belongs to no arm of the ablation.
   """
   trainings = []
   for folder in folders:
@@ -318,7 +326,7 @@ def _finished(table: Accuracies, folders: Sequence[str]) -> list[Training]:
 
 
 def _arm(folder: str, training: Training) -> str:
-  """The arm of a training; ConfigError for what is none."""
+  """The arm of a training; ConfigError if the training belongs to no arm."""
   arm = arm_of(training.fields)
   if arm is None:
     names = ("k", "correction", "margin", "sampling.name")
@@ -329,7 +337,7 @@ def _arm(folder: str, training: Training) -> str:
 
 
 def _arms(table: Accuracies, trainings: Sequence[Training]) -> list[TrainingGroup]:
-  """The trainings of each arm that has any, with the arm's recipe."""
+  """Groups trainings by arm, with the arm's recipe; omits arms without trainings."""
   packaged = unpack(load_config(table.recipe_of_runs), "pretrain")
   groups = []
   for name, changes in table.arms.items():
@@ -346,13 +354,13 @@ def _groups(
   recipe: Mapping[str, Any],
   why_not: str,
 ) -> list[TrainingGroup]:
-  """Trainings beside the row that each is compared with.
+  """Groups trainings by the row that they are compared with.
 
   Args:
-    table: of the reproduction.
-    trainings: finished ones.
-    recipe: of a table of one method.
-    why_not: why there is none, of a table of one method.
+    table: table of the reproduction.
+    trainings: finished trainings.
+    recipe: recipe of a table with one method.
+    why_not: why there are no trainings, for a table with one method.
   """
   if not table.methods:
     return [TrainingGroup("retrained", trainings, recipe, table.paper, why_not)]
@@ -376,7 +384,7 @@ def _groups(
 
 
 def _fields_of(method: Method) -> dict[str, Any]:
-  """Fields of the training that a row of the table has, by dotted name."""
+  """A method's recipe by dotted name, without fields that the table does not state."""
   if not method.recipe:
     return {}
   packaged = unpack(load_config(method.recipe), "pretrain").replace(method.changes)
@@ -419,7 +427,7 @@ def _recipe(table: Accuracies, root: str, clip_model: str) -> Mapping[str, Any]:
   return {name: value for name, value in fields.items() if name not in ("job", "seed")}
 
 
-_RECIPE = "imagenet21k_vit_b16"
+_RECIPE = "imagenet21k_vit_b16"  # packaged config of the paper's training
 
 
 def _fields_of_sets(suite: str, root: str) -> dict[str, Any]:
@@ -427,7 +435,7 @@ def _fields_of_sets(suite: str, root: str) -> dict[str, Any]:
   fields: dict[str, Any] = {"job": "evaluate", "evaluate.suite": suite}
   fields["evaluate.root"] = root
   if suite == "imagenet21k":
-    # Records of TFDS lie in a folder of the data set's name.
+    # TFDS keeps its records in a folder with the data set's name.
     records = is_dir(join(root, "imagenet21k"))
     fields["evaluate.source"] = "tfds" if records else "folder"
   return fields
@@ -442,8 +450,8 @@ def _items(
 
   Args:
     settings: folders of the data.
-    table: which has suites of sets.
-    replace: that of the job's config, for the fields of an evaluation.
+    table: table with suites of sets.
+    replace: `replace` of the job's config, which sets the fields of an evaluation.
   """
   found: list[EvaluationSet] = []
   for field, suite in {"root": table.suite, **table.other_suites}.items():
@@ -454,7 +462,7 @@ def _items(
 
 
 def _problem(opened: Any) -> str:
-  """Why a set can't be opened; "" if it can be."""
+  """Reason why a set can't be opened; "" if the set can be opened."""
   try:
     opened()
   except InputError as error:
@@ -463,14 +471,14 @@ def _problem(opened: Any) -> str:
 
 
 def _named_sets(unopened: Sequence[EvaluationSet]) -> accuracies.Sets:
-  """Sets of suites."""
+  """The sets of a table of the paper, which suites define."""
   items = {item.name: item for item in unopened}
   names = list(items)
   return accuracies.Sets(names, lambda name: items[name].open())
 
 
 def _world_sets(root: str) -> accuracies.Sets:
-  """Sets of the rehearsal."""
+  """The sets of the rehearsal."""
 
   def opened(part: str, name: str) -> LabelledSet:
     if not exists(join(root, name)):

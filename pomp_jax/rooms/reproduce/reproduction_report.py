@@ -1,4 +1,4 @@
-"""A reproduction as a report: the verdict, what to check first, a table a stage."""
+"""Report of a reproduction: the verdict, what to check first, one table per stage."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +31,7 @@ _COLUMNS = (
   "why",
   "target",
 )
+# status -> mark of the row in `report.Table`
 _MARKS = {FAIL: "failed", BETTER: "best", PASS: "", UNDECIDED: "", NOT_RUN: ""}
 
 
@@ -38,8 +39,8 @@ def verdict_of(rows: Sequence[Row], findings: Sequence[Mapping[str, Any]]) -> st
   """The verdict in one line.
 
   Args:
-    rows: of all stages.
-    findings: causes, the first of the earliest stage.
+    rows: rows of all stages.
+    findings: causes; the first is of the earliest stage.
   """
   counts = {status: sum(row.status == status for row in rows) for status in STATUSES}
   shown = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
@@ -73,18 +74,18 @@ def verdict_of(rows: Sequence[Row], findings: Sequence[Mapping[str, Any]]) -> st
 
 
 def _shortened(subject: str) -> str:
-  """The first of many subjects, and how many others there are."""
+  """The first of many subjects, and the number of the other subjects."""
   names = subject.split(", ")
   if len(names) <= _NAMED:
     return subject
   return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
 
 
-_NAMED = 3  # most subjects of the verdict
+_NAMED = 3  # most subjects that the verdict names
 
 
 def succeeded(rows: Sequence[Row]) -> bool:
-  """Whether nothing failed and something was run; what was not run is in the verdict."""
+  """Whether no row failed and at least one passed; the verdict has what was not run."""
   statuses = {row.status for row in rows}
   return FAIL not in statuses and bool(statuses & {PASS, BETTER})
 
@@ -92,7 +93,7 @@ def succeeded(rows: Sequence[Row]) -> bool:
 def reproduction_report(
   results: Mapping[str, Any], _: Mapping[str, Any]
 ) -> report.Report:
-  """Report of `results.json` of the job reproduce."""
+  """Builds the report from `results.json` of the job reproduce."""
   rows = [from_dict(one) for one in results["rows"]]
   sections = []
   if results["findings"]:
@@ -130,7 +131,7 @@ _AFTER = (
 
 
 def _findings_section(findings: Sequence[Mapping[str, Any]]) -> report.Section:
-  """A row a cause: what was found, what to check, and how to run again."""
+  """One row per cause: what was found, what to check, and how to run again."""
   columns = (
     "stage",
     "subject",
@@ -178,7 +179,7 @@ _TEXTS_OF_REGIONS = {
 
 
 def _table_of(rows: Sequence[Row]) -> report.Table:
-  """Rows of a stage, without columns that all of them leave empty."""
+  """Rows of a stage as a table, without columns that are empty in every row."""
   cells = [_cells(row) for row in rows]
   kept = [n for n in range(len(_COLUMNS)) if any(row[n] for row in cells)]
   shown = [[row[n] for n in kept] for row in cells]
@@ -220,7 +221,7 @@ def _is_part(row: Row) -> bool:
 
 
 def _images(row: Row) -> str:
-  """Images, or seeds, and those of the target where these are more."""
+  """Number of images or seeds, as "n of N" if the target has more images."""
   if row.n is None:
     return ""
   if _is_part(row):

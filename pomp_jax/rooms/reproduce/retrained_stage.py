@@ -29,7 +29,7 @@ class Training(NamedTuple):
 
   label: str  # such as "seed 3"
   fields: Mapping[str, Any]  # dotted name -> value
-  # A context, or of a method without one what its checkpoint holds.
+  # the learned context, or the checkpoint's content for a method without a context
   prompt: AnyPrompt
 
   @property
@@ -39,33 +39,34 @@ class Training(NamedTuple):
 
 
 class TrainingGroup(NamedTuple):
-  """Trainings that differ in the seed, and what they are compared with."""
+  """Trainings that differ in the seed, and their recipe and target."""
 
   label: str  # "retrained", or the name of a method
   trainings: Sequence[Training]
   recipe: Mapping[str, Any]  # fields of the target's training by dotted name
-  target: tuple[str, str] | None  # table and row; None where none is printed
+  target: tuple[str, str] | None  # table and row; None if no target is printed
   why_not: str = ""  # why there are no trainings, or no target
 
 
+# For `describe`: a digest of what was learned depends on no classes.
 _NO_CLASSES = ClassList((), None, "", ())
 
 
 class SeedsTarget(NamedTuple):
-  """Figure that trainings are compared with, and where it stands."""
+  """Figure that trainings are compared with, and its source."""
 
-  seeds: Seeds  # of one seed where a table prints a number
-  source: str
+  seeds: Seeds  # one seed if a table prints a single number
+  source: str  # where the figure is printed, or the record
 
 
 def read_training(folder: str) -> Training:
-  """Reads a finished training's config, and what it has learned.
+  """Reads the config of a finished training, and the prompt that it learned.
 
   Raises:
     RunFolderError: the run has not finished.
-    PromptFileError: a prompt that can't be read.
-    CheckpointError: likewise a checkpoint, of a method without a prompt.
-    ConfigError: a run that learns for the classes of its training alone.
+    PromptFileError: the prompt can't be read.
+    CheckpointError: the checkpoint of a method without a prompt file can't be read.
+    ConfigError: the run learned for the classes of its training alone.
   """
   run = RunFolder(folder)
   if not exists(run.results):
@@ -82,7 +83,7 @@ def read_trainings(folder: str) -> list[Training]:
 
   Raises:
     RunFolderError: the run has not finished, or has no cells.
-    InputError: as `read_training`.
+    InputError: a training can't be read, as in `read_training`.
   """
   run = RunFolder(folder)
   if not exists(run.results) or read_json(run.results).get("job") != "ablate":
@@ -99,17 +100,16 @@ def read_trainings(folder: str) -> list[Training]:
 
 
 def recipe_rows(group: TrainingGroup, of: str = "") -> tuple[list[Row], list[Finding]]:
-  """Fields of the trainings beside the recipe's, and whether each has a seed of its
-  own.
+  """Compares the trainings' fields with the recipe, and checks that no seed is reused.
 
   Args:
     group: trainings of at least one seed.
-    of: name of the method, where a table has several.
+    of: name of the method, if a table has several.
   """
   trainings = group.trainings
   recipe = group.recipe
-  behind = f", {of}" if of else ""
-  subject = f"recipe{behind}"
+  suffix = f", {of}" if of else ""
+  subject = f"recipe{suffix}"
   rows: list[Row] = []
   findings: list[Finding] = []
   for kind, names in RECIPE_FIELDS.items():
@@ -124,7 +124,8 @@ def recipe_rows(group: TrainingGroup, of: str = "") -> tuple[list[Row], list[Fin
       if name not in recipe:
         continue
       row = _field_row(subject, name, group)
-      # Their rows would only hide those of the fields that a paper states.
+      # Show these fields only if they differ: rows that pass would hide the rows of the
+      # fields that a paper states.
       if row.status == FAIL:
         rows.append(row)
         findings.append(_field_finding(kind, row))
@@ -132,7 +133,7 @@ def recipe_rows(group: TrainingGroup, of: str = "") -> tuple[list[Row], list[Fin
   prompts = len({one.digest for one in trainings})
   expected = f"{len(trainings)} different"
   for quantity, count in (("seeds", seeds), ("prompts", prompts)):
-    subject = f"seeds{behind}"
+    subject = f"seeds{suffix}"
     row = compared(RETRAINED, subject, quantity, expected, f"{count} different")
     rows.append(row._replace(why="equal trainings count once", n=len(trainings)))
     if row.status == FAIL and not any(one.kind == "seeds" for one in findings):
@@ -142,7 +143,7 @@ def recipe_rows(group: TrainingGroup, of: str = "") -> tuple[list[Row], list[Fin
 
 
 def _field_row(subject: str, name: str, group: TrainingGroup) -> Row:
-  """A field of the trainings beside the recipe's."""
+  """Compares a field of the trainings with the recipe."""
   values = {_shown(one.fields.get(name)) for one in group.trainings}
   got = " and ".join(sorted(values))
   expected = _shown(group.recipe[name])
@@ -151,7 +152,7 @@ def _field_row(subject: str, name: str, group: TrainingGroup) -> Row:
 
 
 def _field_finding(kind: str, row: Row) -> Finding:
-  """What a field that is not the recipe's is called."""
+  """Makes the finding of a field that differs from the recipe."""
   text = (
     f"{row.quantity} is {row.got} in the training, and {row.expected} in the recipe"
   )
@@ -159,7 +160,7 @@ def _field_finding(kind: str, row: Row) -> Finding:
 
 
 def _shown(value: Any) -> str:
-  """A field's value, in which a tuple is the list that a file makes of it."""
+  """A field's value as text; a tuple counts as a list, which JSON files store."""
   if isinstance(value, tuple):
     value = list(value)
   return str(value)
@@ -172,14 +173,14 @@ def seeds_row(
   group: TrainingGroup,
   loose: bool,
 ) -> Row:
-  """One-sided test of a figure over seeds; without a target the figure alone.
+  """Tests a figure over seeds one-sidedly; without a target only reports the figure.
 
   Args:
     subject: set or mean of sets.
     values: our figure of each seed, fractions of 1.
-    target: figure of the target; None where none is printed.
+    target: figure of the target; None if none is printed.
     group: the trainings.
-    loose: whether it is a single set.
+    loose: whether `subject` is a single set.
   """
   ours = seeds_of([float(value) for value in values])
   quantity = f"top-1, {group.label}"
@@ -211,11 +212,11 @@ def seeds_row(
 
 
 def training_finding(rows: Sequence[Row], of: str = "") -> Finding | None:
-  """Why retrained prompts fail where recipe and seeds are right; None if none fails.
+  """Finding of trainings that fail though their recipe is right; None if none fails.
 
   Args:
-    rows: of one group of trainings.
-    of: name of the method, where a table has several.
+    rows: rows of one group of trainings.
+    of: name of the method, if a table has several.
   """
   failing = [row for row in rows if row.status == FAIL]
   if not failing:

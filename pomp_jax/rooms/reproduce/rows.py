@@ -1,13 +1,13 @@
 """Rows of a reproduction: what is expected, what was got, the tolerance and why.
 
-All figures are fractions of 1 where they are accuracies.
+Accuracies are fractions of 1.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 PASS, FAIL, BETTER, NOT_RUN = "PASS", "FAIL", "BETTER", "NOT RUN"
-UNDECIDED = "UNDECIDED"  # of an order that the seeds do not decide
+UNDECIDED = "UNDECIDED"  # the seeds do not decide an order
 STATUSES = (PASS, FAIL, BETTER, UNDECIDED, NOT_RUN)
 INPUTS, CONTROLS, PUBLISHED, RETRAINED = (
   "Inputs",
@@ -28,14 +28,14 @@ class Row(NamedTuple):
   got: float | str | None
   status: str  # one of STATUSES
   tolerance: float | None = None  # largest difference that passes
-  # equal, within, at least, order, or none of a row that was not run
+  # "equal", "within", "at least" or "order"; "none" for a row that was not run
   rule: str = "equal"
-  why: str = ""  # of the tolerance, or why the row was not run
-  n: int | None = None  # images, or seeds
-  interval: tuple[float, float] | None = None  # 95%, of what was got
+  why: str = ""  # reason for the tolerance, or why the row was not run
+  n: int | None = None  # number of images, or of seeds
+  interval: tuple[float, float] | None = None  # 95% interval of `got`
   source: str = ""  # where the expected figure is printed
-  beside: float | None = None  # another published figure, for the eye
-  n_target: int | None = None  # images that the expected figure is of, where published
+  beside: float | None = None  # another published figure, which is only shown
+  n_target: int | None = None  # number of images behind `expected`, if published
 
 
 def status_of(
@@ -47,10 +47,10 @@ def status_of(
   """The status of a row, which `verify` computes again.
 
   Args:
-    rule: as `Row.rule`.
-    expected: figure or text.
-    got: likewise.
-    tolerance: largest difference that passes, of figures.
+    rule: `Row.rule`.
+    expected: expected figure or text.
+    got: measured figure or text.
+    tolerance: largest difference that passes; None for texts.
   """
   if rule == "none" or expected is None or got is None:
     return NOT_RUN
@@ -58,15 +58,16 @@ def status_of(
     return PASS if expected == got else FAIL
   assert tolerance is not None
   difference = float(got) - float(expected)
-  # A rounding of the difference decides nothing.
+  # Rounding of the difference must not decide.
   within = tolerance + 1e-9
   if rule == "within":
     return PASS if abs(difference) <= within else FAIL
   if rule == "order":
-    # Both are differences; the tolerance is the reach of ours.
+    # Expected and got are differences of two arms; only the sign of `got` is tested.
     if abs(float(got)) <= within:
       return UNDECIDED
     return PASS if float(got) > 0 else FAIL
+  # The rule is "at least".
   if difference < -within:
     return FAIL
   return BETTER if difference > within else PASS
@@ -83,7 +84,7 @@ def compared(
   tolerance: float | None = None,
   **others: Any,
 ) -> Row:
-  """A row with the status that follows from its figures; see `Row` for the fields."""
+  """Makes a row, whose status follows from its figures; `Row` describes the fields."""
   status = status_of(rule, expected, got, tolerance)
   return Row(
     stage=stage,
@@ -99,7 +100,7 @@ def compared(
 
 
 def not_run(stage: str, subject: str, quantity: str, why: str, **others: Any) -> Row:
-  """A row that was not run, and why."""
+  """Makes a row of a comparison that was not run, with the reason."""
   return Row(
     stage=stage,
     subject=subject,
@@ -124,6 +125,6 @@ def to_dict(row: Row) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> Row:
-  """A row of JSON values; KeyError or TypeError for other keys."""
+  """Makes a row from JSON values; KeyError or TypeError if the keys are not a row's."""
   interval = values["interval"]
   return Row(**{**values, "interval": tuple(interval) if interval else None})

@@ -1,4 +1,4 @@
-"""What each table of the paper is made of: sets, controls, targets of each stage."""
+"""Definitions of the paper's tables: sets, controls, and targets of each stage."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -10,10 +10,10 @@ from pomp_jax.rooms.reproduce.orders_stage import Order, order
 from pomp_jax.rooms.reproduce.targets import Target, target
 
 IMAGENET21K = "imagenet21k_p_w21"
-HARD_PROMPT = ("2", "hard prompt")
-# Table 2 has no column of ImageNet-21K.
+HARD_PROMPT = ("2", "hard prompt")  # table and row
+# Table 2 has no column of ImageNet-21K, so take table 1: table, row and column.
 _HARD_PROMPT_OF_21K = ("1", "zero-shot CLIP", "ViT-B/16")
-# Of the released prompts, by their number of vectors M.
+# number of vectors M of a released prompt -> row of its figures
 RELEASED = {4: "M = 4, 5 epochs", 16: "M = 16, 20 epochs"}
 
 
@@ -21,9 +21,10 @@ RELEASED = {4: "M = 4, 5 epochs", 16: "M = 16, 20 epochs"}
 class Method:
   """A method whose trainings are compared with a row of a table."""
 
-  name: str  # of the row
-  recipe: str = ""  # packaged config; "" where the room has no such trainer
-  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of its fields
+  name: str  # name of the row
+  recipe: str = ""  # packaged config; "" if there is no trainer of the method here
+  # changed fields of the packaged config
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   # Fields of the packaged config that the table does not state.
   unstated: Sequence[str] = ()
 
@@ -39,8 +40,8 @@ METHODS = (
 )
 
 
-# Trainings of tables 8, 9 and 12: fields in which each is not the recipe. The paper's
-# similarity draws the classes whose features are most similar: `hard` here.
+# Arms of tables 8, 9 and 12 -> fields that differ from the recipe. "similarity" in the
+# paper draws the classes whose features are most similar, which is `hard` here.
 ARMS: Mapping[str, Mapping[str, Any]] = {
   "K = 100": {"k": 100},
   "K = 500": {"k": 500},
@@ -55,6 +56,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     for m in (0.5, 1.0, 1.5)
   },
 }
+# set or mean of sets -> column of tables 8 and 9
 _SUBJECTS = {
   IMAGENET21K: "imagenet21k",
   "mean of 10": "mean of 10",
@@ -63,7 +65,7 @@ _SUBJECTS = {
 
 
 def _margin_order(k: int, better: str, worse: str) -> Order:
-  """An order of two rows of table 12; m = 0 is no correction."""
+  """An order of two rows of table 12; m = 0 stands for no correction."""
   column = f"K = {k}"
   arms = [
     f"{column}, no correction" if m == "0" else f"{column}, m = {m}"
@@ -89,14 +91,15 @@ _ORDERS = (
 
 
 def arm_of(fields: Mapping[str, Any]) -> str | None:
-  """The arm of a training, by the fields in which arms differ; None for another.
+  """The arm of a training, by the fields in which arms differ; None if it is no arm.
 
   Args:
-    fields: of the training, by dotted name.
+    fields: fields of the training, by dotted name.
   """
+  # Any correction counts as log10: arms differ in whether there is a correction.
   found = {name: fields.get(name) for name in ("k", "sampling.name")}
   found["correction"] = "none" if fields.get("correction") == "none" else "log10"
-  # Trainings of earlier versions have no such field.
+  # Trainings of earlier versions have no field `margin`.
   found["margin"] = fields.get("margin", 0.0)
   for name, changes in ARMS.items():
     if found == {**_PLAIN_ARM, **changes}:
@@ -113,10 +116,10 @@ _PLAIN_ARM = {
 
 
 def method_name(fields: Mapping[str, Any]) -> str:
-  """The method of a training under the name that papers give it.
+  """The name that papers give to the method of a training.
 
   Args:
-    fields: of the training, by dotted name.
+    fields: fields of the training, by dotted name.
   """
   name = str(fields.get("method"))
   if name != "pomp":
@@ -143,30 +146,30 @@ _NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Accuracies:
-  """A table of accuracies: sets, their means, and where the targets stand."""
+  """A table of accuracies: sets, their means, and where the targets are printed."""
 
   name: str  # value of `reproduce.table`
-  suite: str  # of `evaluate.suite`; "" where the room has the sets itself
-  # Name of each mean over sets -> the sets.
+  suite: str  # value of `evaluate.suite`; "" if this package makes the sets
+  # name of a mean over sets -> the sets
   means: Mapping[str, Sequence[str]]
-  # Label of each control, a prompt of `evaluate.prompts` -> table and row.
+  # label of a control, a prompt of `evaluate.prompts` -> table and row of its target
   controls: Mapping[str, tuple[str, str]]
   paper: tuple[str, str] | None  # table and row of the paper's own prompt
-  column: str = ""  # column of the only set; "" where columns are named as sets
-  recipe: str = ""  # packaged config of the trainings; "" where none is run here
-  recipe_of_runs: str = ""  # likewise, of finished trainings that are handed over
-  # Rows of the table that trainings are compared with, where it has several.
+  column: str = ""  # column of the only set; "" if each set has a column of its name
+  recipe: str = ""  # packaged config of trainings here; "" if none is trained here
+  recipe_of_runs: str = ""  # packaged config of finished trainings that users hand over
+  # rows that trainings are compared with, if the table has several
   methods: Sequence[Method] = ()
-  # Trainings of an ablation by name -> fields in which they are not the recipe.
+  # arm of an ablation -> fields that differ from the recipe
   arms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-  orders: Sequence[Order] = ()  # of the arms
-  # Suites of `evaluate.suite` in other folders: field of the folder -> suite.
+  orders: Sequence[Order] = ()  # orders of the arms
+  # `reproduce` field of another folder -> value of `evaluate.suite` for that folder
   other_suites: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  # Why there is no prompt to publish.
+  # why there is no released prompt
   no_prompts: str = "no released prompt was handed over: reproduce.prompts"
 
   def target(self, of: tuple[str, str] | None, subject: str) -> Target | None:
-    """The figure of a set or a mean in the row of a table."""
+    """The figure of a set or a mean in a row of a table; None if not printed."""
     if of is None:
       return None
     if subject == IMAGENET21K and of == HARD_PROMPT:
@@ -174,8 +177,7 @@ class Accuracies:
     return target(*of, self.column or subject)
 
   def released(self, n_vectors: int, subject: str) -> Target | None:
-    """The figure of a released prompt; None for a single set, of which none is
-    printed."""
+    """The figure of a released prompt; None if not printed, as for most single sets."""
     column = "imagenet21k" if subject == IMAGENET21K else subject
     return target("released weights", RELEASED[n_vectors], column)
 
@@ -231,7 +233,7 @@ ACCURACIES = {
   ),
 }
 
-# The training of the rehearsal: what the world's targets were trained with.
+# Recipe of the rehearsal. The world's targets were trained with this recipe.
 WORLD_RECIPE: Mapping[str, Any] = {
   "data.n_classes": 400,
   "data.images_per_class": 4,
@@ -245,8 +247,8 @@ WORLD_RECIPE: Mapping[str, Any] = {
   "checkpoint.every": 100,
 }
 
-# Fields of a training that decide what it learns, by the kind of a difference. Each has
-# a row beside the recipe's.
+# Kind of finding -> fields of a training that decide what is learned. Each field gets a
+# row that compares it with the recipe.
 RECIPE_FIELDS = {
   "optimizer": (
     "optim.name",
@@ -275,7 +277,8 @@ RECIPE_FIELDS = {
   ),
 }
 
-# Further fields that decide what is learned; they have a row where they differ.
+# Kind of finding -> further fields that decide what is learned. A field gets a row only
+# if it differs from the recipe.
 OTHER_RECIPE_FIELDS = {
   "optimizer": (
     "optim.beta2",

@@ -1,6 +1,6 @@
-"""The paper's tables, number by number, and what they say of a set.
+"""The figures of the paper's tables, and the number of test images of each set.
 
-`targets.json` has the figures with the table that each stands in.
+`targets.json` has the figures by table.
 """
 
 import functools
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 _FILE = pathlib.Path(__file__).with_name("targets.json")
 
-# Test images and classes of the fourteen sets: CoOp (Zhou et al., IJCV 2022), appendix
-# A, whose splits all of the compared methods use. ImageNet-21K's processed winter 2021
-# release has 50 validation images of each of 10,450 classes (Ridnik et al., 2021).
+# Test images of the fourteen sets: CoOp (Zhou et al., IJCV 2022), appendix A. All
+# compared methods use CoOp's splits. ImageNet-21K's processed winter 2021 release has
+# 50 validation images of each of 10,450 classes (Ridnik et al., 2021).
 TEST_IMAGES = {
   "caltech101": 2_465,
   "oxford_pets": 3_669,
@@ -50,18 +50,18 @@ def tables() -> dict[str, dict[str, Any]]:
 
 
 def source() -> str:
-  """The publication that the figures stand in."""
+  """The publication that prints the figures."""
   content: dict[str, str] = json.loads(_FILE.read_text(encoding="utf-8"))
   return content["source"]
 
 
 def target(table: str, method: str, column: str) -> Target | None:
-  """A figure of a table; None where it has a dash, or no such column.
+  """A figure of a table; None if the table has a dash there, or no such column.
 
   Args:
     table: number or name of the table.
-    method: its row.
-    column: its column.
+    method: name of the row.
+    column: name of the column.
   """
   content = tables()[table]
   if column not in content["columns"]:

@@ -1,6 +1,6 @@
 """How far a figure may be from the paper's and still pass, and why.
 
-All figures are fractions of 1 where they are accuracies.
+Accuracies are fractions of 1.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,14 @@ import scipy.special
 
 # Half of the last printed digit of a figure in percent with one decimal.
 HALF_DIGIT = 0.0005
-# Share of the answers that float16 moves in the published code. Of the embedded world's
-# answers bfloat16, with 8 bits, moves 0.35% (docs.studies.reproduce_world measures it);
-# float16 has 3 bits more: an eighth of that, rounded up.
+# Share of the answers that float16 moves in the published code. bfloat16, with 8 bits,
+# moves 0.35% of the embedded world's answers (docs.studies.reproduce_world measures
+# this share). float16 has 3 bits more, so take an eighth, rounded up.
 MOVED_BY_FLOAT16 = 0.0005
-LEAST_IMAGES = 3
+LEAST_IMAGES = 3  # images of a set that may always have another answer
 # Seeds of PromptSRC differ by 3.5 to 3.9 points on DTD and EuroSAT (CoOp's issue 45).
 SPREAD_OF_A_SET = 0.039
-# Of a t-interval, one-sided.
-_LEVEL = 0.99
+_LEVEL = 0.99  # level of the one-sided t-interval
 
 
 class Tolerance(NamedTuple):
@@ -37,10 +36,10 @@ def control_tolerance(
 
   Args:
     n: images that were scored.
-    exact: whether the target is a count of this code, not a printed figure.
+    exact: whether the target was counted by this code, and is not a printed figure.
     n_all: images of the target.
     expected: the target.
-    quick: whether the images are a sample of the target's.
+    quick: whether the images are a sample of the target's images.
   """
   least = LEAST_IMAGES / n
   if exact:
@@ -66,12 +65,12 @@ class Seeds(NamedTuple):
   """Figures of several trainings that differ in the seed."""
 
   mean: float
-  std: float  # sample standard deviation; 0 for one
+  std: float  # sample standard deviation; 0 for one seed
   n: int
 
 
 def seeds_of(values: Sequence[float]) -> Seeds:
-  """Mean and spread of one figure a seed."""
+  """Mean and standard deviation of figures, one per seed."""
   std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
   return Seeds(float(np.mean(values)), std, len(values))
 
@@ -82,14 +81,15 @@ def t_reach(n: int, std: float, level: float = 0.975) -> float:
 
 
 def seeds_tolerance(ours: Seeds, theirs: Seeds | None, loose: bool) -> Tolerance | None:
-  """How much lower our mean may be than the target; None for one seed of ours.
+  """How much lower our mean may be than the target; None if we have only one seed.
 
-  Welch's t-interval, one-sided, of our seeds and of theirs, where these are known.
+  The tolerance is a one-sided t-interval of our seeds, or Welch's t-interval of our
+  seeds and the target's seeds if the latter are known.
 
   Args:
     ours: figures of our seeds.
-    theirs: figures of the target's seeds; None where a table prints one number.
-    loose: whether it is a single set, whose figure moves more than a mean.
+    theirs: figures of the target's seeds; None if a table prints one number.
+    loose: whether the figures are of a single set, which moves more than a mean.
   """
   if ours.n < 2:
     return None

@@ -1,5 +1,5 @@
-"""Checks a finished folder of somebody else: digests and arithmetic, nothing computed
-again."""
+"""Checks the finished folder of somebody else: digests and arithmetic, but no new
+measurement."""
 
 from collections.abc import Mapping
 import os
@@ -44,13 +44,13 @@ _KEYS = {
 
 
 def problems_of(folder: str | os.PathLike) -> list[str]:
-  """What of a finished reproduction is not as it says; empty if everything is.
+  """Lists contradictions in a finished reproduction; empty if there are none.
 
   Args:
-    folder: of the run.
+    folder: folder of the run.
 
   Raises:
-    RunFolderError: no reproduction.json, or one that can't be read.
+    RunFolderError: reproduction.json is missing, or can't be read.
   """
   root = pathlib.Path(folder)
   path = root / NAME
@@ -61,7 +61,7 @@ def problems_of(folder: str | os.PathLike) -> list[str]:
     content = parse_json(raw, path)
   except DamagedFileError as error:
     return [str(error)]
-  # `parse_json` takes a file without a checksum too: one was removed.
+  # `parse_json` accepts a file without a checksum, but reproduction.json has one.
   if not isinstance(content, dict) or b'"checksum": ' not in raw:
     return [f"{NAME}: its checksum is missing"]
   if set(content) != _KEYS or content["format_version"] != VERSION:
@@ -77,14 +77,14 @@ def problems_of(folder: str | os.PathLike) -> list[str]:
 
 
 def _canonical(raw: bytes, content: Mapping[str, Any]) -> list[str]:
-  """A problem if the file is not, byte for byte, what would be written of its content."""
+  """A problem if writing the file's content again would give other bytes."""
   if raw.decode() != to_json(with_checksum(content)):
     return [f"{NAME}: edited: not as it was written"]
   return []
 
 
 def _files(root: pathlib.Path, listed: Mapping[str, str]) -> list[str]:
-  """Files that differ from their digests, are missing, or are not listed."""
+  """Problems of files: another digest, a missing file, or a file that is not listed."""
   problems = []
   found = digests_of_files(root)
   for name in sorted({*listed, *found}):
@@ -98,7 +98,7 @@ def _files(root: pathlib.Path, listed: Mapping[str, str]) -> list[str]:
 
 
 def _arithmetic(root: pathlib.Path, content: Mapping[str, Any]) -> list[str]:
-  """Statuses, verdict, accuracies, means and targets, each computed from the rest."""
+  """Problems of statuses, verdict, accuracies, means and targets, computed again."""
   problems: list[str] = []
   rows = [from_dict(one) for one in content["rows"]]
   for row in rows:
@@ -125,7 +125,7 @@ def _arithmetic(root: pathlib.Path, content: Mapping[str, Any]) -> list[str]:
 
 
 def _target(row: Row) -> list[str]:
-  """A problem if the expected figure is not the one that its source prints."""
+  """A problem if the expected figure is not printed in the table row of its source."""
   table, _, method = row.source.partition(", ")
   name = table.removeprefix("table ")
   if name not in targets.tables() or method not in targets.tables()[name]["rows"]:
@@ -140,7 +140,7 @@ def _target(row: Row) -> list[str]:
 def _answers(
   root: pathlib.Path, answers: list[dict[str, Any]], rows: list[Row]
 ) -> list[str]:
-  """Accuracies beside the stored answers of each image."""
+  """Problems of accuracies, computed again from the stored answers of each image."""
   problems = []
   by_key = {(row.stage, row.subject, row.quantity): row for row in rows}
   for one in answers:
@@ -162,7 +162,7 @@ def _answers(
 
 
 def _means(means: Mapping[str, list[str]], rows: list[Row]) -> list[str]:
-  """Means beside the rows of their sets."""
+  """Problems of means, computed again from the rows of their sets."""
   problems = []
   by_key = {(row.stage, row.subject, row.quantity): row.got for row in rows}
   for row in rows:
@@ -181,7 +181,7 @@ def _means(means: Mapping[str, list[str]], rows: list[Row]) -> list[str]:
 
 
 def _orders(content: Mapping[str, Any], rows: list[Row]) -> list[str]:
-  """Differences of an ablation's arms beside the answers of their trainings."""
+  """Problems of differences of arms, computed again from the trainings' answers."""
   problems = []
   for row in rows:
     if row.rule != "order":
@@ -193,14 +193,15 @@ def _orders(content: Mapping[str, Any], rows: list[Row]) -> list[str]:
     test = welch(better, worse)
     if row.got != test.difference:
       problems.append(f"{where}: says {row.got}, the answers give {test.difference}")
-    # A sample adds a variance that the counts do not tell.
+    # In a quick run the tolerance has the variance of the sample, which the counts of
+    # right answers do not tell.
     if not content["quick"] and row.tolerance != test.reach:
       problems.append(f"{where}: says {row.tolerance}, the answers give {test.reach}")
   return problems
 
 
 def _of_seeds(answers: list[dict[str, Any]], arm: str, sets: list[str]) -> list[float]:
-  """The mean over sets of each of an arm's trainings."""
+  """Accuracy of each training of an arm, as a mean over sets."""
   by_set = [
     [
       one["right"] / one["images"]
@@ -216,7 +217,7 @@ def _of_seeds(answers: list[dict[str, Any]], arm: str, sets: list[str]) -> list[
 def _figures(
   root: pathlib.Path, figures: list[dict[str, Any]], rows: list[Row]
 ) -> list[str]:
-  """Rows of tables of regions beside the results of the runs that they are of."""
+  """Problems of rows of tables of regions, compared with the results of the runs."""
   problems = []
   by_key = {(row.stage, row.subject, row.quantity): row for row in rows}
   for one in figures:

@@ -1,8 +1,8 @@
 """Data of the rehearsal: pictures of the embedded world as data sets in CoOp's layout.
 
-A set is a folder with `images/` and `split.json`, which lists pictures, labels and
-names as CoOp's split files do, and the templates. The pictures are larger than the CLIP
-takes and not square, so that resizing and cropping matter as on photographs.
+A set is a folder with `images/` and `split.json`. This file lists the templates, and
+pictures, labels and names as CoOp's split files do. The pictures are larger than the
+CLIP's input and not square, so that resizing and cropping matter as for photographs.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,15 @@ from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import exists, join, read_text, to_path
 from pomp_jax.files.run_folder import writing
 
-# Name of each set: split of the world, seed of its pictures.
+# set -> split of the world, and seed of the set's pictures
 SETS = {
   "known": ("base", 0),
   "other_known": ("base", 1),
   "novel": ("novel", 0),
   "shifted": ("shifted", 0),
 }
-CLASSES, TEST_IMAGES, TRAINING_IMAGES = 500, 2, 1  # of a set; images of each class
+# Classes of a set, and test and training images of each class.
+CLASSES, TEST_IMAGES, TRAINING_IMAGES = 500, 2, 1
 TEMPLATES = (
   "a photo of a {}.",
   "a picture of a {}.",
@@ -36,11 +37,14 @@ TEMPLATES = (
   "an image of the {}.",
 )
 _SPLIT = "split.json"
-_SIDE, _WIDTH = 64, 80  # pixels
+_SIDE, _WIDTH = 64, 80  # height and width of a picture in pixels
 
 
 def write_sets(root: str | os.PathLike) -> None:
-  """Writes the sets that are not there yet; a set with its split file is complete."""
+  """Writes the sets that are missing.
+
+  A set that has its split file is complete, because that file is written last.
+  """
   for name, (split, seed) in SETS.items():
     folder = to_path(root) / name
     if not exists(folder / _SPLIT):
@@ -56,7 +60,8 @@ def _write_set(folder: pathlib.Path, split: str, seed: int) -> None:
   (folder / "images").mkdir(parents=True, exist_ok=True)
   lists: dict[str, list[tuple[str, int, str]]] = {"train": [], "test": []}
   pixels_nxSxSx3 = pictures.images(np.arange(len(pictures)))
-  # Names of files tell nothing of the class, as a number in most published sets.
+  # Random numbers as file names: as in most published sets, a name does not tell the
+  # class.
   numbers = np.random.default_rng(seed).permutation(len(pictures))
   for index, label in enumerate(pictures.labels):
     file = f"{numbers[index]:04}.png"
@@ -78,7 +83,7 @@ def _widened(pixels_SxSx3: np.ndarray) -> Image.Image:
 
 
 def set_names(root: str | os.PathLike) -> tuple[str, ...]:
-  """The rehearsal's sets, whether they are there or not."""
+  """Names of the rehearsal's sets, whether or not their folders exist."""
   return tuple(SETS)
 
 
@@ -91,7 +96,7 @@ def open_set(root: str | os.PathLike, name: str, part: str = "test") -> Labelled
     part: "test" or "train".
 
   Raises:
-    SourceError: no split file, or one of another form.
+    SourceError: the split file is missing, or has another form.
   """
   folder = join(os.fspath(root), name)
   path = join(folder, _SPLIT)
@@ -115,7 +120,7 @@ def open_set(root: str | os.PathLike, name: str, part: str = "test") -> Labelled
 
 
 def _names_of(rows: list[tuple[str, int, str]]) -> tuple[str, ...]:
-  """Names by label; ValueError for labels with gaps, or of two names."""
+  """Names by label; ValueError if labels have gaps, or a label has two names."""
   name_of: dict[int, str] = {}
   for _, label, name in rows:
     if name_of.setdefault(label, name) != name:

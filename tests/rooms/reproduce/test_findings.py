@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pomp_jax.rooms.reproduce.findings import KINDS, finding, joined, then, to_dict
+from pomp_jax.rooms.reproduce.inputs_stage import set_inputs
 from pomp_jax.rooms.reproduce.reproduction_report import (
   reproduction_report,
   verdict_of,
@@ -136,3 +137,17 @@ def test_after_a_fault_of_the_code_the_pieces_are_deleted(rehearsal, monkeypatch
   for path in (rehearsal.folder / "run" / "pieces").iterdir():
     path.unlink()
   assert rehearse(rehearsal.folder / "run", **rehearsal.fields)["findings"] == []
+
+
+@pytest.mark.parametrize(
+  ("templates", "text"),
+  [
+    (["a {}.", "b {}."], "a template is 'b {}.', the target's ''"),
+    ([], "a template is '', the target's 'a {}.'"),
+  ],
+)
+def test_a_template_too_many_or_too_few_is_named(templates, text):
+  got = {"images": 1, "names": "1", "pairs": "2", "content": "3"}
+  record = got | {"templates": ["a {}."]}
+  inputs = set_inputs("dtd", got | {"templates": templates}, record, None, None)
+  assert [found.sentence for found in inputs.findings] == [text]

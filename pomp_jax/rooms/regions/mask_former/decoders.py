@@ -262,7 +262,7 @@ def sine_positions(height: int, width: int, channels: int) -> Float[np.ndarray, 
     width: columns of the map.
     channels: channels of a position, D; even.
   """
-  n_channels = channels // 2  # channels of the row, and as many of the column
+  n_channels = channels // 2  # half are of the row, half of the column
   channel = np.arange(n_channels)
   # A sine and the cosine after it have the same frequency.
   frequencies = _TEMPERATURE ** (-2 * (channel // 2) / n_channels)

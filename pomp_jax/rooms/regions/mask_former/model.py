@@ -165,8 +165,8 @@ def normalized_pixels(
 
   Args:
     images_BxHxWx3: images, each in the upper left corner of its [H,W].
-    sizes_Bx2: height and width of each image; pixels beyond become padding. None: every
-      image fills its [H,W].
+    sizes_Bx2: height and width of each image; pixels outside of them become padding.
+      None: every image fills its [H,W].
 
   Returns:
     The network's input, whose sides are padded to multiples of 32.
