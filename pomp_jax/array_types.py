@@ -1,5 +1,5 @@
-"""Array annotations; on a bare machine, where jaxtyping is missing, they say
-nothing."""
+"""Array annotations. Without jaxtyping, on a bare machine, they are placeholders that
+accept anything."""
 
 try:
   from jaxtyping import Array, Bool, Float, Int, Int32
@@ -10,7 +10,7 @@ except ImportError:
     def __class_getitem__(cls, item: Any) -> Any:
       return Any
 
-  # Names that the import above binds to types for mypy.
+  # mypy complains of these names, because the import above binds them to types.
   Array = Any  # type: ignore[misc, assignment]
   Bool = Float = Int = Int32 = _Anything  # type: ignore[assignment]
 

@@ -1,7 +1,7 @@
-"""The command `pomp`; `python -m pomp_jax.main` is the same.
+"""The command `pomp`, which `python -m pomp_jax.main` runs too.
 
-What must not wait for JAX, whose import takes seconds: the handlers of signals, and
-`--version`.
+Handles signals and `--version` before JAX is imported, because importing it takes
+seconds.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pomp_jax import __version__
 def run() -> None:
   """Runs the command line `sys.argv`; ends the process with its exit status."""
   faulthandler.enable()
-  # Process 1 of a container has no other handler.
+  # The kernel drops SIGTERM to process 1 of a container unless there is a handler.
   signal.signal(signal.SIGTERM, _end)
   if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
     signal.signal(signal.SIGHUP, _end)
@@ -32,15 +32,15 @@ def run() -> None:
     print(f"pomp_jax {__version__} (jax {jax_version}, Python {python_version})")
     sys.exit()
 
-  # transformers reads it when it is imported. Otherwise it would import PyTorch: two
-  # seconds for nothing.
+  # transformers reads this variable at import. Without it, transformers would import
+  # PyTorch, which takes two seconds and is not needed.
   os.environ.setdefault("USE_TORCH", "0")
   main = importlib.import_module("pomp_jax.main")
   main.start()
 
 
 def _end(number: int, frame: object) -> NoReturn:
-  """Ends the process with one line at a signal: nothing is open yet."""
+  """Ends the process at a signal, with one line: no file or run is open yet."""
   is_dry = any(argument.startswith("--config.dry_run") for argument in sys.argv)
   remains = "nothing was written" if is_dry else "the same command resumes"
   line = f"error: stopped by {signal.Signals(number).name}; {remains}\n"

@@ -1,6 +1,7 @@
 """A frozen CLIP on the devices: features of class names under a prompt, and of images.
 
-Shapes: N classes, n images, M context vectors, D width, E embedding.
+Shapes: N classes, C classes of a device, n images, B images of a batch, S pixels of an
+image's side, M context vectors, L tokens, D width, E embedding.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,19 +41,19 @@ from pomp_jax.prompt.learner import Frozen, sequences_of_tokens
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
-# Shapes are rounded up, so that sentences of other lengths and other lists of names use
-# a program that is compiled already, which takes seconds. Own tokens of a class: 1 + a
-# multiple of these.
+# Shapes are rounded up, so that other lists of names and longer sentences use a program
+# that is already compiled: compiling takes seconds. A class has 1 + a multiple of
+# `_LENGTHS` own tokens.
 _LENGTHS = 16
-# Tokens of a device, and embeddings that are read from the host, at least.
+# Least number of tokens on a device, and of embeddings that are read from the host.
 _LEAST_TOKENS, _LEAST_EMBEDDINGS = 512, 1024
-_DIGEST_TOKENS = 64  # whose embeddings tell two CLIPs apart
-CHUNK = 1024  # classes or images that are computed at a time, for features of many
+_DIGEST_TOKENS = 64  # number of tokens whose embeddings tell two CLIPs apart
+CHUNK = 1024  # classes or images that all devices together compute at a time
 
 
 class Encoder:
-  """A CLIP with its weights on the devices, replicated; shared by training and
-  evaluation."""
+  """A CLIP whose weights are replicated on all devices; training and evaluation share
+  it."""
 
   def __init__(
     self,
@@ -69,12 +70,12 @@ class Encoder:
 
     Args:
       clip: CLIP with its weights on the host.
-      mesh: devices that compute; all of them if None.
+      mesh: devices that compute; all devices if None.
       tower: implementation of the text tower, one of `clip.text.TEXT_TOWERS`.
       dtype: type of the computation, one of `clip.precision.DTYPES`.
       chunk: classes or images that all devices together compute at a time.
-      image_chunk: most images that are in a device's memory together; 0 for no limit.
-      cache: store of class features; memory if None.
+      image_chunk: most images that one device computes at once; 0 for no limit.
+      cache: store of class features; a new store in memory if None.
     """
     if mesh is None:
       mesh = make_mesh()
@@ -88,8 +89,8 @@ class Encoder:
     self._cache = cache
     self._compiled = functools.cache(self._compile)
     self.image_tower = image_tower(clip, dtype, image_chunk)
-    # Embeddings that are mapped into memory stay on the host. `frozen` copies the rows
-    # that are used.
+    # A table of embeddings that is mapped from a file stays on the host. `frozen`
+    # copies only the rows that are used.
     self._mapped = isinstance(token_table(clip.params), np.memmap)
     self._text = clip.text_params
     if self._mapped:
@@ -99,7 +100,7 @@ class Encoder:
     self.vision_params = replicate(clip.vision_params, mesh)
     self._sos = replicate(np.asarray(clip.sos_embedding), mesh)
 
-    # The log shows the names of functions that are compiled.
+    # A named function, because the log shows the names of compiled functions.
     def image_features(params: Any, images_B: jax.Array) -> jax.Array:
       return normalize(self.image_tower(params, images_B))
 
@@ -112,7 +113,7 @@ class Encoder:
     return Resize(self.clip.squash, self.clip.bilinear)
 
   def sized(self, source: Source) -> Source:
-    """The source, whose images become this CLIP's S x S pixels if they are stored."""
+    """Sets the size of stored images to this CLIP's; returns other sources as is."""
     if not isinstance(source, StoredImages):
       return source
     return source.replace(image_size=self.clip.image_size, resize=self.resize)
@@ -127,14 +128,17 @@ class Encoder:
     )
 
   def capacity(self, module: PromptContext) -> int | None:
-    """Own tokens that a block of the text tower holds; None where it has no blocks."""
+    """Own tokens that fit in a block of the text tower; None if it has no blocks.
+
+    The vectors of the context are own tokens or part of the prefix, see `module.n_own`.
+    """
     if self.block is None:
       return None
     return self.block - len(self.clip.sos_embedding) - module.n_vectors + module.n_own
 
   @property
   def platform(self) -> str:
-    """The devices' kind, as JAX names it: cpu, gpu or tpu."""
+    """Kind of the devices, as JAX names it: cpu, gpu or tpu."""
     return self.mesh.devices.flat[0].platform
 
   @property
@@ -143,18 +147,19 @@ class Encoder:
     return block_of(self._tower, self.clip.config.text_config, self.platform)
 
   def vocabulary(self, names: Sequence[str], n_vectors: int) -> ClassTokens:
-    """Tokenizes "{name}." for every class, with room for a context of M vectors.
+    """Tokenizes "{name}." for every class, beside a context of M vectors.
 
-    VocabularyError or TokenizeError: no names, or one that is unusable or too long.
+    Raises VocabularyError or TokenizeError if there are no names, or if a name is
+    unusable or too long.
     """
     sentences = [f"{name}." for name in normalized_names(names)]
-    # Usually the last two tokens are "." and EOT; punctuation at a name's end may share
-    # the first.
+    # Usually the last two tokens are "." and EOT. If a name ends in punctuation, "."
+    # may share a token with the punctuation.
     n_after = getattr(self.clip.tokenizer, "n_after_name", 2)
     return self._tokenize(sentences, n_vectors, n_after)
 
   def frozen(self, tokens: ClassTokens) -> Frozen:
-    """Returns the frozen arrays of the training step for the classes of `vocabulary`."""
+    """Returns the frozen arrays of a training step for tokens from `vocabulary`."""
     text_params = self._text_params
     if self._mapped:
       tokens, embeddings = self._used_embeddings(tokens)
@@ -164,11 +169,12 @@ class Encoder:
     )
 
   def _used_embeddings(self, tokens: ClassTokens) -> tuple[ClassTokens, np.ndarray]:
-    """Tokens numbered by the embeddings that they use, and these embeddings."""
+    """Returns only the embeddings that occur, and tokens with ids into these."""
     used_ids, places = np.unique(tokens.ids, return_inverse=True)
     ids_NxL = places.reshape(tokens.ids.shape).astype(np.int32)
     used = token_embeddings(self.clip.params, used_ids)
-    # Other lists of names use about as many rows: one rounded size, one program.
+    # Lists of names that use about as many embeddings get the same rounded size, and
+    # share a compiled program.
     n_rows = rounded_up(len(used_ids), _LEAST_EMBEDDINGS)
     embeddings = np.zeros((n_rows, *used.shape[1:]), np.float32)
     embeddings[: len(used_ids)] = used
@@ -182,17 +188,17 @@ class Encoder:
     unit: bool = True,
     cut: bool = False,
   ) -> Float[np.ndarray, "N E"]:
-    """Returns text features of class names, computed once for a prompt and names.
+    """Returns text features of class names; computes them once for a prompt and names.
 
     Args:
       names: names of the N classes.
       prompt: learned prompt, or a template such as "a photo of a {}.".
       unit: whether the features are normalised.
-      cut: whether a template's sentence that is too long loses its end.
+      cut: whether the end of a template's sentence is cut off if it is too long.
 
     Raises:
       PromptFileError: the prompt does not fit the CLIP or the number of names, or the
-        template has not exactly one {}.
+        template does not have exactly one {}.
       VocabularyError: see `vocabulary`.
       TokenizeError: a sentence is too long.
     """
@@ -209,7 +215,7 @@ class Encoder:
   def _under_template(
     self, names: Sequence[str], template: str, *, unit: bool, cut: bool
   ) -> Float[np.ndarray, "N E"]:
-    """Features under a template; its whole sentence counts as the name, without a
+    """Features under a template. The whole sentence is treated as a name without a
     context."""
     if template.count("{}") != 1:
       raise PromptFileError(
@@ -231,7 +237,7 @@ class Encoder:
     unit: bool,
     label: str,
   ) -> Float[np.ndarray, "N E"]:
-    """Features of tokens under a context, from the cache if they are there."""
+    """Returns features of tokens under a context, from the cache if it has them."""
     key_parts = [self._text_fingerprint, position, context, *tokens]
     if not unit:
       key_parts.append("of the tower")
@@ -241,7 +247,7 @@ class Encoder:
     cached_NxE = self._cache.find(key)
     missing = cached_NxE is None
     if jax.process_count() > 1:
-      # The hosts compute together: one that has the features joins one that lacks them.
+      # All hosts compute together: if one lacks the features, all compute them.
       missing = bool(np.any(multihost_utils.process_allgather(np.array(missing))))
     if cached_NxE is not None and not missing:
       return cached_NxE
@@ -257,10 +263,10 @@ class Encoder:
   def _beside_sentences(
     self, names: Sequence[str], prompt: Prompt
   ) -> Float[np.ndarray, "N E"]:
-    """Unit features under the sentences of a prompt, mixed with those under its context.
+    """Unit features of a prompt with sentences: a mixture with features of its context.
 
-    The mixture is weight * (mean over the sentences) + (1 - weight) * (context), each
-    of unit length.
+    The mixture is weight * (mean over the sentences) + (1 - weight) * (context). Both
+    terms and the result have unit length.
 
     Args:
       names: names of the N classes.
@@ -284,19 +290,19 @@ class Encoder:
 
   @functools.cached_property
   def _text_fingerprint(self) -> str:
-    """Cache key of all that class features depend on beside the prompt and the
+    """Cache key of all that class features depend on, except the prompt and the
     tokens."""
     settings = self.clip.config.text_settings()
     return _fingerprint((self._text, self._sos), settings, self._tower, self._dtype)
 
   @functools.cached_property
   def image_fingerprint(self) -> str:
-    """Cache key of all that image features depend on beside the images."""
+    """Cache key of all that image features depend on, except the images."""
     return _fingerprint(self.clip.vision_params, self.clip.settings, self._dtype)
 
   @functools.cached_property
   def clip_digest(self) -> str:
-    """Digest by which two CLIPs are told apart: logit scale and the first tokens'
+    """Digest that tells two CLIPs apart, of the logit scale and the first tokens'
     embeddings."""
     n_tokens = len(token_table(self.clip.params))
     rows = np.arange(min(n_tokens, _DIGEST_TOKENS), dtype=np.int32)
@@ -320,7 +326,7 @@ class Encoder:
       frozen: tokens of the classes, and parameters of the text tower.
       position: place of the name in the context.
       unit: whether the features are normalised.
-      what: description for the progress.
+      what: description for the progress bar.
     """
     shape = params["context"].shape
     n_classes = None
@@ -330,7 +336,8 @@ class Encoder:
     tokens = self._padded(jax.tree.map(np.asarray, frozen.tokens), module)
     budget = self._chunk_budget(tokens, module)
     compute = self._compiled(module, budget, unit)
-    # Without the tokens of all classes, whose number would be a part of the program.
+    # Leave out the tokens of all classes: their number would be part of the compiled
+    # program.
     no_tokens = ClassTokens((), (), ())
     without_tokens = Frozen(frozen.text, {}, frozen.sos, no_tokens)
 
@@ -341,7 +348,7 @@ class Encoder:
     return self.in_chunks(features_of_chunk, (tokens, ids_N), what)
 
   def _chunk_budget(self, tokens: ClassTokens, module: PromptContext) -> int:
-    """Own tokens of the fullest device of the fullest chunk, rounded up."""
+    """Most own tokens that a device gets in any chunk, rounded up."""
     own_N = tokens.lengths + np.int32(module.n_own)
     taken_N = taken_of(own_N, self.capacity(module))
     fullest = 0
@@ -351,16 +358,16 @@ class Encoder:
     return rounded_up(fullest, _LEAST_TOKENS)
 
   def _padded(self, tokens: ClassTokens, module: PromptContext) -> ClassTokens:
-    """Pads the tokens after EOT, which has no effect, up to a common width.
+    """Pads tokens after EOT, where padding has no effect, to a rounded length.
 
     Args:
       tokens: tokens of the classes [N,L].
-      module: context, whose own vectors count as a class's tokens.
+      module: context. Its `n_own` vectors count as own tokens of each class.
     """
     n_tokens = tokens.ids.shape[1]
     n_own = module.n_own
     n_prefix = len(self.clip.sos_embedding) + module.n_vectors - n_own
-    # 1 + a multiple of _LENGTHS, but no more than the tower's positions.
+    # Round up to 1 + a multiple of _LENGTHS, but not beyond the tower's positions.
     n_multiples = math.ceil((n_own + n_tokens - 1) / _LENGTHS)
     width = min(1 + _LENGTHS * n_multiples, self.clip.positions - n_prefix)
     n_padding = max(0, width - n_own - n_tokens)
@@ -380,10 +387,9 @@ class Encoder:
     return self.in_chunks(compute, images, "image features")
 
   def features_of_images(self, images: jax.Array) -> jax.Array:
-    """Unit features [B,E], replicated, of a batch on the mesh; dispatched
-    asynchronously.
+    """Computes unit features [B,E] of a batch on the mesh, replicated, asynchronously.
 
-    The images are uint8, or float32 in 0..255, [B,S,S,3], their rows split over all
+    The images [B,S,S,3] are uint8, or float32 in 0..255. Their rows are split over all
     devices.
     """
     return self._images(self.vision_params, images)
@@ -391,10 +397,10 @@ class Encoder:
   def _tokenize(
     self, texts: Sequence[str], n_vectors: int = 0, n_after: int = 0, cut: bool = False
   ) -> ClassTokens:
-    """Tokens of texts beside M vectors, with `n_after` tokens that are no part of a
-    name.
+    """Tokenizes texts that leave M positions for vectors.
 
-    The texts of a bidirectional tower are padded to its last position.
+    The last `n_after` tokens of a text are not part of the name. For a bidirectional
+    tower, texts are padded to the last position.
     """
     config = self.clip.config.text_config
     tokenizer = self.clip.tokenizer
@@ -410,10 +416,10 @@ class Encoder:
     return ClassTokens(padded_NxL, name_lengths_N, np.full_like(lengths_N, budget))
 
   def _compile(self, module: PromptContext, token_budget: int, unit: bool) -> Callable:
-    """Compiles the class features of a layout and budget."""
+    """Compiles the computation of class features for a context and a token budget."""
     tower = self.text_tower(token_budget)
 
-    # The log shows this name as compiled.
+    # The log shows this name when the function is compiled.
     def class_features(
       params: Any, frozen: Frozen, rows: tuple[ClassTokens, jax.Array]
     ) -> jax.Array:
@@ -437,9 +443,10 @@ class Encoder:
     """Computes rows a chunk at a time, and returns the results [n,..] on the host.
 
     Args:
-      compute: result of `map_rows`, with all arguments but the rows.
-      rows: rows on the host, an array or a tree of arrays, n each.
-      what: description for the progress.
+      compute: function of a chunk of rows: a result of `map_rows` whose other arguments
+        are bound.
+      rows: rows on the host, an array or a tree of arrays with n rows each.
+      what: description for the progress bar.
     """
 
     def results() -> Iterator[tuple[jax.Array, int]]:
@@ -453,20 +460,20 @@ class Encoder:
 
 
 def unit_rows(features_NxE: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
-  """Rows divided by their norm."""
+  """Divides each row by its norm."""
   return features_NxE / np.linalg.norm(features_NxE, axis=-1, keepdims=True)
 
 
 def rounded_up(number: int, least: int) -> int:
-  """A number of at least `least` that is up to a quarter larger: 4, 5, 6 or 7 times a
-  power of 2.
+  """Rounds up to at least `least`, and to 4, 5, 6 or 7 times a power of 2.
 
-  Shapes that are rounded so take few values, and each value is a program to compile.
+  Beyond `least` the result is less than a quarter larger; numbers below 4 stay. Shapes
+  that are rounded in this way have few values, so few programs are compiled.
   """
   number = max(number, least)
   n_bits = (number - 1).bit_length()
-  unit = 2 ** max(0, n_bits - 3)  # the first three bits remain
-  return unit * -(-number // unit)
+  unit = 2 ** max(0, n_bits - 3)  # keep the first three bits
+  return unit * -(-number // unit)  # round up to a multiple of the unit
 
 
 def _fingerprint(params: Any, *settings: str) -> str:
@@ -477,15 +484,15 @@ def _fingerprint(params: Any, *settings: str) -> str:
 
 
 def chunks(rows: Any, most: int, mesh: Mesh, what: str) -> Iterator[tuple[Any, int]]:
-  """Yields chunks of one static size, each with the number of its real rows.
+  """Yields chunks of one static size, each with the number of its rows before padding.
 
-  The last chunk is padded with its first row.
+  The last chunk is padded with copies of its own first row.
 
   Args:
     rows: array or tree of arrays with n rows each.
-    most: rows of a chunk, rounded up so that every device has an equal share.
+    most: most rows of a chunk, before rounding up to an equal share for every device.
     mesh: devices that share a chunk.
-    what: description for the progress.
+    what: description for the progress bar.
   """
   n_rows = len(jax.tree.leaves(rows)[0])
   per_device = math.ceil(min(most, n_rows) / mesh.size)
@@ -499,11 +506,11 @@ def chunks(rows: Any, most: int, mesh: Mesh, what: str) -> Iterator[tuple[Any, i
 
 
 def fetched(results: Iterable[Any]) -> Iterator[Any]:
-  """Yields results as NumPy arrays, each after the devices were given the next to
-  compute."""
+  """Yields results as NumPy arrays, one behind: devices compute the next result while
+  this one is copied."""
   waiting: list[Any] = []
   for result in results:
-    # The devices compute this one while the one before is copied.
+    # Taking `result` started its computation, so now copy the result before it.
     waiting.append(result)
     if len(waiting) == 2:
       yield jax.device_get(waiting.pop(0))
@@ -516,15 +523,15 @@ def map_rows(
 ) -> Callable:
   """Compiles a function whose last argument is split by rows over all devices.
 
-  Each device computes its own rows under `shard_map`, because the compiler cannot split
-  the packing of names into one row of tokens.
+  Each device computes its own rows under `shard_map`, because the compiler can't split
+  the packing of names, which joins all rows into one sequence of tokens.
 
   Args:
     mesh: devices that share the rows.
     function: function of replicated arguments and the rows; rows and result may be
       trees.
-    n_replicated: number of the arguments before the rows.
-    gather: whether all devices get the whole result; otherwise it stays split.
+    n_replicated: number of replicated arguments before the rows.
+    gather: whether all devices get the whole result; if not, the result stays split.
   """
   replicated = P()
   by_rows = P((DATA, CLASS))

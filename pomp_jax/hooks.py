@@ -1,9 +1,9 @@
-"""What a room may do for the core: one typed hook each, which the room's author reads.
+"""Hooks: what rooms may do for the core, each with a contract for the room's author.
 
-A hook is false where its room is not installed. The core asks `if HOOK:` and calls
-`HOOK.open()`, which imports the room then. To take a room off, delete its folder and
-leave its hooks `Hook("")`. The type checker holds each room to its contract, at the end
-of this file.
+A hook is false if its room is not installed. The core asks `if HOOK:` and calls
+`HOOK.open()`, which imports the room. To remove a room, delete its folder and set its
+hooks to `Hook("")`. At the end of this file the type checker compares each room with
+its contract.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ Contract = TypeVar("Contract")
 
 
 class Hook(Generic[Contract]):
-  """A place where a room may help the core, by a module or by a name of one."""
+  """A place where a room may help the core, with a module or a name in a module."""
 
   def __init__(self, path: str):
-    """Takes "module" or "module:name" below `pomp_jax`, or "" if not installed."""
+    """Takes "module" or "module:name" below `pomp_jax`; "" if no room is installed."""
     self.path = path
 
   def __bool__(self) -> bool:
@@ -55,15 +55,16 @@ class Hook(Generic[Contract]):
     return bool(self.path)
 
   def open(self) -> Contract:
-    """Imports what the room does; only of an installed room."""
+    """Imports and returns the room's module or name. Call only if it is installed."""
     return cast("Contract", load(self.path))
 
   def takes(self, room: Contract) -> None:
-    """Does nothing; the type checker compares a room with the contract here."""
+    """Does nothing at run time. A call makes the type checker compare a room with the
+    contract."""
 
 
 class ByClass(Protocol):
-  """Figures of each class."""
+  """Figures of each class in the results of `evaluate`."""
 
   def sets_of(
     self,
@@ -72,31 +73,30 @@ class ByClass(Protocol):
     reference: str,
     labels: Mapping[str, str],
   ) -> dict[str, dict[str, Any]]:
-    """Converts the scores of splits to sets, which `write`, `summary` and `sections`
-    take.
+    """Converts scores by split to the sets that `write`, `summary` and `sections` take.
 
     Args:
-      names: names of the N classes, by split.
+      names: names of the classes, by split.
       scores: figures by split and prompt; shares are fractions of 1.
       reference: prompt that the others are compared with.
       labels: texts that explain prompts, by prompt.
 
     Returns:
-      The sets by split.
+      One set for each split, by split.
     """
 
   def write(self, folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes files with a row for each class."""
+    """Writes files with one row for each class into the run's folder."""
 
   def summary(
     self, of_set: Mapping[str, Any], label: str | None = None
   ) -> dict[str, Any]:
-    """What `results.json` holds of a set."""
+    """Returns what `results.json` holds of a set."""
 
   def sections(
     self, sets: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]
   ) -> list[Section]:
-    """Sections of a report, from the summaries."""
+    """Returns the sections of a report, made from the summaries by split."""
 
 
 class Averaging(Protocol):
@@ -105,12 +105,12 @@ class Averaging(Protocol):
   def __call__(
     self, optim: fields.Optim, steps_per_epoch: int
   ) -> optax.GradientTransformation | None:
-    """Returns what keeps the average in its state; None where the config asks for
-    none."""
+    """Returns a transformation that keeps the average in its state; None if the config
+    asks for no average."""
 
 
 class Choice(Protocol):
-  """What is kept of a training from words."""
+  """Which prompt is kept after a training that started from words."""
 
   @property
   def prompt(self) -> Prompt:
@@ -122,11 +122,11 @@ class Choice(Protocol):
 
   @property
   def rows(self) -> Mapping[str, Prompt | str]:
-    """Prompts that the tables have beside it."""
+    """Further prompts in the tables, beside the prompt that is kept."""
 
   @property
   def reference(self) -> str:
-    """Row that the others are compared with."""
+    """Name of the row that the other rows are compared with."""
 
   @property
   def facts(self) -> dict[str, Any]:
@@ -134,12 +134,12 @@ class Choice(Protocol):
 
 
 class Words(Protocol):
-  """Anchors of the consistency, and candidates of `prompt.init=best`."""
+  """Anchors of the consistency term, and candidates of `prompt.init=best`."""
 
   def with_automatic_weight(
     self, contrast: fields.Contrast, logit_scale: float
   ) -> fields.Contrast:
-    """The fields with a weight in the place of an automatic one."""
+    """Returns the fields with a number in the place of an automatic weight."""
 
   def check(
     self,
@@ -173,7 +173,7 @@ class Words(Protocol):
     classes: ClassList,
     folder: RunFolder,
   ) -> tuple[fields.Prompt, Mapping[str, float]]:
-    """Chooses the candidate from which training starts, on the validation images.
+    """Chooses the candidate that training starts from, by the validation images.
 
     Args:
       prompt: `config.prompt`, with the candidates.
@@ -184,14 +184,14 @@ class Words(Protocol):
       folder: folder of the run, which stores features of the images.
 
     Returns:
-      The fields with the best candidate in the place of `init`, and the accuracy of
-      each candidate, a fraction of 1, by name.
+      The fields of the prompt with the best candidate as `init`, and the accuracy of
+      each candidate by name, a fraction of 1.
     """
 
   def candidates(self, prompt: fields.Prompt) -> tuple[str, ...]:
-    """Returns names of the candidates, as `evaluate.prompts` has them.
+    """Returns the candidates under the names that `evaluate.prompts` takes.
 
-    () unless a training starts from the best.
+    There are none, (), unless training starts from the best candidate.
     """
 
   def anchors(
@@ -205,7 +205,8 @@ class Words(Protocol):
 
     Args:
       contrast: `config.contrast`, which names the anchors.
-      candidates: accuracy of each candidate by name, see `start`; None without them.
+      candidates: accuracy of each candidate by name, see `start`; None if there are no
+        candidates.
       encoder: CLIP of the run.
       classes: the N classes of the training.
 
@@ -214,12 +215,12 @@ class Words(Protocol):
     """
 
   def choose(self, run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Any:
-    """What is kept of a training that started from words: a `Choice`.
+    """Returns a `Choice`: which prompt is kept of a training that started from words.
 
     Args:
       run: the finished training.
-      last: its last checkpoint.
-      earlier: its best checkpoint before, if there is one.
+      last: last checkpoint of the training.
+      earlier: best checkpoint before the last; None if there is none.
     """
 
 
@@ -227,36 +228,36 @@ class Profiler(Protocol):
   """Records a profile of some steps."""
 
   def after(self, step: int, result: Any) -> None:
-    """Is told of each step that is done, with what it returned."""
+    """Takes notice of a finished step; `result` is what the step returned."""
 
   def close(self) -> None:
-    """Ends a profile that is still being recorded."""
+    """Ends the profile, if it is still being recorded."""
 
 
 class SyntheticClips(Protocol):
-  """Architectures with random weights, for measurements."""
+  """CLIPs of known architectures with random weights, for measurements."""
 
   @property
   def SYNTHETIC_CLIPS(self) -> tuple[str, ...]:
-    """Their names, for messages."""
+    """Names of the synthetic CLIPs, for messages."""
 
   def is_synthetic(self, name: str) -> bool:
-    """Whether there is one of this name."""
+    """Whether a synthetic CLIP has this name."""
 
   def open_clip(self, model: str) -> Clip:
-    """Builds one."""
+    """Builds a synthetic CLIP with random weights."""
 
   def config_and_tokenizer(self, model: str) -> tuple[ClipConfig, Tokenizer]:
-    """Its sizes and tokens, without weights."""
+    """Returns the sizes and the tokenizer of a synthetic CLIP, without weights."""
 
 
 class NamedSets(Protocol):
-  """Data sets of an evaluation, by name and a user's own."""
+  """Data sets of an evaluation: known sets by name, and a user's own sets."""
 
   def evaluation_sets(
     self, evaluate: fields.Evaluate, source: str, of_split: OfSplit
   ) -> list[EvaluationSet]:
-    """The sets that the config names, unopened; none where it names none.
+    """Returns the sets that the config names, not opened yet; [] if it names none.
 
     Args:
       evaluate: `config.evaluate`.
@@ -265,15 +266,15 @@ class NamedSets(Protocol):
     """
 
   def facts(self, evaluate: fields.Evaluate) -> dict[str, str]:
-    """What `results.json` says of the choice."""
+    """What `results.json` says of the chosen sets."""
 
 
 class Suites(Protocol):
-  """Tables of data sets."""
+  """Suites: groups of data sets that share a table in reports."""
 
   @property
   def GROUPS(self) -> Mapping[str, tuple]:
-    """Their tables, as `report.evaluation_report.Group`."""
+    """By name, the arguments of each `report.evaluation_report.Group`."""
 
 
 class HubUpload(Protocol):
@@ -283,10 +284,10 @@ class HubUpload(Protocol):
     """Whether the config asks for an upload."""
 
   def check(self, export: fields.Export, prompt: Prompt) -> None:
-    """Raises HubError for what can't be uploaded; sends nothing."""
+    """Raises HubError if the prompt can't be uploaded; sends nothing."""
 
   def push(self, export: fields.Export, prompt: Prompt, folder: Path) -> str:
-    """Uploads, and returns the URL.
+    """Uploads the prompt, and returns its URL.
 
     Args:
       export: `config.export`.
@@ -296,60 +297,62 @@ class HubUpload(Protocol):
 
 
 class MixtureWeights(Protocol):
-  """Weights of the mixtures among prompts, chosen on validation images."""
+  """Chooses weights for those prompts that are mixtures, on validation images."""
 
   def check(self) -> None:
-    """Raises ConfigError where they can't be chosen."""
+    """Raises ConfigError if the weights can't be chosen."""
 
   def key(self, encoder: Encoder) -> list[str]:
-    """Parts of a cache key of what they depend on."""
+    """Returns parts of a cache key: all that the weights depend on."""
 
   def choose(self, encoder: Encoder) -> tuple[list[NamedPrompt], list[dict[str, Any]]]:
-    """The prompts with their weights, and what `results.json` says of each."""
+    """Returns the prompts with chosen weights, and rows of `results.json` about the
+    choices."""
 
 
 class RegionsOnPage(Protocol):
-  """Pixels and objects on the page."""
+  """Segments pictures and detects objects on the page."""
 
   @property
   def RegionsOfPictures(self) -> Callable[..., Any]:
-    """What the page asks for them, of the encoder and the fields of CLIP and page."""
+    """Class that answers the page; built from encoder, and fields of CLIP and page."""
 
   def check(self, page: Group, clip_model: str) -> None:
-    """Raises InputError where the network can't be used."""
+    """Raises InputError if a field of the page does not fit regions of this CLIP."""
 
   def examples(self) -> list[tuple[Any, str, str]]:
-    """Pictures with their boxes and names."""
+    """Returns example pictures, each with boxes and names as text."""
 
 
-# An average of the parameters.
+# Keeps an average of the parameters.
 AVERAGING: Hook[Averaging] = Hook("rooms.regularisation.averaging:average_of")
-# A term of the loss; None where the config asks for none.
+# Fields of `config.contrast` -> a term of the loss; None if the config asks for none.
 CONSISTENCY: Hook[Callable[[fields.Contrast], Term | None]] = Hook(
   "rooms.regularisation.consistency:term_of"
 )
 WORDS: Hook[Words] = Hook("rooms.regularisation.words")
-# Scheme of a URL -> the library that is to be installed for it, or None.
+# Scheme of a URL -> words for the library of this scheme, if the library is missing or
+# too old; None otherwise.
 MISSING_LIBRARY: Hook[Callable[[str], str | None]] = Hook(
   "rooms.buckets.libraries:missing_library"
 )
 BY_CLASS: Hook[ByClass] = Hook("rooms.analysis.by_class")
-# A training, its prompt and its results -> a function that draws pictures with their
-# classes.
+# A training, its prompt and its results -> a function that draws a sheet of pictures
+# with predicted classes; None if no picture can be read.
 PREDICTION_SHEET: Hook[
   Callable[[PromptRun, Prompt, Mapping[str, Any]], Callable[[Path], None] | None]
 ] = Hook("rooms.analysis.prediction_sheet:prediction_sheet")
-# WordNet ids of the classes -> makes tallies of errors on its tree, see
-# `evaluate.metrics.Tally`.
+# WordNet ids of the classes -> a function that makes tallies of errors on WordNet's
+# tree, see `evaluate.metrics.Tally`.
 TREE_ERRORS: Hook[Callable[[Sequence[str]], Callable[[], Any]]] = Hook(
   "rooms.analysis.tree_errors:tallies"
 )
-# Fields of the loop, a folder, steps that are done -> a profiler; None where none is
-# asked for.
+# Fields of the loop, a folder, number of finished steps -> a profiler; None if the
+# config asks for none.
 PROFILER: Hook[Callable[[fields.Loop, Path, int], Profiler | None]] = Hook(
   "rooms.benchmark.profiler:open_profiler"
 )
-# A training -> a function: seconds of a step -> scalars of the log.
+# A training -> a function from the seconds of a step to scalars of the log.
 SHARE_OF_PEAK: Hook[Callable[[Run], Callable[[float], dict[str, float]]]] = Hook(
   "rooms.benchmark.flops:share_of_peak"
 )
@@ -360,7 +363,8 @@ SUITES: Hook[Suites] = Hook("rooms.data_sets.suites")
 PUBLISHED: Hook[Callable[[str, str, Mapping[str, Any]], dict[str, dict[str, Any]]]] = (
   Hook("rooms.data_sets.suites:published")
 )
-# Relations of classes that samplers read; None where the data has none.
+# Fields of the data, class names -> relations of classes that samplers read; None if
+# the data has none.
 RELATIONS: Hook[Callable[[fields.Data, Sequence[str]], SamplingArrays | None]] = Hook(
   "rooms.hierarchy.relations:relations"
 )
@@ -379,32 +383,33 @@ HUB_PROMPT: Hook[Callable[[str | os.PathLike], Prompt]] = Hook(
   "rooms.interchange.prompt_hub:load_from_hub"
 )
 HUB_UPLOAD: Hook[HubUpload] = Hook("rooms.interchange.prompt_hub")
-# A report -> its tables, for results.tex.
+# A report -> the tables of results.tex.
 LATEX: Hook[Callable[[Report], str]] = Hook("rooms.interchange.latex:latex")
-# Fields of the log, the run's folder, its config -> what is told of a training.
+# Fields of the log, the run's folder, the run's config -> the tracker of a training.
 TRACKER: Hook[Callable[[fields.Log, RunFolder, Mapping[str, Any]], Tracker]] = Hook(
   "rooms.interchange.tracker:open_tracker"
 )
 TORCH_WEIGHTS: Hook[Callable[[Path], contextlib.AbstractContextManager[Weights]]] = (
   Hook("rooms.interchange.torch_archive:open_torch")
 )
-# Annotations, read from the file of this path -> categories by id.
+# Path of a file of annotations, its content -> categories by id.
 CATEGORIES: Hook[Callable[[str | os.PathLike, Any], dict[int, Category]]] = Hook(
   "rooms.regions.categories:categories_by_id"
 )
-# Prompts of `evaluate`, its groups clip, data and eval -> what chooses the weights of
-# mixtures.
+# Prompts of `evaluate`, groups clip, data and eval of its config -> an object that
+# chooses the weights of mixtures.
 MIXTURE_WEIGHTS: Hook[
   Callable[
     [Sequence[NamedPrompt], fields.Clip, fields.Data, fields.Eval], MixtureWeights
   ]
 ] = Hook("rooms.mixtures.weights:Weights")
-# Name, field, whether weights are chosen later -> a prompt, or None for another kind of
-# name.
+# Name of a prompt, field that has the name, whether weights are chosen later -> a
+# prompt; None for a name of another kind.
 OTHER_PROMPTS: Hook[Callable[[str, str, bool], OtherPrompt | None]] = Hook(
   "rooms.mixtures.prompts:read_prompt"
 )
-# A checkpoint of a method that learns no prompt, and its path -> what classifies.
+# A checkpoint of a method that learns no prompt, and its path -> the run as a prompt
+# that classifies.
 FINISHED_RUN: Hook[Callable[[Restored, str | os.PathLike], OtherPrompt]] = Hook(
   "rooms.baselines.finished_run:FinishedRun"
 )

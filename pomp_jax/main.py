@@ -26,14 +26,14 @@ import traceback
 from typing import NoReturn
 
 if __name__ == "__main__":
-  # Imports this file by its name, once its handlers of signals are set, and ends the
-  # process.
+  # `run` sets handlers of signals, then imports this file as `pomp_jax.main` and ends
+  # the process, so nothing below is executed as `__main__`.
   from pomp_jax.command import run
 
   run()
 
-# Read when transformers is imported: 5 would report that PyTorch, which is not needed,
-# is missing.
+# transformers reads this variable at import. Otherwise transformers 5 would report that
+# PyTorch is missing, which is not needed.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import jax
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
   Returns:
     The exit status.
   """
-  set_up_logging()  # a config file may open data, which warns
+  set_up_logging()  # first: a config file may open data, which logs warnings
   try:
     options = parse(arguments)
   except InputError as error:
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _what_remains(options: argparse.Namespace) -> str:
-  """What a run that was stopped leaves, in words."""
+  """Says in words what a stopped run has left behind."""
   workdir = options.workdir
   if options.settings.dry_run or not (is_bucket(workdir) or os.path.isdir(workdir)):
     return "nothing was written"
@@ -86,7 +86,10 @@ def _what_remains(options: argparse.Namespace) -> str:
 
 
 def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
-  """Returns the exit status, with signals ignored from then on."""
+  """Runs the job and returns the exit status.
+
+  Ignores signals once the exit status is known.
+  """
   status = InputError.status
   try:
     job = _checked_job(options, stop)
@@ -112,30 +115,31 @@ def _checked_job(options: argparse.Namespace, stop: hosts.StopSignals) -> JobMod
   workdir = options.workdir
   validate(config)
   compiles_only = config.dry_run not in ("", HERE)
-  if compiles_only:  # the devices of a machine that is not here
+  if compiles_only:  # for devices that this machine does not have
     jax.config.update("jax_platforms", "cpu")
   _join(options, stop)
   count = hosts.n_processes()
   if count > 1 and not JOBS[config.job].processes:
     raise InputError(f"job {config.job!r} runs in one process; {count} were started")
-  # First: a folder of programs may be in it, which would complain too.
+  # Check the folder before the compilation cache, which may be inside it and would
+  # report the same problem less clearly.
   RunFolder(workdir).check(config.job)
-  # These two measure compilation.
+  # A dry run here and the benchmark measure compilation, so they use no cache.
   if config.dry_run != HERE and config.job != "benchmark":
     use_compilation_cache(config.compilation_cache, workdir)
   job = load_job("dry_run" if config.dry_run else config.job)
   job.check(config, workdir)
   if workdir == options.default_workdir:
     log.info("workdir: %s", workdir)
-  has_joined = jax.distributed.is_initialized()  # then the devices are logged already
+  has_joined = jax.distributed.is_initialized()  # if so, `_join` logged the devices
   if JOBS[config.job].devices and not compiles_only and not has_joined:
     log.info(hosts.describe(None, config.mesh.class_size, config.clip.dtype))
   return job
 
 
 def _run_checked(job: JobModule, options: argparse.Namespace) -> None:
-  """Runs a job; process 0 notes in the folder why it failed, if it does."""
-  commit()  # read now: the checkout may change while the run lasts
+  """Runs a checked job. If the job fails, process 0 notes the reason in the folder."""
+  commit()  # cache the commit now: the checkout may change during the run
   noting: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
   if hosts.is_first() and not options.settings.dry_run:
     noting = noting_failure(options.workdir)
@@ -153,21 +157,21 @@ def _status_after(
 
   Args:
     error: exception that ended the job.
-    status: exit status after an error of the disk: bad input or a failed run, by how
-      far the job was.
-    stop: signals that were received.
-    options: command line.
+    status: exit status if the disk failed: bad input before the job ran, a failed run
+      afterwards.
+    stop: handlers of signals, with the signal that was received.
+    options: parsed command line.
 
   Returns:
     The exit status.
 
   Raises:
-    BaseException: the error itself, unless one line can explain it; Python prints the
-      stack trace.
+    BaseException: the error itself, if no single line can explain it. Python then
+      prints the stack trace.
   """
   stop.ignore()
   if stop.received is not None:
-    error = stop.received  # a library may have replaced it on the way
+    error = stop.received  # a library may have replaced this exception by another
   match error:
     case InputError() | RunError() | TryAgain():
       return _end(error, error.status)
@@ -198,8 +202,8 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
   """Joins the other processes of the run; does nothing if it has only this one.
 
   Args:
-    options: command line.
-    stop: signals, which are handled anew after joining.
+    options: parsed command line.
+    stop: handlers of signals, which joining replaces and this function sets again.
 
   Raises:
     HostError: this process can't start, or its config, code or data differ from the
@@ -221,13 +225,13 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
     heartbeat_timeout=options.heartbeat_timeout,
   )
   if not config.stops_together:
-    # Joining gave SIGTERM to JAX, which only tells those who ask for it.
+    # Joining replaced our handler of SIGTERM by JAX's, which only tells jobs that ask.
     stop.handle(signal.SIGTERM)
   elif stop.handles(signal.SIGHUP):
     # JAX forwards SIGTERM to all processes, but not SIGHUP.
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
   if jax.default_backend() == "cpu":
-    drop_native_output()  # Gloo tells each of its connections
+    drop_native_output()  # Gloo prints a line for each connection
   hosts.watch_failures()
 
   facts: dict[str, object] = {}
@@ -239,12 +243,15 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
   hosts.share_cores(options.start_timeout)
 
   log.info(hosts.describe(cluster, config.mesh.class_size, config.clip.dtype))
-  if not hosts.is_first():  # process 0 logs what all have in common
+  if not hosts.is_first():  # only process 0 logs what is equal in all processes
     logging.getLogger("pomp_jax").setLevel(logging.WARNING)
 
 
 def _end(message: object, status: int, together: bool = False) -> int:
-  """Complains, and ends the other processes unless they stop as well."""
+  """Prints the error, ends the other processes, and returns the status.
+
+  With `together` the other processes stop by themselves.
+  """
   line = one_line(message, None)
   print(f"error: {line}", file=sys.stderr)
   if jax.distributed.is_initialized() and not together:
@@ -254,7 +261,7 @@ def _end(message: object, status: int, together: bool = False) -> int:
 
 def start() -> NoReturn:
   """Runs the command line `sys.argv`; ends the process with its exit status."""
-  # A log's disk may be full.
+  # `Output` keeps the run alive if the disk of a log is full.
   sys.stdout = Output(sys.stdout)
   sys.stderr = Output(sys.stderr)
   arguments = sys.argv[1:]

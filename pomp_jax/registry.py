@@ -1,6 +1,7 @@
-"""The registries: rows only, whose modules are imported when used.
+"""The registries: tables of methods, data sources, jobs and more, by config value.
 
-To add one is a file and a row here.
+A row names its module, which is imported only when it is used. To add a method or
+another entry, add a file and a row here.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ WORLD = "world"
 
 
 def load(path: str) -> Any:
-  """Imports a module by its path below `pomp_jax`, or its function behind a colon."""
+  """Imports "module" below `pomp_jax`; for "module:name" returns the module's name."""
   module, _, function = path.partition(":")
   found = importlib.import_module(f"pomp_jax.{module}")
   return getattr(found, function) if function else found
@@ -22,16 +23,16 @@ def load(path: str) -> Any:
 class Method(NamedTuple):
   """One value of `config.method`.
 
-  It learns by gradient steps, or has a `run` of its own. Paths are "module:name" below
-  `pomp_jax`.
+  A method learns by gradient steps (`steps`), or has its own function `run`. Paths are
+  "module:name" below `pomp_jax`.
   """
 
-  # class as `train.methods.Pomp`, of a method that learns by gradient steps
+  # class like `train.methods.Pomp`, if the method learns by gradient steps
   steps: str = ""
-  run: str = ""  # function (config, the run's folder) -> results, of all others
-  fixes: Mapping[str, Any] = {}  # field -> the value that it accepts
-  saves_prompt: bool = False  # whether it learns a prompt, which `prompt.npz` can hold
-  # whether it learns tokens of the image tower, and so needs pixels
+  run: str = ""  # function (config, the run's folder) -> results, otherwise
+  fixes: Mapping[str, Any] = {}  # field -> the only value that the method accepts
+  saves_prompt: bool = False  # whether the method learns a prompt for `prompt.npz`
+  # whether the method learns tokens of the image tower, which needs pixels
   pixels: bool = False
   deep: bool = False  # whether `prompt.depth` layers have tokens of their own
   seeded: bool = True  # whether the seed changes the result
@@ -40,7 +41,7 @@ class Method(NamedTuple):
 _NOT_AUGMENTED = {"data.augment": "none"}
 _FIXED_TEXT = {"consistency_squared": 0.0, "consistency_l1": 0.0}
 _DEEP_TEXT = {"prompt.position": "end", "clip.text_tower": "shared"}
-# CoOp is pomp with negatives="all", and KgCoOp that with consistency_squared.
+# CoOp is pomp with negatives="all". KgCoOp is CoOp with consistency_squared.
 METHODS = {
   "pomp": Method("train.methods:Pomp", saves_prompt=True),
   "cocoop": Method("rooms.baselines.cocoop:CoCoOp"),
@@ -53,7 +54,7 @@ METHODS = {
   "maple": Method(
     "rooms.baselines.visual_tokens:MaPLe", fixes=_DEEP_TEXT, pixels=True, deep=True
   ),
-  # PromptSRC is ivlp with terms of consistency and an average.
+  # PromptSRC is ivlp with consistency terms and an average of the parameters.
   "ivlp": Method(
     "rooms.baselines.visual_tokens:IVLP", fixes=_DEEP_TEXT, pixels=True, deep=True
   ),
@@ -80,28 +81,29 @@ METHODS = {
 class Source(NamedTuple):
   """One value of `config.data.source`.
 
-  The module of stored images has `splits` and `open_split` for `evaluate.stored_splits`.
-  Others have `open_source`, `n_training_classes` and `evaluation_splits`.
+  The module of a source with stored images has the functions `splits` and `open_split`
+  for `evaluate.stored_splits`. Other modules have `open_source`, `n_training_classes`
+  and `evaluation_splits`.
   """
 
-  module: str
+  module: str  # path below `pomp_jax`
   unread: tuple[str, ...] = ()  # fields of `config.data` that must have their defaults
-  stored: bool = True  # whether its images are files on a disk
+  stored: bool = True  # whether the images are files on a disk
   root: bool = True  # whether `data.root` must be a folder that exists
-  generated: bool = False  # whether `data.names` alone describes its images
+  generated: bool = False  # whether images are generated from `data.names` alone
   test_sets: bool = False  # whether `evaluate.source` may name it
   # whether images for missing splits are held out of the training images
   holds_out: bool = False
   # whether empty classes and duplicates between splits are dropped
   sorted_by_hand: bool = False
-  draws_shots: bool = False  # whether `open_split` draws few-shot subsets of its own
-  # "module:function": name of a data set -> "", or what is expected instead
+  draws_shots: bool = False  # whether `open_split` itself draws few-shot subsets
+  # "module:function": name of a data set -> "" if accepted, else what is expected
   dataset: str = ""
-  # "module:names" of the class lists that it reads itself, beside packaged ones
+  # "module:name" of names of class lists that the source reads, beside packaged lists
   lists: str = ""
 
   def expected_dataset(self, name: str) -> str:
-    """What is expected instead of this name of a data set; "" if it is accepted."""
+    """Says what is expected instead of a data set's name; "" if it is accepted."""
     return load(self.dataset)(name) if self.dataset else ""
 
 
@@ -152,17 +154,17 @@ READERS = tuple(name for name, source in SOURCES.items() if source.test_sets)
 
 @runtime_checkable
 class JobModule(Protocol):
-  """What the module of a job offers. With several processes all call both."""
+  """The functions in the module of a job. With several processes, all call both."""
 
   def check(self, config: Any, workdir: str) -> object:
-    """Raises a one-line error for what can't work; writes nothing."""
+    """Raises a one-line error if the job can't work; writes nothing."""
 
   def run(self, config: Any, workdir: str) -> object:
     """Does the job.
 
-    Only process 0 need finish writing before `run` returns: the other processes wait
-    for it in `hosts.finish`. `pretrain` and `ablate` wait themselves, because the jobs
-    that call them read their files next.
+    Only process 0 must finish writing before `run` returns: the other processes wait
+    for process 0 in `hosts.finish`. `pretrain` and `ablate` themselves wait for process
+    0, because jobs that call them read their files next.
     """
 
 
@@ -171,13 +173,13 @@ class Job(NamedTuple):
 
   # path below `pomp_jax` of a `JobModule`; its docstring's summary is in `--help`
   module: str
-  config: str  # "module:class" of the fields that it reads, a `config.Config`
-  # "module:function" of `results.json`, fields by dotted name -> `report.Report`
+  config: str  # "module:class" of the job's fields, a `config.Config`
+  # "module:function": `results.json`, fields by dotted name -> `report.Report`
   report: str = ""
-  # whether it trains by steps, so that all can stop after the same step
+  # whether the job trains by steps, so that all processes can stop after the same step
   trains: bool = False
-  processes: bool = True  # whether it runs with several processes
-  devices: bool = True  # whether it computes on JAX's devices
+  processes: bool = True  # whether the job can run with several processes
+  devices: bool = True  # whether the job computes on JAX's devices
 
 
 JOBS = {
@@ -275,11 +277,12 @@ class Extension(NamedTuple):
   """Fields that a room adds to groups of the config; `Group.of` returns them."""
 
   fields: str  # "module:class", a `config.group.Group`
-  extends: tuple[str, ...]  # names of the classes of fields that they are added to
-  prefix: str = ""  # of their names; "" if they stand among those of the extended group
+  extends: tuple[str, ...]  # names of the classes that the fields are added to
+  # prefix of the fields' names; "" if they are named like the extended group's fields
+  prefix: str = ""
 
 
-# By title, for `--help` and docs/reference/config.md.
+# Extensions by the title that `--help` and docs/reference/config.md show.
 EXTENSIONS = {
   "kdpl": Extension("rooms.baselines.fields:Kdpl", ("Contrast",), "kdpl"),
   "probe": Extension("rooms.baselines.fields:Probe", ("Contrast",), "probe"),
@@ -310,10 +313,10 @@ class Task(NamedTuple):
   """One value of `config.predict.task`."""
 
   # Paths are "module:function" below `pomp_jax`.
-  open: str  # see `evaluate.predict.Task`
-  # rows of a picture -> columns of the report before its names, as texts by header
+  open: str  # class of the task, derived from `evaluate.predict.Task`
+  # rows of a picture -> columns of the report before the names, as texts by header
   summary: str = ""
-  # Heading in the report and key in the results of each fact that the task alone adds.
+  # Heading in the report and key in the results of each fact that only this task adds.
   facts: tuple[tuple[str, str], ...] = ()
 
 
@@ -330,14 +333,15 @@ TASKS = {
 
 
 class Format(NamedTuple):
-  """One value of `config.export.format`, of a prompt or of features of names."""
+  """One value of `config.export.format`, for prompts or for features of names."""
 
-  usual_name: str  # of its file, unless `config.export.output` has another
-  suffixes: tuple[str, ...]  # that a file may have
+  usual_name: str  # name of the file, unless `config.export.output` has another
+  suffixes: tuple[str, ...]  # suffixes that a file may have
   names: str = ""  # regular expression of the end of a prompt file's name
-  read: str = ""  # "module:function": path -> a prompt's fields, as `files.prompt_file`
+  # "module:function": path -> fields of a prompt, like `files.prompt_file.read_npz`
+  read: str = ""
   encode: str = ""  # "module:function": context and texts -> content of a file
-  features: str = ""  # module that exports features with `check` and `compute`
+  features: str = ""  # module that exports features, with `check` and `compute`
 
 
 FORMATS = {
@@ -380,21 +384,21 @@ FORMATS = {
 }
 
 
-# Scheme of URLs of an object store -> its class of fsspec.
+# Scheme of an object store's URLs -> the store's class, a file system of fsspec.
 STORES = {
   "gs": "rooms.buckets.google_store.GoogleStore",
   "s3": "rooms.buckets.amazon_store.AmazonStore",
 }
 
-# What rooms do for the core beside these rows stands in `pomp_jax.hooks`.
+# `pomp_jax.hooks` lists what else rooms do for the core.
 DRY_RUN = "rooms.benchmark.dry_run"  # what `config.dry_run` runs instead of a job
 
 
 def load_job(name: str) -> JobModule:
-  """Imports the module of a job, or of "dry_run", which `config.dry_run` runs.
+  """Imports the module of a job; "dry_run" is the module that `config.dry_run` runs.
 
   Raises:
-    InputError: the room that measures is not installed.
+    InputError: the room benchmark, which has the dry run, is not installed.
   """
   if name == "dry_run" and not DRY_RUN:
     raise InputError("dry_run: the benchmark, which measures, is not installed")

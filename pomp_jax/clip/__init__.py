@@ -1,5 +1,6 @@
-"""The frozen CLIP: reading checkpoints of several projects, and its two towers.
+"""The frozen CLIP: reading checkpoints of several projects, and CLIP's two towers.
 
-`encoder` puts a `load.Clip` on the devices, and a training step calls its text tower.
-Start with `load.py` for files, with `text.py` and then `packed.py` for computation.
+`encoder` puts a `load.Clip` on the devices, and a training step calls the text tower.
+To learn how files are read, start with `load.py`. For the computation, start with
+`text.py` and continue with `packed.py`.
 """

@@ -18,8 +18,8 @@ from pomp_jax.errors import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What the towers read of HuggingFace's configurations; the rest differs between its
-# versions.
+# Fields of HuggingFace's configurations that the towers read. The other fields differ
+# between versions of transformers.
 _TRANSFORMER_FIELDS = (
   "hidden_size",
   "intermediate_size",
@@ -38,13 +38,13 @@ _VISION_FIELDS = (*_TRANSFORMER_FIELDS, "image_size", "patch_size")
 
 
 class ClipError(InputError, ValueError):
-  """A CLIP that cannot be loaded or does not fit; the message is one line."""
+  """A CLIP cannot be loaded, or does not fit; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-  """A CLIP's sizes; `notes` are assumed or overruled settings with their reasons,
-  for the log."""
+  """A CLIP's sizes; `notes` tell the log which settings were assumed or overruled, and
+  why."""
 
   text_config: CLIPTextConfig
   vision_config: Any  # a CLIPVisionConfig, ResNetConfig or ImageTowerConfig
@@ -53,14 +53,14 @@ class ClipConfig:
 
   @property
   def bidirectional(self) -> bool:
-    """Whether every position of the text tower attends to all, and the last is the
-    feature."""
+    """Whether every position of the text tower attends to all positions; the feature is
+    then read at the last one."""
     return getattr(self.text_config, "bidirectional", False)
 
   @property
   def vit(self) -> CLIPVisionConfig | None:
-    """OpenAI's ViT, which learned tokens and dense features need; None for other
-    image towers."""
+    """Sizes of OpenAI's ViT; None for another image tower. Learned tokens and dense
+    features need a ViT."""
     if isinstance(self.vision_config, CLIPVisionConfig):
       return self.vision_config
     return None
@@ -78,25 +78,27 @@ class ClipConfig:
       f" {text.num_attention_heads} heads, {text.hidden_act}"
     )
     if self.bidirectional:
-      # Such a tower computes every position of a class, not only its own tokens.
+      # A bidirectional tower computes every position for each class, not only the
+      # class's own tokens.
       summary += f", bidirectional: {text.max_position_embeddings} tokens a class"
     return summary
 
   def text_settings(self) -> str:
-    """What the text tower reads, as JSON; the same under any release of
-    transformers."""
+    """Returns the settings that the text tower reads, as JSON that is equal under all
+    releases of transformers."""
     settings = {field: getattr(self.text_config, field) for field in _TEXT_FIELDS}
     if self.bidirectional:
       settings["bidirectional"] = True
     return json.dumps(settings, sort_keys=True)
 
   def settings(self) -> str:
-    """Returns what both towers read, as JSON: a part of the cache keys of features."""
+    """Returns the settings that both towers read, as JSON for the cache keys of
+    features."""
     vision = self.vision_config
     if isinstance(vision, ResNetConfig):
       vision_settings = dataclasses.asdict(vision)
     elif isinstance(vision, ImageTowerConfig):
-      # The class counts too: two families may have equal fields.
+      # `repr` includes the name of the class: two families may have equal fields.
       vision_settings = {"tower": repr(vision)}
     else:
       vision_settings = {field: getattr(vision, field) for field in _VISION_FIELDS}
@@ -105,7 +107,7 @@ class ClipConfig:
 
 
 def _image_tower_summary(config: Any) -> str:
-  """Words for the image tower, such as "ViT/16 at 224, 12 layers of 768, 12 heads"."""
+  """Describes the image tower, such as "ViT/16 at 224, 12 layers of 768, 12 heads"."""
   if isinstance(config, NoImageTower):
     return "no image tower"
   if isinstance(config, ResNetConfig):
@@ -124,15 +126,16 @@ def _image_tower_summary(config: Any) -> str:
 def parameter_shapes(
   config: ClipConfig, stored: Shapes = types.MappingProxyType({})
 ) -> dict[str, Any]:
-  """Returns the shape of each parameter, as FlaxCLIP's tree, without computing any.
+  """Returns the shape of each parameter, as FlaxCLIP's tree, without any weights.
 
   Args:
     config: sizes of both towers.
-    stored: shapes of a checkpoint's tensors, by name. They decide which optional
-      parameters the tree has: biases, and those of the families' image towers.
+    stored: shapes of a checkpoint's tensors, by name. These names decide whether the
+      tree has the optional parameters: biases, and parameters of the families' image
+      towers.
 
   Raises:
-    ValueError, TypeError, ZeroDivisionError: sizes that make no tower.
+    ValueError, TypeError, ZeroDivisionError: no tower has such sizes.
   """
   text = config.text_config
   embedding = config.projection_dim
@@ -153,7 +156,7 @@ def parameter_shapes(
   if isinstance(vision, ImageTowerConfig):
     tree["vision_model"] = tower_shapes(vision, stored, embedding)
   elif isinstance(vision, ResNetConfig):
-    # Its projection is a part of its attention pooling.
+    # A ResNet's projection is a part of its attention pooling.
     tree["vision_model"] = _resnet_shapes(vision)
   else:
     tree["vision_model"] = _vit_shapes(vision)
@@ -162,7 +165,7 @@ def parameter_shapes(
 
 
 def _text_shapes(config: CLIPTextConfig) -> dict[str, Any]:
-  """Shapes of the text tower's parameters but for its projection."""
+  """Shapes of the text tower's parameters, except the projection."""
   width = config.hidden_size
   token_table = (config.vocab_size, width)
   position_table = (config.max_position_embeddings, width)
@@ -177,11 +180,11 @@ def _text_shapes(config: CLIPTextConfig) -> dict[str, Any]:
 
 
 def _vit_shapes(config: CLIPVisionConfig) -> dict[str, Any]:
-  """Shapes of a ViT's parameters but for its projection."""
+  """Shapes of a ViT's parameters, except the projection."""
   width = config.hidden_size
   patch = config.patch_size
   n_patches = (config.image_size // patch) ** 2
-  position_table = (1 + n_patches, width)  # the first is the class token's
+  position_table = (1 + n_patches, width)  # the first row is the class token's
   return {
     "embeddings": {
       "class_embedding": (width,),
@@ -195,7 +198,7 @@ def _vit_shapes(config: CLIPVisionConfig) -> dict[str, Any]:
 
 
 def _resnet_shapes(config: ResNetConfig) -> dict[str, Any]:
-  """Shapes of a ResNet's parameters, as tracing its module gives them."""
+  """Shapes of a ResNet's parameters, by tracing the initialisation of its module."""
   size = config.image_size
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   initialise = ModifiedResNet(config).init
@@ -204,11 +207,11 @@ def _resnet_shapes(config: ResNetConfig) -> dict[str, Any]:
 
 
 def _layer_shapes(config: CLIPTextConfig | CLIPVisionConfig) -> dict[str, Any]:
-  """Shapes of the parameters of either tower's transformer, by the layer's number.
+  """Shapes of the parameters of either tower's transformer, by number of the layer.
 
   Raises:
-    ValueError: an activation that the towers don't have, or a width that the heads
-      don't divide.
+    ValueError: the towers don't have the activation, or the number of heads does not
+      divide the width.
   """
   width = config.hidden_size
   n_heads = config.num_attention_heads

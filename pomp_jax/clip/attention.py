@@ -1,9 +1,10 @@
 """Attention of the fast text tower, with a custom VJP; and plain attention.
 
-Packed tokens are cut into blocks of W. A token attends to the prefix, its own block and
-the one before, masked to its own class. Shapes: P prefix and T packed tokens, R = P +
-T, D width, H heads of width e, G blocks of W tokens, S = P + 2 W tokens that a packed
-one may attend to.
+Packed tokens are cut into blocks of W. A packed token attends to the prefix, to its own
+block and to the block before, masked to its own class. Shapes: P prefix and T packed
+tokens, R = P + T rows, D width, H heads of width e, G blocks of W tokens, S = P + 2 W
+tokens that a packed token may attend to. In plain `attention`: B sequences, Q queries,
+T keys.
 """
 
 import functools
@@ -23,14 +24,14 @@ def attention(
   value: Float[Array, "B T D"],
   scale: float | None = None,
 ) -> Float[Array, "B Q D"]:
-  """Softmax attention of several heads, without a mask; the softmax in float32.
+  """Softmax attention of several heads, without a mask. The softmax is in float32.
 
   Args:
-    n_heads: heads, a divisor of D.
+    n_heads: number of heads, a divisor of D.
     query: projected queries.
     key: projected keys.
     value: projected values.
-    scale: factor on the queries; 1 / sqrt(D / heads) if None.
+    scale: factor on the queries; 1 / sqrt(D / n_heads) if None.
   """
   split = lambda rows: rows.reshape(*rows.shape[:2], n_heads, -1)
   query = split(query)
@@ -45,12 +46,12 @@ def attention(
 
 
 class Masks(NamedTuple):
-  """Which tokens a packed token attends to: those of its class, up to itself.
+  """Whether a packed token attends to another: tokens of its own class, up to itself.
 
-  Packed tokens of no class attend to one another, so that no softmax is empty.
+  Packed tokens without a class attend to one another, so that no softmax is empty.
   """
 
-  previous: Bool[Array, "G W W"]  # keys in the block before
+  previous: Bool[Array, "G W W"]  # keys in the block before the token's
   current: Bool[Array, "G W W"]  # keys in the token's own block
 
 
@@ -59,7 +60,7 @@ def masks_of(row_T: Int32[Array, " T"], window: int) -> Masks:
 
   Args:
     row_T: class of each packed token; T is a multiple of the window.
-    window: W, tokens of a block.
+    window: W, number of tokens in a block.
   """
   row_GxW = row_T.reshape(-1, window)
   no_block_1xW = jnp.full((1, window), -1, row_T.dtype)
@@ -80,33 +81,34 @@ def packed_attention(
 ) -> Float[Array, "R D"]:
   """Causal softmax attention of the prefix and of the packed tokens.
 
-  The prefix attends to itself; a packed token to the prefix and, as the masks allow, to
-  its own block and the one before. It is computed between the projections. Residuals of
-  the backward pass are queries, keys, values and softmax weights.
+  The prefix attends to itself. A packed token attends to the prefix and, as the masks
+  allow, to its own block and the block before. The projections of queries, keys, values
+  and results are not included. Residuals of the backward pass are queries, keys, values
+  and softmax weights.
 
   Args:
-    n_heads: heads, a divisor of D.
-    n_prefix: P, the first rows.
+    n_heads: number of heads, a divisor of D.
+    n_prefix: P; the first P rows are the prefix.
     query_RxD: projected queries, scaled by 1 / sqrt(e).
     key_RxD: projected keys.
     value_RxD: projected values.
     masks: result of `masks_of`.
   """
-  # An argument, because the backward pass is traced later, outside of the context that
-  # sets the precision.
+  # The precision is an argument, because the backward pass is traced later, outside the
+  # context that sets the precision.
   precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
   return _attention(precision, n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks)
 
 
 class _Heads(NamedTuple):
-  """Rows cut into heads, and the packed ones into blocks."""
+  """Rows cut into heads; the packed rows are also cut into blocks."""
 
   prefix: Float[Array, "H P e"]
   packed: Float[Array, "H G W e"]
 
 
 class _Parts(NamedTuple):
-  """Scores or weights of packed tokens, by what they attend to."""
+  """Scores or weights of packed tokens, by where their keys are."""
 
   prefix: Float[Array, "H T P"]
   previous: Float[Array, "H G W W"]  # the block before
@@ -114,7 +116,7 @@ class _Parts(NamedTuple):
 
 
 class _Residuals(NamedTuple):
-  """What the backward pass reads."""
+  """Arrays of the forward pass that the backward pass reads."""
 
   query: _Heads
   key: _Heads
@@ -148,14 +150,14 @@ def _attention_forward(
   value_RxD: Array,
   masks: Masks,
 ) -> tuple[Array, _Residuals]:
-  """A = softmax(Q K^T) and the result A V, for the prefix and for the packed tokens."""
-  del precision  # set by the context of the forward pass
+  """A V with A = softmax(Q K^T), for the prefix and for the packed tokens."""
+  del precision  # the caller's context sets it for the forward pass
   window = masks.current.shape[-1]
   query = _to_heads(query_RxD, n_heads, n_prefix, window)
   key = _to_heads(key_RxD, n_heads, n_prefix, window)
   value = _to_heads(value_RxD, n_heads, n_prefix, window)
 
-  # The prefix is causal, and sees no packed token.
+  # The prefix is causal, and attends to no packed token.
   scores_HxPxP = jnp.einsum("hpe,hqe->hpq", query.prefix, key.prefix)
   is_causal_PxP = np.tri(n_prefix, dtype=bool)
   prefix_weights_HxPxP = _softmax(jnp.where(is_causal_PxP, scores_HxPxP, -jnp.inf))
@@ -188,8 +190,8 @@ def _attention_backward(
 
   Args:
     precision: matmul precision of the forward pass.
-    n_heads: heads, a divisor of D.
-    n_prefix: P, the first rows.
+    n_heads: number of heads, a divisor of D.
+    n_prefix: P; the first P rows are the prefix.
     residuals: Q, K, V and A of the forward pass.
     d_attended_RxD: dO.
   """
@@ -214,24 +216,25 @@ def _attention_backward(
 def _transposed_weighted(
   prefix_weights_HxPxP: Array, weights_HxTxS: Array, rows: _Heads
 ) -> Float[Array, "R D"]:
-  """Sums of rows by the transposed weights: what each key or value gets from all that
-  attend to it.
+  """Sums rows for each key: over all tokens that attend to the key, with their weights.
+
+  These are the products dS^T Q and A^T dO of the backward pass.
 
   Args:
-    prefix_weights_HxPxP: weights by which the prefix attends to itself.
-    weights_HxTxS: weights by which packed tokens attend.
-    rows: what is summed, queries or gradients of the attended values.
+    prefix_weights_HxPxP: weights (A or dS) of the prefix on itself.
+    weights_HxTxS: weights (A or dS) of the packed tokens.
+    rows: rows that are summed, Q or dO.
   """
   n_prefix = prefix_weights_HxPxP.shape[1]
   window = rows.packed.shape[2]
   weights = _split(weights_HxTxS, n_prefix, window)
 
-  # The prefix is attended to by itself and by all packed tokens.
+  # The prefix itself and all packed tokens attend to the prefix.
   prefix_HxPxe = jnp.einsum("hpq,hpe->hqe", prefix_weights_HxPxP, rows.prefix)
   prefix_HxPxe += jnp.einsum("htp,hte->hpe", weights.prefix, _flat(rows.packed))
 
-  # A block is attended to by itself and by the block after it, whose part is moved up
-  # by one.
+  # A block itself and the next block attend to a block. Move the sums over the next
+  # block up by one, to the block that they belong to.
   from_current_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", weights.current, rows.packed)
   to_previous_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", weights.previous, rows.packed)
   one_block_up = ((0, 0), (0, 1), (0, 0), (0, 0))
@@ -258,19 +261,19 @@ def _from_heads(prefix_HxPxe: Array, packed_HxTxe: Array) -> Float[Array, "R D"]
 
 
 def _previous(rows_HxGxWxe: Array) -> Array:
-  """The block before each block; zeros before the first."""
+  """The block before each block; zeros before the first block."""
   return jnp.pad(rows_HxGxWxe[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
 
 
 def _flat(rows_HxGxWxX: Array) -> Array:
-  """Blocks of tokens as one row of tokens, [H, G, W, ..] to [H, T, ..]."""
+  """Joins the blocks into one row of tokens, [H, G, W, ..] to [H, T, ..]."""
   n_heads, n_blocks, window, last = rows_HxGxWxX.shape
   return rows_HxGxWxX.reshape(n_heads, n_blocks * window, last)
 
 
 def _products(left: _Heads, right: _Heads) -> _Parts:
-  """Products of each packed row on the left with the rows on the right that it attends
-  to."""
+  """Scalar products of each packed row of `left` with the rows of `right` that it may
+  attend to."""
   return _Parts(
     prefix=jnp.einsum("hte,hpe->htp", _flat(left.packed), right.prefix),
     previous=jnp.einsum("hgwe,hgve->hgwv", left.packed, _previous(right.packed)),
@@ -279,14 +282,14 @@ def _products(left: _Heads, right: _Heads) -> _Parts:
 
 
 def _joined(parts: _Parts) -> Float[Array, "H T S"]:
-  """The parts side by side, for one softmax over all; the inverse of `_split`."""
+  """Joins the parts along the keys, for one softmax over all; inverse of `_split`."""
   return jnp.concatenate(
     [parts.prefix, _flat(parts.previous), _flat(parts.current)], axis=-1
   )
 
 
 def _weighted(weights_HxTxS: Array, rows: _Heads) -> Float[Array, "H T e"]:
-  """Sums of rows by the weights of the packed tokens."""
+  """Sums rows for each packed token, with the token's weights."""
   n_prefix = rows.prefix.shape[1]
   window = rows.packed.shape[2]
   weights = _split(weights_HxTxS, n_prefix, window)
@@ -301,7 +304,7 @@ def _weighted(weights_HxTxS: Array, rows: _Heads) -> Float[Array, "H T e"]:
 
 
 def _split(weights_HxTxS: Array, n_prefix: int, window: int) -> _Parts:
-  """Cuts the weights of packed tokens by what they attend to; the inverse of
+  """Cuts the weights of packed tokens into parts by where the keys are; inverse of
   `_joined`."""
   n_heads, n_tokens, _ = weights_HxTxS.shape
   blocks = (n_heads, n_tokens // window, window, window)

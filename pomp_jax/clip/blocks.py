@@ -1,16 +1,18 @@
 """Packing of names into blocks for the fast text tower, and attention within a block.
 
-A TPU computes tiles of 128 rows, and a slice that is not aligned to one costs more than
-a product. So each block of W rows begins with a copy of the prefix, a class never
-crosses two blocks, and attention is a plain masked product within the block: nothing is
-sliced or joined between layers.
+A TPU computes tiles of 128 rows, and a slice that is not aligned to a tile costs more
+than a product. Therefore each block of W rows begins with a copy of the prefix, every
+class lies within one block, and attention is a plain masked product within the block.
+Nothing is sliced or joined between layers.
 
-Blocks are filled with the classes from the longest on (next-fit decreasing). A class of
-l tokens takes 1/k of a block, with k = floor(c / l) and c = W - P: its room, which
-budgets count.
+Blocks are filled with classes from the longest to the shortest (next-fit decreasing). A
+block has c = W - P rows for own tokens, so k = floor(c / l) classes of l tokens fit in
+it. Such a class takes 1/k of the block, which is c / k tokens: the room of the class.
+Token budgets count room.
 
-Shapes: C classes, P prefix tokens, L own tokens of a class, G blocks of W rows, R = G *
-W rows, c the capacity of a block in own tokens, D width, H heads of width e.
+Shapes: C classes, P prefix tokens, L positions for a class's own tokens, of which it
+uses l, G blocks of W rows, R = G * W rows, c own tokens that fit in a block, D width, H
+heads of width e.
 """
 
 import functools
@@ -23,15 +25,15 @@ import numpy as np
 
 from pomp_jax.array_types import Array, Bool, Float, Int32
 
-# Room is rounded up to these parts of a token, so that its sums are exact integers.
+# Room is counted in 1/64 of a token, rounded up: sums of integers are exact.
 PARTS = 64
 
 
 def block_width(platform: str, n_positions: int) -> int | None:
-  """W for the devices of a platform; None where tokens are packed without blocks.
+  """W for the devices of a platform; None if tokens are packed without blocks.
 
-  A block holds any prompt: P + L is at most the number of positions. CPUs lose by the
-  copies of the prefix, and GPUs were not measured.
+  A block holds any prompt, because P + L is at most the number of positions. Only TPUs
+  have blocks: the copies of the prefix make CPUs slower, and GPUs were not measured.
   """
   if platform != "tpu":
     return None
@@ -41,12 +43,12 @@ def block_width(platform: str, n_positions: int) -> int | None:
 def room_of(lengths: Any, capacity: int) -> Any:
   """Room that classes take of a token budget, in PARTS of a token.
 
-  A class of l tokens shares its block with k - 1 others of this length, k = floor(c /
-  l), so that it takes c / k >= l tokens. Classes of length 0 take none.
+  A class of l own tokens shares its block with k - 1 other classes of this length, k =
+  floor(c / l), and therefore takes c / k >= l tokens. A class of length 0 takes none.
 
   Args:
-    lengths: own tokens of each class, a NumPy or a JAX array.
-    capacity: c, own tokens that a block has room for.
+    lengths: own tokens l of each class, a NumPy or a JAX array.
+    capacity: c, own tokens that fit in a block.
   """
   numpy: Any = jnp
   if isinstance(lengths, np.ndarray):
@@ -60,15 +62,17 @@ def room_of(lengths: Any, capacity: int) -> Any:
 def n_blocks(token_budget: int, capacity: int, longest: int) -> int:
   """G: enough blocks for any classes whose room is within the budget.
 
-  Blocks are filled from the longest classes on, so from the smallest k = floor(c / l). A
-  block whose classes have one k is full by its room. A block of several k lacks less
-  than 1/k of a block, with k that of the first class that no longer fits and begins the
-  next block. Each k does so at most once, and the smallest never.
+  A class of l own tokens has k = floor(c / l). Long classes come first, so k rises from
+  block to block. If all classes of a block have the same k, the block holds k of them,
+  and their room is the whole block. If the classes differ in k, the block is mixed, and
+  some class did not fit and begins the next block. With k of that next class, the mixed
+  block lacks less than 1/k of a block. Each k begins a block after a mixed one at most
+  once, and the smallest k never does. The last block need not be full.
 
   Args:
-    token_budget: own tokens of all classes, in room.
-    capacity: c, own tokens that a block has room for.
-    longest: own tokens of the longest class at most.
+    token_budget: room of all classes together, in tokens.
+    capacity: c, own tokens that fit in a block.
+    longest: most own tokens that a class may have.
   """
   all_k = {capacity // length for length in range(1, longest + 1)}
   smallest_k = min(all_k)
@@ -78,56 +82,61 @@ def n_blocks(token_budget: int, capacity: int, longest: int) -> int:
 
 
 class Blocks(NamedTuple):
-  """Indices between rows of the blocks and classes; -1 for none."""
+  """Maps between rows of the blocks and own tokens of the classes; -1 for none."""
 
-  source_R: Int32[Array, " R"]  # class * L + position of each row in the suffix [C * L]
-  target_CL: Int32[Array, " C*L"]  # row of each suffix token; the inverse
-  position_R: Int32[Array, " R"]  # position among the class's own tokens
+  source_R: Int32[Array, " R"]  # class * L + position of each row's token
+  target_CL: Int32[Array, " C*L"]  # row of each own token; the inverse of source_R
+  position_R: Int32[Array, " R"]  # position of the row's token in its class; 0 for none
   eot_C: Int32[Array, " C"]  # row of each class's EOT
-  eot_R: Int32[Array, " R"]  # class of which a row is the EOT; the inverse
-  mask: Bool[Array, "G W W"]  # whether a row attends to another
+  eot_R: Int32[Array, " R"]  # class whose EOT the row is; the inverse of eot_C
+  mask: Bool[Array, "G W W"]  # whether a row attends to another row of its block
 
 
 def pack_blocks(
   lengths_C: Int32[Array, " C"], n_suffix: int, n_prefix: int, width: int, number: int
 ) -> Blocks:
-  """Fills blocks with classes, from the longest on.
+  """Fills blocks with classes, from the longest to the shortest.
 
   Args:
-    lengths_C: own tokens of each class; 0 for one that is left out.
-    n_suffix: L, the positions of a class's suffix.
-    n_prefix: P, the first rows of each block.
-    width: W, the rows of a block.
-    number: G, blocks that must suffice, see `n_blocks`.
+    lengths_C: own tokens of each class; 0 for a class that is left out.
+    n_suffix: L, positions for a class's own tokens.
+    n_prefix: P; the first P rows of each block are the prefix.
+    width: W, number of rows in a block.
+    number: G, number of blocks; `n_blocks` returns one that suffices.
   """
   n_classes = lengths_C.shape[0]
   capacity = width - n_prefix
   order_C = jnp.argsort(-lengths_C).astype(jnp.int32)
   rank_C = jnp.argsort(order_C).astype(jnp.int32)
-  # Tokens are numbered along the sorted classes.
+  # Own tokens are numbered through all classes, from the longest class to the shortest.
+  # `ends_C`, `starts_C` and `block_C` below have this order.
   ends_C = jnp.cumsum(lengths_C[order_C])
 
   def fill(first: Array, _: None) -> tuple[Array, Array]:
-    """Moves from a block's first token to that of the next, over all that fit."""
+    """Returns the next block's first token, after all classes that fit in this one."""
     fits_C = ends_C <= first + capacity
     return jnp.max(jnp.where(fits_C, ends_C, first)), first
 
-  _, first_G = jax.lax.scan(fill, jnp.minimum(ends_C[0], 0), None, number)
+  # The first token is 0. Computed from `ends_C`, it varies over the devices of a
+  # shard_map like the result of `fill`, which scan requires of a carry.
+  token_0 = jnp.minimum(ends_C[0], 0)
+  _, first_G = jax.lax.scan(fill, token_0, None, number)
   end_G = jnp.append(first_G[1:], ends_C[-1])
 
-  # From rows to classes: the token of each row, and where it is in its class.
+  # For each row: the number of its token, the token's class, and its position there.
   place_W = jnp.arange(width, dtype=jnp.int32) - n_prefix
   token_GxW = first_G[:, None] + place_W
   exists_R = ((place_W >= 0) & (token_GxW < end_G[:, None])).reshape(-1)
   token_R = token_GxW.reshape(-1)
-  sorted_R = jnp.searchsorted(ends_C, token_R, side="right").astype(jnp.int32)
-  sorted_R = jnp.minimum(sorted_R, n_classes - 1)
-  class_R = jnp.where(exists_R, order_C[sorted_R], -1)
+  rank_R = jnp.searchsorted(ends_C, token_R, side="right").astype(jnp.int32)
+  rank_R = jnp.minimum(rank_R, n_classes - 1)
+  class_R = jnp.where(exists_R, order_C[rank_R], -1)
   starts_C = ends_C - lengths_C[order_C]
-  position_R = jnp.where(exists_R, token_R - starts_C[sorted_R], 0)
-  is_eot_R = exists_R & (token_R == ends_C[sorted_R] - 1)
+  position_R = jnp.where(exists_R, token_R - starts_C[rank_R], 0)
+  is_eot_R = exists_R & (token_R == ends_C[rank_R] - 1)
 
-  # From classes to rows: the block of each sorted class, and the row of its first token.
+  # For each sorted class: its block, and the row of its first token. `row_C` has these
+  # rows in the original order of the classes.
   block_C = jnp.searchsorted(first_G, starts_C, side="right").astype(jnp.int32) - 1
   first_row_C = block_C * width + n_prefix + starts_C - first_G[block_C]
   row_C = first_row_C[rank_C]
@@ -138,7 +147,7 @@ def pack_blocks(
 
   class_GxW = class_R.reshape(number, width)
   same_class_GxWxW = class_GxW[:, :, None] == class_GxW[:, None, :]
-  # A row of no class attends to others of none, so that no softmax is empty.
+  # Rows without a class attend to one another, so that no softmax is empty.
   visible_GxWxW = same_class_GxWxW | (place_W < 0)
   return Blocks(
     source_R=jnp.where(exists_R, class_R * n_suffix + position_R, -1),
@@ -153,27 +162,27 @@ def pack_blocks(
 def block_attention(
   n_heads: int, query_RxD: Array, key_RxD: Array, value_RxD: Array, mask_GxWxW: Array
 ) -> Float[Array, "R D"]:
-  """Masked softmax attention within each block of W rows, between its projections.
+  """Masked softmax attention within each block of W rows, without the projections.
 
   The softmax is in float32. Residuals of the backward pass are queries, keys, values
-  and softmax weights. Rows are the last axis of each head, as TPUs lay them out, so
-  that cutting into heads moves nothing.
+  and softmax weights. Internally the rows are the last axis, as TPUs lay them out, so
+  that cutting D into heads moves no data.
 
   Args:
-    n_heads: heads, a divisor of D.
+    n_heads: number of heads, a divisor of D.
     query_RxD: projected queries, scaled by 1 / sqrt(e).
     key_RxD: projected keys.
     value_RxD: projected values.
-    mask_GxWxW: `Blocks.mask`, whether a row attends to another of its block.
+    mask_GxWxW: `Blocks.mask`, whether a row attends to another row of its block.
   """
-  # An argument, because the backward pass is traced later, outside of the context that
-  # sets the precision.
+  # The precision is an argument, because the backward pass is traced later, outside the
+  # context that sets the precision.
   precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
   return _attention(precision, n_heads, query_RxD, key_RxD, value_RxD, mask_GxWxW)
 
 
 class _Residuals(NamedTuple):
-  """What the backward pass reads."""
+  """Arrays of the forward pass that the backward pass reads."""
 
   query_GxHxexW: Float[Array, "G H e W"]
   key_GxHxexW: Float[Array, "G H e W"]
@@ -204,8 +213,8 @@ def _forward(
   value_RxD: Array,
   mask_GxWxW: Array,
 ) -> tuple[Array, _Residuals]:
-  """A = softmax(Q K^T) and the result A V of each block."""
-  del precision  # set by the context of the forward pass
+  """A V with A = softmax(Q K^T), in each block."""
+  del precision  # the caller's context sets it for the forward pass
   query = _to_heads(query_RxD, n_heads, mask_GxWxW)
   key = _to_heads(key_RxD, n_heads, mask_GxWxW)
   value = _to_heads(value_RxD, n_heads, mask_GxWxW)
@@ -231,16 +240,16 @@ def _backward(
 
   Args:
     precision: matmul precision of the forward pass.
-    n_heads: heads, a divisor of D.
+    n_heads: number of heads, a divisor of D.
     residuals: Q, K, V and A of the forward pass.
     d_attended_RxD: dO.
   """
   query, key, value, weights = residuals
-  mask_like_GxWxW = weights[:, 0]  # of the mask's shape
+  mask_like_GxWxW = weights[:, 0]  # only its shape is read
   with jax.default_matmul_precision(precision):
     d_attended = _to_heads(d_attended_RxD, n_heads, mask_like_GxWxW)
     d_weights = jnp.einsum("gheq,ghek->ghqk", d_attended, value).astype(jnp.float32)
-    # Gradient of a softmax, in float32 as its values.
+    # Gradient of the softmax, in float32 like the softmax itself.
     weights_f32 = weights.astype(jnp.float32)
     mean = jnp.sum(weights_f32 * d_weights, axis=-1, keepdims=True)
     d_scores = (weights_f32 * (d_weights - mean)).astype(weights.dtype)

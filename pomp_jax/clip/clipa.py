@@ -1,5 +1,7 @@
-"""CLIPA's image tower (Li et al., 2023), as open_clip has it; shapes as in
-`clip.layers`."""
+"""CLIPA's image tower (Li et al., 2023), as in open_clip.
+
+Shapes: as in `clip.layers`; E embedding.
+"""
 
 import dataclasses
 from typing import ClassVar
@@ -18,36 +20,36 @@ from pomp_jax.clip.layers import (
   tensor,
 )
 
-_EPSILON = 1e-5  # of the layer norms
+_EPSILON = 1e-5  # of the layer norms' variances
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipaConfig:
-  """CLIPA's tower: OpenAI's without the norm in front.
+  """CLIPA's image tower: OpenAI's ViT without the norm in front of the layers.
 
-  The mean of the patches is normed and projected.
+  The feature is the mean of the patch tokens, normed and projected.
   """
 
-  prefix: ClassVar[str] = "visual."  # in front of the tensors' names in a checkpoint
+  prefix: ClassVar[str] = "visual."  # start of the tensors' names in a checkpoint
 
-  image_size: int  # pixels
+  image_size: int  # height and width of the images, pixels
   num_attention_heads: int
 
   def features(
     self, params: Tensors, pixels: Float[Array, "B H W 3"]
   ) -> Float[Array, "B E"]:
-    """Computes features of normalised images, in their float type.
+    """Computes features of normalised images, in the images' float type.
 
-    A class token and the patches, with positions, pass through the layers. The mean of
-    the patches alone is normed and projected.
+    A class token and the patches, with positions, pass through the layers. The class
+    token is not part of the mean that gives the feature.
 
     Args:
-      params: tensors by name, in `clip.layers`' way.
+      params: tensors by name, as in `clip.layers`.
       pixels: normalised images.
 
     Raises:
       KeyError: a tensor is missing.
-      ValueError: a tensor has another shape than the others need.
+      ValueError: the shape of a tensor does not fit the others.
     """
     patches_BxGxGxD = patches(params, "conv1", pixels, bias=False)
     batch, _, _, width = patches_BxGxGxD.shape
@@ -69,7 +71,7 @@ class ClipaConfig:
     return pooled_BxD @ kernel_DxE.astype(pooled_BxD.dtype)
 
   def _layer(self, params: Tensors, name: str, hidden: Array) -> Array:
-    """Attention and an MLP, each after a norm.
+    """Computes one layer: attention and an MLP, each after a norm.
 
     Args:
       params: tensors by name.
@@ -78,7 +80,7 @@ class ClipaConfig:
     """
     width = hidden.shape[-1]
     normed = layer_norm(params, f"{name}.ln_1", hidden, _EPSILON)
-    # torch stacks the kernels of queries, keys and values.
+    # torch stacks the kernels of queries, keys and values into one tensor.
     kernel_3DxD = tensor(params, f"{name}.attn.in_proj_weight", 3 * width, width)
     kernel_3DxD = kernel_3DxD.astype(normed.dtype)
     bias_3D = tensor(params, f"{name}.attn.in_proj_bias", 3 * width)

@@ -18,28 +18,28 @@ from pomp_jax.clip.layers import (
 
 @dataclasses.dataclass(frozen=True)
 class ConvNextConfig:
-  """ConvNeXt's (LAION), as timm has the trunk: what the tensors do not tell."""
+  """LAION's ConvNeXt on timm's trunk: settings that the tensors do not tell."""
 
-  prefix: ClassVar[str] = "visual."  # in front of the tensors' names in a checkpoint
+  prefix: ClassVar[str] = "visual."  # start of the tensors' names in a checkpoint
 
-  image_size: int = 0  # pixels, from open_clip's configuration
-  epsilon: float = 1e-6  # of the layer norms
+  image_size: int = 0  # height and width, pixels, from open_clip's config
+  epsilon: float = 1e-6  # of the layer norms' variances
 
   def features(
     self, params: Tensors, pixels: Float[Array, "B H W 3"]
   ) -> Float[Array, "B E"]:
-    """Computes features of normalised images, in their float type.
+    """Computes features of normalised images, in the images' float type.
 
-    The names of the trunk's tensors start with "trunk.", those of the projection with
-    "head.". The projection is a dense layer, or an MLP (ConvNeXt-XXL).
+    Names of the trunk's tensors start with "trunk.", and names of the projection's
+    tensors with "head.". The projection is a dense layer, or an MLP (ConvNeXt-XXL).
 
     Args:
-      params: tensors by name, in `clip.layers`' way.
+      params: tensors by name, as in `clip.layers`.
       pixels: normalised images.
 
     Raises:
       KeyError: a tensor is missing.
-      ValueError: a tensor has another shape than the others need.
+      ValueError: the shape of a tensor does not fit the others.
     """
     grid_BxGxGxD = patches(params, "trunk.stem.0", pixels)
     grid_BxGxGxD = layer_norm(params, "trunk.stem.1", grid_BxGxGxD, self.epsilon)
@@ -54,7 +54,7 @@ class ConvNextConfig:
     return dense(params, "head.mlp.fc2", inner_BxF, bias=False)
 
   def _stage(self, params: Tensors, name: str, grid: Array) -> Array:
-    """Blocks of one resolution, which all stages but the first halve before.
+    """Computes one stage: halves the resolution (not in the first stage), then blocks.
 
     Args:
       params: tensors by name.
@@ -72,7 +72,7 @@ class ConvNextConfig:
 def _convnext_block(
   config: ConvNextConfig, params: Tensors, name: str, hidden: Array
 ) -> Array:
-  """A depthwise convolution and an MLP, whose result is scaled and added."""
+  """Adds to the input a depthwise convolution with a norm and an MLP, scaled."""
   width = hidden.shape[-1]
   kernel = tensor(params, f"{name}.conv_dw.weight", width, 1, 7, 7)
   rows = convolution(hidden, kernel, (1, 1), "SAME", n_groups=width)
@@ -84,7 +84,7 @@ def _convnext_block(
   return hidden + rows * scale
 
 
-# Towers by timm's name.
+# Towers by timm's names.
 MODELS: dict[str, Any] = {
   "convnext_tiny": ConvNextConfig(),
   "convnext_small": ConvNextConfig(),

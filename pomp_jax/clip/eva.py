@@ -1,13 +1,13 @@
-"""Image towers on EVA's transformer, as timm has them.
+"""Image towers on EVA's transformer, as in timm.
 
 - EVA-CLIP (Sun et al., 2023). EVA01-g: pre-norm, absolute positions. EVA02-B and L:
-  rotary positions, SwiGLU, sub-LayerNorm in attention and MLP. EVA02-E: the norms behind
-  attention and MLP.
+  rotary positions, SwiGLU, sub-LayerNorm in attention and MLP. EVA02-E: norms after
+  attention and MLP instead of before.
 - PE-Core (Bolya et al., 2025): rotary positions, a norm in front, attention pooling.
 - SigLIP (Zhai et al., 2023) and SigLIP 2 (Tschannen et al., 2025): no class token,
   attention pooling, and no projection.
 
-Shapes: as in `clip.layers`.
+Shapes: as in `clip.layers`; E embedding.
 """
 
 import dataclasses
@@ -25,26 +25,31 @@ from pomp_jax.clip.layers import Tensors, count, dense, layer_norm, patches, ten
 
 @dataclasses.dataclass(frozen=True)
 class EvaConfig:
-  """What the tensors do not tell."""
+  """Settings of a tower that its tensors do not tell."""
 
-  # in front of the tensors' names in a checkpoint
+  # start of the tensors' names in a checkpoint
   prefix: ClassVar[str] = "visual.trunk."
 
-  image_size: int  # pixels
+  image_size: int  # height and width of the images, pixels
   num_attention_heads: int
   rope_grid: int = 0  # side of the grid that rotary positions were trained on; 0: none
-  rope_offset: float = 0.0  # position of the first patch
+  rope_offset: float = 0.0  # coordinate of the first row and column of patches
   rope_x_first: bool = False  # whether the first half of a head turns with the column
-  post_norm: bool = False  # whether norms are behind attention and MLP
-  epsilon: float = 1e-6  # of the layer norms
+  post_norm: bool = False  # whether norms come after attention and MLP, not before
+  epsilon: float = 1e-6  # of the layer norms' variances
   pooling_heads: int = 0  # heads of the attention pooling; 0: the class token is read
-  projects: bool = True  # whether a dense layer follows
-  tanh: bool = False  # whether GELU is the approximate one
+  projects: bool = True  # whether a dense layer projects the pooled token
+  tanh: bool = False  # whether GELU is the tanh approximation
 
   def features(
     self, params: Tensors, pixels: Float[Array, "B H W 3"]
   ) -> Float[Array, "B E"]:
-    """Features of normalised images, in their float type; errors as the layers'."""
+    """Computes features of normalised images, in the images' float type.
+
+    Raises:
+      KeyError: a tensor is missing.
+      ValueError: the shape of a tensor does not fit the others.
+    """
     norm_first = "norm_pre.weight" in params
     grid = patches(params, "patch_embed.proj", pixels, bias=not norm_first)
     batch, side, _, width = grid.shape
@@ -73,7 +78,7 @@ class EvaConfig:
 
 
 class SiglipConfig(EvaConfig):
-  """A tower of SigLIP; the class alone tells it from EVA's."""
+  """A tower of SigLIP, with the fields of EVA's; only the class tells them apart."""
 
 
 def _pe_core(size: int, heads: int, grid: int, offset: float = 1.0) -> EvaConfig:
@@ -87,7 +92,7 @@ def _siglip(size: int, heads: int, tanh: bool = False) -> SiglipConfig:
 def _block(
   config: EvaConfig, params: Tensors, name: str, turn: Any, hidden: Array
 ) -> Array:
-  """One layer: attention and MLP, each on normed rows, or normed itself."""
+  """Computes one layer: attention and an MLP, with a norm before or after each."""
   attend = functools.partial(_attention, turn=turn)
   for part, norm in ((attend, f"{name}.norm1"), (_mlp, f"{name}.norm2")):
     if config.post_norm:
@@ -100,7 +105,7 @@ def _block(
 
 
 def _pooled(config: EvaConfig, params: Tensors, name: str, hidden: Array) -> Array:
-  """Attention of one learned query over all tokens, and an MLP (SigLIP, PE-Core)."""
+  """Pools all tokens by attention of a learned query, and an MLP (SigLIP, PE-Core)."""
   batch, _, width = hidden.shape
   latent = tensor(params, f"{name}.latent", 1, 1, width).astype(hidden.dtype)
   query = dense(params, f"{name}.q", jnp.broadcast_to(latent, (batch, 1, width)))
@@ -114,9 +119,10 @@ def _pooled(config: EvaConfig, params: Tensors, name: str, hidden: Array) -> Arr
 def _attention(
   config: EvaConfig, params: Tensors, name: str, rows: Array, turn: Any
 ) -> Array:
-  """Self-attention; `turn` rotates queries and keys by their positions, if any."""
+  """Self-attention; `turn` rotates queries and keys by position, unless it is None."""
   name = f"{name}.attn"
-  # The keys have no bias, which no softmax would see.
+  # Keys have no bias in the first two layouts. It would shift all scores of a query
+  # equally, which does not change the softmax.
   if f"{name}.q_proj.weight" in params:
     query = dense(params, f"{name}.q_proj", rows)
     key = dense(params, f"{name}.k_proj", rows, bias=False)
@@ -138,7 +144,7 @@ def _attention(
 
 
 def _mlp(config: EvaConfig, params: Tensors, name: str, rows: Array) -> Array:
-  """An MLP with GELU, or with a gate (SwiGLU), as the tensors tell."""
+  """An MLP, with a gate (SwiGLU) if the tensors have one, otherwise with GELU."""
   name = f"{name}.mlp"
   if f"{name}.fc1_g.weight" in params:
     gate = jax.nn.silu(dense(params, f"{name}.fc1_g", rows))
@@ -151,17 +157,17 @@ def _mlp(config: EvaConfig, params: Tensors, name: str, rows: Array) -> Array:
 
 
 def _rotation(config: EvaConfig, side: int, head_width: int, n_before: int) -> Any:
-  """Returns the rotation of queries and keys [B,T,D] by their patch's place, or None.
+  """Returns a function that rotates queries or keys [B,T,D], or None without a grid.
 
-  Neighbouring pairs of a head turn by the angle position / 10000^(i / (e/4)), with e its
-  width: the first half of the head by one coordinate, the second by the other. Tokens
-  before the patches do not turn.
+  The e numbers of a head are e/2 neighbouring pairs. Pair i of each half, i < e/4,
+  turns by the angle coordinate / 10000^(i / (e/4)). The first half uses one coordinate
+  of the patch, the second half the other. Tokens before the patches do not turn.
 
   Args:
-    config: grid and offset of the positions.
-    side: patches of a row, and of a column.
-    head_width: e.
-    n_before: tokens before the patches.
+    config: grid, offset and order of the coordinates.
+    side: number of patches in a row, and in a column.
+    head_width: e, width of a head.
+    n_before: number of tokens before the patches.
   """
   if not config.rope_grid:
     return None
@@ -194,7 +200,7 @@ def _rotation(config: EvaConfig, side: int, head_width: int, n_before: int) -> A
   return turn
 
 
-# Towers by timm's name, which open_clip_config.json gives.
+# Towers by timm's names, as in open_clip_config.json.
 MODELS: dict[str, Any] = {
   "eva_giant_patch14_224": EvaConfig(224, 16),
   "eva_giant_patch14_clip_224": EvaConfig(224, 16),

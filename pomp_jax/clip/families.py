@@ -1,8 +1,7 @@
-"""Image towers beside OpenAI's ViT and ResNet, one file a family, and what a checkpoint
-must hold.
+"""Image towers beside OpenAI's ViT and ResNet, and the tensors that they read.
 
-A tower is a dataclass of what its tensors do not tell; its tensors keep their names and
-shapes.
+Each family has a file. A tower is a dataclass of the settings that its tensors do not
+tell. The tensors keep the checkpoint's names and shapes.
 """
 
 from collections.abc import Mapping
@@ -22,23 +21,23 @@ from pomp_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class NoImageTower:
-  """In the place of the image tower of a CLIP whose text tower alone is read."""
+  """Stands for the image tower if only the text tower of a CLIP is read."""
 
   image_size: int = 0
   prefix: str = ""
 
   def features(self, params: Tensors, pixels: Any, /) -> Any:
-    """Raises an InputError."""
+    """Raises an InputError, because no tower was read that could encode images."""
     raise InputError(
       "clip.image_tower: got False, expected True: images are to be encoded"
     )
 
 
-# Towers by timm's name, which open_clip_config.json gives.
+# Towers by timm's names, as in open_clip_config.json.
 MODELS: dict[str, Any] = {**eva.MODELS, **convnext.MODELS}
 ImageTowerConfig = EvaConfig | ClipaConfig | ConvNextConfig | NoImageTower
-# Items of a timm tower's `vision_cfg` that its tensors show too, or that matter in
-# training alone.
+# Items that a timm tower's `vision_cfg` may have beside its sizes. `timm_model_name` is
+# read; the tensors show the effect of the others, or only training uses them.
 TIMM_ITEMS = {
   "timm_model_name",
   "timm_pool",
@@ -57,7 +56,7 @@ def family_of(settings: Mapping[str, Any], width: int) -> Any:
     width: width of the tower, which gives CLIPA's number of heads.
 
   Raises:
-    ValueError: "ITEM: got .., expected ..", an item that no tower here has.
+    ValueError: no tower here has such an item; "ITEM: got .., expected ..".
   """
   timm_name = settings.get("timm_model_name")
   if timm_name is not None and timm_name not in MODELS:
@@ -81,11 +80,11 @@ def _is_clipa(settings: Mapping[str, Any]) -> bool:
   """Whether a `vision_cfg` has all three items of CLIPA.
 
   Raises:
-    ValueError: it has only some of them. No tower here is of this kind.
+    ValueError: it has only some of the three items, which no tower here implements.
   """
   if all(settings.get(item) == value for item, value in _CLIPA.items()):
     return True
-  # A `pool_type` of another value is OpenAI's, or is reported elsewhere.
+  # Only the value "avg" is CLIPA's. `open_clip.unread` reports values that are unknown.
   pool = settings.get("pool_type")
   if settings.get("no_ln_pre") or settings.get("final_ln_after_pool") or pool == "avg":
     items = ", ".join(f"{item}={value!r}" for item, value in _CLIPA.items())
@@ -94,7 +93,7 @@ def _is_clipa(settings: Mapping[str, Any]) -> bool:
 
 
 class _RecordingTensors(dict):
-  """Tensors by name that remember which of them were read."""
+  """Tensors by name; adds the name of each tensor that is read to `names_read`."""
 
   def __init__(self, tensors: Mapping[str, Any], names_read: set[str]):
     super().__init__(tensors)
@@ -108,10 +107,10 @@ class _RecordingTensors(dict):
 def tower_shapes(
   tower: ImageTowerConfig, shapes: Mapping[str, tuple[int, ...]], embedding: int
 ) -> dict[str, tuple[int, ...]]:
-  """Shapes of the tensors that a tower reads, by their names below its prefix.
+  """Shapes of the tensors that a tower reads, by their names without its prefix.
 
-  The tower is traced with the checkpoint's shapes: it reads what it needs, and its
-  layers check each tensor.
+  Traces the tower with the checkpoint's shapes. The trace records which tensors the
+  tower reads, and the layers check their shapes.
 
   Args:
     tower: sizes of the image tower.
@@ -119,7 +118,7 @@ def tower_shapes(
     embedding: E, width of the features.
 
   Raises:
-    ValueError: one line: a tensor that is missing or of another shape.
+    ValueError: a tensor is missing or its shape does not fit; one line.
   """
   tensors = {}
   for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""CLIPs in HuggingFace's layout: weights of its torch and Flax models, config.json,
+"""CLIPs in HuggingFace's layout: weights of the torch and Flax models, config.json and
 tokenizer."""
 
 from transformers import CLIPConfig, CLIPTokenizerFast
@@ -9,17 +9,20 @@ from pomp_jax.clip.weights import FLAX_SUFFIX, Files, Layout, Parameter, Source,
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.terminal import one_line
 
-CONFIG = "config.json"  # without it, files of these names are another family's
+# Without this file, `clip.load` does not look for the weights below.
+CONFIG = "config.json"
 WEIGHTS = (
   f"flax_model{FLAX_SUFFIX}",
   "model.safetensors",
   "model.safetensors.index.json",
   "pytorch_model.bin",
 )
-# File, item and prefix of the names of the preprocessing's mean and std.
+# Where the preprocessing is: the file, its item (empty: the whole file), and the prefix
+# in the names of mean and std.
 STATISTICS = ("preprocessor_config.json", "", "image_")
-# A tokenizer has one of these, and may have the others.
+# A tokenizer has one of these files.
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
+# A tokenizer may have these files as well.
 _BESIDE_VOCABULARY = (
   "merges.txt",
   "tokenizer_config.json",
@@ -29,11 +32,11 @@ _BESIDE_VOCABULARY = (
 
 
 def layout(weights: Weights, config: ClipConfig) -> Layout:
-  """The names in a file of weights, Flax's or torch's.
+  """Returns the layout of a file of weights, Flax's or torch's.
 
   Args:
-    weights: file, whose name's ending tells.
-    config: not used; see `openai.layout`.
+    weights: file of weights; the ending of its name decides.
+    config: not used; `openai.layout` reads it.
   """
   del config
   source = _as_in_torch
@@ -47,7 +50,7 @@ def _as_in_flax(path: Parameter) -> Source:
 
 
 def _as_in_torch(path: Parameter) -> Source:
-  """Source in a torch file, which calls a kernel, a scale or an embedding "weight"."""
+  """Source in a torch file, where kernels, scales and embeddings are named "weight"."""
   *modules, kind = path
   if kind in ("kernel", "scale", "embedding"):
     name = ".".join([*modules, "weight"])
@@ -65,10 +68,10 @@ def read_config(
     files: files of the CLIP.
     weights: not used; other layouts infer sizes from their shapes.
     activation: `quick_gelu`, `gelu`, or `auto` for the checkpoint's.
-    image_tower: not used; other layouts may have the text tower alone.
+    image_tower: not used; other layouts can be read without an image tower.
 
   Raises:
-    ClipError: config.json is missing, or no CLIP's.
+    ClipError: config.json is missing, or is not a CLIP's.
   """
   del weights, image_tower
   return config_of(_config(files), activation)
@@ -79,21 +82,21 @@ def check_config(files: Files, where: str, image_tower: bool) -> None:
 
   Args:
     files: files of the CLIP.
-    where: not used; see `openai.check_config`.
-    image_tower: not used; see `openai.check_config`.
+    where: not used; `openai.check_config` reads it.
+    image_tower: not used; `openai.check_config` reads it.
 
   Raises:
-    ClipError: config.json is missing, or no CLIP's.
+    ClipError: config.json is missing, or is not a CLIP's.
   """
   del where, image_tower
   _config(files)
 
 
 def _config(files: Files) -> CLIPConfig:
-  """The configuration in config.json.
+  """Reads the configuration in config.json.
 
   Raises:
-    ClipError: the file is missing, or no CLIP's.
+    ClipError: the file is missing, or is not a CLIP's.
   """
   file = files.find(CONFIG)
   if file is None:
@@ -103,7 +106,7 @@ def _config(files: Files) -> CLIPConfig:
   folder = local_copy(file).parent
   try:
     config = CLIPConfig.from_pretrained(str(folder))
-  except Exception as error:  # the errors of transformers' checks share no base
+  except Exception as error:  # errors of transformers' checks share no base class
     reason = one_line(error)
     raise ClipError(f"{files.source}: {file.name} is no CLIP's ({reason})") from error
   if config.model_type != "clip":
@@ -114,7 +117,7 @@ def _config(files: Files) -> CLIPConfig:
 
 
 def config_of(config: CLIPConfig, activation: str) -> ClipConfig:
-  """The sizes by a configuration, with another activation if one is requested."""
+  """Sizes of HuggingFace's configuration, with another activation if requested."""
   text = config.text_config
   vision = config.vision_config
   if activation in ("auto", text.hidden_act):
@@ -126,21 +129,21 @@ def config_of(config: CLIPConfig, activation: str) -> ClipConfig:
 
 
 def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
-  """Reads HuggingFace's tokenizer beside the weights, otherwise one from the merges.
+  """Reads HuggingFace's tokenizer, or builds CLIP's from the merges without one.
 
   Args:
     files: files of the CLIP.
-    config: sizes, with the number of tokens that the merges must give.
+    config: sizes; a tokenizer from merges must have as many tokens.
 
   Raises:
-    ClipError: there is neither, or it can't be read.
+    ClipError: neither is beside the weights, or it can't be read.
   """
   vocabulary = files.find_first(_VOCABULARIES)
   if vocabulary is None:
     merges = files.find_first(MERGES_FILES)
     return read_bpe(merges, config.text_config.vocab_size, files.source)
-  # The library reads a folder: looking a file up downloads it from the hub, and
-  # `local_copy` fetches it from a bucket.
+  # transformers reads a local folder, so bring all files there: `find` downloads a file
+  # from the hub, and `local_copy` from a bucket.
   for name in (*_VOCABULARIES, *_BESIDE_VOCABULARY):
     file = files.find(name)
     if file is not None:

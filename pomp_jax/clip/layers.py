@@ -1,9 +1,12 @@
-"""Layers of the image towers of timm's and open_clip's kinds.
+"""Layers of the image towers from timm and open_clip.
 
 A tower's parameters are a mapping from a tensor's name to the tensor, as torch stores
-it: [out, in] kernels. A layer raises ValueError for a tensor of another shape than its
-input and the others need, KeyError for a missing one. Shapes: B images of height H and
-width W, T tokens, D and O widths, P side of a patch, G of a grid.
+it: [out, in] kernels. A layer raises KeyError for a missing tensor, and ValueError for
+a tensor whose shape does not fit the input and the other tensors.
+
+Shapes: B images of height H and width W (H1 and W1 after a convolution) with C
+channels, T tokens, D and O widths, P side of a patch or a kernel, G side of a grid of
+patches.
 """
 
 from collections.abc import Mapping
@@ -21,16 +24,16 @@ gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
 def tensor(params: Tensors, name: str, *shape: int) -> Any:
-  """The tensor of a name.
+  """Returns a tensor, after a check of its shape.
 
   Args:
     params: tensors by name.
     name: name of the tensor.
-    *shape: shape that it must have.
+    *shape: shape that the tensor must have.
 
   Raises:
     KeyError: no tensor has this name.
-    ValueError: it has another shape.
+    ValueError: the tensor has another shape.
   """
   values = params[name]
   if values.shape != shape:
@@ -41,7 +44,7 @@ def tensor(params: Tensors, name: str, *shape: int) -> Any:
 def dense(
   params: Tensors, name: str, rows: Float[Array, "... D"], bias: bool = True
 ) -> Float[Array, "... O"]:
-  """A dense layer, in the type of the rows.
+  """Computes a dense layer, in the type of the rows.
 
   Args:
     params: tensors by name, with `NAME.weight` [O,D] and `NAME.bias` [O].
@@ -61,7 +64,7 @@ def dense(
 def layer_norm(
   params: Tensors, name: str, rows: Float[Array, "... D"], epsilon: float
 ) -> Float[Array, "... D"]:
-  """Layer norm in float32, its result in the type of the rows.
+  """Computes a layer norm in float32; the result has the type of the rows.
 
   Args:
     params: tensors by name, with `NAME.weight` and `NAME.bias` [D].
@@ -79,7 +82,7 @@ def layer_norm(
 def patches(
   params: Tensors, name: str, pixels_BxHxWxC: Float[Array, "B H W C"], bias: bool = True
 ) -> Float[Array, "B H1 W1 D"]:
-  """Embeds the patches of images, by a convolution whose stride is its size.
+  """Embeds the patches of images, by a convolution whose stride is the kernel's side.
 
   Args:
     params: tensors by name, with `NAME.weight` [D,C,P,P] and `NAME.bias` [D].
@@ -108,14 +111,14 @@ def convolution(
   padding: str,
   n_groups: int = 1,
 ) -> Float[Array, "B H1 W1 O"]:
-  """Convolves by a kernel as torch stores it, in the type of the input.
+  """Convolves with a kernel as torch stores it, in the type of the input.
 
   Args:
     x_BxHxWxC: images or features on a grid.
     kernel_OxIxPxP: kernel from the I = C / n_groups channels of a group to O channels.
-    strides: steps between results, down and to the right.
+    strides: steps of the kernel, downwards and to the right.
     padding: "VALID" or "SAME".
-    n_groups: groups of channels that are convolved apart.
+    n_groups: number of groups of channels; each group is convolved separately.
   """
   layouts = ("NHWC", "OIHW", "NHWC")  # of input, kernel and result
   return jax.lax.conv_general_dilated(
@@ -129,7 +132,7 @@ def convolution(
 
 
 def count(params: Tensors, prefix: str) -> int:
-  """Number of layers whose tensors' names start with a prefix and a number from 0 on."""
+  """Counts layers 0, 1, .. by names of tensors: the prefix, the number of the layer."""
   numbers = set()
   for name in params:
     if name.startswith(prefix):

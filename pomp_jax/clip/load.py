@@ -30,18 +30,18 @@ log = logging.getLogger(__name__)
 
 Params = dict[str, Any]
 
-# The channel statistics of OpenAI's CLIP (its preprocessing code, and every
-# preprocessor_config.json on the hub), for checkpoints that do not bring their own.
+# Channel statistics of OpenAI's CLIP (from its preprocessing code, and every
+# preprocessor_config.json on the hub), for checkpoints without statistics.
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Embedded CLIPs in HuggingFace's layout, by name.
 _CLIPS = {"world": pathlib.Path(__file__).parent.parent / "world" / "clip"}
-# Values of open_clip's preprocess_cfg, the default first.
+# Accepted values of items of open_clip's preprocess_cfg, the default first.
 _RESIZES = {
   "resize_mode": ("shortest", "squash"),
   "interpolation": ("bicubic", "bilinear"),
 }
-# What the names of an image tower's tensors begin with.
+# Prefixes of the names of an image tower's tensors.
 _IMAGE_TOWERS = ("visual.", "vision_model.", "visual_projection.")
 _ACCEPTED = (
   f"{', '.join(_CLIPS)}, a folder or hub id with {huggingface.CONFIG} and one of"
@@ -54,27 +54,28 @@ _ACCEPTED = (
 class Clip:
   """A frozen CLIP, as loaded."""
 
-  name: str  # source it was loaded from (recorded in prompt files)
+  name: str  # source of the files, which prompt files record
   config: ClipConfig  # sizes of each tower, under HuggingFace's names
-  # HuggingFace FlaxCLIP's parameter tree, float32, on the host; of a ResNet that of
-  # `clip.resnet`.
+  # Parameters as HuggingFace FlaxCLIP's tree, float32, on the host. A ResNet has the
+  # tree of `clip.resnet` in it; towers of `clip.families` have their tensors by name.
   params: Params
   tokenizer: Tokenizer  # the checkpoint's own tokenizer
   # Per-channel mean of the preprocessing, for pixels in [0, 1].
   mean: tuple[float, ...] = _CLIP_MEAN
-  std: tuple[float, ...] = _CLIP_STD  # per-channel standard deviation, likewise
-  squash: bool = False  # whether images are resized to a square, whatever their sides
-  bilinear: bool = False  # whether they are resized bilinearly, not bicubically
+  # Per-channel standard deviation of the preprocessing, for pixels in [0, 1].
+  std: tuple[float, ...] = _CLIP_STD
+  squash: bool = False  # whether images are resized to a square, whatever their shape
+  bilinear: bool = False  # whether images are resized bilinearly, not bicubically
 
   @property
   def text_width(self) -> int:
-    """D, the width of the text tower and so of a context vector."""
+    """D, width of the text tower and of a context vector."""
     return self.config.text_config.hidden_size
 
   @property
   def positions(self) -> int:
-    """Number of tokens that the text tower takes, SOS and EOT included (77 for
-    OpenAI's)."""
+    """Number of positions of the text tower, SOS and EOT included (77 in OpenAI's
+    CLIPs)."""
     return self.config.text_config.max_position_embeddings
 
   @property
@@ -84,13 +85,13 @@ class Clip:
 
   @property
   def logit_scale(self) -> float:
-    """exp(logit_scale), the factor on cosine similarities (100 for OpenAI's)."""
+    """exp(logit_scale), the factor on cosine similarities (100 in OpenAI's CLIPs)."""
     return float(np.exp(self.params["logit_scale"]))
 
   @property
   def sos_embedding(self) -> jax.Array:
-    """Embeddings of the tokens before every prompt: the start token [1,D], or none
-    [0,D]."""
+    """Embeddings of what precedes every prompt: the start token [1,D], or nothing [0,D]
+    if the tokenizer has no start token."""
     bos = self.tokenizer.bos_token_id
     ids = np.array([] if bos is None else [bos], np.int32)
     return jnp.asarray(token_embeddings(self.params, ids))
@@ -102,14 +103,14 @@ class Clip:
 
   @property
   def vision_params(self) -> Params:
-    """Parameters of the vision tower."""
+    """Parameters of the vision tower: `vision_model` and `visual_projection`."""
     return {key: self.params[key] for key in self.params if key.startswith("vis")}
 
   @property
   def settings(self) -> str:
-    """Settings that features depend on beside parameters and tokens, as JSON."""
+    """JSON of all settings that features depend on, beside parameters and tokens."""
     settings: list[Any] = [self.config.settings(), self.mean, self.std]
-    if self.squash or self.bilinear:  # beside the usual resizing, which is not named
+    if self.squash or self.bilinear:  # the usual resizing is not in the JSON
       settings += [self.squash, self.bilinear]
     return json.dumps(settings)
 
@@ -121,15 +122,15 @@ def load_clip(
 
   Args:
     source: `world`, or a folder, a file or a hub id that `docs/how-to/weights.md`
-      describes. It is the CLIP's name in prompt files.
-    activation: `quick_gelu`, `gelu`, or `auto`: the checkpoint's, or else its
-      publisher's usual one.
-    image_tower: whether the image tower is read too. Without it the text tower is read
-      beside an image tower of any kind, for features of images that come from elsewhere.
+      describes. Prompt files record the source as the CLIP's name.
+    activation: `quick_gelu`, `gelu`, or `auto`: the checkpoint's activation, or else
+      the usual one of its publisher.
+    image_tower: whether the image tower is read too. If not, the CLIP may have any kind
+      of image tower, and features of images must come from elsewhere.
 
   Raises:
-    ClipError: nothing is there, the hub does not answer, the architecture is another,
-      a file is damaged, or the tokenizer is missing.
+    ClipError: the source has no weights, the hub does not answer, the architecture is
+      not supported, a file is damaged, or the tokenizer is missing.
   """
   clip = read_clip(source, activation, image_tower)
   notes = clip.config.notes
@@ -142,7 +143,7 @@ def load_clip(
 
 
 class _Preprocessing(NamedTuple):
-  """How images become pixels; fields as in `Clip`."""
+  """How images become the image tower's input; fields as in `Clip`."""
 
   mean: tuple[float, ...]
   std: tuple[float, ...]
@@ -153,18 +154,18 @@ class _Preprocessing(NamedTuple):
 def _preprocessing(
   files: Files, file_name: str, item: str, prefix: str
 ) -> _Preprocessing:
-  """Reads the preprocessing of a checkpoint; OpenAI's where it does not say its own.
+  """Reads the preprocessing of a checkpoint; missing settings default to OpenAI's.
 
-  The last three arguments are a family's STATISTICS.
+  The last three arguments are the STATISTICS of a layout's module.
 
   Args:
     files: files of the CLIP.
     file_name: JSON file with the settings.
-    item: item of the file that holds them; empty for the whole file.
-    prefix: begins the names of mean and std.
+    item: item of the file that holds the settings; empty for the whole file.
+    prefix: start of the names of mean and std in the file.
 
   Raises:
-    ClipError: a setting is no preprocessing's.
+    ClipError: a setting has a value that no preprocessing has.
   """
   content = files.json(file_name)
   try:
@@ -188,7 +189,7 @@ def _preprocessing(
 
 
 def _resizing(settings: Any, item: str) -> str:
-  """An item of _RESIZES, or its default; ValueError for a value that it can't have."""
+  """Returns an item of _RESIZES or its default; ValueError if its value is unknown."""
   accepted = _RESIZES[item]
   value = settings.get(item, accepted[0])
   if value not in accepted:
@@ -202,10 +203,10 @@ def read_clip(
   image_tower: bool = True,
   with_params: bool = True,
 ) -> Clip:
-  """Loads as `load_clip`, without its log; for validation also without the parameters.
+  """Loads a CLIP like `load_clip`, but logs nothing, and can skip the parameters.
 
-  Names and shapes of the weights are checked against the sizes. Files of a hub are
-  downloaded.
+  Checks names and shapes of the weights against the CLIP's sizes. Downloads the files
+  of a CLIP on the hub. Validation skips the parameters.
 
   Args:
     source: name of the CLIP, see `load_clip`.
@@ -238,7 +239,7 @@ def read_clip(
     layout = family.layout(weights, config)
     check_weights(weights.shapes, shapes, layout, weights.path)
 
-    # All that is small comes first: a mistake there shows before the weights are read.
+    # Read the small files first: a mistake in them shows before the weights are read.
     tokenizer = family.read_tokenizer(files, config)
     preprocessing = _preprocessing(files, *family.STATISTICS)
     params = {}
@@ -248,18 +249,18 @@ def read_clip(
 
 
 def _family_of(files: Files, named: NamedClip, file_name: str, weights: Weights) -> Any:
-  """The module that reads such weights, `huggingface` or `openai`.
+  """Returns the module that reads the layout of the weights, `huggingface` or `openai`.
 
   Args:
     files: files of the CLIP.
-    named: what open_clip's tables say of it.
+    named: what open_clip's tables say of the CLIP.
     file_name: name of the file of weights.
-    weights: that file, opened.
+    weights: the open file of weights.
   """
   if named.settings:
     return openai
-  # In a folder or repository the file's name decides. A file by itself may have any
-  # name, so that the names of its tensors decide.
+  # In a folder or repository the file's name decides. A source that is itself a file
+  # may have any name, so the names of its tensors decide.
   is_in_folder = files.file is None
   if is_in_folder and file_name in huggingface.WEIGHTS:
     return huggingface
@@ -269,7 +270,7 @@ def _family_of(files: Files, named: NamedClip, file_name: str, weights: Weights)
 
 
 def _without_image_tower(weights: Weights) -> Weights:
-  """The file as if its image tower were not there."""
+  """Leaves the image tower's tensors out of a file's shapes."""
   shapes = {}
   for name, shape in weights.shapes.items():
     if not name.startswith(_IMAGE_TOWERS):
@@ -280,24 +281,23 @@ def _without_image_tower(weights: Weights) -> Weights:
 def _weights_file(
   files: Files, named: NamedClip, source: str, image_tower: bool
 ) -> Path:
-  """Finds the weights of a folder or repository; HuggingFace's first, if its
-  configuration is there.
+  """Finds the file of weights of a folder or repository.
 
-  The configuration is checked before the weights are downloaded.
+  Weights in HuggingFace's layout come first if its config.json is there. The
+  configuration is checked before the weights are downloaded.
 
   Args:
     files: files of the CLIP.
-    named: what open_clip's tables say of it.
+    named: what open_clip's tables say of the CLIP.
     source: name of the CLIP, for messages.
     image_tower: whether the image tower is read too.
 
   Raises:
-    ClipError: no weights are there, or the configuration is that of a CLIP that is not
-      read.
+    ClipError: no weights are there, or no tower here implements the configuration.
   """
   names: tuple[str, ...]
   if named.settings:
-    # The configuration is in the tables: the hub is not asked for it.
+    # The tables hold the configuration, so the hub is not asked for it.
     openai.check_config(files, source, image_tower)
     usual_name = openai.WEIGHTS[0]
     names = (named.file or usual_name, *openai.WEIGHTS)
@@ -315,7 +315,7 @@ def _weights_file(
     file = files.find(name)
     if file is not None:
       return file
-    break  # It is listed, but could not be downloaded: no other file would do.
+    break  # the file is listed, but its download failed: report that, try no other
   because = f" ({files.trouble})" if files.trouble else ""
   raise ClipError(
     f"{files.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}"

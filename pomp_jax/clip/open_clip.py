@@ -1,9 +1,9 @@
 """CLIPs by open_clip's names, such as `open_clip:ViT-H-14-378-quickgelu/dfn5b`.
 
-`open_clip.json` has the tables of open_clip_torch 3.3.0 (MIT licence, README.md beside
-it): each model's configuration, and of each of its tags the repository on the hub, the
-preprocessing, and whether the weights were trained with QuickGELU. A second colon puts
-files of one's own in the repository's place: `open_clip:MODEL/TAG:PATH`.
+`open_clip.json` has the tables of open_clip_torch 3.3.0 (MIT licence, see README.md in
+this folder). They list each model's configuration and tags. For each tag they give the
+repository on the hub, the preprocessing, and whether the weights were trained with
+QuickGELU. `open_clip:MODEL/TAG:PATH` reads the files in PATH instead of the repository.
 """
 
 from collections.abc import Mapping
@@ -28,8 +28,9 @@ HUB_PREFIX = "hf-hub:"
 CONFIG = "open_clip_config.json"
 _TABLES = pathlib.Path(__file__).with_name("open_clip.json")
 
-# Items of open_clip_config.json that are checked or read, and values that are the
-# default here. Any other item that is set would change what the same weights compute.
+# `_KNOWN_ITEMS` of open_clip_config.json are checked or read. `_HARMLESS_ITEMS` may
+# have these values, which change nothing here or are read elsewhere. Any other item
+# that is set would change what the weights compute.
 _KNOWN_ITEMS = {
   "model_cfg": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text"},
   "vision_cfg": {
@@ -62,7 +63,7 @@ _HARMLESS_ITEMS = {
   ("text_cfg", "norm_kwargs"): ({"eps": 1e-6},),
   ("text_cfg", "act_kwargs"): ({"approximate": "tanh"},),
 }
-# What a user calls a CLIP with such an item.
+# Items that no tower here implements, and how a user would describe such a CLIP.
 _OTHER_CLIPS = {
   ("model_cfg", "multimodal_cfg"): "a CoCa, which has a decoder of captions",
   ("text_cfg", "hf_model_name"): "its text tower is the language model {}",
@@ -72,17 +73,17 @@ _TRAINING_ITEMS = {"patch_dropout", "init_logit_scale", "init_logit_bias"}
 
 
 class NamedClip(NamedTuple):
-  """Files of a CLIP, and what the tables say of them."""
+  """Where a CLIP's files are, and what open_clip's tables say of the CLIP."""
 
   source: str  # repository on the hub, or a path
-  file: str = ""  # file of the weights in it; empty: the usual one
-  # content of open_clip_config.json, if it is known
+  file: str = ""  # name of the file of weights in the source; empty: the usual one
+  # content of open_clip_config.json, if the tables have it
   settings: dict[str, Any] | None = None
 
 
 @functools.cache
 def tables() -> dict[str, Any]:
-  """Models by name: `model_cfg`, and `tags` by name."""
+  """Reads the tables: by model name, its `model_cfg`, and its `tags` by name."""
   return json.loads(_TABLES.read_text())
 
 
@@ -90,10 +91,11 @@ def named_clip(source: str) -> NamedClip:
   """Resolves a name of open_clip or of the hub; any other source stays as it is.
 
   Args:
-    source: `open_clip:MODEL/TAG`, this with `:PATH`, `hf-hub:ID`, a path or a hub id.
+    source: `open_clip:MODEL/TAG`, `open_clip:MODEL/TAG:PATH`, `hf-hub:ID`, a path or a
+      hub id.
 
   Raises:
-    InputError: open_clip has no such model or tag; the message is what is accepted.
+    InputError: open_clip has no such model or tag; the message lists what is accepted.
   """
   if not source.startswith(PREFIX):
     return NamedClip(source.removeprefix(HUB_PREFIX))
@@ -108,12 +110,13 @@ def named_clip(source: str) -> NamedClip:
 
   facts = row["tags"][tag]
   model_cfg = dict(row["model_cfg"])
-  # open_clip only warns where the tag says QuickGELU and the model's name does not.
+  # The tag may say QuickGELU though the model does not. open_clip only warns of this;
+  # the weights need QuickGELU.
   model_cfg["quick_gelu"] = bool(model_cfg.get("quick_gelu") or facts.get("quick_gelu"))
   settings = {"model_cfg": model_cfg, "preprocess_cfg": facts}
   if path:
     return NamedClip(path, settings=settings)
-  # "OWNER/REPOSITORY", or "OWNER/REPOSITORY/FILE".
+  # "OWNER/REPOSITORY", or "OWNER/REPOSITORY/FILE": `file` has no item or one.
   owner, repository, *file = facts["hub"].split("/", 2)
   return NamedClip(f"{owner}/{repository}", "".join(file), settings)
 
@@ -121,16 +124,16 @@ def named_clip(source: str) -> NamedClip:
 def model_settings(
   open_clip: Any, where: str, image_tower: bool = True
 ) -> dict[str, Any]:
-  """Returns `model_cfg` of an open_clip_config.json, checked.
+  """Checks an open_clip_config.json, and returns its `model_cfg`.
 
   Args:
     open_clip: content of the file.
     where: name of the CLIP, for messages.
-    image_tower: whether the image tower is read too. Otherwise the text tower alone
-      has to be one of here.
+    image_tower: whether the image tower is read too. If not, only the text tower has
+      to be implemented here.
 
   Raises:
-    ClipError: the content is no model's, or no tower here implements it.
+    ClipError: the content is no model's, or no tower here implements the model.
   """
   config_file = f"{where}: {CONFIG}"
   model = _checked_model(open_clip, config_file)
@@ -147,6 +150,7 @@ def model_settings(
   _check_positive(model, "text_cfg", "heads", config_file)
   if image_tower:
     try:
+      # Only for its checks, which don't depend on the width.
       family_of(model["vision_cfg"], 0)
     except ValueError as error:
       raise ClipError(f"{config_file}: vision_cfg.{error}") from error
@@ -154,7 +158,7 @@ def model_settings(
 
 
 def _checked_model(open_clip: Any, config_file: str) -> Mapping[str, Any]:
-  """`model_cfg` with its two parts; ClipError if one of the three is no table."""
+  """Returns `model_cfg`; ClipError if it or one of its two parts is not a table."""
   model = None
   if isinstance(open_clip, Mapping):
     model = open_clip.get("model_cfg")
@@ -174,9 +178,9 @@ def _checked_model(open_clip: Any, config_file: str) -> Mapping[str, Any]:
 def _check_positive(
   model: Mapping[str, Any], part: str, item: str, config_file: str
 ) -> None:
-  """Raises ClipError for an item that is there, but no integer from 1."""
+  """Raises ClipError if an item is present, but is not an integer from 1."""
   value = model[part].get(item)
-  # A bool is an int to isinstance.
+  # Compare the type: isinstance would accept True as an int.
   if value is not None and (type(value) is not int or value < 1):
     raise ClipError(
       f"{config_file}: {part}.{item}: got {value!r}, expected an integer from 1"
@@ -184,27 +188,28 @@ def _check_positive(
 
 
 def unread(model: Mapping[str, Any], image_tower: bool = True) -> list[str]:
-  """Returns why no towers here implement a model, in its user's words; empty if they do.
+  """Returns why no towers here implement a model, for a user; empty if they do.
 
   Args:
     model: `model_cfg` of an open_clip_config.json, with `vision_cfg` and `text_cfg`.
     image_tower: whether the image tower is read too.
 
   Returns:
-    One reason for the whole CLIP, or at most one for each tower, the image's first.
+    One reason for the whole CLIP, or at most one for each tower, the image tower's
+    first.
   """
-  of_model = _other_items("model_cfg", model)
-  if of_model:
-    return of_model[:1]
-  of_text = _unread_text(model["text_cfg"])
+  model_reasons = _other_items("model_cfg", model)
+  if model_reasons:
+    return model_reasons[:1]
+  text_reasons = _unread_text(model["text_cfg"])
   if not image_tower:
-    return of_text[:1]
-  of_image = []
+    return text_reasons[:1]
+  image_reasons = []
   timm_name = model["vision_cfg"].get("timm_model_name")
   if timm_name is not None and timm_name not in MODELS:
-    of_image.append(f"its image tower is timm's {timm_name}")
-  of_image += _other_items("vision_cfg", model["vision_cfg"])
-  return of_image[:1] + of_text[:1]
+    image_reasons.append(f"its image tower is timm's {timm_name}")
+  image_reasons += _other_items("vision_cfg", model["vision_cfg"])
+  return image_reasons[:1] + text_reasons[:1]
 
 
 def _unread_text(text: Mapping[str, Any]) -> list[str]:
@@ -217,7 +222,7 @@ def _unread_text(text: Mapping[str, Any]) -> list[str]:
         "its text tower attends to all positions, but has its feature at EOT"
       )
     return reasons
-  # Where a tokenizer of its own ends the texts, open_clip calls EOT's position "eos".
+  # open_clip also calls EOT's position "eos" if a CLIP has a tokenizer of its own.
   pools: tuple[str, ...] = ("argmax",)
   if text.get("hf_tokenizer_name"):
     pools = ("eos", "argmax")
@@ -227,15 +232,15 @@ def _unread_text(text: Mapping[str, Any]) -> list[str]:
 
 
 def _other_items(part: str, items: Mapping[str, Any]) -> list[str]:
-  """Reasons by items that would change what the weights compute, the most telling first.
+  """Reasons for items that would change what the weights compute, most telling first.
 
   Args:
     part: `model_cfg`, `vision_cfg` or `text_cfg`.
-    items: its items.
+    items: items of this part.
   """
   known_items = _KNOWN_ITEMS[part] | _TRAINING_ITEMS
-  in_words = []  # what a user calls such a CLIP
-  by_item = []
+  in_words = []  # reasons that describe the CLIP
+  by_item = []  # reasons that only name the item
   for item, value in items.items():
     is_harmless = value in _HARMLESS_ITEMS.get((part, item), ())
     if item in known_items or not value or is_harmless:
@@ -259,7 +264,7 @@ def check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) ->
     where: name of the CLIP, for messages.
 
   Raises:
-    ClipError: they differ.
+    ClipError: the file contradicts the weights.
   """
   text = config.text_config
   text_sizes = {
@@ -275,14 +280,14 @@ def check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) ->
 
 
 def _vision_sizes(vision: Any) -> dict[str, Any]:
-  """Items of a `vision_cfg` that an image tower's sizes give, under open_clip's names."""
+  """Sizes of an image tower, under the names that open_clip's `vision_cfg` has."""
   if isinstance(vision, NoImageTower):
     return {}
   sizes: dict[str, Any] = {"image_size": vision.image_size}
   if isinstance(vision, ResNetConfig):
     sizes["width"] = vision.width
     sizes["layers"] = list(vision.layers)
-  elif not isinstance(vision, ImageTowerConfig):  # of a family, whose tensors tell
+  elif not isinstance(vision, ImageTowerConfig):  # a family's tensors tell
     sizes["width"] = vision.hidden_size
     sizes["layers"] = vision.num_hidden_layers
     sizes["patch_size"] = vision.patch_size
@@ -297,7 +302,7 @@ def _check_items(
   Args:
     part: name of the part, for messages.
     settings: items of open_clip_config.json, which may lack some.
-    sizes: values of the items by the weights.
+    sizes: values that the weights give to the items.
     where: name of the CLIP, for messages.
   """
   for item, size in sizes.items():

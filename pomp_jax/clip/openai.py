@@ -1,9 +1,9 @@
-"""CLIPs in OpenAI's layout, which open_clip kept: names of the weights, sizes by their
-shapes.
+"""CLIPs in OpenAI's layout, which open_clip also uses: names of the weights, and sizes
+from the shapes of the weights.
 
-The shapes give all sizes but the number of heads and the activation.
-`open_clip_config.json` beside the weights has both. Without it they are assumed to be
-the usual ones of the two projects.
+The shapes give all sizes except the number of heads. They do not tell the activation
+either. `open_clip_config.json` beside the weights has both. Without this file, the
+usual heads and activation of the two projects are assumed.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,11 @@ WEIGHTS = (
   "open_clip_pytorch_model.safetensors",
   "open_clip_pytorch_model.bin",
 )
-# File, item and prefix of the names of the preprocessing's mean and std.
+# Where the preprocessing is: the file, its item, and the prefix in the names of mean
+# and std.
 STATISTICS = (CONFIG, "preprocess_cfg", "")
 
-# Tensors that only OpenAI's own state dicts have beside the weights.
+# Tensors that are no weights, and that only OpenAI's own state dicts have.
 _FACTS = ("input_resolution", "context_length", "vocab_size")
 
 # Heads are 64 wide, except in open_clip's H/14, g/14, bigG/14 and e/14.
@@ -39,8 +40,8 @@ _HEAD_WIDTH = 64
 _WIDE_HEADS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 _WIDEST_OF_OPENAI = 1024
 
-# Parts of FlaxCLIP's names, and OpenAI's in their place, in this order. The ResNet's
-# modules have OpenAI's names in `clip.resnet` too, but for items of lists.
+# Parts of FlaxCLIP's names -> OpenAI's names for them, replaced in this order. Modules
+# in `clip.resnet` already have OpenAI's names, except for "_" before an item of a list.
 _NAMES = {
   "text_model.embeddings.token_embedding.embedding": "token_embedding.weight",
   "text_model.embeddings.position_embedding.embedding": "positional_embedding",
@@ -66,7 +67,7 @@ _NAMES = {
   ".var": ".running_var",
 }
 _STACKED = ("q_proj", "k_proj", "v_proj")
-# Endings of the tensors that have the parameter's axes: tables, and bare matrices.
+# Endings of the names of tensors that are not transposed: tables, and bare matrices.
 _NOT_TRANSPOSED = (
   "embedding",
   "token_embedding.weight",
@@ -78,7 +79,8 @@ _NOT_TRANSPOSED = (
 def _source(path: Parameter) -> Source:
   """Source of a parameter in OpenAI's own layout.
 
-  The kernels and biases of queries, keys and values are one stacked tensor there.
+  OpenAI stacks the kernels of queries, keys and values into one tensor, and their
+  biases into another.
   """
   name = ".".join(path)
   for ours, theirs in _NAMES.items():
@@ -95,11 +97,11 @@ LAYOUT = Layout(_source, ("attn_mask", "num_batches_tracked", *_FACTS))
 
 
 def layout(weights: Weights, config: ClipConfig) -> Layout:
-  """The names in a file of weights, with open_clip's variations.
+  """Returns the layout of a file of weights, with open_clip's variations.
 
   Args:
-    weights: file, whose tensors tell the text tower's variation.
-    config: sizes, whose image tower may keep the names of its tensors.
+    weights: file of weights; its names tell the variation of the text tower.
+    config: sizes; towers of `clip.families` keep the names of their tensors.
   """
   vision = config.vision_config
   text_prefix = _text_prefix(weights.shapes)
@@ -110,7 +112,7 @@ def layout(weights: Weights, config: ClipConfig) -> Layout:
       return Source(vision.prefix + path[1], as_is=True)
     tensor = _source(path)
     if path == ("text_projection", "kernel") and projection_is_dense:
-      # OpenAI's projection is a bare matrix; this one is torch's dense layer.
+      # OpenAI's projection is a bare matrix; here it is torch's dense layer.
       tensor = Source("text_projection.weight")
     if path[0].startswith("text"):
       tensor = tensor._replace(key=text_prefix + tensor.key)
@@ -120,19 +122,20 @@ def layout(weights: Weights, config: ClipConfig) -> Layout:
 
 
 def _text_prefix(shapes: Shapes) -> str:
-  """In front of the text tower's names, where it is a module of its own."""
+  """Start of the names of the text tower's tensors: "text." if the tower is a module of
+  its own, otherwise empty."""
   return "text." if "text.token_embedding.weight" in shapes else ""
 
 
 def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
-  """Reads CLIP's tokenizer from the merges, or the other one that open_clip names.
+  """Reads the tokenizer that open_clip_config.json names, or CLIP's from the merges.
 
   Args:
-    files: files of the CLIP, of which open_clip_config.json names another tokenizer.
-    config: sizes, with the number of tokens that the merges must give.
+    files: files of the CLIP.
+    config: sizes; a tokenizer from merges must have as many tokens.
 
   Raises:
-    ClipError: it is missing or can't be read.
+    ClipError: the tokenizer is missing or can't be read.
   """
   settings = _text_settings(files)
   repository = settings.get("hf_tokenizer_name")
@@ -171,7 +174,7 @@ def check_config(files: Files, where: str, image_tower: bool) -> None:
     image_tower: whether the image tower is read too.
 
   Raises:
-    ClipError: no tower here implements it.
+    ClipError: no tower here implements the CLIP.
   """
   open_clip = files.json(CONFIG)
   if open_clip is None:
@@ -185,10 +188,10 @@ def read_config(
   """Infers the sizes of weights in OpenAI's and open_clip's layout from their shapes.
 
   Args:
-    files: files of the CLIP, of which open_clip_config.json tells what shapes don't.
+    files: files of the CLIP; open_clip_config.json tells what the shapes don't.
     weights: weights, whose shapes give the sizes.
-    activation: `quick_gelu`, `gelu`, or `auto`: that of open_clip_config.json, or else
-      the usual one.
+    activation: `quick_gelu`, `gelu`, or `auto`: the activation that
+      open_clip_config.json tells, or else the usual one.
     image_tower: whether the image tower is read too.
 
   Raises:
@@ -221,7 +224,7 @@ def read_config(
 def _text(
   shapes: Shapes, activation: str, settings: Mapping[str, Any], where: str
 ) -> CLIPTextConfig:
-  """Sizes of the text tower.
+  """Infers the sizes of the text tower.
 
   Args:
     shapes: shapes of the weights.
@@ -240,10 +243,10 @@ def _text(
   n_heads = settings.get("heads")
   if not n_heads:
     n_heads = _heads(width, _HEAD_WIDTH, "text", where)
-  if settings.get("act_kwargs"):  # the one value that is accepted: approximate GELU
+  if settings.get("act_kwargs"):  # `open_clip` accepts only approximate GELU
     activation = "gelu_pytorch_tanh"
-  # CLIP's vocabulary ends with SOS and EOT. Other tokenizers end a text with the token
-  # whose feature is read.
+  # CLIP's vocabulary ends with SOS and EOT. Texts of another tokenizer end with the
+  # token whose feature is read, so no EOT id is needed.
   sos_id = n_tokens - 2
   eot_id = n_tokens - 1
   ends_by_position = bool(settings.get("hf_tokenizer_name"))
@@ -263,12 +266,12 @@ def _text(
 
 
 def _shape(shapes: Shapes, name: str, n_axes: int, where: str) -> tuple[int, ...]:
-  """The shape of a tensor; ClipError if it is missing or has other axes.
+  """Returns the shape of a tensor; ClipError if it is missing or has other axes.
 
   Args:
     shapes: shapes of the weights.
     name: name of the tensor.
-    n_axes: axes that it must have, none of them empty.
+    n_axes: number of axes that the tensor must have; no axis may have length 0.
     where: name of the file, for messages.
   """
   if name not in shapes:
@@ -285,7 +288,7 @@ def _shape(shapes: Shapes, name: str, n_axes: int, where: str) -> tuple[int, ...
 
 
 def _transformer(shapes: Shapes, prefix: str, width: int, where: str) -> dict[str, int]:
-  """Sizes of either tower's transformer, under HuggingFace's names."""
+  """Infers the sizes of either tower's transformer, under HuggingFace's names."""
   layers = count(shapes, f"{prefix}.resblocks.")
   mlp, _ = _shape(shapes, f"{prefix}.resblocks.0.mlp.c_fc.weight", 2, where)
   return {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
@@ -294,14 +297,14 @@ def _transformer(shapes: Shapes, prefix: str, width: int, where: str) -> dict[st
 def _vit(
   shapes: Shapes, head_width: int | None, hidden_act: str, where: str, notes: list[str]
 ) -> CLIPVisionConfig:
-  """Sizes of OpenAI's ViT.
+  """Infers the sizes of OpenAI's ViT.
 
   Args:
     shapes: shapes of the weights.
-    head_width: width of a head; None for the usual one of a tower of this width.
+    head_width: width of a head; None for the usual width of a head in such a tower.
     hidden_act: activation of the MLPs.
     where: name of the file, for messages.
-    notes: for the log; one is added if heads of an unusual width are assumed.
+    notes: notes for the log; one is added if heads are assumed to be wider than usual.
   """
   width, _, patch, _ = _shape(shapes, "visual.conv1.weight", 4, where)
   n_positions, _ = _shape(shapes, "visual.positional_embedding", 2, where)
@@ -329,7 +332,7 @@ def _vit(
 
 
 def _resnet(shapes: Shapes, head_width: int, where: str) -> ResNetConfig:
-  """Sizes of OpenAI's ResNet.
+  """Infers the sizes of OpenAI's ResNet.
 
   Args:
     shapes: shapes of the weights.
@@ -342,8 +345,8 @@ def _resnet(shapes: Shapes, head_width: int, where: str) -> ResNetConfig:
   )
   embedding, _ = _shape(shapes, "visual.attnpool.c_proj.weight", 2, where)
   n_blocks = tuple(count(shapes, f"visual.layer{stage}.") for stage in range(1, 5))
-  # The first position is that of the mean. The stem halves the image twice, and three
-  # of the stages once: 32 pixels a position.
+  # The first position belongs to the mean. The stem halves the image twice, and three
+  # stages halve it once each, so a position is 32 pixels wide.
   side = math.isqrt(max(n_positions - 1, 0))
   return ResNetConfig(
     layers=n_blocks,
@@ -355,7 +358,7 @@ def _resnet(shapes: Shapes, head_width: int, where: str) -> ResNetConfig:
 
 
 def _heads(width: int, head_width: int, tower: str, where: str) -> int:
-  """Number of heads; ClipError if their width does not divide the tower's."""
+  """Number of heads; ClipError if the heads' width does not divide the tower's."""
   if width % head_width:
     raise ClipError(
       f"{where}: the {tower} tower's width: got {width}, expected a multiple of its"
@@ -369,17 +372,17 @@ class _Activation(NamedTuple):
   """The activation of the MLPs."""
 
   name: str  # `quick_gelu` or `gelu`
-  note: str  # where it comes from, for the log
+  note: str  # reason for the activation, for the log
 
 
 def _activation(
   shapes: Shapes, activation: str, model: Mapping[str, Any]
 ) -> _Activation:
-  """The MLPs' activation: requested, by the configuration, or the usual one.
+  """Chooses the MLPs' activation: the requested, the configured or the usual one.
 
   Args:
     shapes: shapes of the weights.
-    activation: `quick_gelu`, `gelu`, or `auto` if none is requested.
+    activation: `quick_gelu` or `gelu`; `auto` requests none.
     model: `model_cfg` of open_clip_config.json; empty without the file.
   """
   if activation != "auto":
@@ -392,7 +395,7 @@ def _activation(
       "quick_gelu", "quick_gelu, as in all of OpenAI's own checkpoints"
     )
 
-  # Nothing in the file tells. The note has ASSUMED, by which the log warns.
+  # Nothing in the file tells the activation. "ASSUMED" in the note makes the log warn.
   image_width = shapes.get("visual.conv1.weight", (0,))[0]
   if image_width > _WIDEST_OF_OPENAI:
     name = "gelu"

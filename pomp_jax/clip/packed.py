@@ -1,19 +1,22 @@
 """The fast text tower: the shared prefix computed once, names packed without padding.
 
-CLIP's text tower is causal and the prompt comes first, so the keys and values of the
-prefix are equal for all classes, and no token after EOT influences EOT. One row of R =
-P + T tokens, the prefix and then the classes' own tokens, passes through every dense
-layer. Only attention separates classes: a token attends to the prefix and to a window
-of the tokens before it, masked to its own class. The window covers the longest class,
-so it is exact. The last layer computes its MLP at the EOT tokens alone. T is static,
-the token budget; rows beyond it are dropped, see `kept_rows`. On TPUs the tokens are
-packed into blocks instead, each with the prefix, see `clip.blocks`.
+CLIP's text tower is causal and the prefix comes first, so the keys and values of the
+prefix are equal for all classes, and no token after EOT influences EOT. One sequence of
+R = P + T tokens, the prefix and then the own tokens of all classes, passes through
+every dense layer. Only attention separates classes: a token attends to the prefix and
+to a window of the tokens before it, masked to its own class. The window covers the
+longest class, so the attention is exact. The last layer computes its MLP at the EOT
+tokens alone. T, the token budget, is static; classes beyond the budget are dropped, see
+`kept_rows`. On TPUs the tokens are packed into blocks that each begin with the prefix,
+see `clip.blocks`.
 
 The weights are frozen, so the backward pass needs no input of any dense layer: layer
 norm, activation and attention have custom VJPs with few residuals.
 
-Shapes: C classes, P prefix tokens, L own tokens of a class, T packed tokens, R = P + T,
-D width, F width of the MLP, E embedding. Imports jax and numpy only.
+Shapes: C classes of a call (rows of its arguments), N classes in all, P prefix tokens,
+L positions for a class's own tokens, T packed tokens, R = P + T (in blocks: G blocks of
+W tokens, R = G * W), S positions of the text tower, D width, F width of the MLP, E
+embedding. `_select` gathers O of I rows. Imports jax and numpy only.
 """
 
 from collections.abc import Callable
@@ -30,16 +33,17 @@ from pomp_jax.clip.attention import masks_of, packed_attention
 from pomp_jax.clip.blocks import PARTS, block_attention, n_blocks, pack_blocks, room_of
 from pomp_jax.clip.precision import precision_of
 
-# What the backward pass recomputes, from fast to small. `none`: nothing costly, with
-# the input of every layer norm, activation and attention as residuals. `layers`: each
-# layer, from its input. `chunks`: each chunk, so that peak memory is that of one chunk.
+# What the backward pass recomputes, from the fastest to the smallest in memory. `none`:
+# nothing costly; the inputs of every layer norm, activation and attention are
+# residuals. `layers`: each layer, from its input. `chunks`: each chunk, so that memory
+# holds the residuals of only one chunk.
 REMAT = ("none", "layers", "chunks")
 
 
 class MemoryPlan(NamedTuple):
-  """How the rows of a step share the memory of its backward pass."""
+  """How the classes of a step share the memory of the backward pass."""
 
-  n_chunks: int = 1  # parts that are computed one after the other
+  n_chunks: int = 1  # number of parts, which are computed one after the other
   remat: str = "none"  # one of REMAT
 
 
@@ -60,22 +64,22 @@ def shared_text_tower(
   memory: MemoryPlan = AT_ONCE,
   block: int | None = None,
 ) -> Callable[..., Float[Array, "C E"]]:
-  """Builds the tower of `clip.text.TextTower`, equal to `reference` for every kept row.
+  """Builds a fast `clip.text.TextTower`, equal to `reference` for every kept row.
 
-  The optional argument `deep` [J-1,M,D] of the tower is MaPLe's (Khattak et al., 2023):
+  The tower has one more argument, `deep` [J-1,M,D], for MaPLe (Khattak et al., 2023).
   deep[j-1] replaces the prefix's last M tokens before layer j, for j = 1..J-1.
 
   Args:
     config: HuggingFace's CLIPTextConfig, or an object with its fields.
     dtype: compute type of the dense layers and of attention, see `clip.precision`; layer
       norm, softmax and the sum of the layers stay float32.
-    token_budget: T, the most own tokens of all rows; C * L if None. Features of rows
-      beyond it, see `kept_rows`, are 1, without gradient.
+    token_budget: T, most own tokens of all rows together; enough for C * L if None.
+      Features of rows beyond the budget, see `kept_rows`, are 1, without gradient.
     memory: chunks and rematerialisation.
-    block: W of `clip.blocks.block_width`; None packs all tokens into one row.
+    block: W of `clip.blocks.block_width`; None packs all tokens into one sequence.
 
   Raises:
-    ValueError: in a call of the tower, a prompt that does not fit its positions.
+    ValueError: by the tower, when it is called with a prompt longer than its positions.
   """
   dtype, products = precision_of(dtype)
 
@@ -99,7 +103,7 @@ def shared_text_tower(
     is_kept_C = kept_rows(lengths_C, budget, capacity)
     kept_lengths_C = jnp.where(is_kept_C, lengths_C, 0)
     if memory.n_chunks > 1:
-      # Every chunk gets its share of the tokens and one row more.
+      # `in_chunks` balances tokens up to one row, so add the longest row to each share.
       budget = math.ceil(budget / memory.n_chunks) + longest
 
     if block is None:
@@ -119,18 +123,20 @@ def shared_text_tower(
 def kept_rows(
   lengths_C: Int32[Array, " C"], token_budget: int, capacity: int | None = None
 ) -> Bool[Array, " C"]:
-  """Which rows a tower with a token budget computes: all up to the first beyond it.
+  """Which rows a tower with a token budget computes.
+
+  A row is kept if the tokens of this and all earlier rows fit in the budget. Each row
+  takes its own tokens, or with blocks its share of a block, see `taken_of`.
 
   Args:
-    lengths_C: own tokens of the rows.
-    token_budget: T.
-    capacity: own tokens that a block has room for. A row takes its share of a block
-      then, see `taken_of`. None without blocks.
+    lengths_C: own tokens of each row.
+    token_budget: T, most tokens that all kept rows may take together.
+    capacity: own tokens that fit in a block; None without blocks.
   """
   if capacity is None:
     used_C = jnp.cumsum(lengths_C)
     return used_C <= token_budget
-  # In parts of a token, so that the sums are exact.
+  # Count room in integer parts of a token (PARTS for one token): their sums are exact.
   used_parts_C = jnp.cumsum(room_of(lengths_C, capacity))
   return used_parts_C <= PARTS * token_budget
 
@@ -138,9 +144,10 @@ def kept_rows(
 def taken_of(
   lengths_N: Int32[np.ndarray, " N"], capacity: int | None = None
 ) -> Float[np.ndarray, " N"]:
-  """Tokens that rows take of a budget; the sums of any number of rows are exact.
+  """Tokens that each row takes of a token budget.
 
-  These are their own tokens, or their shares of blocks of this capacity.
+  Without a capacity a row takes its own tokens. With the capacity of a block, the row
+  takes its share of the block in tokens. Sums of these numbers are exact.
   """
   if capacity is None:
     return lengths_N.astype(np.float64)
@@ -153,26 +160,29 @@ def token_budget(
   n_given: int = 0,
   capacity: int | None = None,
 ) -> int:
-  """T for a step: enough for uniform draws except with negligible probability.
+  """T for a step: enough for the classes of almost every step with uniform draws.
 
   The tokens of n rows drawn without replacement have the mean n mu and the variance n
   s^2 (N - n) / (N - 1). About one step in 30,000 exceeds four standard deviations.
 
   Args:
     lengths_N: own tokens of all classes.
-    n_drawn: n, the rows that are drawn.
-    n_given: arbitrary rows before them, the positives. They count as further draws, but
-      always fit, even if all are of the longest class.
-    capacity: own tokens of a block, in which tokens are those that rows take, see
-      `taken_of`; None without blocks.
+    n_drawn: n, number of rows that are drawn.
+    n_given: number of arbitrary rows before the drawn ones, the positives. The estimate
+      counts them as independent draws, but they always fit, even if each is the longest
+      class.
+    capacity: own tokens that fit in a block; None without blocks. With blocks T counts
+      the tokens that rows take of their blocks, see `taken_of`.
 
   Returns:
-    A multiple of 16, at most the tokens of the longest names.
+    T, rounded up to a multiple of 16. Before rounding, T is at most what the longest
+    names take.
   """
   taken_N = taken_of(lengths_N, capacity)
   n_classes = taken_N.size
   longest = taken_N.max()
-  # The variance of a draw without replacement, and of independent positives.
+  # Number of independent draws with the same variance: n drawn without replacement
+  # count as n (N - n) / (N - 1), and the positives are independent.
   n_independent = n_drawn * (n_classes - n_drawn) / max(n_classes - 1, 1) + n_given
   variance = taken_N.var() * n_independent
   expected = taken_N.mean() * (n_drawn + n_given) + 4.0 * math.sqrt(variance)
@@ -185,36 +195,38 @@ def token_budget(
 class _Packing(NamedTuple):
   """Indices between packed tokens and classes; -1 for none."""
 
-  # row * L + position of each packed token in the suffix [C * L]
+  # class * L + position in the class, for each packed token
   source_T: Int32[Array, " T"]
-  target_CL: Int32[Array, " C*L"]  # packed token of each suffix token; the inverse
-  # class of each packed token; the number of classes for none
+  # packed token of each class and position; the inverse of `source_T`
+  target_CL: Int32[Array, " C*L"]
+  # class of each packed token; the number of classes for a token without a class
   row_T: Int32[Array, " T"]
-  position_T: Int32[Array, " T"]  # position among the class's own tokens
+  position_T: Int32[Array, " T"]  # position of a packed token in its class
   eot_C: Int32[Array, " C"]  # packed token of each class's EOT
-  eot_T: Int32[Array, " T"]  # class of which a packed token is the EOT; the inverse
+  eot_T: Int32[Array, " T"]  # class whose EOT a packed token is; the inverse of `eot_C`
 
 
 def _pack(lengths_C: Array, n_suffix: int, budget: int) -> _Packing:
   """Numbers the own tokens of all classes one after the other.
 
   Args:
-    lengths_C: own tokens of each class; 0 for one that is left out.
-    n_suffix: L, the positions of a class's suffix.
-    budget: T, packed tokens; those beyond the last class's belong to none.
+    lengths_C: own tokens of each class; 0 for a class that is left out.
+    n_suffix: L, positions for a class's own tokens.
+    budget: T, number of packed tokens. Packed tokens after the last class's own tokens
+      belong to no class.
   """
   n_classes = lengths_C.shape[0]
   ends_C = jnp.cumsum(lengths_C)
   starts_C = ends_C - lengths_C
 
-  # From packed tokens to classes: whose token it is, and where in the class.
+  # For each packed token: its class, and its position in the class.
   token_T = jnp.arange(budget, dtype=jnp.int32)
   row_T = jnp.searchsorted(ends_C, token_T, side="right").astype(jnp.int32)
   exists_T = row_T < n_classes
-  index_T = jnp.minimum(row_T, n_classes - 1)  # of a class even where there is none
+  index_T = jnp.minimum(row_T, n_classes - 1)  # a valid index, also without a class
   position_T = jnp.where(exists_T, token_T - starts_C[index_T], 0)
 
-  # From classes to packed tokens.
+  # For each class and position: the packed token.
   position_L = jnp.arange(n_suffix, dtype=jnp.int32)
   is_own_CxL = position_L < lengths_C[:, None]
   target_CxL = jnp.where(is_own_CxL, starts_C[:, None] + position_L, -1)
@@ -233,9 +245,10 @@ def _pack(lengths_C: Array, n_suffix: int, budget: int) -> _Packing:
 def _select(rows_IxD: Any, index_O: Array, inverse_I: Array) -> Array:
   """rows[index], zero where the index is -1.
 
-  `inverse_I` is the inverse of the partial map, which the backward pass needs: the
-  transpose of a gather is a scatter, which is slow on CPUs and not deterministic on
-  GPUs. That of a partial permutation is another gather.
+  The backward pass reads `inverse_I`, the inverse of the map: -1 for rows that are not
+  selected. In general the transpose of a gather is a scatter, which is slow on CPUs and
+  not deterministic on GPUs. Here no row is selected twice, so the transpose is a gather
+  with the inverse.
   """
   del inverse_I
   return jnp.where(index_O[:, None] >= 0, rows_IxD[jnp.maximum(index_O, 0)], 0)
@@ -258,13 +271,13 @@ _select.defvjp(_select_forward, _select_backward)
 
 
 class Tower(NamedTuple):
-  """What is the same for all classes; see `shared_text_tower`."""
+  """Settings and parameters of a text tower, equal for all classes."""
 
   config: Any
   dtype: Any
   remat: str
   params: Any
-  one_pass: bool = False  # of the layer norms, see `_Norm`
+  one_pass: bool = False  # whether layer norms read rows once, see `_Norm`
 
 
 def _packed_features(
@@ -275,14 +288,14 @@ def _packed_features(
   suffix_CxLxD: Any,
   lengths_C: Array,
 ) -> Float[Array, "C E"]:
-  """Features of all rows in one packed pass.
+  """Computes features of all rows in one packed pass.
 
-  They are undefined but finite for rows of length 0.
+  Features of rows of length 0 are undefined but finite.
   """
   n_classes, n_suffix, width = suffix_CxLxD.shape
   n_prefix = prefix_PxD.shape[0]
-  # A token attends to at most L - 1 tokens before it: in its own block of W and the one
-  # before.
+  # A token attends to at most L - 1 tokens before it. With windows of at least L - 1
+  # tokens, these are in its own window and the window before.
   window = 8 * math.ceil(max(n_suffix - 1, 1) / 8)
   budget = window * math.ceil(budget / window)
   packing = _pack(lengths_C, n_suffix, budget)
@@ -315,7 +328,7 @@ def _packed_features(
 
 
 def _positions(tower: Tower) -> Array:
-  """Embeddings of the text tower's positions [S,D]."""
+  """Embeddings [S,D] of the text tower's positions."""
   embeddings = tower.params["text_model"]["embeddings"]
   return jnp.asarray(embeddings["position_embedding"]["embedding"])
 
@@ -329,7 +342,10 @@ def _block_features(
   suffix_CxLxD: Any,
   lengths_C: Array,
 ) -> Float[Array, "C E"]:
-  """Features of all rows in blocks; undefined but finite for rows of length 0."""
+  """Computes features of all rows, packed into blocks.
+
+  Features of rows of length 0 are undefined but finite.
+  """
   n_classes, n_suffix, n_features = suffix_CxLxD.shape
   n_prefix = prefix_PxD.shape[0]
   number = n_blocks(budget, width - n_prefix, n_suffix)
@@ -378,14 +394,14 @@ def encoded(
   select_last: Callable,
   enter: Callable[[int, Array], Array] = lambda i, hidden_RxD: hidden_RxD,
 ) -> Float[Array, "C E"]:
-  """Computes features by all layers of a text tower.
+  """Passes tokens through all layers of a text tower, and projects them to features.
 
   Args:
     tower: sizes and parameters.
-    hidden_RxD: embeddings of the tokens with their positions.
+    hidden_RxD: embeddings of the tokens, with their positions added.
     attend: attention, see `layer`.
     select_last: function from [R,D] to the rows [C,D] whose features are read.
-    enter: function from the number of a layer and its input to another input.
+    enter: function (number of a layer, input of the layer) -> changed input.
   """
   model = tower.params["text_model"]
   n_layers = tower.config.num_hidden_layers
@@ -412,8 +428,8 @@ def in_chunks(
 ) -> Float[Array, "C E"]:
   """Computes the rows in chunks, each with its own pass of the prefix (a few tokens).
 
-  Rows are dealt out from the longest on, so the tokens of two chunks differ by at most
-  one row's.
+  The chunks take turns in taking the longest row that is left, so the numbers of tokens
+  of two chunks differ by at most one row's tokens.
 
   Args:
     compute: function from suffixes and lengths of some rows to their features.
@@ -445,15 +461,16 @@ def in_chunks(
 def in_equal_chunks(
   compute: Callable, memory: MemoryPlan, suffix_CxLxD: Any, lengths_C: Array
 ) -> Float[Array, "C E"]:
-  """Computes rows of one length in chunks, in their order, which copies no embedding.
+  """Computes rows of equal length in chunks.
 
-  Args: see `in_chunks`.
+  Unlike `in_chunks`, keeps the order of the rows, which saves a permuted copy of the
+  embeddings. The arguments are those of `in_chunks`.
   """
   if memory.n_chunks == 1:
     return compute(suffix_CxLxD, lengths_C)
   n_classes = len(lengths_C)
   n_rows = math.ceil(n_classes / memory.n_chunks)
-  # Fewer chunks may hold all rows.
+  # Rounding up the rows of a chunk may make fewer chunks sufficient.
   n_chunks = math.ceil(n_classes / n_rows)
   n_padding = n_rows * n_chunks - n_classes
 
@@ -474,13 +491,13 @@ def _one_after_the_other(
   suffix_NxCxLxD: Array,
   lengths_NxC: Array,
 ) -> Float[Array, "slots E"]:
-  """Computes N chunks of rows in a loop, so that one is in memory at a time.
+  """Computes N chunks of rows in a loop, so that memory holds one chunk at a time.
 
   Args:
     compute: function from suffixes and lengths of a chunk to its features.
     memory: whether the backward pass recomputes each chunk.
     suffix_NxCxLxD: embeddings of the chunks' rows.
-    lengths_NxC: own tokens of these rows.
+    lengths_NxC: own tokens of each row.
 
   Returns:
     Features of all rows, chunk after chunk [N * C,E].
@@ -512,8 +529,8 @@ def layer(
     tower: sizes and compute type.
     weights: parameters of the layer.
     hidden_RxD: input, float32.
-    attend: function from scaled queries, keys and values [R,D] to what attention gives.
-    select: function from [R,D] to the rows that are read; only these get an MLP.
+    attend: function from scaled queries, keys and values [R,D] to the result [R,D].
+    select: function from [R,D] to the rows that are read; only these rows pass the MLP.
   """
   attention = weights["self_attn"]
   mlp = weights["mlp"]
@@ -540,7 +557,8 @@ def layer(
 
 
 def _activated(name: str, rows_RxF: Array, bias_F: Any) -> Array:
-  """The MLP's activation of rows + bias, with the rows as the only residual."""
+  """The MLP's activation of rows + bias; of arrays with R rows, the backward pass keeps
+  only `rows_RxF`."""
   return ACTIVATIONS[name](rows_RxF + bias_F.astype(rows_RxF.dtype))
 
 
@@ -567,8 +585,8 @@ def layer_norm(
 ) -> Float[Array, "... D"]:
   """Layer norm over the last axis, (x - mean) / sqrt(var + epsilon) * scale + bias.
 
-  It is computed in float32. The backward pass recomputes the normed rows, so that the
-  only residuals of the rows' size are the rows themselves.
+  The norm is computed in float32. The backward pass recomputes the normed rows, so the
+  rows themselves are the only residual of their size.
 
   Args:
     epsilon: number added to the variance.
@@ -582,18 +600,18 @@ def layer_norm(
 
 
 class _Norm(NamedTuple):
-  """What is static in a layer norm."""
+  """Static settings of a layer norm."""
 
   epsilon: float
   dtype: Any
-  # The variance is E[x^2] - E[x]^2, as in Flax: one pass over the rows, which a TPU
-  # fuses with the product before. Exact to rounding where the mean is no larger than
-  # the deviation.
+  # Whether the variance is E[x^2] - E[x]^2, as in Flax: one pass over the rows, which a
+  # TPU fuses with the matrix product before. This formula is exact to rounding if the
+  # mean is not larger than the standard deviation.
   one_pass: bool = False
 
 
 class _NormResiduals(NamedTuple):
-  """What the backward pass of a layer norm reads."""
+  """Arrays of the forward pass that the backward pass of a layer norm reads."""
 
   rows_RxD: Array
   mean_Rx1: Array
@@ -630,11 +648,10 @@ def _layer_norm_backward(
 ) -> tuple[Array, Array, Array]:
   """Gradients of rows, scale and bias, from the gradient g of y = n s + b.
 
-  With the mean over a row's D numbers:
+  The mean is over the D numbers of a row, the sums are over the rows:
 
-    dx = (g s - mean(g s) - n mean(g s n)) / sqrt(var + epsilon),  ds = g n,  db = g,
-
-  the last two summed over the rows.
+    dx = (g s - mean(g s) - n mean(g s n)) / sqrt(var + epsilon),
+    ds = sum(g n),  db = sum(g).
   """
   del settings
   rows_RxD, mean_Rx1, inverse_Rx1, scale_D = residuals

@@ -1,8 +1,8 @@
 """The precision of matrix products and convolutions.
 
-XLA's default on float32 inputs is TF32 on GPUs (11 bits of the products' inputs), one
-bfloat16 pass (8 bits) on TPUs, float32 on CPUs. A precision that is set here is part of
-the compiled program.
+For float32 inputs XLA's default is TF32 on GPUs (products read 11 bits of their
+inputs), one bfloat16 pass on TPUs (8 bits), and float32 on CPUs. The precision is part
+of a compiled program.
 """
 
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ DTYPES = ("float32", "tensorfloat32", "bfloat16")
 class Precision(NamedTuple):
   """How a tower computes."""
 
-  dtype: Any  # of the activations
+  dtype: Any  # type of the activations
   products: str  # a value of `jax.default_matmul_precision`
 
 
 def precision_of(dtype: Any) -> Precision:
-  """How a tower computes in a type of `config.clip.dtype`, or of NumPy.
+  """Returns the precision for a value of `config.clip.dtype`, or for a NumPy type.
 
   - `float32`: products in float32, which are six bfloat16 passes on TPUs.
   - `tensorfloat32`: float32 with faster products, TF32 on GPUs and three bfloat16 passes

@@ -1,5 +1,5 @@
-"""The reference text tower: HuggingFace FlaxCLIP's own modules, the oracle of the fast
-one.
+"""The reference text tower: HuggingFace FlaxCLIP's own modules, which tests compare the
+fast tower with.
 
 Shapes: C classes, P prefix tokens, L own tokens of a class, T positions, D width, E
 embedding.
@@ -21,17 +21,17 @@ from pomp_jax.clip.precision import precision_of
 def reference_text_tower(
   config: CLIPTextConfig, dtype: Any = jnp.float32
 ) -> Callable[..., Float[Array, "C E"]]:
-  """Builds the tower of `clip.text.TextTower` over the full sequence of positions.
+  """Builds a `clip.text.TextTower` that computes all positions of every class.
 
-  Every class has its copy of the prefix and padding to the last position, as in the
-  published code.
+  Every class has its own copy of the prefix, and padding up to the last position, as in
+  the published code.
 
   Args:
-    config: text tower's sizes.
+    config: sizes of the text tower.
     dtype: compute type, see `clip.precision`.
 
   Raises:
-    ValueError: in a call of the tower, a prompt that does not fit its positions.
+    ValueError: by the tower, when it is called with a prompt longer than its positions.
   """
   dtype, products = precision_of(dtype)
   encoder = FlaxCLIPEncoder(config, dtype=dtype)
@@ -63,10 +63,10 @@ def reference_text_tower(
 
 
 def _padded(prefix_PxD: Any, suffix_CxLxD: Any, n_positions: int) -> Array:
-  """Embeddings [C,T,D] of the prefix, each class's own tokens, and zeros.
+  """Joins the prefix, each class's own tokens and zeros to embeddings [C,T,D].
 
   Raises:
-    ValueError: more than T = `n_positions` tokens.
+    ValueError: the prompt has more than T = `n_positions` tokens.
   """
   n_classes, n_suffix, width = suffix_CxLxD.shape
   n_prefix = prefix_PxD.shape[0]

@@ -1,11 +1,11 @@
 """CLIP's ResNet image towers, RN50 and RN101 among them (Radford et al. 2021, section
 2.4).
 
-A ResNet-D with three convolutions as stem (He et al. 2019), strides by average pooling
-(antialiased, Zhang 2019), and attention pooling. Parameters have the names of OpenAI's
-modules, with "layer1_0" for "layer1.0". Batch norm is frozen, so its statistics are
-parameters. Shapes: B images of height H and width W, D channels, T positions and their
-mean, E embedding.
+A ResNet-D with three convolutions as stem (He et al. 2019), average pooling instead of
+strides (antialiased, Zhang 2019), and attention pooling. Parameters have the names of
+OpenAI's modules, with "layer1_0" for "layer1.0". Batch norm is frozen, so its
+statistics are parameters. Shapes: B images of height H and width W, D channels, T = 1 +
+H W tokens (the mean and all positions), heads of width e, E embedding.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 _EPSILON = 1e-5
-_EXPANSION = 4  # of a bottleneck's channels by its last convolution
+_EXPANSION = 4  # a bottleneck's last convolution multiplies its channels by this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,21 +34,22 @@ class ResNetConfig:
 
 
 class ModifiedResNet(nn.Module):
-  """The tower: normalised pixels to features; parameters stay float32 for any
-  compute type."""
+  """The tower: normalised pixels to features. Parameters stay float32 for any compute
+  type."""
 
   config: ResNetConfig
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, pixels_BxHxWx3: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
-    """Features in the compute type, not normalised.
+    """Computes features in the compute type, not normalised.
 
     Args:
       pixels_BxHxWx3: normalised images, H = W = `config.image_size`.
     """
     width = self.config.width
-    # The stem: three convolutions, of which the first halves the images.
+    # The stem: three convolutions and a pooling. The first convolution and the pooling
+    # halve the resolution.
     x = pixels_BxHxWx3
     x = nn.relu(_normed(x, width // 2, 3, 2, self.dtype, "conv1", "bn1"))
     x = nn.relu(_normed(x, width // 2, 3, 1, self.dtype, "conv2", "bn2"))
@@ -78,14 +79,14 @@ class ModifiedResNet(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-  """Batch normalisation with fixed statistics, computed in float32, with a result of
-  any type."""
+  """Batch normalisation with fixed statistics, computed in float32; `dtype` is the type
+  of the result."""
 
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """(x - mean) / sqrt(var + 1e-5) * scale + bias, for each channel."""
+    """Computes (x - mean) / sqrt(var + 1e-5) * scale + bias for each channel."""
     ones = nn.initializers.ones
     zeros = nn.initializers.zeros
     shape = (x.shape[-1],)
@@ -98,7 +99,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-  """Three convolutions beside the identity (`shortcut`) or a projection of the
+  """Adds three convolutions to the input itself (`shortcut`) or to a projection of the
   input."""
 
   channels: int
@@ -120,7 +121,8 @@ class _Bottleneck(nn.Module):
 
 
 class _AttentionPool(nn.Module):
-  """Multi-head attention of the mean of all positions to itself and to them."""
+  """Multi-head attention of one query, the mean of all positions, to the mean and to
+  all positions."""
 
   n_heads: int
   projection_dim: int
@@ -140,7 +142,7 @@ class _AttentionPool(nn.Module):
     )
     tokens_BxTxD = (tokens_BxTxD + position_TxD).astype(self.dtype)
 
-    # Only the mean is a query: its answer is the feature.
+    # Only the mean is a query: what it attends to gives the feature.
     query_Bx1xHxe = self._heads(tokens_BxTxD[:, :1], "q_proj")
     key_BxTxHxe = self._heads(tokens_BxTxD, "k_proj")
     value_BxTxHxe = self._heads(tokens_BxTxD, "v_proj")
@@ -151,7 +153,7 @@ class _AttentionPool(nn.Module):
     return nn.Dense(self.projection_dim, dtype=self.dtype, name="c_proj")(pooled_BxD)
 
   def _heads(self, tokens_BxTxD: Array, name: str) -> Array:
-    """Projected tokens, cut into heads [B,T,H,e]."""
+    """Projects tokens, and cuts them into heads [B,T,heads,e]."""
     batch, n_tokens, channels = tokens_BxTxD.shape
     projected = nn.Dense(channels, dtype=self.dtype, name=name)(tokens_BxTxD)
     head_width = channels // self.n_heads
@@ -175,8 +177,8 @@ def _normed(
     size: side of the kernel; the input is padded by half of it.
     stride: steps between results, in both directions.
     dtype: compute type.
-    name: name of the convolution in the module that calls.
-    norm: name of the batch norm there.
+    name: name of the convolution in the calling module.
+    norm: name of the batch norm in the calling module.
   """
   padding = (size // 2, size // 2)
   convolution = nn.Conv(
@@ -192,8 +194,8 @@ def _normed(
 
 
 def _average(x: Array, size: int) -> Array:
-  """Means of squares without overlap; incomplete ones at the border are dropped."""
+  """Averages squares without overlap; incomplete squares at the border are dropped."""
   if size == 1:
     return x
-  # By their names, as jax2onnx's own function takes them.
+  # Use keyword arguments: jax2onnx's replacement of `avg_pool` requires these names.
   return nn.avg_pool(x, window_shape=(size, size), strides=(size, size))

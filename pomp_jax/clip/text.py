@@ -1,12 +1,14 @@
-"""The frozen text tower by name, its contract, and the memory that its backward pass
-may take.
+"""The frozen text tower: its contract, its implementations by name, and the memory that
+its backward pass takes.
 
   (params, prefix [P,D], suffix [C,L,D], lengths [C]) -> features [C,E]
 
-Row c is the sequence prefix, suffix[c, :lengths[c]]. Its feature is read at the last of
-these positions (EOT), and padding after it has no effect. Features are not normalised.
-Shapes: C classes, P shared prefix tokens, L own tokens of a class, T own tokens of all
-rows, M context vectors, J layers with a context, D width, E embedding.
+Row c is the sequence of prefix and suffix[c, :lengths[c]]. The feature of the row is
+read at the last token of this sequence (EOT). Padding after EOT has no effect. Features
+are not normalised. Shapes: C classes, P shared prefix tokens, L positions for a class's
+own tokens, T own tokens of all rows, S positions of the tower, R tokens of a packed
+sequence, M context vectors, J layers with a context, V vocabulary, D width, E
+embedding.
 """
 
 from collections.abc import Callable
@@ -34,7 +36,7 @@ from pomp_jax.errors import InputError
 
 TEXT_TOWERS = ("shared", "reference")
 WITHOUT_FLAX = "'shared', or FlaxCLIP (pip install 'transformers<5')"
-# Any implementation; only `shared` takes MaPLe's `deep` [J-1,M,D] as one more argument.
+# Any implementation. Only `shared` takes one more argument, MaPLe's `deep` [J-1,M,D].
 TextTower = Callable[..., Float[Array, "C E"]]
 
 
@@ -46,23 +48,24 @@ def text_tower(
   memory: MemoryPlan = AT_ONCE,
   block: int | None = None,
 ) -> TextTower:
-  """Builds an implementation of the text tower; each takes FlaxCLIP's parameters.
+  """Builds an implementation of the text tower; all take FlaxCLIP's parameters.
 
-  `shared` computes the prefix once and packs names, see `clip.packed`. A bidirectional
-  CLIP has a tower over all positions instead. `reference` is HuggingFace's modules, see
-  `clip.reference`; it ignores the arguments after `dtype`.
+  `shared` computes the prefix once and packs names, see `clip.packed`. For a
+  bidirectional CLIP, `shared` computes all positions of every class instead.
+  `reference` is HuggingFace's modules, see `clip.reference`; it ignores the arguments
+  after `dtype`.
 
   Args:
     kind: implementation, one of `TEXT_TOWERS`.
-    config: text tower's sizes, HuggingFace's or with its fields.
+    config: sizes of the text tower, HuggingFace's CLIPTextConfig or its fields.
     dtype: compute type, see `clip.precision`.
     token_budget: own tokens that the packed tower computes; None for all.
     memory: chunks and rematerialisation.
     block: rows of a block of the packed tower, see `block_of`; None without blocks.
 
   Raises:
-    InputError: `reference` for a bidirectional CLIP, which is no FlaxCLIP, or with
-      transformers 5 or newer, which has no FlaxCLIP.
+    InputError: `reference` was requested for a bidirectional CLIP, which FlaxCLIP does
+      not implement, or with transformers 5 or newer, which has no FlaxCLIP.
   """
   if is_bidirectional(config):
     if kind != "shared":
@@ -74,34 +77,34 @@ def text_tower(
     return shared_text_tower(config, dtype, token_budget, memory, block)
   if not has_flax_clip():
     raise InputError(f"text_tower: got 'reference', expected {WITHOUT_FLAX}")
-  # Only this tower needs FlaxCLIP, which transformers may not have.
+  # Import here: only this tower needs FlaxCLIP, which transformers may not have.
   from pomp_jax.clip.reference import reference_text_tower
 
   return reference_text_tower(config, dtype)
 
 
 def is_bidirectional(config: Any) -> bool:
-  """Whether every position of a text tower attends to all; HuggingFace's own
-  configurations don't have the field."""
+  """Whether every position of a text tower attends to all positions. HuggingFace's own
+  configurations don't have this field; their towers are causal."""
   return getattr(config, "bidirectional", False)
 
 
 def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> TextTower:
-  """Builds the text tower of SigLIP and CLIPA: every position attends to all, and the
-  feature is read at the last.
+  """Builds the text tower of SigLIP and CLIPA: every position attends to all positions,
+  and the feature is read at the last one.
 
-  Neither a shared prefix nor dropped padding is exact here: a class has all 64 or 32
-  positions, where the packed tower computes 4 to 6. The classes' own tokens, padding
-  included, reach the last position.
+  Sharing the prefix or dropping padding would change the result of such a tower. It
+  computes all 64 or 32 positions of a class, where the packed tower computes 4 to 6.
+  The own tokens of a class include padding up to the last position.
 
   Args:
-    config: text tower's sizes.
+    config: sizes of the text tower.
     dtype: compute type, see `clip.precision`.
     memory: chunks and rematerialisation.
 
   Raises:
-    ValueError: in a call of the tower, tokens that don't fill its positions, or MaPLe's
-      context of deeper layers.
+    ValueError: by the tower, when its arguments don't fill all positions, or have
+      MaPLe's context of deeper layers.
   """
   dtype, products = precision_of(dtype)
   n_positions = config.max_position_embeddings
@@ -119,7 +122,7 @@ def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> Te
     tower = Tower(config, dtype, memory.remat, params)
 
     def features_of_chunk(suffix_CxLxD: Array, lengths_C: Array) -> Array:
-      del lengths_C  # all are the same
+      del lengths_C  # all classes have the same length
       return _full_features(tower, prefix_PxD, suffix_CxLxD)
 
     return in_equal_chunks(features_of_chunk, memory, suffix_CxLxD, lengths_C)
@@ -128,10 +131,10 @@ def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> Te
 
 
 def _full_features(tower: Tower, prefix_PxD: Any, suffix_CxLxD: Any) -> Array:
-  """Features [C,E] of classes whose tokens fill all S positions.
+  """Computes features [C,E] of classes whose tokens fill all S positions.
 
-  The dense layers take the C * S tokens of all classes as rows; only attention
-  separates classes.
+  The dense layers take the R = C * S tokens of all classes as rows. Only attention
+  separates the classes.
   """
   n_classes, n_suffix, width = suffix_CxLxD.shape
   n_prefix = len(prefix_PxD)
@@ -165,12 +168,12 @@ def _full_features(tower: Tower, prefix_PxD: Any, suffix_CxLxD: Any) -> Array:
 def block_of(kind: str, config: Any, platform: str) -> int | None:
   """Rows of a block of the text tower on a platform; None for a tower without blocks.
 
-  Only the packed tower has blocks, and only where they are faster, see
+  Only the packed tower has blocks, and only on platforms where blocks are faster, see
   `clip.blocks.block_width`.
 
   Args:
     kind: implementation, one of `TEXT_TOWERS`.
-    config: text tower's sizes.
+    config: sizes of the text tower.
     platform: kind of the devices: cpu, gpu or tpu.
   """
   is_packed = kind == "shared" and not is_bidirectional(config)
@@ -189,23 +192,23 @@ def has_flax_clip() -> bool:
 def token_embeddings(
   params: Any, ids: Int32[Array | np.ndarray, "..."]
 ) -> Float[Array | np.ndarray, "... D"]:
-  """Embeddings of token ids without positions; NumPy parameters give NumPy, without
-  a device."""
+  """Embeddings of token ids, without positions. With NumPy parameters the result is a
+  NumPy array, and no device is used."""
   rows = token_table(params)[ids]
-  # A table that is mapped into memory may be stored in half precision.
+  # A table that is mapped from a file may be stored in half precision.
   return rows if rows.dtype == jnp.float32 else rows.astype(jnp.float32)
 
 
 def token_table(params: Any) -> Any:
-  """Embeddings of all tokens [V,D]; on the host a long table stays in its file, as
-  it is stored."""
+  """Embeddings [V,D] of all tokens. On the host, a long table is mapped from its file
+  in the stored type."""
   return params["text_model"]["embeddings"]["token_embedding"]["embedding"]
 
 
 def with_embeddings(
   params: Any, embeddings_VxD: Float[Array | np.ndarray, "V D"]
 ) -> Any:
-  """Parameters of the text tower with other token embeddings."""
+  """Replaces the token embeddings in the parameters of the text tower."""
   model = params["text_model"]
   embeddings = model["embeddings"] | {"token_embedding": {"embedding": embeddings_VxD}}
   return params | {"text_model": model | {"embeddings": embeddings}}
@@ -222,17 +225,18 @@ def plan_memory(
 ) -> MemoryPlan:
   """Chooses the fastest plan whose activations stay below a limit on one device.
 
-  The sizes are rough estimates, see `activation_bytes`. A bidirectional tower can't
-  stay below twice the embeddings of its rows.
+  The activations are rough estimates, see `activation_bytes`. A bidirectional tower
+  always needs at least twice the memory of its input embeddings, so its plan may exceed
+  the limit.
 
   Args:
-    config: text tower's sizes.
+    config: sizes of the text tower.
     n_prefix: P, prefix tokens that all classes share.
-    n_tokens: T, own tokens of the classes.
+    n_tokens: T, own tokens of all classes.
     limit_bytes: memory for activations, bytes.
     block: W, rows of a block; None without blocks.
-    dtype: compute type; counts for a bidirectional tower alone.
-    platform: kind of the devices; counts for a bidirectional tower alone.
+    dtype: compute type; read only for a bidirectional tower.
+    platform: kind of the devices; read only for a bidirectional tower.
   """
   if is_bidirectional(config):
     full_tower = full_tower_bytes(config, n_prefix, n_tokens, dtype, platform)
@@ -254,26 +258,27 @@ def activation_bytes(
 ) -> float:
   """Estimates the bytes of all residuals without rematerialisation, for P and T tokens.
 
-  For each row and layer these are about nine vectors of width D (inputs of the norms,
-  query, key, value, the result of attention), the MLP's hidden vector, and the
-  attention weights. The estimate of a bidirectional tower is `full_tower_bytes`.
+  The residuals of a token in a layer are about nine vectors of width D (inputs of the
+  norms, query, key, value, the result of attention), the MLP's hidden vector, and the
+  attention weights. `full_tower_bytes` has the estimate for a bidirectional tower.
 
   Args:
-    config: text tower's sizes.
+    config: sizes of the text tower.
     n_prefix: P, prefix tokens that all classes share.
-    n_tokens: T, own tokens of the classes.
+    n_tokens: T, own tokens of all classes.
     block: W, rows of a block; None without blocks.
-    dtype: compute type; counts for a bidirectional tower alone.
-    platform: kind of the devices; counts for a bidirectional tower alone.
+    dtype: compute type; read only for a bidirectional tower.
+    platform: kind of the devices; read only for a bidirectional tower.
   """
   if is_bidirectional(config):
     return full_tower_bytes(config, n_prefix, n_tokens, dtype, platform).peak(1)
   if block is None:
     n_rows: float = n_tokens
-    # A token attends to the prefix and to two windows, of 8 tokens for usual names.
+    # A token attends to the prefix and to two windows. Usual names have windows of 8.
     n_weights = n_prefix + 2 * 8
   else:
-    # Each block begins with a copy of the prefix, and a row has a weight for each row.
+    # Each block begins with a copy of the prefix, and each row of a block has a weight
+    # for every row of the block.
     n_rows = n_tokens * block / (block - n_prefix)
     n_weights = block
   of_vectors = 9 * config.hidden_size + config.intermediate_size
@@ -287,30 +292,32 @@ class FullTowerBytes(NamedTuple):
   parameters, in bytes."""
 
   n_classes: int
-  residuals: float  # of all rows, without rematerialisation
-  embeddings: float  # of all classes' own tokens, the tower's input
-  # copy of the weights in the compute type, for all chunks; 0 in float32
+  residuals: float  # residuals of all classes, without rematerialisation
+  embeddings: float  # the tower's input: embeddings of all classes' own tokens
+  # copy of the weights in the compute type, which all chunks share; 0 in float32
   weights: float
-  # of all classes three times: of the chunks, joined, and their gradient
+  # three arrays for all classes: features by chunk, joined features, their gradient
   features: float
 
   def peak(self, n_chunks: int) -> float:
-    """Peak of memory with a number of equal chunks, into which the embeddings are
-    copied first."""
+    """Peak memory with a number of equal chunks. To make more than one chunk, the
+    embeddings are copied first."""
     throughout = self.embeddings + self.features
     if n_chunks == 1:
       return throughout + self.residuals
     classes_of_chunk = math.ceil(self.n_classes / n_chunks)
     residuals_of_chunk = self.residuals * classes_of_chunk / self.n_classes
-    # Either the copy of the embeddings is the most, or a chunk's backward pass.
+    # The peak is either the copy of the embeddings, or the backward pass of a chunk.
     return throughout + max(self.embeddings, self.weights + residuals_of_chunk)
 
   def plan(self, limit_bytes: float) -> MemoryPlan:
-    """The fewest chunks that stay below a limit, or below twice the embeddings."""
+    """Chooses the fewest chunks that stay below the limit. If no number does, chooses
+    the fewest with the least peak, which the copy of the embeddings causes."""
     if self.peak(1) <= limit_bytes:
       return AT_ONCE
     beside_residuals = self.embeddings + self.features + self.weights
-    # No number of chunks goes below the copy of the embeddings: use as much as it does.
+    # No number of chunks lowers the peak below the copy of the embeddings, so residuals
+    # may always use as much memory as the copy does.
     room = max(limit_bytes - beside_residuals, self.embeddings - self.weights)
     classes_at_once = math.floor(room / self.residuals * self.n_classes)
     classes_at_once = max(1, classes_at_once)
@@ -322,14 +329,14 @@ def full_tower_bytes(
 ) -> FullTowerBytes:
   """Estimates the memory of a bidirectional tower, whose classes have all S positions.
 
-  Residuals of each row and layer are the inputs of two norms in float32, and in the
-  compute type query, key, value, scores and weights of attention and the MLP's hidden
-  vector. `docs.studies.full_tower_memory` compares it with compiled programs.
+  The residuals of a token in a layer are the inputs of two norms in float32, and in the
+  compute type: query, key, value, scores and weights of attention, and the MLP's hidden
+  vector. `docs.studies.full_tower_memory` compares the estimate with compiled programs.
 
   Args:
-    config: text tower's sizes.
+    config: sizes of the text tower.
     n_prefix: P, prefix tokens that all classes share.
-    n_tokens: own tokens of all classes, S - P of each.
+    n_tokens: own tokens of all classes, S - P for each class.
     dtype: compute type, see `clip.precision`.
     platform: kind of the devices: cpu, gpu or tpu.
   """
@@ -342,7 +349,7 @@ def full_tower_bytes(
   n_classes = math.ceil(n_tokens / (n_positions - n_prefix))
 
   def stored(size: int) -> int:
-    """Numbers that an array's last axis takes: a TPU stores multiples of 128."""
+    """Stored length of an array's last axis: a TPU pads it to a multiple of 128."""
     if platform == "tpu":
       return 128 * math.ceil(size / 128)
     return size
@@ -351,7 +358,7 @@ def full_tower_bytes(
   of_scores_and_weights = 2 * stored(n_positions)
   of_attention = n_heads * (of_projections + of_scores_and_weights)
   of_norms = 4 * 2 * width  # bytes
-  of_row = of_norms + compute_bytes * (of_attention + inner_width)  # bytes of a layer
+  of_row = of_norms + compute_bytes * (of_attention + inner_width)  # bytes, one layer
   n_weights = n_layers * (4 * width**2 + 2 * width * inner_width)
   copied_weights = 0.0
   if compute_bytes < 4:

@@ -1,12 +1,13 @@
 """Texts to token ids: CLIP's byte-pair tokenizer, and the position where a feature is
 read.
 
-As in OpenAI's code, a text is cleaned first: ftfy repairs it (mojibake, ligatures, curly quotes,
-full width), HTML entities are resolved twice, white space becomes single spaces, letters lowercase.
-HuggingFace's tokenizer of the same merges skips the repair and the entities. Unlike in both, no
-text is read as SOS or EOT here: "<|endoftext|>" is plain text for `BytePairTokenizer`, and an error
-where HuggingFace's tokenizers would read a special token, such as "</s>" or "[SEP]".
-Shapes: N texts, L the longest of them in tokens.
+As in OpenAI's code, a text is cleaned first: ftfy repairs it (mojibake, ligatures,
+curly quotes, full width), HTML entities are resolved twice, white space becomes single
+spaces, and letters become lowercase. HuggingFace's tokenizer of the same merges skips
+the repair and the entities. Unlike OpenAI's and HuggingFace's code, this file reads no
+text as SOS or EOT: to `BytePairTokenizer`, "<|endoftext|>" is plain text. A text that
+HuggingFace's tokenizers would read as a special token, such as "</s>" or "[SEP]", is an
+error. Shapes: N texts, L tokens in the longest text.
 """
 
 from collections.abc import Sequence
@@ -29,16 +30,16 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, read_bytes
 from pomp_jax.files.terminal import quoted
 
-Tokenizer = Any  # HuggingFace's, or one of the two below, which have the same interface
+Tokenizer = Any  # HuggingFace's, or one of the two below with the same interface
 
 MERGES = "merges.txt"
 MERGES_FILES = ("bpe_simple_vocab_16e6.txt.gz", MERGES)
 
-# OpenAI's file lists more merges than its vocabulary of 49,408 takes.
+# OpenAI's file lists more merges than the vocabulary uses. 49,408 tokens are 2 * 256
+# bytes, SOS, EOT and the merges that are used.
 _N_OPENAI_MERGES = 49_408 - 2 * 256 - 2
 _END = "</w>"
-# open_clip pads CLIP's tokens with it, and writes it in the place of a stripped end
-# token.
+# open_clip pads CLIP's tokens with this id, and replaces a stripped end token by it.
 _ZERO = 0
 _WORD = regex.compile(
   r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", flags=regex.IGNORECASE
@@ -46,13 +47,14 @@ _WORD = regex.compile(
 
 
 class TokenizeError(InputError, ValueError):
-  """A text that the tower cannot take; the message is one line."""
+  """A text cannot be tokenized for the tower; the message is one line."""
 
 
 class BytePairTokenizer:
   """CLIP's tokenizer, with the interface of HuggingFace's.
 
-  Ids: 256 bytes, the same at a word's end, a token for each merge, SOS, EOT.
+  The order of ids is: the 256 bytes, the 256 bytes at the end of a word, one token for
+  each merge, SOS, EOT.
   """
 
   pad_token_id = _ZERO
@@ -61,10 +63,10 @@ class BytePairTokenizer:
     """Builds the vocabulary.
 
     Args:
-      merges: pairs of tokens that become one, in the order in which they are joined.
+      merges: pairs of tokens that are joined into one token, in order of priority.
     """
-    # CLIP's order of the bytes: visible ones in Latin-1 first, then stand-ins from
-    # U+0100 on.
+    # CLIP orders the bytes by their letters: visible letters of Latin-1 first, then
+    # the letters from U+0100 on that stand for the other bytes.
     letters = sorted(ByteLevel.alphabet())
     last_letters = [letter + _END for letter in letters]
     joined = [left + right for left, right in merges]
@@ -72,10 +74,11 @@ class BytePairTokenizer:
     ids = {token: i for i, token in enumerate(tokens)}
     model = BPE(ids, list(merges), end_of_word_suffix=_END)
     self._bpe = tokenizers.Tokenizer(model)
-    # Words are cut here, by `regex`: the library's own tables of Unicode are older.
+    # `__call__` cuts words with `regex`, because the library's tables of Unicode are
+    # older.
     self._bpe.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
 
-    # The library does not know SOS and EOT, so that no text is read as one.
+    # The library does not know SOS and EOT, so it reads no text as SOS or EOT.
     self.bos_token_id = len(tokens)
     self.eos_token_id = len(tokens) + 1
     self._tokens = [*tokens, "<|startoftext|>", "<|endoftext|>"]
@@ -83,7 +86,7 @@ class BytePairTokenizer:
   def __call__(
     self, texts: Sequence[str], add_special_tokens: bool = True
   ) -> dict[str, list[list[int]]]:
-    """Returns `input_ids`, one list a text; SOS before and EOT after if
+    """Returns `input_ids`, one list per text, with SOS before and EOT after the text if
     `add_special_tokens`."""
     words = [_WORD.findall(clean(text)) for text in texts]
     rows = [row.ids for row in self._bpe.encode_batch(words, is_pretokenized=True)]
@@ -92,13 +95,13 @@ class BytePairTokenizer:
     return {"input_ids": rows}
 
   def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-    """Tokens in HuggingFace's spelling: a letter for each byte, "</w>" at a word's
-    end."""
+    """Returns tokens in HuggingFace's spelling: a letter for each byte, and "</w>" at
+    the end of a word."""
     return [self._tokens[i] for i in ids]
 
 
 class FileTokenizer:
-  """Another tokenizer than CLIP's, from HuggingFace's files: SigLIP's, BERT's,
+  """A tokenizer other than CLIP's, read from HuggingFace's files: SigLIP's, BERT's or
   XLM-V's."""
 
   def __init__(
@@ -112,26 +115,26 @@ class FileTokenizer:
       strip_sep_token: whether the end token is replaced by a zero.
 
     Raises:
-      Exception: the files can't be read; the library raises it bare.
+      Exception: the files can't be read. The library raises no narrower class.
     """
     self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     self.clean = _CLEANERS[clean]
     self._strips_end = strip_sep_token
     self.pad_token_id = int(self._tokenizer.pad_token_id)
     self.all_special_tokens = list(self._tokenizer.all_special_tokens)
-    # Tokens of an empty text: a start token or none, and one at the end.
+    # An empty text has a start token or none, and an end token.
     *start_ids, end_id = self._tokenizer([""])["input_ids"][0]
     self.bos_token_id = start_ids[0] if start_ids else None
-    # CLIPA's feature is read at the last position, which open_clip never gives to a
-    # word: its tokenizer ends a text with [SEP], and then writes a zero over it.
+    # CLIPA's feature is read at the last position. open_clip never puts a word there:
+    # its tokenizer ends a text with [SEP], and replaces [SEP] by a zero.
     self.eos_token_id = _ZERO if strip_sep_token else end_id
-    # Tokens of "." and the end token: canonical text has no punctuation.
+    # Number of tokens after a name: "." and the end token. Canonical text has no ".".
     self.n_after_name = 1 if clean == "canonicalize" else 2
 
   def __call__(
     self, texts: Sequence[str], add_special_tokens: bool = True
   ) -> dict[str, list[list[int]]]:
-    """Returns `input_ids`, one list a text; start and end tokens if
+    """Returns `input_ids`, one list per text, with start and end tokens if
     `add_special_tokens`."""
     cleaned = [self.clean(text) for text in texts]
     rows = self._tokenizer(cleaned, add_special_tokens=add_special_tokens)["input_ids"]
@@ -140,14 +143,14 @@ class FileTokenizer:
     return {"input_ids": rows}
 
   def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-    """The vocabulary's string of each id."""
+    """Returns the vocabulary's string of each id."""
     return self._tokenizer.convert_ids_to_tokens(list(ids))
 
 
 def _basic(text: str) -> str:
-  """Repairs a text and resolves its HTML entities, as open_clip's `whitespace`."""
+  """Repairs a text and resolves its HTML entities, like open_clip's `whitespace`."""
   repaired = ftfy.fix_text(text)
-  # Twice, as in OpenAI's code: "&amp;amp;" is "&".
+  # Unescape twice, as in OpenAI's code: "&amp;amp;" becomes "&".
   unescaped = html.unescape(html.unescape(repaired))
   return " ".join(unescaped.split())
 
@@ -158,7 +161,7 @@ def clean(text: str) -> str:
 
 
 def _canonical(text: str) -> str:
-  """Without punctuation, in lowercase, as in SigLIP's training (Zhai et al., 2023)."""
+  """Lowercases and drops punctuation, as in SigLIP's training (Zhai et al., 2023)."""
   without_punctuation = str.maketrans("", "", string.punctuation)
   words = _basic(text).replace("_", " ").translate(without_punctuation)
   return " ".join(words.lower().split())
@@ -171,12 +174,12 @@ def read_bpe(file: Path | None, n_tokens: int, where: str) -> BytePairTokenizer:
   """Reads CLIP's tokenizer from its merges.
 
   Args:
-    file: one of MERGES_FILES; None if there is none.
+    file: one of MERGES_FILES; None if neither exists.
     n_tokens: rows of the checkpoint's token embeddings.
     where: name of the checkpoint, for messages.
 
   Raises:
-    ClipError: no file, a damaged one, or one of another number of tokens.
+    ClipError: the file is missing or damaged, or gives another number of tokens.
   """
   if file is None:
     expected = ", or ".join(MERGES_FILES)
@@ -188,7 +191,7 @@ def read_bpe(file: Path | None, n_tokens: int, where: str) -> BytePairTokenizer:
     raise ClipError(
       f"{file}: not the merges of a CLIP's tokenizer ({error})"
     ) from error
-  vocabulary_size = tokenizer.eos_token_id + 1  # EOT is the last
+  vocabulary_size = tokenizer.eos_token_id + 1  # EOT has the last id
   if vocabulary_size != n_tokens:
     raise ClipError(
       f"{file}: {len(merges)} merges make {vocabulary_size} tokens, expected"
@@ -198,18 +201,18 @@ def read_bpe(file: Path | None, n_tokens: int, where: str) -> BytePairTokenizer:
 
 
 def _merges(file: Path) -> list[tuple[str, str]]:
-  """The pairs of tokens in one of MERGES_FILES.
+  """Reads the pairs of tokens in one of MERGES_FILES.
 
   Raises:
-    ValueError: a line is no pair.
+    ValueError: a line is not a pair.
   """
   content = read_bytes(file)
   if file.suffix == ".gz":
-    # OpenAI's: a line about its version, then more merges than are used.
+    # OpenAI's file has a line about the version, then more merges than are used.
     lines = gzip.decompress(content).decode().split("\n")
     lines = lines[1 : 1 + _N_OPENAI_MERGES]
   else:
-    # HuggingFace's, with a line about its version or without.
+    # HuggingFace's file may begin with a line about the version.
     lines = content.decode().split("\n")
     if lines[0].startswith("#version"):
       lines = lines[1:]
@@ -225,10 +228,11 @@ def _merges(file: Path) -> list[tuple[str, str]]:
 
 
 class Tokens(NamedTuple):
-  """Token ids of texts, with the place at which each feature is read."""
+  """Token ids of texts, and their lengths."""
 
-  ids_NxL: Int32[np.ndarray, "N L"]  # without SOS, up to and with EOT, zero-padded
-  lengths_N: Int32[np.ndarray, " N"]  # EOT is at ids_NxL[i, lengths_N[i] - 1]
+  ids_NxL: Int32[np.ndarray, "N L"]  # ids without SOS, with EOT, zero-padded after EOT
+  # number of ids of each text; its feature is read at the last, which is EOT
+  lengths_N: Int32[np.ndarray, " N"]
 
 
 def tokenize(
@@ -243,16 +247,16 @@ def tokenize(
 
   Args:
     texts: the N texts.
-    tokenizer: the checkpoint's own.
-    config: text tower, with its positions, and an EOT id that selects HuggingFace's
-      rule for the place of the feature.
-    budget: most tokens of a text, EOT included; all positions but SOS's if None.
+    tokenizer: the checkpoint's own tokenizer.
+    config: sizes of the text tower. `_eot_position` reads the feature's place from its
+      EOT id.
+    budget: most tokens of a text, EOT included; if None, all positions except SOS's.
     cut: whether a text that is too long loses its last tokens before EOT, as with
       OpenAI's `truncate`.
 
   Raises:
-    TokenizeError: no texts, one that holds the text of a special token, or one with
-      more tokens than the budget.
+    TokenizeError: no texts were given, a text contains a special token's text, or a
+      text has more tokens than the budget.
   """
   if not texts:
     raise TokenizeError("no texts to tokenize, expected at least one")
@@ -260,11 +264,12 @@ def tokenize(
   if budget is None:
     budget = config.max_position_embeddings - 1
   rows = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
-  # A tokenizer without the attribute has a start token. SigLIP's has None.
+  # Tokenizers without the attribute have a start token. SigLIP's has None: no start
+  # token.
   has_sos = getattr(tokenizer, "bos_token_id", 0) is not None
   n_start = 1 if has_sos else 0
 
-  # Each row loses its start token and what follows EOT.
+  # Drop the start token of each row, and what follows EOT.
   id_lists = []
   for row in rows:
     eot = _eot_position(row, config.eos_token_id)
@@ -287,25 +292,26 @@ def tokenize(
 
 
 def _special_tokens(tokenizer: Tokenizer) -> list[str]:
-  """Texts that HuggingFace's tokenizers read as one token, wherever they stand."""
-  # Some checkpoints pad with a letter, such as "!", which is no error in a name.
+  """Texts that HuggingFace's tokenizer reads as one token, anywhere in a text."""
+  # Skip single letters: some checkpoints pad with "!", which a name may contain.
   return [
     token for token in getattr(tokenizer, "all_special_tokens", ()) if len(token) > 1
   ]
 
 
 def _check_plain(texts: Sequence[str], tokenizer: Tokenizer) -> None:
-  """Checks that no text holds the text of a special token.
+  """Checks that no text contains the text of a special token.
 
-  The tokenizer would read it as that token: the sentence would end or begin there.
+  The tokenizer would read the special token, and end or begin the sentence there.
 
   Raises:
-    TokenizeError: one does.
+    TokenizeError: a text contains a special token's text.
   """
   special_tokens = _special_tokens(tokenizer)
   if not special_tokens:
     return
-  # Entities and full width may hide one: look at what the tokenizer will read.
+  # Check the cleaned text, which the tokenizer reads: HTML entities and full-width
+  # letters may hide a special token.
   clean_text = getattr(tokenizer, "clean", str)
   for text in texts:
     cleaned = clean_text(text)
@@ -320,12 +326,12 @@ def _check_plain(texts: Sequence[str], tokenizer: Tokenizer) -> None:
 def check_token_counts(
   texts: Sequence[str], tokenizer: Tokenizer, config: CLIPTextConfig, budget: int
 ) -> None:
-  """Checks texts as `tokenize` does, but tokenizes only those that may be refused.
+  """Checks texts as `tokenize` does, but tokenizes only texts that may be refused.
 
   Args:
     texts: texts to check.
-    tokenizer: the checkpoint's own.
-    config: text tower, with its positions and EOT.
+    tokenizer: the checkpoint's own tokenizer.
+    config: sizes of the text tower, with its EOT id.
     budget: most tokens of a text, EOT included.
 
   Raises:
@@ -334,27 +340,30 @@ def check_token_counts(
   special_tokens = _special_tokens(tokenizer)
 
   def may_be_refused(text: str) -> bool:
-    # Cleaning may lengthen other text: it resolves "&", and writes out ligatures.
+    # Cleaning may lengthen a text that has "&" or is not ASCII: it resolves entities
+    # and writes out ligatures.
     if not text.isascii() or "&" in text:
       return True
-    # A token is at least a byte, but for EOT and one that sentencepiece puts in front.
+    # Every token takes at least one byte of the text, except EOT and a token that
+    # sentencepiece puts in front.
     if len(text) + 1 >= budget:
       return True
     return any(token in text for token in special_tokens)
 
   suspects = [text for text in texts if may_be_refused(text)]
   if not suspects:
-    # One text in any case: it shows whether the tokenizer is the configuration's.
+    # Tokenize at least one text, to check that tokenizer and configuration belong
+    # together.
     suspects = list(texts[:1])
   tokenize(suspects, tokenizer, config, budget)
 
 
 def _eot_position(row: Sequence[int], eos_token_id: int | None) -> int:
-  """The position of a text whose feature is read, by HuggingFace's rule.
+  """Position in a text at which the feature is read, by HuggingFace's rule.
 
   Args:
     row: token ids of the text.
-    eos_token_id: id in the configuration; None where the last position is read.
+    eos_token_id: id in the configuration; None if the last position is read.
 
   Raises:
     TokenizeError: the tokenizer does not write this id.
@@ -365,7 +374,7 @@ def _eot_position(row: Sequence[int], eos_token_id: int | None) -> int:
   # the highest id of the row, which EOT is in CLIP's vocabulary.
   if eos_token_id == 2:
     return int(np.argmax(row))
-  # Newer ones have the true id and mean its first occurrence.
+  # Newer configurations have the true id of EOT and mean its first occurrence.
   if eos_token_id not in row:
     raise TokenizeError(
       f"eos_token_id: got {eos_token_id}, which the tokenizer never writes; expected a"

@@ -1,4 +1,4 @@
-"""The frozen vision tower, a ViT, a ResNet or a family's: images to features.
+"""The frozen vision tower, a ViT, ResNet or one of `clip.families`: images to features.
 
 Shapes: B images of height H and width W, E embedding, D width.
 """
@@ -16,7 +16,7 @@ from pomp_jax.clip.precision import precision_of
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 from pomp_jax.clip.vit import VisionTransformer
 
-# Function (params, images [B,H,W,3]) -> features; a ViT takes learned tokens too.
+# Function (params, images [B,H,W,3]) -> features. A ViT takes learned tokens too.
 ImageTower = Callable[..., Float[Array, "B E"]]
 
 
@@ -25,14 +25,14 @@ def image_tower(
 ) -> ImageTower:
   """Builds `(clip.vision_params, images) -> features`, float32 and not normalised.
 
-  The images, values 0..255 of any type, are already resized and cropped. Channel
-  statistics are applied on the device, so that bytes and not floats are transferred.
-  A ViT takes learned tokens too, see `clip.vit`.
+  The images must be resized and cropped, with values 0..255 of any type. The tower
+  normalises them on the device, so that bytes and not floats are transferred. A ViT
+  takes learned tokens as a third argument, see `clip.vit`.
 
   Args:
     clip: a loaded CLIP.
     dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
-    chunk: images that are computed at once, see `in_chunks`; 0 for all.
+    chunk: most images that are computed at once, see `in_chunks`; 0 for all.
     remat: whether the backward pass rematerialises each chunk.
   """
   dtype, products = precision_of(dtype)
@@ -75,14 +75,15 @@ def project(params: Params, tokens: Float[Array, "... D"]) -> Float[Array, "... 
 def in_chunks(tower: Callable, chunk: int) -> Callable:
   """Wraps `(params, images, *others) -> features [B,..]` to save memory.
 
-  More than `chunk` images are computed in chunks of nearly equal size, one after the
-  other; all at once if it is 0.
+  The wrapped tower computes more than `chunk` images in chunks of equal size, one after
+  the other; the last chunk is padded. With `chunk` 0 it computes all images at once.
   """
   if not chunk:
     return tower
 
   def features(params: Any, images_BxHxWx3: Any, *others: Any) -> Any:
     n_images, *shape = images_BxHxWx3.shape
+    # `-(-a // b)` is a / b, rounded up.
     n_chunks = -(-n_images // chunk)
     if n_chunks <= 1:
       return tower(params, images_BxHxWx3, *others)

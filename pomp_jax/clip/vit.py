@@ -1,10 +1,11 @@
 """CLIP's ViT on FlaxCLIP's parameter tree (Radford et al., 2021).
 
-Pre-norm transformer over a class token and patches (Dosovitskiy et al., 2021), with a
-norm in front, and with learned tokens or without.
+A pre-norm transformer over a class token and patches (Dosovitskiy et al., 2021), with
+one more norm before the first layer, and optionally with learned tokens.
 
-Shapes: B images of H by W pixels, h by w patches, T tokens (class, patches, learned), D
-width, J layers with learned tokens of their own, V of these in each, n heads of width e.
+Shapes: B images of H by W pixels, h by w patches, T tokens (class, patches, learned), t
+tokens that `Last` computes, D width, J layers with learned tokens of their own, V
+learned tokens in each of these layers, n heads of width e.
 """
 
 from typing import Any, NamedTuple
@@ -19,14 +20,15 @@ from pomp_jax.clip.packed import ACTIVATIONS
 
 
 class Last(NamedTuple):
-  """How the last layer is computed; by default as CLIP does, for the class token alone."""
+  """How the last layer is computed; by default as in CLIP, for the class token only."""
 
-  n_read: int | None = 1  # tokens from the first on that are computed; None for all
-  # Factors of the attention's scores, of q(uery) and k(ey): the softmax of each pair,
-  # added up. Without one each token attends to itself alone.
+  n_read: int | None = 1  # number of first tokens that are computed; None for all
+  # Which projections give the scores of attention: "qk" is query times key, "qq" query
+  # times query. The attended values of several pairs are added. Without a pair each
+  # token attends only to itself.
   pairs: tuple[str, ...] = ("qk",)
-  whole_layer: bool = True  # whether the residual connection and the MLP are kept
-  bias: np.ndarray | None = None  # added to the scores, [1,1,T,T]
+  whole_layer: bool = True  # whether the residual connection and the MLP are computed
+  bias: np.ndarray | None = None  # summand of the scores, [1,1,T,T]
 
 
 class VisionTransformer(NamedTuple):
@@ -45,13 +47,14 @@ class VisionTransformer(NamedTuple):
     pixels_BxHxWx3: Float[Array, "B H W 3"],
     learned_JxVxD: Float[Array, "J V D"] | None = None,
   ) -> Float[Array, "B t D"]:
-    """The output tokens that `last` reads, in the compute type.
+    """Computes the output tokens that `last` reads, in the compute type.
 
     Args:
       params: the tower's parameters, with a position for each patch of the images.
       pixels_BxHxWx3: normalised images.
-      learned_JxVxD: tokens of the first J layers, without positions. The first enter
-        before the first norm, and layer j replaces those of the layer before by its own.
+      learned_JxVxD: learned tokens of the first J layers, without positions. The
+        tokens of layer 0 enter before the first norm. Each later layer replaces the
+        learned tokens by its own.
     """
     hidden = self._embedded(params["embeddings"], pixels_BxHxWx3)
     n_image_tokens = hidden.shape[1]
@@ -70,7 +73,7 @@ class VisionTransformer(NamedTuple):
     return self._norm(params["post_layernorm"], hidden)
 
   def _embedded(self, params: Any, pixels_BxHxWx3: Array) -> Array:
-    """Class token and patches with their positions [B,T,D]."""
+    """Embeds images as class token and patches, with positions added [B,T,D]."""
     width = self.config.hidden_size
     patch = (self.config.patch_size, self.config.patch_size)
     convolution = nn.Conv(
@@ -84,14 +87,14 @@ class VisionTransformer(NamedTuple):
     patches_BxhxwxD: Any = convolution.apply(
       {"params": params["patch_embedding"]}, pixels_BxHxWx3
     )
-    n_images = pixels_BxHxWx3.shape[0]  # a symbol in an export
+    n_images = pixels_BxHxWx3.shape[0]  # a symbol, not a number, in an export
     classes_Bx1xD = jnp.broadcast_to(params["class_embedding"], (n_images, 1, width))
     patches_BxPxD = patches_BxhxwxD.reshape(n_images, -1, width)
     tokens_BxTxD = jnp.concatenate([classes_Bx1xD, patches_BxPxD], axis=1)
     return tokens_BxTxD + params["position_embedding"]["embedding"]
 
   def _layer(self, params: Any, hidden: Array, how: Last) -> Array:
-    """Attention and an MLP, each after a norm."""
+    """Computes one layer: attention and an MLP, each after a norm."""
     normed = self._norm(params["layer_norm1"], hidden)
     attended = self._attention(params["self_attn"], normed, how)
     if not how.whole_layer:
@@ -103,18 +106,18 @@ class VisionTransformer(NamedTuple):
     return hidden + self._dense(mlp["fc2"], activation(inner))
 
   def _attention(self, params: Any, x_BxTxD: Array, how: Last) -> Any:
-    """Multi-head attention; `n_read` only for the pair qk."""
+    """Computes multi-head attention. `n_read` must be None with pairs other than qk."""
     n_heads = self.config.num_attention_heads
     width = x_BxTxD.shape[-1]
     heads = (n_heads, width // n_heads)
 
     def projected(name: str) -> Any:
-      # The kernels are cut into heads, not the results of the products, which a TPU
-      # would copy.
+      # Cut the kernels into heads before the product: a TPU would copy the product's
+      # result to cut it.
       params_by_head = {}
       for key, leaf in params[f"{name}_proj"].items():
         params_by_head[key] = leaf.reshape(*leaf.shape[:-1], *heads)
-      # Queries are computed of the tokens that are read, keys and values of all.
+      # Compute queries only for the tokens that are read, but keys and values for all.
       rows = x_BxTxD[:, : how.n_read] if name == "q" else x_BxTxD
       dense = nn.DenseGeneral(heads, dtype=self.dtype)
       return dense.apply({"params": params_by_head}, rows)
@@ -148,7 +151,7 @@ class VisionTransformer(NamedTuple):
 
 
 def _with_tokens(hidden_BxTxD: Array, n_image_tokens: int, tokens_VxD: Array) -> Array:
-  """Puts learned tokens after an image's own, in place of those there."""
+  """Puts learned tokens after the image's tokens, in place of earlier learned ones."""
   n_images = len(hidden_BxTxD)
   tokens_BxVxD = jnp.broadcast_to(tokens_VxD, (n_images, *tokens_VxD.shape))
   return jnp.concatenate(

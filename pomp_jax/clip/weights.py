@@ -1,8 +1,8 @@
-"""Files of a CLIP: where they are, formats of weights, without torch, and parameters by
-a layout.
+"""Files of a CLIP: where they are, how weights are read from several formats (without
+torch), and how a layout maps them to parameters.
 
-A layout names the tensor of each parameter of FlaxCLIP's tree. torch stores a dense
-layer's kernel as [out, in] and a convolution's as [out, in, height, width].
+A layout names the stored tensor of each parameter of FlaxCLIP's tree. torch stores a
+dense layer's kernel as [out, in] and a convolution's as [out, in, height, width].
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,63 +33,66 @@ from pomp_jax.hooks import TORCH_WEIGHTS
 FLAX_SUFFIX = ".msgpack"
 INDEX_SUFFIX = ".index.json"
 
-# safetensors' names of number types
+# Names of number types in safetensors.
 _FLOATS = {
   "F64": np.float64,
   "F32": np.float32,
   "F16": np.float16,
   "BF16": ml_dtypes.bfloat16,
 }
-# A table of more rows is mapped into memory, and only the rows that are used are read.
+# A table with more rows than this is mapped into memory, so that only the rows that are
+# used are read from the file.
 _MANY_ROWS = 100_000
 TORCH_FILES = (
   "a file of torch 1.6 or newer (load an older one with torch and save it again)"
 )
-# Where CLIP's merges are, which not all repositories of open_clip's tables have.
+# Repository with CLIP's merges, which some repositories of open_clip's tables lack.
 _MERGES_OF = "openai/clip-vit-base-patch16"
-# Seconds to wait for the hub. Its own library retries each file for 23 s.
+# Seconds to wait for the hub's list of files. Without the list, huggingface_hub would
+# retry each file for 23 s.
 _TIMEOUT = 5.0
-# One slash at most, and a letter or a digit first.
+# A hub id has at most one slash, and each part begins with a letter, digit or "_".
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
-Parameter = tuple[str, ...]  # its path in the tree
+Parameter = tuple[str, ...]  # path of a parameter in the tree
 
 
 class Weights(NamedTuple):
   """Tensors of an open file, or of all its shards."""
 
-  path: str  # file, for messages
-  shapes: dict[str, tuple[int, ...]]  # shapes by name
-  # Function from a name to the tensor as float32, stored in any float type.
+  path: str  # path of the file, for messages
+  shapes: dict[str, tuple[int, ...]]  # shapes of the tensors, by name
+  # Function from a name to the tensor, converted from any float type to float32.
   read: Callable[[str], np.ndarray]
-  # Strings beside the tensors: the metadata of safetensors, items of a torch
+  # Strings beside the tensors: the metadata of a safetensors file, or items of a torch
   # checkpoint.
   text: Mapping[str, str] = types.MappingProxyType({})
-  # As `read`, but in the stored type and mapped into memory; None for a format without
-  # it.
+  # Function from a name to the tensor in the stored type, mapped into memory; None for
+  # a format that can't be mapped.
   mapped: Callable[[str], np.ndarray] | None = None
 
 
 class Source(NamedTuple):
-  """The tensor of a parameter."""
+  """The stored tensor of a parameter."""
 
   key: str  # the tensor's name
-  part: int | None = None  # index of a third of its first axis; None for all of it
-  as_is: bool = False  # whether its axes are the parameter's
+  # index of the third of the tensor's first axis; None for the whole tensor
+  part: int | None = None
+  as_is: bool = False  # whether the axes are the parameter's, not transposed
 
 
 class Layout(NamedTuple):
-  """A project's names of the weights."""
+  """Where a project stores each parameter."""
 
   source: Callable[[Parameter], Source]
-  other: tuple[str, ...]  # endings of the names of tensors that are no weights
-  model: str = "CLIP"  # what has these weights, for messages
+  other: tuple[str, ...]  # endings of names of tensors that are not parameters
+  model: str = "CLIP"  # kind of model, for messages
 
 
 def check_weights(
   stored: Shapes, shapes: dict[str, Any], layout: Layout, where: str
 ) -> None:
-  """Checks names and shapes of a file's tensors against those of the parameters.
+  """Checks names and shapes of a file's tensors against the parameters.
 
   Args:
     stored: shapes of the file's tensors, by name.
@@ -98,7 +101,7 @@ def check_weights(
     where: name of the file, for messages.
 
   Raises:
-    ClipError: a tensor that is missing, of another shape, or of no parameter.
+    ClipError: a tensor is missing, has another shape, or belongs to no parameter.
   """
   needed = {}
   for path, shape in flatten_dict(shapes).items():
@@ -124,13 +127,14 @@ def check_weights(
 
 def _stored_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
   """Shape of a parameter's tensor in the file."""
-  # The parameter has the stored axes in another order; the inverse order leads back.
+  # `stored_axes` transposes a stored tensor to a parameter. `argsort` inverts this
+  # permutation.
   axes = np.argsort(stored_axes(len(shape), source))
   stored_shape = tuple(shape[axis] for axis in axes)
   if source.part is None:
     return stored_shape
   first, *others = stored_shape
-  return (3 * first, *others)  # with two more parameters of this shape
+  return (3 * first, *others)  # three parameters of this shape are stacked
 
 
 def read_params(
@@ -138,8 +142,8 @@ def read_params(
 ) -> dict[str, Any]:
   """Reads the parameters of a file as FlaxCLIP's tree, float32.
 
-  Token embeddings of more than a hundred thousand rows stay in the file, as stored, if
-  they can be mapped.
+  Token embeddings of more than a hundred thousand rows are not read but mapped from the
+  file in their stored type, if the format allows it.
 
   Args:
     weights: file that `check_weights` accepts.
@@ -166,17 +170,17 @@ def read_params(
 
 
 def stored_axes(n_axes: int, source: Source) -> tuple[int, ...]:
-  """The stored tensor's axes in the order of the parameter's."""
+  """Axes of a stored tensor in the order that the parameter has."""
   if not source.as_is:
-    if n_axes == 2:  # a dense layer's, stored as [out, in]
+    if n_axes == 2:  # a dense layer's kernel, stored as [out, in]
       return (1, 0)
-    if n_axes == 4:  # a convolution's, stored as [out, in, height, width]
+    if n_axes == 4:  # a convolution's kernel, stored as [out, in, height, width]
       return (2, 3, 1, 0)
   return tuple(range(n_axes))
 
 
 def _some(names: Iterable[str]) -> str:
-  """Words for names, such as "a and 2 more are" or "a is"."""
+  """Words for one name or more, such as "a is" or "a and 2 more are"."""
   first, *others = sorted(names)
   if others:
     return f"{first} and {len(others)} more are"
@@ -184,10 +188,10 @@ def _some(names: Iterable[str]) -> str:
 
 
 class Files:
-  """The files of a CLIP: a folder's, or those of a repository on the hub.
+  """The files of a CLIP, in a folder or in a repository on the hub.
 
-  The hub is asked once for the list of files. If it does not answer, its local cache is
-  used.
+  Asks the hub once for the list of files. If the hub does not answer, uses the hub's
+  cache on this machine.
   """
 
   def __init__(
@@ -196,48 +200,49 @@ class Files:
     path: Path | None = None,
     known: Mapping[str, Any] = types.MappingProxyType({}),
   ):
-    """Looks where the files are; downloads nothing.
+    """Finds out where the files are; downloads nothing.
 
     Args:
       source: path of a folder or of a file of weights, or a hub id.
-      path: path that the source stands for; the source's own if None.
-      known: contents of JSON files that are known without reading them, by name.
+      path: path of a source that is only a name; the source itself is the path if None.
+      known: contents of JSON files that need not be read, by name of the file.
     """
     if path is None:
       path = to_path(source)
     is_path = exists(path)
     self.source = source
     self._known = known
-    self.file = path if is_file(path) else None  # of weights, if the source is a file
+    self.file = path if is_file(path) else None  # file of weights, if not a folder
     self._folder = path.parent if self.file else path
     self._on_hub = not is_path and bool(_HUB_ID.fullmatch(source))
-    self.trouble = ""  # why files are not found, for messages
+    self.trouble = ""  # reason why files are not found, for messages
     if not is_path and not self._on_hub:
       self.trouble = "no such file or folder"
 
   def find(self, name: str) -> Path | None:
-    """Returns the path of a file, downloaded if necessary; None if there is none."""
+    """Returns the path of a file, after a download if needed; None if it is missing."""
     if not self._on_hub:
       file = self._folder / name
       return file if is_file(file) else None
     listed = self._listed
     if listed is not None and name not in listed:
-      # Not all repositories of open_clip's tables have CLIP's merges.
+      # Some repositories of open_clip's tables lack CLIP's merges.
       if self._known and name == MERGES:
         return Files(_MERGES_OF).find(name)
       return None
     is_offline = listed is None
     try:
       file_name = hf_hub_download(self.source, name, local_files_only=is_offline)
-    except Exception as error:  # the hub's client and its version choose the class
-      # Without a network, a missing file looks like an unreachable one.
+    except Exception as error:  # its class depends on huggingface_hub's version
+      # Without a network, a missing file can't be told from one that is not reachable.
+      # Keep an earlier reason.
       self.trouble = self.trouble or one_line(error, 200)
       return None
     return pathlib.Path(file_name)
 
   def has(self, name: str) -> bool:
-    """Whether there is such a file; downloads it only where the hub has no list of
-    files."""
+    """Whether a file exists. Downloads the file only if the hub did not send its list
+    of files."""
     if self._on_hub and self._listed is not None:
       return name in self._listed
     return self.find(name) is not None
@@ -252,21 +257,21 @@ class Files:
 
   @functools.cached_property
   def _listed(self) -> frozenset[str] | None:
-    """Names of the repository's files; None without an answer of the hub."""
+    """Names of the repository's files; None if the hub does not answer."""
     try:
       files = HfApi().model_info(self.source, timeout=_TIMEOUT).siblings
       return frozenset(file.rfilename for file in files or ())
-    except Exception as error:  # likewise
+    except Exception as error:  # its class depends on huggingface_hub's version
       self.trouble = (
         f"the hub can't be asked: {type(error).__name__}: {one_line(error, 200)}"
       )
       return None
 
   def json(self, name: str) -> Any:
-    """Returns the content of a JSON file, {} for null; None if there is no such file.
+    """Returns the content of a JSON file, {} for null; None if the file is missing.
 
     Raises:
-      ClipError: the file holds no JSON.
+      ClipError: the file is not JSON.
     """
     if name in self._known:
       return self._known[name]
@@ -282,7 +287,10 @@ class Files:
 
 @contextlib.contextmanager
 def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
-  """Opens a file of weights; its content decides the format. No code in it is run.
+  """Opens a file of weights; runs no code from the file.
+
+  The ending of the name decides for Flax and for an index of shards, otherwise the
+  content decides.
 
   Args:
     path: safetensors file; Flax's `.msgpack`; the `.index.json` of a safetensors file
@@ -290,11 +298,12 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
       checkpoint with an item `state_dict` or `model`, or a TorchScript module.
 
   Raises:
-    ClipError: missing, of another format, damaged or truncated; a missing shard; a
-      pickle with anything that checkpoints don't hold. `Weights.read` raises it too.
+    ClipError: the file or a shard is missing, damaged, truncated or of another format,
+      or a pickle has anything that checkpoints don't hold. `Weights.read` raises
+      ClipError too.
   """
   path = to_path(path)
-  # The stack closes what is opened below when the caller is done.
+  # When the caller is done, the stack closes all files that are opened below.
   with contextlib.ExitStack() as stack:
     if path.name.endswith(INDEX_SUFFIX):
       yield _sharded(path, stack)
@@ -317,7 +326,7 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
 
 
 def _head(path: Path) -> bytes:
-  """The first bytes of a file; ClipError if it can't be read."""
+  """Reads the first bytes of a file; ClipError if the file can't be read."""
   try:
     with open(local_copy(path), "rb") as file:
       return file.read(32)
@@ -326,7 +335,7 @@ def _head(path: Path) -> bytes:
 
 
 def _torch_archive(path: Path, stack: contextlib.ExitStack) -> Weights:
-  """A torch archive, which the room interchange reads; ClipError without the room."""
+  """Opens a torch archive with the room interchange; ClipError without that room."""
   if not TORCH_WEIGHTS:
     accepted = ".safetensors or .msgpack, without the room interchange"
     refuse(path, "the file", "a torch archive", accepted)
@@ -335,13 +344,13 @@ def _torch_archive(path: Path, stack: contextlib.ExitStack) -> Weights:
 
 
 def _flax(path: Path) -> Weights:
-  """Flax's file of all parameters, which is read at once."""
+  """Reads all parameters of Flax's file at once."""
   try:
     tree = msgpack_restore(local_copy(path).read_bytes())
     tensors = {}
     for name, leaf in flatten_dict(tree, sep=".").items():
       tensors[name] = np.asarray(leaf, np.float32)
-  except Exception as error:  # the libraries' errors share no base
+  except Exception as error:  # the libraries' errors share no base class
     refuse(
       path, "the file", f"not a whole msgpack of arrays ({error})", "an undamaged one"
     )
@@ -350,14 +359,15 @@ def _flax(path: Path) -> Weights:
 
 
 def _safetensors(path: Path, stack: contextlib.ExitStack) -> Weights:
-  """A safetensors file, which the library checks and maps into memory.
+  """Opens a safetensors file, which the library checks and maps into memory.
 
   Args:
-    path: file.
-    stack: closes it.
+    path: safetensors file.
+    stack: stack that closes the file.
 
   Raises:
-    ClipError: the header is damaged, or the file is not as long as it says.
+    ClipError: the header is damaged, or the file has another length than its header
+      says.
   """
   try:
     file_name = local_copy(path)
@@ -367,7 +377,7 @@ def _safetensors(path: Path, stack: contextlib.ExitStack) -> Weights:
     headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     shapes = {name: tuple(header.get_shape()) for name, header in headers.items()}
     metadata = file.metadata() or {}
-  except Exception as error:  # the library's own errors share no base
+  except Exception as error:  # the library's errors share no base class
     refuse(
       path,
       "the file",
@@ -386,8 +396,8 @@ def _safetensors(path: Path, stack: contextlib.ExitStack) -> Weights:
     return file.get_tensor(name).astype(np.float32)
 
   def mapped(name: str) -> np.ndarray:
-    # The file is the header's length, the header, and the tensors, whose places count
-    # from its end.
+    # The file has the header's length (8 bytes), the header, and the tensors. Offsets
+    # of tensors count from the end of the header.
     with open(file_name, "rb") as content:
       n_header = int.from_bytes(content.read(8), "little")
       header = json.loads(content.read(n_header))
@@ -404,23 +414,23 @@ def _safetensors(path: Path, stack: contextlib.ExitStack) -> Weights:
 
 
 def _sharded(path: Path, stack: contextlib.ExitStack) -> Weights:
-  """The shards of an index as one file.
+  """Opens the shards of an index as one file.
 
   Args:
     path: the index.
-    stack: closes the shards.
+    stack: stack that closes the shards.
 
   Raises:
-    ClipError: no index, a shard that is missing or damaged, or without a tensor that
-      the index has there.
+    ClipError: the index is unreadable, a shard is missing or damaged, or a shard lacks
+      a tensor that the index places in it.
   """
   shard_of = _shard_names(path)
-  names = sorted(set(shard_of.values()))
+  shard_names = sorted(set(shard_of.values()))
   shards: dict[str, Weights] = {}
-  for name in names:
+  for name in shard_names:
     file = path.with_name(name)
     if not is_file(file):
-      accepted = f"all {len(names)} shards beside it"
+      accepted = f"all {len(shard_names)} shards beside it"
       refuse(path, f"the shard {name}", "missing", accepted)
     shards[name] = _safetensors(file, stack)
   shapes = {}
@@ -434,22 +444,22 @@ def _sharded(path: Path, stack: contextlib.ExitStack) -> Weights:
 
   def mapped(tensor: str) -> np.ndarray:
     shard = shards[shard_of[tensor]]
-    assert shard.mapped is not None  # safetensors can
+    assert shard.mapped is not None  # safetensors files can be mapped
     return shard.mapped(tensor)
 
   return Weights(str(path), shapes, read, mapped=mapped)
 
 
 def _shard_names(index: Path) -> dict[str, str]:
-  """The shard of each tensor, by an index.
+  """Reads from an index which shard holds each tensor.
 
   Raises:
-    ClipError: no index, or a shard that is not in the index's folder.
+    ClipError: the file is no index, or names a shard outside the index's folder.
   """
   try:
     shard_of = json.loads(read_bytes(index))["weight_map"]
     for name in set(shard_of.values()):
-      # A path would lead out of the folder.
+      # Accept only names of files: a path could lead out of the folder.
       if os.path.basename(name) != name or name in ("", ".", ".."):
         raise ValueError("a shard that is no file name")
   except (
@@ -466,18 +476,18 @@ def _shard_names(index: Path) -> dict[str, str]:
 
 
 def refuse(path: Path, part: str, found: str, accepted: str) -> NoReturn:
-  """Raises the error of a file that is not as it must be.
+  """Raises the error "PATH: PART is FOUND; accepted: ACCEPTED".
 
-  Words of the file itself may hold control characters, which are shown as escapes.
+  Texts from the file may hold control characters, so they are shown as escapes.
 
   Args:
-    path: file.
+    path: path of the file.
     part: part of the file, such as "the file" or a tensor's name.
-    found: what the part is, after "is".
-    accepted: what it may be.
+    found: words after "is" that describe the part.
+    accepted: words for what the part may be.
 
   Raises:
-    ClipError: always; one line of these four.
+    ClipError: always; the message is one line.
   """
   message = f"{printable(part)} is {printable(found)}; accepted: {accepted}"
   raise ClipError(f"{path}: {message}")

@@ -1,8 +1,9 @@
 """Image source `world`: a synthetic world of named things, and a small CLIP for it.
 
-It stands in for ImageNet-21K without data or network. Names are compositions (`names`),
-and images are rendered on demand (`render`). The CLIP learned web-like captions
-(`docs/generators`). Of `config.data`, the argument `data`, it reads `n_classes`.
+The world replaces ImageNet-21K if there is no data or network. Names are compositions
+(`names`), and images are rendered on demand (`render`). The CLIP was trained on
+web-like captions (`docs/generators`). The argument `data` of functions is
+`config.data`, of which this source reads `n_classes` and `images_per_class`.
 """
 
 import dataclasses
@@ -27,8 +28,8 @@ __all__ = [
 
 CLIP_PATH = pathlib.Path(__file__).parent / "clip"
 
-# Class group, random stream and style of each split. The captions that trained the CLIP
-# have another stream.
+# Group of classes, random stream and style of each split. The images that trained the
+# CLIP come from yet another stream.
 _SPLITS = {
   "train": ("base", 10, render.PHOTO),
   "validation": ("base", 11, render.PHOTO),
@@ -45,14 +46,14 @@ class WorldSource:
   names: tuple[str, ...]
   labels: np.ndarray  # int32 [n]
   keys: np.ndarray  # uint64 [n], random keys of the images
-  attributes_NxA: np.ndarray  # int32
+  attributes_NxA: np.ndarray  # int32, A attributes of each of the N classes
   style: render.Style
 
   def __len__(self) -> int:
     return len(self.labels)
 
   def images(self, indices: np.ndarray) -> np.ndarray:
-    """Images by index: int [B] -> uint8 [B, S, S, 3]."""
+    """Renders images by index: int [B] -> uint8 [B, S, S, 3]."""
     attributes_BxA = self.attributes_NxA[self.labels[indices]]
     return render.render(self.keys[indices], attributes_BxA, self.style)
 
@@ -63,7 +64,7 @@ def open_source(data: Any, split: str, n_images: int) -> WorldSource:
   Args:
     data: fields of `config.data`.
     split: name of the split, see `source`.
-    n_images: number of images in all; 0 for `data.images_per_class` of each class.
+    n_images: total number of images; 0 for `data.images_per_class` of each class.
   """
   return source(
     split,
@@ -101,10 +102,12 @@ def source(
   Args:
     split: train, validation or base (three streams of base classes), novel, or shifted
       (all classes).
-    images_per_class: images of every class, in the order of the classes.
-    n_images: images in all, where `images_per_class` is 0. They are of random classes,
-      as evenly as possible; with `n_classes` the same number of each, rounded up.
-    n_classes: classes, spread evenly over the split's list; 0 or too many for all.
+    images_per_class: number of images of every class, in the order of the classes.
+    n_images: total number of images; read if `images_per_class` is 0. Without
+      `n_classes` the classes are in random order, with equal numbers of images up to
+      one. With `n_classes` every class has the same number of images, rounded up.
+    n_classes: number of classes, spread evenly over the split's list. 0, or more than
+      the list has, takes all.
     seed: random seed of the images.
   """
   group, stream, style = _SPLITS[split]
@@ -112,8 +115,9 @@ def source(
   n_kept = min(n_classes or len(every), len(every))
   classes = np.arange(n_kept) * len(every) // n_kept
   if n_images and not n_classes:
-    # Passes over all classes, each in its own random order.
-    n_passes = -(-n_images // n_kept)
+    # Go through all classes several times, each time in another random order.
+    n_passes = -(-n_images // n_kept)  # rounded up
+    # Random numbers by pass and class, from streams that no image uses.
     keys_of_passes = [
       render.image_keys(seed, (stream << 32) + number, classes)
       for number in range(n_passes)
@@ -122,7 +126,7 @@ def source(
     labels = order.ravel()[:n_images]
     positions = np.arange(n_images)
   else:
-    n_each = images_per_class or -(-n_images // n_kept)
+    n_each = images_per_class or -(-n_images // n_kept)  # rounded up
     labels = np.repeat(np.arange(n_kept), n_each)
     positions = (classes[:, None] * n_each + np.arange(n_each)).ravel()
   return WorldSource(

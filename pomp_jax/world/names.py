@@ -1,9 +1,10 @@
 """The world's classes, such as "teal striped bell on sky blue".
 
-A name is `<colour> <texture> <shape> on <ground>`. The two colours differ: 12 x 12 x 17
-x 11 = 26,928 classes in two fixed groups. Prompts are learned on base, 21,841 classes
-as in ImageNet-21K. No caption or training image of the embedded CLIP has a class of
-novel, the other 5,087, but base has each of their words. Shapes: N classes, A = 4
+A name is `<colour> <texture> <shape> on <ground>`, and the ground differs from the
+colour. These are 12 x 12 x 17 x 11 = 26,928 classes, in two fixed groups. Prompts are
+learned on the group base, 21,841 classes as in ImageNet-21K. The group novel is the
+other 5,087 classes. No caption or training image of the embedded CLIP shows a novel
+class, but each word of a novel name also occurs in base. Shapes: N classes, A = 4
 attributes: colour, texture, shape and ground.
 """
 
@@ -11,8 +12,8 @@ import functools
 
 import numpy as np
 
-# Each family has values that are easily confused, as often as
-# docs/generators/captions.py says.
+# Values of one family, between semicolons, are easily confused. Captions confuse them
+# as often as docs/generators/captions.py says.
 _COLOURS = (
   "red, maroon; orange, yellow; green, olive; teal, sky blue; navy, purple; gray, white"
 )
@@ -32,7 +33,7 @@ WORDS = tuple(sum(families, ()) for families in FAMILIES)  # words of each attri
 COLOURS, TEXTURES, SHAPES, _ = WORDS
 
 N_BASE = 21_841
-GROUPS = ("base", "novel", "all")  # all: base, then novel
+GROUPS = ("base", "novel", "all")  # "all" is base followed by novel
 
 _SPLIT_SEED = np.array([0x504F4D50], np.uint64)  # "POMP"
 
@@ -52,11 +53,11 @@ def _split() -> tuple[np.ndarray, np.ndarray]:
   grid = np.indices(sides).reshape(4, -1).T
   has_two_colours = grid[:, 0] != grid[:, 3]
   attributes_NxA = grid[has_two_colours].astype(np.int32)
-  # A library's shuffle may change with its version. A hash of the combination's number
-  # can't.
+  # Shuffle by a hash of each combination's number: a library's shuffle could change
+  # with the library's version.
   number_N = np.arange(len(attributes_NxA), dtype=np.uint64)
   order_N = np.argsort(mix(number_N ^ mix(_SPLIT_SEED)), kind="stable")
-  # Sorted within each group, so that class lists are in order.
+  # Sort each group, so that class lists keep the order of the combinations.
   base = np.sort(order_N[:N_BASE])
   novel = np.sort(order_N[N_BASE:])
   return attributes_NxA[base], attributes_NxA[novel]

@@ -1,9 +1,9 @@
 """Renders images from attributes, a style and random keys, in NumPy.
 
-An image is a function of its 64-bit key, whatever the batch, but for the processor's
-rounding of sines. An object is about 2 units across and centred at the origin, with u
-to the right and v down. Shapes: B images, A = 4 attributes (colour, texture, shape,
-ground), P = S * S pixels.
+An image depends only on its 64-bit key, its attributes and the style, not on the batch.
+Only the rounding of sines may differ between processors. An object is about 2 units
+across and centred at the origin of its coordinates, u to the right and v down. Shapes:
+B images of S by S pixels, A = 4 attributes (colour, texture, shape, ground), P = S * S.
 """
 
 from collections.abc import Callable
@@ -16,34 +16,34 @@ from scipy import ndimage
 
 from pomp_jax.world.names import SHAPES, TEXTURES, mix
 
-# Whether points (u, v) are inside a part of a shape: bool, shaped as u.
+# Function (u, v) -> whether the points are inside a part of a shape: bool, shaped as u.
 _Part = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 IMAGE_SIZE = 40  # S, pixels
 
 
 class Style(NamedTuple):
-  """Properties of pictures; those that vary have a range from the least value."""
+  """Properties of pictures. Random properties are uniform within their range."""
 
-  scale: float = 0.6
-  scales: float = 0.78 - 0.6  # range
-  offset: float = 0.1  # largest
-  angle: float = 0.2  # largest
-  light: float = 0.22  # strength of its gradient
-  noise: float = 0.035
-  noises: float = 0.0  # range
+  scale: float = 0.6  # least size of an object's unit; half of the image is 1
+  scales: float = 0.78 - 0.6  # largest scale less the least
+  offset: float = 0.1  # largest shift of the object from the centre, x or y
+  angle: float = 0.2  # largest rotation, radians
+  light: float = 0.22  # strength of the lighting gradient
+  noise: float = 0.035  # least standard deviation of the noise
+  noises: float = 0.0  # largest deviation of the noise less the least
 
 
-# One inked object under a lighting gradient, soft clutter behind it, sensor noise.
+# An object with a dark outline under a lighting gradient, soft clutter, sensor noise.
 PHOTO = Style()
-# Only for tests: warm or cold light, blur, low contrast, and half of the pictures
-# without a dark outline.
+# Only for evaluation: warm or cold light, blur, low contrast, and no dark outline in
+# half of the pictures.
 SHIFTED = Style(0.5, 0.9 - 0.5, angle=0.35, light=0.4, noise=0.02, noises=0.1 - 0.02)
 
 _ATLAS_SIZE = 128  # samples along each side of a shape's tabulated distance field
 _ATLAS_REACH = 1.6  # the field covers [-reach, reach] in u and v
 
-# sRGB, in the order of names.COLOURS.
+# sRGB colours in the order of names.COLOURS.
 _PALETTE = np.array(
   [
     (226, 50, 50),
@@ -65,18 +65,18 @@ _PALETTE = _PALETTE / np.float32(255)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _CHUNK = 128  # images rendered at once, so that intermediates fit in the cache
 
-# Keys of an image's random channels, one a property.
+# Keys of the random channels of an image. Each random property reads its own channel.
 _CHANNEL_KEYS = mix(np.arange(96, dtype=np.uint64) << np.uint64(20))
 
 
 def uniform(
   key_B: np.ndarray, channel: int, low: float | int = 0.0, high: float | int = 1.0
 ) -> np.ndarray:
-  """Uniform numbers of a channel: float32 [B].
+  """Draws a uniform number for each image: float32 [B].
 
   Args:
     key_B: keys of the images, uint64 [B].
-    channel: number of the channel, below 96; one a property.
+    channel: number of the random channel, below 96; each property has its own.
     low: least value.
     high: end of the range, exclusive.
   """
@@ -86,11 +86,11 @@ def uniform(
 
 
 def image_keys(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
-  """Keys of images in a stream: uint64 [B].
+  """Keys of images in a random stream: uint64 [B].
 
   Args:
     seed: random seed of the pictures.
-    stream: number of the stream; streams and seeds do not overlap.
+    stream: number of the stream; images of two streams or seeds have different keys.
     indices: numbers of the images in the stream [B].
   """
   root = mix(np.array([seed], np.uint64))
@@ -98,14 +98,15 @@ def image_keys(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
   return mix(root ^ np.asarray(indices).astype(np.uint64))
 
 
-_NOISE_SIZE = 128 * 128 * 3
+_NOISE_SIZE = 128 * 128 * 3  # numbers in the table of noise, before its repetition
 
 
 def _tabulate_noise() -> np.ndarray:
-  """Noise of mean 0 and deviation 1, approximately normal: the sum of four uniforms.
+  """Table of noise with mean 0 and deviation 1, about normal: sums of four uniforms.
 
-  Drawing noise per pixel would cost more than all else, so each picture reads this
-  table from a random start. Two equal halves let every start have enough behind it.
+  Drawing noise for each pixel would take longer than all other steps of rendering, so
+  each picture reads the table from a random start. The table has two equal halves, so
+  that enough numbers follow every start in the first half.
   """
   numbers = np.arange(4 * _NOISE_SIZE, dtype=np.uint64).reshape(4, -1)
   bits = mix(numbers) >> np.uint64(40)
@@ -119,7 +120,7 @@ _NOISE = _tabulate_noise()
 
 
 def _polygon(*corners: tuple[float | int, float | int]) -> _Part:
-  """Inside of a polygon, by the even-odd rule."""
+  """A polygon; a point is inside by the even-odd rule."""
 
   def inside(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     within = np.zeros(u.shape, bool)
@@ -137,7 +138,10 @@ def _polygon(*corners: tuple[float | int, float | int]) -> _Part:
 
 
 def _radial(radii: list[float]) -> _Part:
-  """Polygon whose corners have these radii around the origin, starting upwards."""
+  """A polygon whose corners have these distances from the origin, at equal angles.
+
+  The first corner is straight up.
+  """
   corners = []
   for i, radius in enumerate(radii):
     angle = 2 * np.pi * i / len(radii) - np.pi / 2
@@ -212,16 +216,20 @@ _PARTS: dict[str, list[_Part]] = {
 
 
 def _distance(inside: np.ndarray) -> np.ndarray:
-  """Signed distance in samples, negative inside: float32, from bool [v, u]."""
+  """Signed distance to the outline in samples, negative inside: float32 [v, u]."""
   edge = inside & ~ndimage.binary_erosion(inside)
   distance = ndimage.distance_transform_edt(~edge).astype(np.float32)
-  # Edge samples are the outermost inside ones. The outline is half a step outside them.
+  # Edge samples are the outermost samples inside. The outline is half a sample outside
+  # of the edge samples.
   return np.where(inside, -distance - 0.5, distance - 0.5)
 
 
 @functools.cache
 def atlas() -> np.ndarray:
-  """Signed distances (object units, negative inside): float32 [shapes, v, u]."""
+  """Tabulates signed distances to the outlines of all shapes: float32 [shapes, v, u].
+
+  Distances are in units of the object, negative inside.
+  """
   step = 2 * _ATLAS_REACH / _ATLAS_SIZE
   axis = (np.arange(_ATLAS_SIZE) + 0.5) * step - _ATLAS_REACH
   u, v = np.meshgrid(axis, axis)
@@ -254,7 +262,8 @@ def _dots(x: np.ndarray, y: np.ndarray, radius: float, sharpness: int) -> np.nda
   return np.clip((radius - distance) * sharpness + 0.5, 0, 1)
 
 
-# Amount of the second tone at each point, in [0, 1], shaped as u, at a random phase p.
+# Functions (u, v, random phase p) -> how much of the second tone each point has, in [0,
+# 1], shaped as u.
 _PATTERNS = {
   "plain": lambda u, v, p: np.zeros_like(u),
   "shaded": lambda u, v, p: np.clip(0.5 + 0.6 * v, 0, 1),
@@ -282,9 +291,9 @@ _PATTERNS = {
 class Field(NamedTuple):
   """Where the pixels of an image lie relative to its object."""
 
-  distance: np.ndarray  # [B, P], to the outline in pixels, negative inside
-  u: np.ndarray  # [B, P], coordinates of the object, to the right
-  v: np.ndarray  # [B, P], downwards
+  distance: np.ndarray  # [B, P], distance to the outline in pixels, negative inside
+  u: np.ndarray  # [B, P], coordinate of the object, to the right
+  v: np.ndarray  # [B, P], coordinate of the object, downwards
 
 
 def object_field(
@@ -295,14 +304,14 @@ def object_field(
   angle_B: np.ndarray,
   size: int,
 ) -> Field:
-  """Field of objects in images of `size` pixels a side.
+  """Computes the field of one object in each image.
 
   Args:
-    shape_B: numbers of the shapes, of `names.SHAPES`.
-    x_B: centres; the image reaches from -1 to 1.
-    y_B: centres, downwards.
-    scale_B: sizes of the objects' units; half of the image is 1.
-    angle_B: angles in radians.
+    shape_B: shapes, indices into `names.SHAPES`.
+    x_B: centres of the objects, to the right; the image reaches from -1 to 1.
+    y_B: centres of the objects, downwards.
+    scale_B: sizes of the objects' units; half of the image's side is 1.
+    angle_B: rotations of the objects in radians.
     size: side of the images in pixels, S.
   """
   dx_BxP = np.tile(_axis(size), size) - x_B[:, None]
@@ -313,7 +322,8 @@ def object_field(
   v = cos_Bx1 * dy_BxP - sin_Bx1 * dx_BxP
   unit_in_pixels = scale_B[:, None] * (size / 2)
   distance = atlas()[shape_B[:, None], _atlas_cell(v), _atlas_cell(u)] * unit_in_pixels
-  # Beyond the table, the clipped cell is nearer than the point.
+  # Beyond the table, the clipped cell is nearer to the shape than the point. Add an
+  # image's side, so that the point is far outside.
   is_beyond = np.maximum(np.abs(u), np.abs(v)) > _ATLAS_REACH
   distance += is_beyond * np.float32(size)
   return Field(distance, u, v)
@@ -330,7 +340,7 @@ def _atlas_cell(coordinate: np.ndarray) -> np.ndarray:
 def _place(
   key_B: np.ndarray, style: Style
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """Centres x, y, scales and angles [B] of the objects."""
+  """Draws centres x and y, scales and angles [B] of the objects."""
   scale = style.scale + style.scales * uniform(key_B, 0)
   angle = uniform(key_B, 1, -1, 1) * style.angle
   x = uniform(key_B, 2, -1, 1) * style.offset
@@ -339,11 +349,11 @@ def _place(
 
 
 def _blur(image_BxSxSx3: np.ndarray, weight_B: np.ndarray) -> np.ndarray:
-  """Binomial blur of three pixels, weighted [B] from 0 (none) to 1 (full)."""
+  """Blurs images over three pixels (1/4, 1/2, 1/4); a weight of 0 is no blur."""
   weight = weight_B[:, None, None, None]
   for axis in (1, 2):
     at = np.arange(image_BxSxSx3.shape[axis])
-    # The border repeats.
+    # Repeat the pixels at the border.
     before = image_BxSxSx3.take(np.clip(at - 1, 0, at[-1]), axis)
     after = image_BxSxSx3.take(np.clip(at + 1, 0, at[-1]), axis)
     change = 0.25 * (before + after) - 0.5 * image_BxSxSx3
@@ -359,23 +369,24 @@ def object_and_ground(
   clutter_BxP: np.ndarray,
   depth: float = 0.16,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Colours the textured object and the ground with its clutter, before any light.
+  """Colours the textured object, and the ground with its clutter, without lighting.
 
   Args:
     key_B: keys of the images, uint64 [B].
     attributes_BxA: colour, texture, shape and ground, indices into `names.WORDS`.
-    u_BxP: coordinates of the object at each pixel, to the right.
-    v_BxP: likewise, downwards.
+    u_BxP: coordinate of the object at each pixel, to the right.
+    v_BxP: coordinate of the object at each pixel, downwards.
     clutter_BxP: strength of the clutter at each pixel, in [0, 1].
-    depth: brightness that the clutter adds to a dark ground, or takes from a light one.
+    depth: brightness that full clutter adds to a dark ground, or subtracts from a light
+      ground.
 
   Returns:
     sRGB [B, P, 3] of the object, as if it filled the image, and of the ground.
   """
   colours_B, textures_B, _, grounds_B = attributes_BxA.T
   colour_Bx3 = _PALETTE[colours_B] + _tint(key_B, 50)
-  # Patterns are always darker than the colour, which a small vision tower learns more
-  # easily.
+  # The second tone is always darker than the colour: a small vision tower learns dark
+  # patterns more easily.
   tone_Bx3 = colour_Bx3 * 0.38
   pattern_BxP = np.empty_like(u_BxP)
   phase_B = uniform(key_B, 6, 0, 0.3)
@@ -387,21 +398,21 @@ def object_and_ground(
   object_BxPx3 = colour_Bx3[:, None] + pattern_BxP[..., None] * darkening_Bx1x3
 
   ground_Bx3 = _PALETTE[grounds_B] + _tint(key_B, 53)
-  is_dark_B = np.sign(0.5 - ground_Bx3 @ _LUMA)  # 1 for dark, -1 for light
-  change_BxP = clutter_BxP * (depth * is_dark_B)[:, None]
+  sign_B = np.sign(0.5 - ground_Bx3 @ _LUMA)  # 1 for a dark ground, -1 for a light one
+  change_BxP = clutter_BxP * (depth * sign_B)[:, None]
   ground_BxPx3 = ground_Bx3[:, None] + change_BxP[..., None]
   return object_BxPx3, ground_BxPx3
 
 
 def _tint(key_B: np.ndarray, channel: int) -> np.ndarray:
-  """Random variation of a colour: [B, 3]."""
+  """Draws a random variation of a colour from three channels: [B, 3]."""
   return np.stack([uniform(key_B, channel + c, -0.06, 0.06) for c in range(3)], axis=1)
 
 
 def clutter(key_B: np.ndarray, size: int) -> np.ndarray:
-  """Two soft blobs behind the object: float32 [B, P] in [0, 1]."""
+  """Draws two soft blobs behind the object: float32 [B, P] in [0, 1]."""
   total = 0
-  for channel in (60, 64):
+  for channel in (60, 64):  # the first random channel of each blob
     x = uniform(key_B, channel, -1, 1)[:, None]
     y = uniform(key_B, channel + 1, -1, 1)[:, None]
     width = uniform(key_B, channel + 2, 0.15, 0.45)[:, None]
@@ -413,11 +424,11 @@ def clutter(key_B: np.ndarray, size: int) -> np.ndarray:
 
 
 def light(key_B: np.ndarray, strength: float, size: int) -> np.ndarray:
-  """Brightness of each pixel, a gradient of random direction: float32 [B, P].
+  """Computes a lighting gradient of random direction: factors float32 [B, P].
 
   Args:
     key_B: keys of the images, uint64 [B].
-    strength: change from the middle to the border, 0 for none.
+    strength: change of the factor from the middle to the border; 0 for none.
     size: side of the images in pixels, S.
   """
   x_P = np.tile(_axis(size), size)
@@ -430,22 +441,22 @@ def light(key_B: np.ndarray, strength: float, size: int) -> np.ndarray:
 
 
 def noise(key: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """Sensor noise of one photo, whose key is uint64 [1]: float32 of this shape."""
+  """Draws the sensor noise of one photo: key uint64 [1] -> float32 of a shape."""
   start = int(mix(key)[0] % np.uint64(_NOISE_SIZE))
   return np.float32(PHOTO.noise) * _noise_from(start, shape)
 
 
 def _noise_from(start: int | np.integer, shape: tuple[int, ...]) -> np.ndarray:
-  """Noise of deviation 1 from a place of the table on."""
+  """Noise of deviation 1, read from the table at a start."""
   return _NOISE[start : start + math.prod(shape)].reshape(shape)
 
 
 def _inked(
   thing: np.ndarray, ground: np.ndarray, distance: np.ndarray, ink_B: np.ndarray
 ) -> np.ndarray:
-  """The object on its ground, with an outline: [B, P, 3].
+  """Puts the object on its ground and draws the outline: [B, P, 3].
 
-  The outline is dark at an ink of 1, and none at 0.
+  The outline is black with an ink of 1, and invisible with an ink of 0.
   """
   coverage_BxP = np.clip(0.5 - distance, 0, 1)  # 1 inside, soft over one pixel
   image = ground + coverage_BxP[..., None] * (thing - ground)
@@ -454,7 +465,7 @@ def _inked(
 
 
 def _pixels(key_B: np.ndarray, image_BxSxSx3: np.ndarray, style: Style) -> np.ndarray:
-  """Adds noise: uint8 [B, S, S, 3]."""
+  """Adds noise in place, and converts to bytes: uint8 [B, S, S, 3]."""
   sigma_B = style.noise + style.noises * uniform(key_B, 13)
   start_B = (mix(key_B ^ _CHANNEL_KEYS[14]) % np.uint64(_NOISE_SIZE)).astype(np.int64)
   for image, sigma, start in zip(image_BxSxSx3, sigma_B, start_B, strict=True):
@@ -489,7 +500,7 @@ def _draw(key_B: np.ndarray, attributes_BxA: np.ndarray, style: Style) -> np.nda
 
 
 def _shift_colours(key_B: np.ndarray, image: np.ndarray) -> np.ndarray:
-  """Makes the light warm or cold, and the contrast low: [B, P, 3]."""
+  """Makes the light warm or cold, and lowers the contrast: [B, P, 3]."""
   warm_Bx3 = uniform(key_B, 10, -0.1, 0.1)[:, None] * np.array([1, 0, -1], np.float32)
   contrast = uniform(key_B, 11, 0.6, 1)[:, None, None]
   return 0.5 + contrast * (image + warm_Bx3[:, None] - 0.5)
@@ -499,7 +510,7 @@ def render(key_B: np.ndarray, attributes_BxA: np.ndarray, style: Style) -> np.nd
   """Renders images, a chunk at a time so that intermediates fit in the cache.
 
   Args:
-    key_B: keys of the images, uint64 [B], of `image_keys`.
+    key_B: keys of the images from `image_keys`, uint64 [B].
     attributes_BxA: colour, texture, shape and ground, indices into `names.WORDS`.
     style: properties of the pictures, `PHOTO` or `SHIFTED`.
 
