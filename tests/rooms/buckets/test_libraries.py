@@ -6,7 +6,7 @@ import pytest
 
 from pomp_jax.errors import InputError
 from pomp_jax.files import paths
-from pomp_jax.rooms.buckets import libraries, objects
+from pomp_jax.rooms.buckets import base_store, libraries
 from pomp_jax.rooms.buckets.libraries import LIBRARIES
 from tests.launch.test_scripts import extras, lower_bounds
 
@@ -39,5 +39,5 @@ def test_each_fact_of_an_object_is_of_its_version(field):
   versions = []
   for value in (7, 8):
     store = types.SimpleNamespace(info=lambda url, value=value: facts | {field: value})
-    versions.append(objects.Objects.version_of(store, "s3://bucket/file"))
+    versions.append(base_store.Objects.version_of(store, "s3://bucket/file"))
   assert versions[0] != versions[1]
