@@ -64,7 +64,7 @@ class Hook(Generic[Contract]):
 
 
 class ByClass(Protocol):
-  """Figures of each class in the results of `evaluate`."""
+  """Figures of each class in the results of trainings and of `evaluate`."""
 
   def sets_of(
     self,

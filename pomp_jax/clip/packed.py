@@ -66,7 +66,7 @@ def shared_text_tower(
 ) -> Callable[..., Float[Array, "C E"]]:
   """Builds a fast `clip.text.TextTower`, equal to `reference` for every kept row.
 
-  The tower has one more argument, `deep` [J-1,M,D], for MaPLe (Khattak et al., 2023).
+  The tower has one more, optional argument, `deep` [J-1,M,D], for MaPLe (Khattak et al., 2023).
   deep[j-1] replaces the prefix's last M tokens before layer j, for j = 1..J-1.
 
   Args:

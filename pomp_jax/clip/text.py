@@ -312,7 +312,9 @@ class FullTowerBytes(NamedTuple):
 
   def plan(self, limit_bytes: float) -> MemoryPlan:
     """Chooses the fewest chunks that stay below the limit. If no number does, chooses
-    the fewest with the least peak, which the copy of the embeddings causes."""
+    the fewest with the least peak.
+
+    The copy of the embeddings causes that peak, or the backward pass of one class."""
     if self.peak(1) <= limit_bytes:
       return AT_ONCE
     beside_residuals = self.embeddings + self.features + self.weights

@@ -81,13 +81,14 @@ class TrainingConfig(Loop, Contrast, Config):
     self.data.check_source(self.eval.images, self.dry_run)
 
   def _fixed_by_method(self) -> dict[str, Any]:
-    """Value of each field that the method does not read; it accepts no other value."""
+    """The only value that the method accepts, by field."""
     method = METHODS[self.method]
     fixed = dict(method.fixes)
     if not method.saves_prompt:
       fixed["prompt.class_specific"] = False
       fixed["dry_run"] = ""
-      # The bank holds class features under a context, which the method lacks.
+      # The bank holds class features that depend on a context alone. Features of these
+      # methods depend on more, or on no context.
       if "bank" in SAMPLERS[self.sampling.name].needs:
         fixed["sampling.name"] = "uniform"
       if self.sampling.exclude == "similar":

@@ -185,8 +185,9 @@ def _own_accelerator(launcher: str, environ: Mapping[str, str]) -> tuple[int, ..
     The accelerator's number, or () for all that the process sees.
 
   Raises:
-    HostError: a node's processes see neither one accelerator each nor as many as there
-      are processes, or SLURM's variables can't be read.
+    HostError: a node's processes see neither the accelerators that are bound to each
+      (one, or SLURM_GPUS_PER_TASK) nor as many as there are processes, or SLURM's
+      variables can't be read. A run on CPUs is not checked.
   """
   match launcher:
     case "ompi":

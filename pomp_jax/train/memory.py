@@ -57,7 +57,11 @@ def memory_plan(
 
 
 def share_of_device(limit_gib: float) -> float:
-  """Memory for activations, in GiB, of a device with this limit; 0 if it has none."""
+  """Memory for activations, in GiB, of a device.
+
+  Args:
+    limit_gib: memory of the device, GiB; 0 if unknown, which gives 4 GiB.
+  """
   if not limit_gib:
     return _NO_LIMIT_GIB
   return _SHARE * limit_gib

@@ -48,7 +48,7 @@ class Chosen(NamedTuple):
 
   checkpoint: Checkpoint
   prompt: Prompt | None  # None for a method that learns no prompt
-  others: dict[str, Checkpoint]  # other checkpoints to save as prompts, by file name
+  others: dict[str, Checkpoint]  # other checkpoints to save as prompts, by key
   # Other prompts to evaluate, by row of the tables.
   rows: Mapping[str, Prompt | str] = types.MappingProxyType({})
   reference: str = results.HAND_WRITTEN  # row that the others are compared with

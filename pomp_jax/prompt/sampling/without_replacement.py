@@ -20,8 +20,9 @@ from pomp_jax.array_types import Array, Float, Int32
 # Lengths along the line are multiples of 2^-32 and positions are unsigned integers
 # modulo 1, so that no rounding accumulates over thousands of classes.
 _ONE = 2.0**32
-# Distance from 0 or 1 within which a probability counts as 0 or 1. It is above the
-# rounding error of a float32 probability and below every probability that matters.
+# A probability this near to 1 counts as 1, and `_whole_turns` does not adjust lengths
+# this near to 0 or 1. The distance is above the rounding error of a float32 probability
+# and below every probability that matters.
 _NEAR = 2.0**-20
 
 
