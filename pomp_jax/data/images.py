@@ -157,14 +157,15 @@ def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
   preprocessing does.
 
   Transparency is dropped. Pillow would clip greys of more than 8 bits at 255, so this
-  function scales them, by the largest value of the image:
+  function scales them:
 
   - 16 bits (PNG, PPM, TIFF) or 12 (TIFF): the high byte, as Pillow reads 16-bit
     colours.
-  - 32-bit integers (TIFF): unchanged if the largest is at most 255; otherwise, up to
-    65535, the high byte of 16 bits.
-  - float (TIFF, PFM): times 255 if the largest is at most 1, unchanged if at most 255,
-    and otherwise, up to 65535, divided by 257. All are rounded.
+  - 32-bit integers (TIFF): by the largest value of the image. Values are unchanged if
+    it is at most 255; otherwise, up to 65535, they become the high byte of 16 bits.
+  - float (TIFF, PFM): by the largest value of the image. Values are multiplied by 255
+    if it is at most 1, unchanged if it is at most 255, and otherwise, up to 65535,
+    divided by 257. All are rounded.
 
   Args:
     image: Pillow image.
@@ -297,8 +298,10 @@ def _is_heic(file: File) -> bool:
 
 @contextlib.contextmanager
 def _as_image_error(where: str) -> Iterator[None]:
-  """Turns every error into ImageError, because Pillow raises errors of many classes for
-  broken files."""
+  """Turns every Exception but MemoryError into ImageError.
+
+  Pillow raises exceptions of many classes for broken files.
+  """
   try:
     yield
   except MemoryError:

@@ -331,7 +331,7 @@ def _summary(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _published(group: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
-  """Published figures for each table of a group; empty without the room suites."""
+  """Published figures for each table of a group; empty without the room data_sets."""
   if not hooks.PUBLISHED:
     return {kind: {} for kind in kinds}
   published = hooks.PUBLISHED.open()

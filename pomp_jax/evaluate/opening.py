@@ -162,7 +162,7 @@ def evaluation_splits(data: Data) -> tuple[str, ...]:
 
 
 def left_out(data: Data) -> dict[str, Any]:
-  """Classes and files that are in no figure; see `stored_splits.left_out`.
+  """Classes and files that may be in no figure; see `stored_splits.left_out`.
 
   Empty for generated images.
   """

@@ -2,8 +2,9 @@
 split)`.
 
 A missing validation or test split is held out of the training images if the source's
-row in the registry allows it. Otherwise another split replaces the missing one, with a
-log line, and results name the split that was used.
+row in the registry allows it. With few shots, the training images that are no shots
+replace a missing validation split, whatever the row says. Otherwise another split
+replaces the missing one, with a log line, and results name the split that was used.
 
 In a folder that a person has sorted, a class without a picture in any split is dropped,
 unless a list names it. A dropped class is no answer. It is no negative either: as a
@@ -202,6 +203,8 @@ def _duplicates(data: Data, split: str) -> dict[int, str]:
 
 def left_out(data: Data) -> dict[str, Any]:
   """Lists the classes and files of a folder that are in no figure.
+
+  With `data.duplicates=keep` the listed duplicates are evaluated nevertheless.
 
   Returns:
     Of these fields those that are not empty.

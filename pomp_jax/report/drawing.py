@@ -128,7 +128,10 @@ def stacked_panels(
 
 
 def starts_row(axes: Axes) -> bool:
-  """Whether a panel is the first of its row; only this one has labels on the left."""
+  """Whether a panel is the first of its row.
+
+  Plots whose rows share an axis label only this panel on the left.
+  """
   place = axes.get_subplotspec()
   return place is not None and place.is_first_col()
 
@@ -182,7 +185,7 @@ def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None
     multiples = next(m for most, m in _MULTIPLES.items() if decades <= most)
     axis.set_major_locator(LogLocator(subs=multiples, numticks=_MOST_TICKS))
   else:
-    # Over half a decade, evenly spaced ticks have rounder numbers.
+    # Within half a decade, evenly spaced ticks have rounder numbers.
     axis.set_major_locator(MaxNLocator(5))
   axis.set_major_formatter(FuncFormatter(_plain_number))
   axis.set_minor_locator(NullLocator())

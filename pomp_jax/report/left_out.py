@@ -1,4 +1,4 @@
-"""The section of a report on pictures and classes that are in no figure."""
+"""The section of a report on classes and pictures that were left out or are duplicates."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ _MOST = 200  # rows
 
 
 def left_out_section(left_out: Mapping[str, Any]) -> Section:
-  """A line for each class or picture that no accuracy counts.
+  """Lists classes without pictures, duplicates and pictures of unread formats.
 
   `left_out` is the field of `results.json` that `stored_splits.left_out` returns.
   """

@@ -23,7 +23,8 @@ from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted
 from pomp_jax.report.report import Report, Section, Table, cell, facts
 
-# Smallest relative bias in a plot, near the rounding error of float32.
+# Smallest relative bias in a plot. A logarithmic axis has no zero, and a tenth of a
+# percent matters to nobody.
 _LOWEST_BIAS = 1e-3
 _LINES = ("-", "--", ":", "-.", (0, (1, 3)))
 

@@ -31,7 +31,7 @@ class Sheet(NamedTuple):
 
   images: np.ndarray  # uint8 [n,H,W,3]
   names: Sequence[str]  # true class of each image
-  # of each image: three names with their probabilities, the most probable first
+  # of each image: up to three names with their probabilities, the most probable first
   top3: Sequence[Sequence[tuple[str, float]]]
 
   def of(self, rows: Sequence[int]) -> "Sheet":

@@ -148,7 +148,7 @@ def _gpu(
   float32_tflops: float,
   gbps: float | int,
 ) -> Chip:
-  """Describes a GPU; `tflops` is the peak in bfloat16, `gbps` its memory's rate."""
+  """Describes a GPU; `tflops` is its peak in bfloat16, `gbps` its memory's GB/s."""
   return Chip(
     kind=kind,
     title=gpu.name,

@@ -342,7 +342,7 @@ def disk(run: PromptRun) -> dict[str, int]:
 
 
 def stored_views(run: PromptRun) -> int:
-  """Counts the views whose features are stored before the first step."""
+  """Counts the views whose features `data.features=stored` stores before the first step."""
   augmentation = batches.augmentation(run.data)
   if augmentation.kind != "none" and not augmentation.view_epochs:
     return 0  # each epoch has other views, so none are stored

@@ -209,10 +209,10 @@ def _whole_run(run: PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
   test = figures["test_images"]
   all_classes = figures["class_features"].seconds
   test_images = run.eval.images * test.seconds / test.total
-  n_views = costs.stored_views(run)
-  views = 0.0
+  n_views = 0
   if run.data.features == "stored":
-    views = n_views * test.seconds / test.total
+    n_views = costs.stored_views(run)
+  views = n_views * test.seconds / test.total
   # Reading and computing overlap: the slower one sets the pace.
   step = max(figures["step_seconds"], figures["read"].seconds)
   training = run.total_steps * step

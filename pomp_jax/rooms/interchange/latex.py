@@ -1,8 +1,8 @@
 """Writes the tables of a report as LaTeX, to be included in a paper.
 
 A table that is too wide loses its intervals. If it is still wider than a line, its
-headings stand upright, if that saves enough, and then it is scaled to the line. A table
-that is too long for a page is divided.
+headings stand upright, provided that this saves enough. A table that is even then too
+wide is scaled to the line. A table that is too long for a page is divided.
 """
 
 import re

@@ -534,8 +534,8 @@ def _pamr_weights(
 ) -> Float[Array, "Q H W"]:
   """Computes the weights of each pixel's Q neighbours, which sum to 1.
 
-  The weights are the softmax over the neighbours of -|colour difference| / (1e-8 + 0.1
-  deviation), averaged over the channels. The standard deviation is over the colours of
+  The weights are the softmax over the neighbours of a mean over the channels: of
+  -|colour difference| / (1e-8 + 0.1 deviation). The standard deviation is over the colours of
   the neighbours and the pixel's own colour, which counts once for each dilation.
 
   Args:

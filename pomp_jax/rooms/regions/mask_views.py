@@ -165,7 +165,10 @@ class MaskViews:
     view["labels"][: len(labels)] = labels
 
   def place(self, height: int, width: int, *, index: int, epoch: int) -> Place:
-    """Draws the place of a view, from seed, index and epoch alone.
+    """Computes the place of a view.
+
+    The place depends on the arguments, the seed and the settings alone. Only
+    `crop_flip` draws it.
 
     Args:
       height: height of the image in pixels.

@@ -27,7 +27,9 @@ class Row(NamedTuple):
   expected: float | str | None
   got: float | str | None
   status: str  # one of STATUSES
-  tolerance: float | None = None  # largest difference that passes
+  # Largest difference that passes. Of the rule "order" it is the half-width of the
+  # interval of our difference: a difference within it is undecided.
+  tolerance: float | None = None
   # "equal", "within", "at least" or "order"; "none" for a row that was not run
   rule: str = "equal"
   why: str = ""  # reason for the tolerance, or why the row was not run
@@ -50,7 +52,7 @@ def status_of(
     rule: `Row.rule`.
     expected: expected figure or text.
     got: measured figure or text.
-    tolerance: largest difference that passes; None for texts.
+    tolerance: see `Row.tolerance`; None for texts.
   """
   if rule == "none" or expected is None or got is None:
     return NOT_RUN
@@ -63,7 +65,8 @@ def status_of(
   if rule == "within":
     return PASS if abs(difference) <= within else FAIL
   if rule == "order":
-    # Expected and got are differences of two arms; only the sign of `got` is tested.
+    # Expected and got are differences of two arms. The sign of `got` decides, unless
+    # its interval contains zero.
     if abs(float(got)) <= within:
       return UNDECIDED
     return PASS if float(got) > 0 else FAIL

@@ -78,8 +78,10 @@ def test_stored_images_are_synthetic(dry, tmp_path, caplog, monkeypatch):
   assert (
     "101 classes, 404 training images, synthetic; 250 steps of 16 views" in caplog.text
   )
-  width = opening.clip_config("world").projection_dim
-  assert figures["stored_features_bytes"] == 4 * 404 * 6 * (width + 1)
+  # Two views of each image in three epochs, if features were stored; they are not.
+  assert costs.stored_views(built[0]) == 404 * 6
+  assert figures["stored_features_bytes"] is None
+  assert "stored features" not in caplog.text
   assert figures["device_temporaries_mib"] > 0 and figures["process_peak_mib"] > 100
   slower = max(figures["step_seconds"], figures["read"].seconds)
   assert figures["training_seconds"] == pytest.approx(250 * slower)
@@ -125,6 +127,8 @@ def test_a_folder_that_exists_is_measured_itself(dry, tmp_path, caplog):
   once = run(dry(**fields, **{"data.features": "stored"}), tmp_path, caplog)
   a_picture = once["test_images"].seconds / 6
   assert once["training_features_seconds"] == pytest.approx(21 * a_picture)
+  width = opening.clip_config("world").projection_dim
+  assert once["stored_features_bytes"] == 4 * 21 * (width + 1)
   # The program expects features: no image tower's weights are among its arguments.
   assert once["device_arguments_mib"] < figures["device_arguments_mib"]
 
