@@ -82,17 +82,22 @@ def check(config: CalibrateConfig, workdir: str) -> None:
   opened, label = _opened(settings.prompt)
   classes = [(name,) for name in source.names]
   check_prompt(NamedPrompt(label, opened), classes, clip_config, config.clip.model)
-  for field in ("test", "unknown"):
+  splits = opening.evaluation_splits(data)
+  wanted_images = {
+    "test": "images of the validation's classes",
+    "unknown": "images of classes other than the validation's",
+  }
+  for field, wanted in wanted_images.items():
     split = getattr(settings, field)
-    if split:
-      splits = opening.evaluation_splits(data)
-      accepted = f"one of {', '.join(splits)}, or nothing"
-      require(split in splits, f"calibrate.{field}", split, accepted)
-  if settings.unknown:
-    other = opening.open_source(data, settings.unknown, n_images=config.eval.images)
-    are_others = bool(set(other.names) - set(source.names))
-    accepted = "a split with classes that are not those of the validation"
-    require(are_others, "calibrate.unknown", settings.unknown, accepted)
+    if not split:
+      continue
+    accepted = f"one of {', '.join(splits)}, or nothing"
+    require(split in splits, f"calibrate.{field}", split, accepted)
+    images = opening.open_source(data, split, n_images=config.eval.images)
+    is_known_C = np.isin(images.names, source.names)
+    is_wanted_B = is_known_C[images.labels] == (field == "test")
+    accepted = f"a split with {wanted}"
+    require(is_wanted_B.any(), f"calibrate.{field}", split, accepted)
 
 
 def run(config: CalibrateConfig, workdir: str) -> dict[str, Any]:

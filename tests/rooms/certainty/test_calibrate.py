@@ -214,6 +214,7 @@ def test_a_damaged_calibration_is_one_line(calibrated, tmp_path, changes):
     ({"calibrate.error": 0.0}, "calibrate.error"),
     ({"calibrate.sets": "all"}, "calibrate.sets"),
     ({"calibrate.test": "elsewhere"}, "calibrate.test"),
+    ({"calibrate.test": "novel"}, "calibrate.test"),
     ({"calibrate.unknown": "base"}, "calibrate.unknown"),
     ({"eval.images": 30, "data.n_classes": 10}, "eval.images"),
   ],
