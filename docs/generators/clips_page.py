@@ -13,7 +13,7 @@ import itertools
 import pathlib
 import re
 
-from pomp_jax.clip.families import family_of
+from pomp_jax.clip.image_towers import family_of
 from pomp_jax.clip.open_clip import PREFIX, model_settings, named_clip, tables, unread
 
 _HERE = pathlib.Path(__file__).parent

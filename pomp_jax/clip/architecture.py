@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
-from pomp_jax.clip.families import ImageTowerConfig, NoImageTower, tower_shapes
+from pomp_jax.clip.image_towers import ImageTowerConfig, NoImageTower, tower_shapes
 from pomp_jax.clip.packed import ACTIVATIONS
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 from pomp_jax.errors import InputError

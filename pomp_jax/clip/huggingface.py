@@ -5,7 +5,15 @@ from transformers import CLIPConfig, CLIPTokenizerFast
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError
 from pomp_jax.clip.tokens import MERGES_FILES, Tokenizer, read_bpe
-from pomp_jax.clip.weights import FLAX_SUFFIX, Files, Layout, Parameter, Source, Weights
+from pomp_jax.clip.weights import (
+  FLAX_SUFFIX,
+  Files,
+  Layout,
+  Parameter,
+  PreprocessingSettings,
+  Source,
+  Weights,
+)
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.terminal import one_line
 
@@ -17,9 +25,9 @@ WEIGHTS = (
   "model.safetensors.index.json",
   "pytorch_model.bin",
 )
-# Where the preprocessing is: the file, its item (empty: the whole file), and the prefix
-# in the names of mean and std.
-STATISTICS = ("preprocessor_config.json", "", "image_")
+PREPROCESSING = PreprocessingSettings(
+  file_name="preprocessor_config.json", item="", prefix="image_"
+)
 # A tokenizer has one of these files.
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 # A tokenizer may have these files as well.
@@ -36,7 +44,7 @@ def layout(weights: Weights, config: ClipConfig) -> Layout:
 
   Args:
     weights: file of weights; the ending of its name decides.
-    config: not used; `openai.layout` reads it.
+    config: not used; `openai_layout.layout` reads it.
   """
   del config
   source = _as_in_torch
@@ -82,8 +90,8 @@ def check_config(files: Files, where: str, image_tower: bool) -> None:
 
   Args:
     files: files of the CLIP.
-    where: not used; `openai.check_config` reads it.
-    image_tower: not used; `openai.check_config` reads it.
+    where: not used; `openai_layout.check_config` reads it.
+    image_tower: not used; `openai_layout.check_config` reads it.
 
   Raises:
     ClipError: config.json is missing, or is not a CLIP's.

@@ -4,20 +4,22 @@ import dataclasses
 import json
 import logging
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pomp_jax.clip import huggingface, openai
+from pomp_jax.clip import huggingface, openai_layout
 from pomp_jax.clip.architecture import ClipConfig, ClipError, parameter_shapes
-from pomp_jax.clip.families import NoImageTower
+from pomp_jax.clip.image_towers import NoImageTower
 from pomp_jax.clip.open_clip import CONFIG, PREFIX, NamedClip, named_clip
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.clip.weights import (
   Files,
+  Layout,
+  PreprocessingSettings,
   Weights,
   check_weights,
   open_weights,
@@ -45,7 +47,8 @@ _RESIZES = {
 _IMAGE_TOWERS = ("visual.", "vision_model.", "visual_projection.")
 _ACCEPTED = (
   f"{', '.join(_CLIPS)}, a folder or hub id with {huggingface.CONFIG} and one of"
-  f" {', '.join(huggingface.WEIGHTS)}, or with one of {', '.join(openai.WEIGHTS)}, or a"
+  f" {', '.join(huggingface.WEIGHTS)}, or with one of"
+  f" {', '.join(openai_layout.WEIGHTS)}, or a"
   f" .safetensors, .pt or .bin file of OpenAI's or open_clip's, or {PREFIX}MODEL/TAG"
 )
 
@@ -57,7 +60,8 @@ class Clip:
   name: str  # source of the files, which prompt files record
   config: ClipConfig  # sizes of each tower, under HuggingFace's names
   # Parameters as HuggingFace FlaxCLIP's tree, float32, on the host. A ResNet has the
-  # tree of `clip.resnet` in it; towers of `clip.families` have their tensors by name.
+  # tree of `clip.resnet` in it. Towers of `clip.image_towers` have their tensors by
+  # name.
   params: Params
   tokenizer: Tokenizer  # the checkpoint's own tokenizer
   # Per-channel mean of the preprocessing, for pixels in [0, 1].
@@ -151,29 +155,23 @@ class _Preprocessing(NamedTuple):
   bilinear: bool
 
 
-def _preprocessing(
-  files: Files, file_name: str, item: str, prefix: str
-) -> _Preprocessing:
+def _preprocessing(files: Files, stored: PreprocessingSettings) -> _Preprocessing:
   """Reads the preprocessing of a checkpoint; missing settings default to OpenAI's.
-
-  The last three arguments are the STATISTICS of a layout's module.
 
   Args:
     files: files of the CLIP.
-    file_name: JSON file with the settings.
-    item: item of the file that holds the settings; empty for the whole file.
-    prefix: start of the names of mean and std in the file.
+    stored: where the checkpoint stores the settings.
 
   Raises:
     ClipError: a setting has a value that no preprocessing has.
   """
-  content = files.json(file_name)
+  content = files.json(stored.file_name)
   try:
     settings = {} if content is None else content
-    if item:
-      settings = settings.get(item, {})
-    mean = tuple(map(float, settings.get(f"{prefix}mean", _CLIP_MEAN)))
-    std = tuple(map(float, settings.get(f"{prefix}std", _CLIP_STD)))
+    if stored.item:
+      settings = settings.get(stored.item, {})
+    mean = tuple(map(float, settings.get(f"{stored.prefix}mean", _CLIP_MEAN)))
+    std = tuple(map(float, settings.get(f"{stored.prefix}std", _CLIP_STD)))
     if len(mean) != 3 or len(std) != 3:
       raise ValueError("mean and std take three channels")
     return _Preprocessing(
@@ -184,7 +182,7 @@ def _preprocessing(
     )
   except (ValueError, TypeError, AttributeError) as error:
     raise ClipError(
-      f"{files.source}: {file_name}: not a preprocessor's settings ({error})"
+      f"{files.source}: {stored.file_name}: not a preprocessor's settings ({error})"
     ) from error
 
 
@@ -225,8 +223,8 @@ def read_clip(
   weights_file = files.file or _weights_file(files, named, source, image_tower)
 
   with open_weights(weights_file) as weights:
-    family = _family_of(files, named, weights_file.name, weights)
-    config = family.read_config(files, weights, activation, image_tower)
+    module = _layout_module(files, named, weights_file.name, weights)
+    config = module.read_config(files, weights, activation, image_tower)
     if not image_tower:
       config = dataclasses.replace(config, vision_config=NoImageTower())
       weights = _without_image_tower(weights)
@@ -236,20 +234,40 @@ def read_clip(
       raise ClipError(
         f"{weights.path}: no tower has such sizes ({one_line(error)})"
       ) from error
-    layout = family.layout(weights, config)
+    layout = module.layout(weights, config)
     check_weights(weights.shapes, shapes, layout, weights.path)
 
     # Read the small files first: a mistake in them shows before the weights are read.
-    tokenizer = family.read_tokenizer(files, config)
-    preprocessing = _preprocessing(files, *family.STATISTICS)
+    tokenizer = module.read_tokenizer(files, config)
+    preprocessing = _preprocessing(files, module.PREPROCESSING)
     params = {}
     if with_params:
       params = read_params(weights, shapes, layout)
   return Clip(source, config, params, tokenizer, *preprocessing)
 
 
-def _family_of(files: Files, named: NamedClip, file_name: str, weights: Weights) -> Any:
-  """Returns the module that reads the layout of the weights, `huggingface` or `openai`.
+@runtime_checkable
+class _LayoutModule(Protocol):
+  """What `huggingface` and `openai_layout` both have."""
+
+  PREPROCESSING: PreprocessingSettings
+
+  def read_config(
+    self, files: Files, weights: Weights, activation: str, image_tower: bool
+  ) -> ClipConfig:
+    """Returns the sizes of the towers."""
+
+  def layout(self, weights: Weights, config: ClipConfig) -> Layout:
+    """Returns where the file stores each parameter."""
+
+  def read_tokenizer(self, files: Files, config: ClipConfig) -> Tokenizer:
+    """Returns the tokenizer."""
+
+
+def _layout_module(
+  files: Files, named: NamedClip, file_name: str, weights: Weights
+) -> _LayoutModule:
+  """Returns the module that reads the layout of the weights.
 
   Args:
     files: files of the CLIP.
@@ -258,7 +276,7 @@ def _family_of(files: Files, named: NamedClip, file_name: str, weights: Weights)
     weights: the open file of weights.
   """
   if named.settings:
-    return openai
+    return openai_layout
   # In a folder or repository the file's name decides. A source that is itself a file
   # may have any name, so the names of its tensors decide.
   is_in_folder = files.file is None
@@ -266,7 +284,7 @@ def _family_of(files: Files, named: NamedClip, file_name: str, weights: Weights)
     return huggingface
   if any(name.startswith("text_model.") for name in weights.shapes):
     return huggingface
-  return openai
+  return openai_layout
 
 
 def _without_image_tower(weights: Weights) -> Weights:
@@ -298,20 +316,20 @@ def _weights_file(
   names: tuple[str, ...]
   if named.settings:
     # The tables hold the configuration, so the hub is not asked for it.
-    openai.check_config(files, source, image_tower)
-    usual_name = openai.WEIGHTS[0]
-    names = (named.file or usual_name, *openai.WEIGHTS)
+    openai_layout.check_config(files, source, image_tower)
+    usual_name = openai_layout.WEIGHTS[0]
+    names = (named.file or usual_name, *openai_layout.WEIGHTS)
   elif files.has(huggingface.CONFIG):
-    names = huggingface.WEIGHTS + openai.WEIGHTS
+    names = huggingface.WEIGHTS + openai_layout.WEIGHTS
   else:
-    names = openai.WEIGHTS
+    names = openai_layout.WEIGHTS
 
   for name in names:
     if not files.has(name):
       continue
     if not named.settings:
-      family: Any = huggingface if name in huggingface.WEIGHTS else openai
-      family.check_config(files, source, image_tower)
+      module: Any = huggingface if name in huggingface.WEIGHTS else openai_layout
+      module.check_config(files, source, image_tower)
     file = files.find(name)
     if file is not None:
       return file

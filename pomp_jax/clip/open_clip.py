@@ -13,7 +13,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError
-from pomp_jax.clip.families import (
+from pomp_jax.clip.image_towers import (
   MODELS,
   TIMM_ITEMS,
   ImageTowerConfig,

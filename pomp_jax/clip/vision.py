@@ -1,4 +1,6 @@
-"""The frozen vision tower, a ViT, ResNet or one of `clip.families`: images to features.
+"""The frozen vision tower: images to features.
+
+It is a ViT, a ResNet or one of `clip.image_towers`.
 
 Shapes: B images of height H and width W, E embedding, D width.
 """
@@ -10,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from pomp_jax.clip.families import ImageTowerConfig
+from pomp_jax.clip.image_towers import ImageTowerConfig
 from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.precision import precision_of
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig

@@ -89,6 +89,14 @@ class Layout(NamedTuple):
   model: str = "CLIP"  # kind of model, for messages
 
 
+class PreprocessingSettings(NamedTuple):
+  """Where a project stores the settings of the preprocessing."""
+
+  file_name: str  # JSON file beside the weights
+  item: str  # item of the file that holds the settings; empty for the whole file
+  prefix: str  # start of the names of mean and std
+
+
 def check_weights(
   stored: Shapes, shapes: dict[str, Any], layout: Layout, where: str
 ) -> None:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.clip import huggingface, openai
+from pomp_jax.clip import huggingface, openai_layout
 from pomp_jax.clip.open_clip import named_clip
 from pomp_jax.config import HERE, METHODS, SYNTHETIC_CLIP, WORLD
 from pomp_jax.config.errors import ConfigError, require
@@ -145,7 +145,7 @@ def _is_here(model: str) -> bool:
   source, file, _ = named_clip(model)
   if source == WORLD or exists(source):
     return True
-  names = [file] if file else [*huggingface.WEIGHTS, *openai.WEIGHTS]
+  names = [file] if file else [*huggingface.WEIGHTS, *openai_layout.WEIGHTS]
   return any(isinstance(try_to_load_from_cache(source, name), str) for name in names)
 
 

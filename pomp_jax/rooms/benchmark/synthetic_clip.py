@@ -11,7 +11,7 @@ import numpy as np
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
-from pomp_jax.clip.families import NoImageTower
+from pomp_jax.clip.image_towers import NoImageTower
 from pomp_jax.clip.load import Clip
 from pomp_jax.clip.open_clip import PREFIX, named_clip, tables
 from pomp_jax.clip.resnet import ResNetConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
-from pomp_jax.clip.families import NoImageTower
+from pomp_jax.clip.image_towers import NoImageTower
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files import terminal
 from pomp_jax.files.run_folder import RunFolder

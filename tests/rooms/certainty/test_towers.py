@@ -18,7 +18,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import Classifier
 from pomp_jax.rooms.certainty.classifier_file import tower_bytes
 from pomp_jax.world import source
-from tests.clip.test_families import ORIGINALS, small_model, write_checkpoint
+from tests.clip.test_image_towers import ORIGINALS, small_model, write_checkpoint
 from tests.support.clips import write_random_clip
 from tests.support.openai_clip import (
   RESNET,

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from pomp_jax.clip import openai, weights
+from pomp_jax.clip import openai_layout, weights
 from pomp_jax.clip.architecture import Shapes
 from pomp_jax.clip.load import Clip
 from pomp_jax.rooms.regions.mask_former.model import Params, parameter_shapes
@@ -216,7 +216,9 @@ def check_clip(path: str | os.PathLike, clip: Clip) -> None:
     if not any(name.startswith(_CLIP) for name in file.shapes):
       return
     accepted = f"as in {clip.name}, config.clip.model"
-    for key, values in sorted(stored_tensors(clip.params, openai.LAYOUT).items()):
+    for key, values in sorted(
+      stored_tensors(clip.params, openai_layout.LAYOUT).items()
+    ):
       name = _CLIP + key
       shape = file.shapes.get(name)
       if shape != values.shape:

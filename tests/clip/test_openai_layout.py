@@ -17,7 +17,7 @@ import torch
 from pomp_jax.clip import weights
 from pomp_jax.clip.architecture import ClipError, parameter_shapes
 from pomp_jax.clip.load import Clip, load_clip
-from pomp_jax.clip.openai import LAYOUT, read_config
+from pomp_jax.clip.openai_layout import LAYOUT, read_config
 from pomp_jax.clip.text import text_tower
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.clip.weights import Files, Weights, check_weights

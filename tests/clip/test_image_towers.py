@@ -21,7 +21,7 @@ from transformers import BertTokenizerFast, CLIPTextConfig, PreTrainedTokenizerF
 
 from docs.generators.clips_page import page
 from pomp_jax.clip.eva import SiglipConfig
-from pomp_jax.clip.families import MODELS
+from pomp_jax.clip.image_towers import MODELS
 from pomp_jax.clip.load import load_clip
 from pomp_jax.clip.open_clip import named_clip, tables, unread
 from pomp_jax.clip.text import token_table

@@ -14,12 +14,19 @@ from typing import Any, NamedTuple
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError, Shapes
-from pomp_jax.clip.families import ImageTowerConfig, NoImageTower, family_of
+from pomp_jax.clip.image_towers import ImageTowerConfig, NoImageTower, family_of
 from pomp_jax.clip.layers import count
 from pomp_jax.clip.open_clip import CONFIG, check_agreement, model_settings
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.clip.tokens import MERGES_FILES, FileTokenizer, Tokenizer, read_bpe
-from pomp_jax.clip.weights import Files, Layout, Parameter, Source, Weights
+from pomp_jax.clip.weights import (
+  Files,
+  Layout,
+  Parameter,
+  PreprocessingSettings,
+  Source,
+  Weights,
+)
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.terminal import one_line
 
@@ -28,9 +35,9 @@ WEIGHTS = (
   "open_clip_pytorch_model.safetensors",
   "open_clip_pytorch_model.bin",
 )
-# Where the preprocessing is: the file, its item, and the prefix in the names of mean
-# and std.
-STATISTICS = (CONFIG, "preprocess_cfg", "")
+PREPROCESSING = PreprocessingSettings(
+  file_name=CONFIG, item="preprocess_cfg", prefix=""
+)
 
 # Tensors that are no weights, and that only OpenAI's own state dicts have.
 _FACTS = ("input_resolution", "context_length", "vocab_size")
@@ -101,7 +108,7 @@ def layout(weights: Weights, config: ClipConfig) -> Layout:
 
   Args:
     weights: file of weights; its names tell the variation of the text tower.
-    config: sizes; towers of `clip.families` keep the names of their tensors.
+    config: sizes; towers of `clip.image_towers` keep the names of their tensors.
   """
   vision = config.vision_config
   text_prefix = _text_prefix(weights.shapes)

@@ -61,7 +61,7 @@ def family_of(settings: Mapping[str, Any], width: int) -> Any:
   timm_name = settings.get("timm_model_name")
   if timm_name is not None and timm_name not in MODELS:
     raise ValueError(
-      f"timm_model_name: got {timm_name!r}, expected a tower of clip.families.MODELS"
+      f"timm_model_name: got {timm_name!r}, expected a tower of clip.image_towers.MODELS"
     )
   is_clipa = _is_clipa(settings)
   if not timm_name and not is_clipa:
