@@ -32,22 +32,19 @@ from pomp_jax.rooms.benchmark.towers import (
   IMPLEMENTATIONS,
   MODELS,
   OPEN_CLIPS,
+  SEED,
   dense_flops,
   open_clip_settings,
 )
 
 _FLAGS = (
-  *(
-    "implementations",
-    "model",
-    "m",
-    "k",
-    "dtype",
-    "repeats",
-    "seconds",
-    "rows_at_a_time",
-  ),
-  "seed",
+  "implementations",
+  "model",
+  "m",
+  "k",
+  "dtype",
+  "repeats",
+  "rows_at_a_time",
 )
 
 
@@ -65,11 +62,11 @@ def main() -> None:
   lengths_N = token_lengths()
   rows = []
   for (k,) in numbers(fields.k):
-    lengths_K = np.random.default_rng(fields.seed).choice(lengths_N, k, replace=False)
+    lengths_K = np.random.default_rng(SEED).choice(lengths_N, k, replace=False)
     names = fields.implementations.split("+")
     steps = [IMPLEMENTATIONS[name](fields, lengths_K) for name in names]
     steps.append(torch_step(fields, k))
-    rows += measure_in_turn(steps, fields.dtype, fields.repeats, fields.seconds)
+    rows += measure_in_turn(steps, fields.dtype, fields.repeats)
   if plot_file is not None:
     plot(plot_file, rows)
 

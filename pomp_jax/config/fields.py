@@ -19,7 +19,6 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.files.prompt_file import NO_NAMES, is_prompt_file, recorded_classes
-from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.loss import CORRECTIONS, LOSSES
 from pomp_jax.prompt.optimizer import OPTIMIZERS, SCHEDULES
@@ -300,7 +299,6 @@ class Sampling(Group):
   )
   anchors: str = row("classes", "anchors of hard", one_of(*ANCHORS))
   renew: int = row(64, "rows of the bank that a step renews in turn", at_least(0))
-  bank_dtype: str = row("float32", "type of the bank's rows", one_of(*BANK_DTYPES))
   power: float = row(0.5, "exponent of the class counts, for frequency", at_least(0))
   exclude: str = row("none", "classes that are never negatives", one_of(*EXCLUSIONS))
   exclude_threshold: float = row(

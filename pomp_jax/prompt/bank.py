@@ -23,7 +23,6 @@ from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.clip.packed import taken_of
 from pomp_jax.prompt.mesh import CLASS, DATA
 
-DTYPES = ("float32", "bfloat16")
 # Shard i of the rows is on device (data, class) with i = data * class_size + class.
 SHARDED = P((DATA, CLASS))
 
@@ -140,22 +139,21 @@ def _first_row(n_rows: int) -> jax.Array:
   return index * n_rows
 
 
-def place_rows(features_NxE: np.ndarray, mesh: Mesh, dtype: str) -> jax.Array:
+def place_rows(features_NxE: np.ndarray, mesh: Mesh) -> jax.Array:
   """Shards the features of all classes over the mesh.
 
   Args:
     features_NxE: unit features, equal on all hosts.
     mesh: devices that share the rows.
-    dtype: type of the stored rows, one of DTYPES.
 
   Returns:
-    The rows, their number rounded up to a multiple of the devices. Rows beyond N are
-    zero.
+    The rows in float32, their number rounded up to a multiple of the devices. Rows
+    beyond N are zero.
   """
   n_classes, width = features_NxE.shape
   # Round up to a multiple of the devices.
   n_rows = -(-n_classes // mesh.size) * mesh.size
-  rows = np.zeros((n_rows, width), jnp.dtype(dtype))
+  rows = np.zeros((n_rows, width), np.float32)
   rows[:n_classes] = features_NxE
   return jax.make_array_from_callback(
     rows.shape, bank_sharding(mesh), lambda index: rows[index]

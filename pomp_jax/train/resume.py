@@ -215,7 +215,7 @@ def blank_state(run: Run) -> TrainState:
 def place_bank(run: Run, state: TrainState) -> TrainState:
   """Shards the bank of a stored state, [N,E] on every host, over the mesh."""
   if isinstance(run, PromptRun) and run.needs_bank:
-    rows = place_rows(np.asarray(state.bank), run.encoder.mesh, run.sampling.bank_dtype)
+    rows = place_rows(np.asarray(state.bank), run.encoder.mesh)
     state = state.replace(bank=rows)
   return state
 

@@ -58,7 +58,7 @@ def test_negatives_beyond_the_token_budget_are_left_out_and_not_counted(
   bank = unit(
     np.random.default_rng(1).normal(size=(N_CLASSES, image_features.shape[1]))
   )
-  state = state.replace(bank=place_rows(bank, mesh, "float32"))
+  state = state.replace(bank=place_rows(bank, mesh))
   leaf = torch.nn.Parameter(
     torch.tensor(np.asarray(state.params["context"], np.float64))
   )

@@ -144,7 +144,7 @@ class Steps:
       frozen = frozen._replace(sampling=replicate(_arrays(), mesh))
     if "bank" in sampling.needs:
       rows = np.random.default_rng(1).normal(size=(N_CLASSES, image_features.shape[1]))
-      self.state = self.state.replace(bank=place_rows(unit(rows), mesh, "float32"))
+      self.state = self.state.replace(bank=place_rows(unit(rows), mesh))
     self.before, self.start = self.state, np.array(self.state.params["context"])
     features = image_features.astype(np.float32)
     batches = [
@@ -235,7 +235,7 @@ def test_a_turn_of_renewals_computes_every_row_of_the_bank(world, image_features
     rate=0.0,
   )
   rows = np.random.default_rng(1).normal(size=(N_CLASSES, image_features.shape[1]))
-  state = state.replace(bank=place_rows(unit(rows), mesh, "float32"))
+  state = state.replace(bank=place_rows(unit(rows), mesh))
   only_11 = SamplingArrays(frequency=np.eye(N_CLASSES, dtype=np.float32)[11])
   frozen = frozen._replace(sampling=replicate(only_11, mesh))
   batch = batch_of(mesh, image_features[:4].astype(np.float32), np.zeros(4, np.int32))

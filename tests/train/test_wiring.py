@@ -166,7 +166,6 @@ CHANGES = {
   "sampling.temperature": (1.0, HARD, "program", {"temperature": 1.0}),
   "sampling.anchors": ("images", HARD, "program", {"anchors": "images"}),
   "sampling.renew": (3, HARD, "program", {"renewed": 3}),
-  "sampling.bank_dtype": ("bfloat16", HARD, "program state", {}),
   "sampling.power": (1.0, STORED | {"sampling.name": "frequency"}, "frozen", {}),
   "sampling.exclude": ("kin", {}, "program frozen", {"exclude": "kin"}),
   "sampling.exclude_threshold": (0.0, SIMILAR, "program", {"exclude_threshold": 0.0}),

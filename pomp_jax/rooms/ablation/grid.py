@@ -27,8 +27,8 @@ _ACCEPTED = (
   "fields separated by ';', each with its values separated by '|', such as"
   " k=16|64|all;correction=log|none;seed=0|1"
 )
-# Fields that only runs with a bank read, and fields that only a sampled contrast reads.
-_BANK = ("sampling.renew", "sampling.bank_dtype")
+# Field that only runs with a bank read, and fields that only a sampled contrast reads.
+_BANK = ("sampling.renew",)
 _DRAW = ("k", "correction", "sampling.name")
 # Config groups of methods other than POMP.
 _METHOD_GROUPS = {row.prefix for row in EXTENSIONS.values() if row.prefix}

@@ -352,7 +352,7 @@ def step_arguments(run: PromptRun) -> tuple[TrainState, Any, dict[str, Any]]:
     n_rows = -(-n_classes // mesh.size) * mesh.size
     width = run.encoder.clip.config.projection_dim
     bank = jax.ShapeDtypeStruct(
-      (n_rows, width), run.sampling.bank_dtype, sharding=bank_sharding(mesh)
+      (n_rows, width), np.float32, sharding=bank_sharding(mesh)
     )
     state = state.replace(bank=bank)
   frozen = jax.tree.map(shape, run.frozen)

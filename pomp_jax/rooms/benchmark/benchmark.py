@@ -22,7 +22,7 @@ from pomp_jax.rooms.benchmark.measurement import (
   plot,
 )
 from pomp_jax.rooms.benchmark.synthetic_clip import token_lengths
-from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, whole_step
+from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, SEED, whole_step
 
 
 def check(config: BenchmarkConfig, workdir: str) -> None:
@@ -68,7 +68,7 @@ def run(config: BenchmarkConfig, workdir: str) -> dict[str, Any]:
   def measure(steps: list[tuple[Measurement, Step]]) -> None:
     """Measures steps, if there are any, and writes the rows so far."""
     if steps:
-      rows.extend(measure_in_turn(steps, fields.dtype, fields.repeats, fields.seconds))
+      rows.extend(measure_in_turn(steps, fields.dtype, fields.repeats))
     folder.write_results(results)
 
   # Write after every K; the largest may run out of memory.
@@ -102,7 +102,7 @@ def _steps(
   lengths_N = token_lengths()
   lengths_K = lengths_N
   if k < lengths_N.size:
-    rng = np.random.default_rng(fields.seed)
+    rng = np.random.default_rng(SEED)
     lengths_K = rng.choice(lengths_N, k, replace=False)
 
   is_baseline_k = (k,) in numbers(fields.baseline_k)

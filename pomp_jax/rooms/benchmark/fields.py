@@ -6,16 +6,13 @@ import re
 from pomp_jax.clip.precision import DTYPES
 from pomp_jax.config.group import Group
 from pomp_jax.config.rows import (
-  MAX_SEED,
   Check,
   at_least,
-  between,
   one_of,
   pair,
   row,
 )
 from pomp_jax.config.settings import Config
-from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 
 _MODELS = (
   *("vit_b_16", "vit_l_14", "tiny", "eva02_b_16", "pe_core_b_16", "convnext_base_w"),
@@ -101,17 +98,13 @@ class Benchmark(Group):
     "K/N/renew of whole steps of `posterior` with its bank",
     _sizes("K/N/renew"),
   )
-  bank_dtype: str = row("float32", "type of the bank's rows", one_of(*BANK_DTYPES))
   dtype: str = row(
     "float32", "compute type, also of the large matrix product", one_of(*DTYPES)
   )
   repeats: int = row(5, "rounds of each K", at_least(1))
-  seconds: int = row(300, "seconds after which no round starts", at_least(0))
   rows_at_a_time: int = row(
     128, "rows in memory of the implementations of 77 tokens", at_least(1)
   )
-  chunk: int = row(2048, "rows per chunk of shared, with remat of layers", at_least(1))
-  seed: int = row(0, "random seed of weights and rows", between(0, MAX_SEED))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,13 +57,14 @@ class Measurement:
     }
 
 
+_LONGEST = 300  # seconds after which no round starts
 # A step. Called with True it warms up: it runs only the part that compiles everything
 # and fills the caches.
 Step = Callable[[bool], Any]
 
 
 def measure_in_turn(
-  steps: list[tuple[Measurement, Step]], dtype: str, repeats: int, seconds: int
+  steps: list[tuple[Measurement, Step]], dtype: str, repeats: int
 ) -> list[dict[str, Any]]:
   """Measures all steps in turn, each between two large products, and prints a table.
 
@@ -73,8 +74,8 @@ def measure_in_turn(
   Args:
     steps: steps with the measurements to fill in.
     dtype: compute type of the products, `config.benchmark.dtype`.
-    repeats: number of rounds; every step runs once in a round.
-    seconds: time after which no round starts; the first round always runs.
+    repeats: number of rounds; every step runs once in a round. The first round always
+      runs; no round starts after _LONGEST seconds.
 
   Returns:
     Rows of `results.json`, in the order of `steps`.
@@ -85,7 +86,7 @@ def measure_in_turn(
 
   start = time.monotonic()
   for round_index in steps_of(range(repeats), "measuring", "rounds"):
-    if round_index > 0 and time.monotonic() - start > seconds:
+    if round_index > 0 and time.monotonic() - start > _LONGEST:
       break
     for measurement, step in steps:
       seconds_before = timeit.timeit(product, number=1)

@@ -57,6 +57,10 @@ from pomp_jax.rooms.benchmark.synthetic_clip import (
 _GROUP = 32
 # Memory for activations; config.clip.memory_gib has this default on CPUs.
 _ACTIVATION_BYTES = 4.0 * 2**30
+# Rows of a chunk of our tower. Of more rows the layers are computed again for the
+# gradient.
+_CHUNK_ROWS = 2048
+SEED = 0  # of weights, names and images
 _TINY = {
   "vocab_size": 100,
   "hidden_size": 64,
@@ -114,7 +118,7 @@ def shared_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, 
   config = MODELS[fields.model]
   block, capacity = _block(fields)
   budget = packed.token_budget(token_lengths(), k, capacity=capacity)
-  n_chunks = -(-k // fields.chunk)  # rounded up
+  n_chunks = -(-k // _CHUNK_ROWS)  # rounded up
   memory = packed.MemoryPlan(n_chunks, "none" if n_chunks == 1 else "layers")
   tower = text_tower("shared", config, fields.dtype, budget, memory, block)
   if getattr(config, "bidirectional", False):
@@ -125,7 +129,7 @@ def shared_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, 
   else:
     if not bool(packed.kept_rows(jnp.asarray(lengths_K), budget, capacity).all()):
       raise ConfigError(
-        "benchmark.seed", fields.seed, "one whose names fit the token budget"
+        "benchmark.k", k, "a number whose drawn names fit the token budget"
       )
     n_tokens = fields.m + 1 + int(lengths_K.sum())
   return _tower_step(
@@ -180,7 +184,7 @@ def _tower_step(
   k = lengths_K.size
   longest = int(max(lengths_N.max(), lengths_K.max()))
   rows_at_a_time = min(rows_at_a_time, k)
-  params, prefix_PxD = random_inputs(config, fields.m, fields.seed)
+  params, prefix_PxD = random_inputs(config, fields.m)
 
   @jax.jit
   def gradient(
@@ -198,7 +202,7 @@ def _tower_step(
   def inputs(
     start: int, n_rows: int
   ) -> tuple[Float[jax.Array, "K L D"], Int[jax.Array, " K"], Float[jax.Array, "K E"]]:
-    key = jax.random.fold_in(jax.random.key(fields.seed), start)
+    key = jax.random.fold_in(jax.random.key(SEED), start)
     return (
       0.02 * jax.random.normal(key, (n_rows, longest, config.hidden_size)),
       jnp.asarray(lengths_K[start : start + n_rows], jnp.int32),
@@ -240,13 +244,12 @@ def temporaries_mib(compiled: jax.stages.Compiled) -> float | None:
   return memory.temp_size_in_bytes / 2**20
 
 
-def random_inputs(config: CLIPTextConfig, m: int, seed: int) -> tuple[Any, jax.Array]:
+def random_inputs(config: CLIPTextConfig, m: int) -> tuple[Any, jax.Array]:
   """Draws a text tower's parameters and a prefix, and places them on the device.
 
   Args:
     config: sizes of the text tower.
     m: number of context vectors.
-    seed: random seed of both draws.
 
   Returns:
     The text parameters in FlaxCLIP's tree, and the prefix [M+1, D].
@@ -255,8 +258,8 @@ def random_inputs(config: CLIPTextConfig, m: int, seed: int) -> tuple[Any, jax.A
   vision = CLIPVisionConfig(1, 1, 1, 1, 1, image_size=1, patch_size=1)
   shapes = parameter_shapes(ClipConfig(config, vision, config.projection_dim))
   text_shapes = {name: shapes[name] for name in ("text_model", "text_projection")}
-  params = random_params(text_shapes, seed)
-  rng = np.random.default_rng(seed)
+  params = random_params(text_shapes, SEED)
+  rng = np.random.default_rng(SEED)
   prefix = 0.02 * rng.standard_normal((m + 1, config.hidden_size), np.float32)
   return jax.device_put((params, prefix))
 
@@ -318,14 +321,14 @@ def compile_step(
     renew: rows of the bank that a step renews; None for no bank.
   """
   config = MODELS[fields.model]
-  rng = np.random.default_rng(fields.seed)
+  rng = np.random.default_rng(SEED)
   mesh = make_mesh(devices=devices()[:1])
   # Repeat the names, so that the mean length of a draw does not depend on N.
   lengths_N = np.resize(token_lengths(), n_classes)
   ids_NxL = rng.integers(0, config.vocab_size, (n_classes, lengths_N.max()), np.int32)
   # The lengths count a full stop and EOT after the name.
   tokens = ClassTokens(ids_NxL, lengths_N - 2, lengths_N)
-  params, prefix = random_inputs(config, fields.m, fields.seed)
+  params, prefix = random_inputs(config, fields.m)
   frozen = replicate(Frozen(params, {}, prefix[:1], tokens), mesh)
   module = PromptContext(fields.m, config.hidden_size)
   optimizer = sgd(lambda step: 0.002, 0.9, 5e-4)
@@ -356,12 +359,12 @@ def compile_step(
     renewal_budget = renewal_token_budget(lengths_N, 0, 1, renew, capacity)
     renewal = training.Renewal(learner_of(renewal_budget), renew)
   parts = training.StepParts(mesh, learner, optimizer, contrast, renewal=renewal)
-  state = replicate(create_state(learner, optimizer, fields.seed), mesh)
+  state = replicate(create_state(learner, optimizer, SEED), mesh)
   if renew is not None:
     # Fill the bank with random rows: a step takes as long for any values.
     rows_NxE = rng.standard_normal((n_classes, config.projection_dim), np.float32)
     rows_NxE /= np.linalg.norm(rows_NxE, axis=-1, keepdims=True)
-    state = state.replace(bank=place_rows(rows_NxE, mesh, fields.bank_dtype))
+    state = state.replace(bank=place_rows(rows_NxE, mesh))
   batch = {
     "image": rng.standard_normal((_GROUP, config.projection_dim), np.float32),
     "label": rng.integers(0, n_classes, _GROUP, np.int32),

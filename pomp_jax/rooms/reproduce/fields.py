@@ -41,10 +41,9 @@ class Reproduce(Group):
   )
   train: int = row(0, "seeds to train here; 0: none", at_least(0))
   quick: bool = row(False, "200 images a set and wide intervals")
-  record: bool = row(
-    False, "write digests.json of what was found where none is packaged"
+  recorded_by: str = row(
+    "", "name of who records what was found in digests.json; empty: nobody"
   )
-  recorded_by: str = row("", "with record: name of who recorded")
   verify: str = row("", "folder of a finished reproduction to check; computes nothing")
 
   def check(self) -> None:
@@ -67,9 +66,6 @@ class Reproduce(Group):
       require(is_dir(folder), "reproduce.runs", folder, expected)
     expected = "0 where reproduce.runs has finished trainings"
     require(not (self.runs and self.train), "reproduce.train", self.train, expected)
-    expected = "a name where reproduce.record is true, else ''"
-    fits = bool(self.recorded_by) == self.record
-    require(fits, "reproduce.recorded_by", self.recorded_by, expected)
 
 
 @dataclasses.dataclass(frozen=True)

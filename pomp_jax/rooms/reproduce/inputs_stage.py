@@ -12,7 +12,7 @@ from pomp_jax.rooms.reproduce.targets import COUNTS_SOURCE
 
 _WEIGHTS = "weights"
 _RECORD = "record"
-_NO_RECORD = "no packaged digest yet; reproduce.record=true writes one"
+_NO_RECORD = "no packaged digest yet; reproduce.recorded_by=NAME writes one"
 _EXACT = "a digest: equal or not"
 # `Finding.shared` of several sets with another number of images.
 OTHER_COUNT = "sets have another number of images"

@@ -141,7 +141,7 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
     encoder = opening.open_encoder(config.clip, config.mesh.class_size)
     regions = _regions(settings, config.clip, workdir)
     _run_regions(regions, encoder.clip)
-    if settings.record:
+    if settings.recorded_by:
       _write_record(folder.path, regions, settings.recorded_by)
     return _finish(folder, config.to_dict(), regions)
   table = ACCURACIES[settings.table]
@@ -184,7 +184,7 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
   else:
     for group in _groups(table, finished, recipe, why_not):
       state.retrained(group)
-  if settings.record:
+  if settings.recorded_by:
     _write_record(folder.path, state, settings.recorded_by)
   return _finish(folder, config.to_dict(), state)
 

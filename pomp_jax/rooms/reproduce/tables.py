@@ -314,7 +314,6 @@ OTHER_RECIPE_FIELDS = {
     "prompt.visual_tokens",
     "prompt.candidates",
   ),
-  "precision": ("sampling.bank_dtype",),
   "training data": (
     "data.base",
     "data.classes",

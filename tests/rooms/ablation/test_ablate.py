@@ -431,7 +431,7 @@ def test_fields_that_a_sampler_does_not_read_make_no_cell():
   # Each field that nothing reads, and what reads it.
   for unread, reader in (
     ("sampling.exclude_threshold=0|1", {"sampling.exclude": "similar"}),
-    ("sampling.bank_dtype=float32|bfloat16", {"sampling.name": "posterior"}),
+    ("sampling.renew=8|16", {"sampling.name": "posterior"}),
     ("epochs=2|3", {"steps": 0}),
     ("optim.warmup_lr=0.1|0.2", {"optim.warmup": 1.0}),
     ("optim.beta2=0.9|0.99", {"optim.name": "adamw"}),

@@ -9,7 +9,6 @@ import unittest.mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pomp_jax.config import Config
 from pomp_jax.data.class_lists import load_class_list
@@ -28,7 +27,6 @@ TINY = {
   "benchmark.steps": "",
   "benchmark.bank_steps": "",
   "benchmark.baseline_k": "",
-  "benchmark.chunk": 5,
 }
 BFLOAT16 = {
   "text_tower.dtype": "bfloat16",
@@ -87,19 +85,15 @@ def benchmark_nothing(calls: Calls, config: Config, folder: pathlib.Path) -> Non
   def text_tower(kind, config, *args):
     return _tower(config.projection_dim)
 
-  def random_inputs(config, m, seed):
+  def random_inputs(config, m):
     return {}, jnp.zeros((m + 1, config.hidden_size))
 
   calls.note(benchmark, "measure_in_turn", measure_in_turn)
   calls.note(towers, "text_tower", text_tower)
   calls.note(towers, "random_inputs", random_inputs)
   calls.note(towers, "plan_memory")
-  calls.note(towers, "place_rows")
   calls.note(towers, "make_train_step", lambda parts: train_step)
-  calls.note(towers, "create_state")
   calls.note(towers, "PromptContext")
-  calls.note(jax.random, "key")
-  calls.note(np.random, "default_rng")
   calls.skip(towers, "temporaries_mib")
   calls.skip(benchmark, "plot")
   calls.skip(RunFolder, "write_results")
@@ -108,9 +102,6 @@ def benchmark_nothing(calls: Calls, config: Config, folder: pathlib.Path) -> Non
   seen["rows"] = [(row.implementation, row.k, row.n_classes, row.renew) for row in rows]
   seen["tokens"] = [row.tokens for row in rows]
   seen["rows_at_a_time"] = {row.implementation: row.rows_at_a_time for row in rows}
-  seen["seeds"] = set()
-  for name in ("random_inputs", "create_state", "key", "default_rng"):
-    seen["seeds"] |= set(seen.get(f"{name}.seed*", ()))
 
 
 def _tower(width: int) -> Callable[..., Any]:
@@ -167,19 +158,15 @@ CASES = {
       "benchmark.implementations": ("reference", "rows", REFERENCE_ROWS),
       "benchmark.rows_at_a_time": (3, "rows_at_a_time", {"reference": 3}),
       "benchmark.m": (5, "random_inputs.m"),
-      "benchmark.seed": (9, "seeds", {9}),
       "benchmark.repeats": (2, "measure_in_turn.repeats"),
-      "benchmark.seconds": (7, "measure_in_turn.seconds"),
     },
   ),
   "a benchmark of our tower": Case(
     run=benchmark_nothing,
     fields=TINY,
     rows={
-      "benchmark.chunk": (3, "text_tower.memory.n_chunks", 4),
       "benchmark.dtype": ("bfloat16", BFLOAT16),
       "benchmark.m": (5, "random_inputs.m"),
-      "benchmark.seed": (9, "seeds", {9}),
     },
   ),
   "whole steps": Case(
@@ -188,7 +175,6 @@ CASES = {
     rows={
       "benchmark.steps": ("16/300", "rows", STEP_ROWS),
       "benchmark.bank_steps": ("16/200/24", "rows", STEP_ROWS),
-      "benchmark.bank_dtype": ("bfloat16", "place_rows.dtype"),
       "benchmark.dtype": ("bfloat16", BFLOAT16),
       "benchmark.m": (
         5,
@@ -198,7 +184,6 @@ CASES = {
           "plan_memory.n_prefix": 6,
         },
       ),
-      "benchmark.seed": (9, "seeds", {9}),
       "benchmark.model": ("vit_l_14", "text_tower.config.hidden_size", 768),
     },
   ),

@@ -146,8 +146,7 @@ def test_fourteen_sets_from_command_to_verdict(fourteen, tmp_path, monkeypatch, 
     listed = name if name not in ("imagenet_v2", "imagenet_sketch") else "imagenet1k"
     counts[name] = len(load_class_list(listed).names)
   monkeypatch.setattr(accuracies, "TEST_IMAGES", counts)
-  more = ("--config.reproduce.quick", "--config.reproduce.record")
-  more += ("--config.reproduce.recorded_by=a test",)
+  more = ("--config.reproduce.quick", "--config.reproduce.recorded_by=a test")
   assert command(fourteen, "cross_dataset", "DATA", tmp_path / "run", *more) == 1
   assert "error: NOT REPRODUCED: Controls" in capsys.readouterr().err
   content, status = read(tmp_path / "run")

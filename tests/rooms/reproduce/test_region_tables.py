@@ -73,7 +73,7 @@ def read(workdir):
 def test_segmentation_from_command_to_verdict(
   pixel_root, few_images, tmp_path, capsys, monkeypatch
 ):
-  more = ("--config.reproduce.record", "--config.reproduce.recorded_by=a test")
+  more = ("--config.reproduce.recorded_by=a test",)
   assert command(pixel_root, "segmentation", tmp_path / "run", *more) == 1
   assert "error: NOT REPRODUCED: Controls, regions" in capsys.readouterr().err
   content, status = read(tmp_path / "run")
@@ -228,7 +228,7 @@ def test_the_published_number_of_images(pixel_root, as_printed, tmp_path):
 def test_other_files_than_the_records(
   pixel_root, few_images, as_printed, tmp_path, monkeypatch
 ):
-  more = ("--config.reproduce.record", "--config.reproduce.recorded_by=a test")
+  more = ("--config.reproduce.recorded_by=a test",)
   assert command(pixel_root, "segmentation", tmp_path / "first", *more) == 0
   record = json.loads((tmp_path / "first" / "digests.json").read_text())
   root = tmp_path / "copy"

@@ -88,7 +88,7 @@ def test_each_field_reaches_the_run(recorded, tmp_path, world_data):
   runs = (finished_training(tmp_path / "a", 5), finished_training(tmp_path / "b", 6))
   assert recorded(runs=runs)["trainings"] == ["seed 5", "seed 6"]
   assert not (tmp_path / "run" / "digests.json").exists()
-  recorded(record=True, recorded_by="a reader")
+  recorded(recorded_by="a reader")
   content = json.loads((tmp_path / "run" / "digests.json").read_text())
   assert content["recorded_by"] == "a reader" and content["table"] == "world"
   assert (
@@ -109,8 +109,6 @@ def test_each_field_reaches_the_run(recorded, tmp_path, world_data):
   [
     ({"table": "cross_dataset"}, "reproduce.root"),
     ({"root": "nowhere"}, "reproduce.root"),
-    ({"record": True}, "reproduce.recorded_by"),
-    ({"recorded_by": "me"}, "reproduce.recorded_by"),
     ({"runs": ("nowhere",)}, "reproduce.runs"),
     ({"verify": "nowhere"}, "reproduce.verify"),
     ({"train": -1}, "reproduce.train"),
