@@ -1,5 +1,8 @@
 """A frozen CLIP on the devices: features of class names under a prompt, and of images.
 
+A training step is built from `image_tower`, `text_tower`, `vocabulary`, `frozen` and
+`capacity`; the rest computes features of whole class lists and image sets.
+
 Shapes: N classes, C classes of a device, n images, B images of a batch, S pixels of an
 image's side, M context vectors, L tokens, D width, E embedding.
 """

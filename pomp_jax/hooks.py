@@ -27,8 +27,8 @@ if TYPE_CHECKING:
   from pomp_jax.config.group import Group
   from pomp_jax.data.class_lists import Category, ClassList
   from pomp_jax.encoder import Encoder
-  from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit
   from pomp_jax.evaluate.named_prompts import NamedPrompt, OtherPrompt
+  from pomp_jax.evaluate.sets_to_evaluate import EvaluationSet, OfSplit
   from pomp_jax.files.checkpoints import Restored
   from pomp_jax.files.metrics_log import Tracker
   from pomp_jax.files.paths import Path
@@ -254,7 +254,7 @@ class SyntheticClips(Protocol):
 class NamedSets(Protocol):
   """Data sets of an evaluation: known sets by name, and a user's own sets."""
 
-  def evaluation_sets(
+  def sets_to_evaluate(
     self, evaluate: fields.Evaluate, source: str, of_split: OfSplit
   ) -> list[EvaluationSet]:
     """Returns the sets that the config names, not opened yet; [] if it names none.

@@ -127,6 +127,7 @@ def _checked_job(options: argparse.Namespace, stop: hosts.StopSignals) -> JobMod
   # A dry run here and the benchmark measure compilation, so they use no cache.
   if config.dry_run != HERE and config.job != "benchmark":
     use_compilation_cache(config.compilation_cache, workdir)
+  # The module that the job's row of `JOBS` names, such as `train.pretrain`.
   job = load_job("dry_run" if config.dry_run else config.job)
   job.check(config, workdir)
   if workdir == options.default_workdir:

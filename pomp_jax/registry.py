@@ -379,7 +379,7 @@ FORMATS = {
   "classifier": Format(
     "classifier.safetensors",
     (".safetensors",),
-    features="rooms.certainty.classifier_file",
+    features="rooms.certainty.classifier_export",
   ),
 }
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from pomp_jax import registry
-from pomp_jax.config import fields, settings
+from pomp_jax.config import every_job, fields
 from pomp_jax.config.group import Group, own_rows
 
 PACKAGE = Path(__file__).parent.parent / "pomp_jax"
@@ -177,7 +177,7 @@ def test_a_config_is_unpacked_once():
   ]
   others = sorted(set(found) - entries)
   assert others == [
-    "config/checks.py: validate",
+    "config/from_file.py: validate",
     "train/setup.py: prepare",
   ]
 
@@ -192,7 +192,7 @@ def test_the_core_reads_each_of_its_fields():
   groups = [group for group in vars(fields).values() if inspect.isclass(group)]
   rows = {
     f"{group.__name__}.{name}"
-    for group in [*groups, settings.Config]
+    for group in [*groups, every_job.Config]
     if issubclass(group, Group)
     for name in own_rows(group)
   }

@@ -42,10 +42,10 @@ from docs.studies import better_than_words, glyphs, siglip_context
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
-from pomp_jax.evaluate.evaluation_sets import evaluation_sets
 from pomp_jax.evaluate.metrics import paired_difference, ranks
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.evaluate.prompt_features import features_under
+from pomp_jax.evaluate.sets_to_evaluate import sets_to_evaluate
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.paths import to_path
 from pomp_jax.files.run_folder import RunFolder
@@ -182,7 +182,7 @@ def opened_sets(world: World, store: pathlib.Path) -> dict[str, TestSet]:
   opened = [(VALIDATION, source, classes)]
   for prefix, fields in world.sets.items():
     config = settings(job="evaluate", **{"eval.images": 4096}, **fields)
-    for item in evaluation_sets(config.evaluate, config.data, config.eval):
+    for item in sets_to_evaluate(config.evaluate, config.data, config.eval):
       source, classes, _ = item.open()
       opened.append((prefix + item.name, source, classes))
   return {

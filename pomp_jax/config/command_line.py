@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from pomp_jax.config.checks import base, unpack, with_argument
-from pomp_jax.config.settings import Part, fields_of, parts_of, value_of_text
+from pomp_jax.config.every_job import Part, fields_of, parts_of, value_of_text
+from pomp_jax.config.from_file import base, unpack, with_argument
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import problem_of
 from pomp_jax.files.terminal import one_line

@@ -8,6 +8,7 @@ from typing import Any
 
 from pomp_jax import hooks
 from pomp_jax.config.errors import require
+from pomp_jax.config.every_job import HERE, Config
 from pomp_jax.config.fields import (
   BEST,
   Checkpoint,
@@ -23,15 +24,16 @@ from pomp_jax.config.fields import (
   Prompt,
   Sampling,
 )
-from pomp_jax.config.settings import HERE, Config
 from pomp_jax.prompt.sampling.samplers import SAMPLERS
 from pomp_jax.registry import METHODS
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Loop, Contrast, Config):
-  """The job pretrain: a training of a prompt or a baseline; other jobs run several
-  trainings."""
+  """The config of pretrain, one training of a prompt or a baseline.
+
+  Jobs that run trainings, such as `ablate`, extend it.
+  """
 
   data: Data = Data()
   prompt: Prompt = Prompt()

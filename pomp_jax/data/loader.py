@@ -224,8 +224,9 @@ def _spawned(elements: grain.DatasetIterator) -> Iterator:
       first = list(itertools.islice(elements, 1))
     finally:
       signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    # At the end of this generator, `yield from elements` would close the workers one
-    # after the other before `_close_together` runs. `chain` has no `close`.
+    # Not `yield from elements`: if this generator is closed early, that would call
+    # `elements.close()`, which ends the workers one after the other, before
+    # `_close_together` can end them at once. A `chain` has no `close` to call.
     yield from itertools.chain(first, elements)
   finally:
     _close_together(elements)

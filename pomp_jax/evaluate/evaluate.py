@@ -23,16 +23,16 @@ from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import FeatureSource, LabelledSet, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import named_prompts, opening
-from pomp_jax.evaluate.evaluation_sets import (
-  EvaluationSet,
-  evaluation_sets,
-  file_name,
-  open_each,
-  open_everywhere,
-)
 from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.evaluate.prompt_features import classifier_under
 from pomp_jax.evaluate.ranking import tally
+from pomp_jax.evaluate.sets_to_evaluate import (
+  EvaluationSet,
+  file_name,
+  open_each,
+  open_everywhere,
+  sets_to_evaluate,
+)
 from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolder, writing
@@ -98,7 +98,7 @@ def check_prompts(
     clip.model, clip.image_tower
   )
   prompts = named_prompts.read_prompts(names, field, chosen)
-  sets = evaluation_sets(settings, data, evaluation)
+  sets = sets_to_evaluate(settings, data, evaluation)
   opened, _ = open_each(sets, settings.skip_missing)
   if any(isinstance(labelled.source, StoredImages) for labelled in opened.values()):
     named_prompts.warn_of_turns(prompts, data.upright, f"data.upright={data.upright}")
@@ -147,7 +147,7 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
     )
   if weights:
     weights_key = weights.key(encoder)
-  sets = evaluation_sets(settings, config.data, config.eval)
+  sets = sets_to_evaluate(settings, config.data, config.eval)
   opened, missing = open_everywhere(sets, settings.skip_missing)
   sets = [item for item in sets if item.name in opened]
   keys = _keys(config.clip, encoder, opened, prompts, weights_key)

@@ -175,9 +175,9 @@ class RunFolder:
   def productive_share(self) -> float | None:
     """Share of the wall-clock time that steps took, from the first logged window on.
 
-    A window is a record with `step_seconds`. The rest of the time went to validation,
-    saving, starts, and steps that were repeated after a lost process. None if
-    `metrics.jsonl` has fewer than two windows with times.
+    A window is a record with `step_seconds`, the mean time of its steps. The rest of the
+    time went to validation, saving, starts, and steps that were repeated after a lost
+    process. None if `metrics.jsonl` has fewer than two windows with times.
     """
     windows = [
       record for record in self.records() if {"time", "step_seconds"} <= record.keys()
@@ -187,10 +187,11 @@ class RunFolder:
     wall_seconds = windows[-1]["time"] - windows[0]["time"]
     if wall_seconds <= 0:
       return None
-    step_seconds = 0.0
+    seconds_of_steps = 0.0
     for before, window in itertools.pairwise(windows):
-      step_seconds += (window["step"] - before["step"]) * window["step_seconds"]
-    return min(1.0, step_seconds / wall_seconds)
+      n_steps = window["step"] - before["step"]
+      seconds_of_steps += n_steps * window["step_seconds"]
+    return min(1.0, seconds_of_steps / wall_seconds)
 
   def records(self) -> Iterator[dict[str, Any]]:
     """Yields the records of `metrics.jsonl` in order; skips damaged lines.

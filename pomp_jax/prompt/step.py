@@ -304,8 +304,12 @@ def _add_gradient(
     micro=micro,
     frozen=frozen_features,
   )
-  loss = jax.value_and_grad(functools.partial(_mean_loss, parts), has_aux=True)
-  (_, (contrast, computed)), gradient = loss(state.params, frozen, state.bank, group)
+  loss_and_gradient = jax.value_and_grad(
+    functools.partial(_mean_loss, parts), has_aux=True
+  )
+  (_, (contrast, computed)), gradient = loss_and_gradient(
+    state.params, frozen, state.bank, group
+  )
   return jax.tree.map(jnp.add, total, (contrast, gradient)), computed
 
 
@@ -424,20 +428,22 @@ def _contrast(
   settings = parts.settings
   learner = parts.learner
   n_images = seen.labels.size
-  n_classes = n_images + drawn.ids.size
-  features_CxE = _gathered(text.features, n_classes)
+  # C: the images' own classes come first, then the drawn ones.
+  n_gathered = n_images + drawn.ids.size
+  features_CxE = _gathered(text.features, n_gathered)
   own_BxE = features_CxE[:n_images]
   if features_CxE.ndim == 3:
     # Features [C,B,E] depend on the image: the diagonal pairs images and own classes.
     own_BxE = jnp.diagonal(own_BxE).T
   available_S = None
   if text.available is not None:
-    available_S = _gathered(text.available, n_classes)[n_images:]
+    available_S = _gathered(text.available, n_gathered)[n_images:]
   negatives = samplers.complete_negatives(
     settings.sampling, frozen.sampling, drawn, seen.labels, available_S
   )
-  # The drawn classes; all classes if the images' own are negatives too.
-  negatives_SxE = features_CxE[n_classes - negatives.ids.size :]
+  # The last S of the C classes: those that were drawn. If the classes of the batch's
+  # other images are negatives too, S is C.
+  negatives_SxE = features_CxE[n_gathered - negatives.ids.size :]
   classes = ClassFeatures(own_BxE, negatives_SxE)
   contrast = learner.contrast(settings, frozen, seen, classes, negatives)
   terms = {

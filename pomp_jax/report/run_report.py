@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import json
 from typing import Any
 
-from pomp_jax.config.settings import defaults, flatten
+from pomp_jax.config.every_job import defaults, flatten
 from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import exists, read_bytes
 from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, writing

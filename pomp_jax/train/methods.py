@@ -112,6 +112,7 @@ def method_of(name: str, contrast: Contrast | None = None) -> Pomp:
     name: value of `config.method`.
     contrast: `config.contrast`; its defaults if None.
   """
+  # For `pomp`, this is the class `Pomp` above.
   build = load(METHODS[name].steps)
   method: Pomp = build(name, contrast or Contrast())
   return method

@@ -13,7 +13,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError, fields_of
 from pomp_jax.config.errors import UnknownFieldError
-from pomp_jax.config.settings import flatten
+from pomp_jax.config.every_job import flatten
 from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.prompt.bank import place_rows

@@ -71,7 +71,8 @@ class Run(abc.ABC):
   folder: RunFolder
   encoder: Encoder
   source: Labelled  # training images
-  fetch: Fetch  # reads the views of images
+  # Reads a batch's images: views of pixels, stored features, or features of a file.
+  fetch: Fetch
   frozen: Any  # arrays that a step reads
   optimizer: optax.GradientTransformation
   rate: optax.Schedule
@@ -183,7 +184,7 @@ class PromptRun(Run):
     return 1 + self.module.n_vectors - self.module.n_own
 
   @property
-  def loss(self) -> ContrastSettings:
+  def contrast_settings(self) -> ContrastSettings:
     """Numbers of the loss."""
     scale = self.encoder.clip.logit_scale
     return ContrastSettings(
@@ -202,7 +203,10 @@ class PromptRun(Run):
   def needs_bank(self) -> bool:
     """Whether the sampler reads a bank of features under recent prompts, rather than a
     teacher's bank."""
-    return "bank" in self.loss.sampling.needs and self.frozen.sampling.bank is None
+    return (
+      "bank" in self.contrast_settings.sampling.needs
+      and self.frozen.sampling.bank is None
+    )
 
   @functools.cached_property
   def token_budget(self) -> int:
@@ -210,7 +214,7 @@ class PromptRun(Run):
     return step_token_budget(
       self.module,
       np.asarray(self.frozen.tokens.lengths),
-      settings=self.loss,
+      settings=self.contrast_settings,
       group_size=self.group_size,
       class_size=self.encoder.mesh.shape[CLASS],
       capacity=self.encoder.capacity(self.module),
@@ -230,7 +234,8 @@ class PromptRun(Run):
       consistency = CONSISTENCY.open()(self.contrast)
       if consistency:
         terms["consistency"] = consistency
-    # Run the frozen tower only if its features are not stored and something reads them.
+    # Run the frozen tower only if its features are not stored (the default, `online`) and
+    # something reads them.
     tower = None
     reads_frozen = any(term.reads_frozen for term in terms.values())
     if self.data.features == "online" and (reads_frozen or not learner.learns_images):
@@ -257,18 +262,19 @@ class PromptRun(Run):
     text_tower = self.encoder.text_tower(token_budget, memory)
     capacity = self.encoder.capacity(self.module)
     plain = ContextLearner(self.module, text_tower, token_budget, capacity)
+    # POMP learns `plain` itself; a baseline returns a learner of its own.
     return self.method.make_learner(plain, self.encoder, self.prompt, self.clip)
 
   def build_step(self, correction: str | jax.Array | None = None) -> Any:
     """Builds the step, with `correction` if it is given."""
-    loss = self.loss
+    settings = self.contrast_settings
     if correction is not None:
-      loss = dataclasses.replace(loss, correction=correction)
+      settings = dataclasses.replace(settings, correction=correction)
     parts = StepParts(
       mesh=self.encoder.mesh,
       learner=self.learner(),
       optimizer=self.optimizer,
-      settings=loss,
+      settings=settings,
       accumulate=self.loop.accumulate,
       renewal=self._renewal(),
     )

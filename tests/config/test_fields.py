@@ -22,7 +22,7 @@ from pomp_jax.config import (
 )
 from pomp_jax.config.command_line import help_text, parse
 from pomp_jax.config.errors import UnknownFieldError
-from pomp_jax.config.settings import flatten, value_of_text
+from pomp_jax.config.every_job import flatten, value_of_text
 from pomp_jax.errors import InputError
 from tests.support.small_run import small_config
 

@@ -25,8 +25,8 @@ from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.source import Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import evaluate
-from pomp_jax.evaluate.evaluation_sets import evaluation_sets
 from pomp_jax.evaluate.named_prompts import NamedPrompt
+from pomp_jax.evaluate.sets_to_evaluate import sets_to_evaluate
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json
@@ -53,7 +53,7 @@ set = [
 
 
 def sets_of(config):
-  return evaluation_sets(config.evaluate, config.data, config.eval)
+  return sets_to_evaluate(config.evaluate, config.data, config.eval)
 
 
 class Case:
@@ -284,9 +284,9 @@ def test_what_only_the_tables_depend_on_is_in_the_key_of_the_results(case, monke
 
   def others(*given):
     of_dtd = lambda item: item._replace(**changes) if item.name == "dtd" else item
-    return [of_dtd(item) for item in evaluation_sets(*given)]
+    return [of_dtd(item) for item in sets_to_evaluate(*given)]
 
-  monkeypatch.setattr(evaluate, "evaluation_sets", others)
+  monkeypatch.setattr(evaluate, "sets_to_evaluate", others)
   for one in (
     {},
     {"column": "x"},

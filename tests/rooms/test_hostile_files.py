@@ -3,7 +3,7 @@ tests/files/test_fuzz.py."""
 
 import pytest
 
-from pomp_jax.rooms.certainty.classifier_file import read_classifier
+from pomp_jax.rooms.certainty.classifier_export import read_classifier
 from pomp_jax.rooms.certainty.trees import load_class_tree
 from pomp_jax.rooms.data_sets.archives import open_input
 from pomp_jax.rooms.data_sets.coop import open_coop

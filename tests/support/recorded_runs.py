@@ -24,7 +24,7 @@ from pomp_jax.config import SOURCES, Config
 from pomp_jax.data.loader import Loader
 from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import evaluate, evaluation_sets, export, opening, predict
+from pomp_jax.evaluate import evaluate, export, opening, predict, sets_to_evaluate
 from pomp_jax.evaluate.classifier import Classifier
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.metrics_log import MetricsWriter
@@ -182,7 +182,7 @@ def evaluate_sets(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.note(evaluate, "_count_classes")
   calls.note(evaluate, "fingerprint")
   calls.note(evaluate, "tally", Recorded)
-  calls.note(evaluation_sets, "open_each")
+  calls.note(sets_to_evaluate, "open_each")
   with contextlib.suppress(Recorded):
     check_and_run(config, folder)
   sets = seen["_keys.opened"]

@@ -377,7 +377,10 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
     "state": state,
     "splits": splits,
   }
-  contrast, parts = dataclasses.asdict(run.loss), seen["make_train_step.parts"]
+  contrast, parts = (
+    dataclasses.asdict(run.contrast_settings),
+    seen["make_train_step.parts"],
+  )
   figures = {
     "steps": len(given),
     "epoch": seen["learning_rate.steps_per_epoch"],

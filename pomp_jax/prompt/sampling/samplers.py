@@ -185,9 +185,9 @@ class Negatives(NamedTuple):
   # [B,S] if each image has its own draw, with -inf for the classes of other images'
   # draws. None after the plain uniform draw, which `loss.margin` corrects.
   log_weights: Float[Array, " S"] | Float[Array, "B S"] | None = None
-  # Log importance weight of each image's own class, drawn or not. None beside
-  # `log_weights` says that the classes were chosen, not drawn. If some of them are not
-  # available, the weights of the others stay the same.
+  # Log importance weight of each image's own class, drawn or not. None if there are no
+  # `log_weights`, and also if the sampler chose the classes instead of drawing them: the
+  # weights of chosen classes stay the same if some of them are not available.
   own_log_weights: Float[Array, " B"] | None = None
   # Classes that an exclusion rejects as negatives of each image; None without one.
   rejected: Bool[Array, "B S"] | None = None

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from pomp_jax.config import fields_of, validate, value_of_text
 from pomp_jax.config.errors import require
+from pomp_jax.config.every_job import check_read
 from pomp_jax.config.jobs import TrainingConfig
-from pomp_jax.config.settings import check_read
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS
 from pomp_jax.registry import EXTENSIONS

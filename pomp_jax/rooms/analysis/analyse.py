@@ -17,11 +17,11 @@ from pomp_jax.clip.text import token_table
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.evaluate import check_prompts
-from pomp_jax.evaluate.evaluation_sets import evaluation_sets, open_everywhere
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import NamedPrompt, read_prompts
 from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.ranking import topk_accuracy
+from pomp_jax.evaluate.sets_to_evaluate import open_everywhere, sets_to_evaluate
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, writing
@@ -67,7 +67,7 @@ def run(config: AnalyseConfig, workdir: str) -> dict[str, Any]:
   prompts = read_prompts(config.analyse.prompts, _FIELD)
   if hosts.is_first():
     folder.create(config.to_dict())
-  requested = evaluation_sets(config.evaluate, config.data, config.eval)
+  requested = sets_to_evaluate(config.evaluate, config.data, config.eval)
   opened, _ = open_everywhere(requested, config.evaluate.skip_missing)
   sets = {}
   for name, (source, classes, _) in steps_of(list(opened.items()), "analysis", "sets"):

@@ -168,8 +168,8 @@ def run(config: GradientBiasConfig, workdir: str) -> dict[str, Any]:
   variables = module.init(jax.random.key(config.seed), method=lambda m: m.context)
   params = replicate(variables["params"], encoder.mesh)
   arrays = _arrays(config.sampling, config.data, settings.samplers, names)
-  # The exact gradient is the same under all corrections of one loss. One correction
-  # stands for each loss.
+  # `sigmoid` is a loss of its own among the values of `corrections`; all others correct
+  # the softmax. A draw of all classes needs no correction, so `log` stands for them.
   losses: tuple[str, ...] = ("log",)
   logit_bias = 0.0
   if "sigmoid" in settings.corrections:
@@ -205,11 +205,11 @@ def run(config: GradientBiasConfig, workdir: str) -> dict[str, Any]:
     params=params,
     frozen=frozen,
     contrast=ContrastSettings(
-      len(names),
-      len(names),
-      "log",
-      scale,
-      sampling_of(config.sampling, scale),
+      k=len(names),
+      n_classes=len(names),
+      correction="log",
+      logit_scale=scale,
+      sampling=sampling_of(config.sampling, scale),
       logit_bias=logit_bias,
     ),
     features_BxE=features_BxE,
@@ -219,7 +219,9 @@ def run(config: GradientBiasConfig, workdir: str) -> dict[str, Any]:
   folder = RunFolder(workdir)
   folder.create()
   # A draw of all classes has the exact gradient, whichever the sampler.
-  exact_gradients = gradients.of_draws(len(names), SamplingSettings(), losses, 1)[0]
+  (exact_gradients,) = gradients.of_draws(
+    k=len(names), sampling=SamplingSettings(), corrections=losses, n_draws=1
+  )
   exact_of_loss = dict(zip(losses, exact_gradients, strict=True))
   exact = {}
   for correction in settings.corrections:

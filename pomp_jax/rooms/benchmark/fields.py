@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 from pomp_jax.clip.precision import DTYPES
+from pomp_jax.config.every_job import Config
 from pomp_jax.config.group import Group
 from pomp_jax.config.rows import (
   Check,
@@ -12,7 +13,6 @@ from pomp_jax.config.rows import (
   pair,
   row,
 )
-from pomp_jax.config.settings import Config
 
 _MODELS = (
   *("vit_b_16", "vit_l_14", "tiny", "eva02_b_16", "pe_core_b_16", "convnext_base_w"),

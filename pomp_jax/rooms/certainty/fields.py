@@ -5,10 +5,10 @@ import dataclasses
 from typing import Any
 
 from pomp_jax.config.errors import require
+from pomp_jax.config.every_job import Config
 from pomp_jax.config.fields import Data, Eval, check_class_list
 from pomp_jax.config.group import Group
 from pomp_jax.config.rows import at_least, between, one_of, row
-from pomp_jax.config.settings import Config
 from pomp_jax.files.calibration import SETS
 from pomp_jax.files.paths import is_file
 

@@ -1,13 +1,13 @@
 """Lists the sets of an evaluation that the config names, published and a user's own."""
 
 from pomp_jax.config.fields import Evaluate
-from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit
+from pomp_jax.evaluate.sets_to_evaluate import EvaluationSet, OfSplit
 from pomp_jax.rooms.data_sets import own_sets
 from pomp_jax.rooms.data_sets.fields import Sets
 from pomp_jax.rooms.data_sets.named_sets import named_sets
 
 
-def evaluation_sets(
+def sets_to_evaluate(
   evaluate: Evaluate, source: str, of_split: OfSplit
 ) -> list[EvaluationSet]:
   """Lists the sets of an evaluation: published ones by name, then a user's own.

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 import dataclasses
 
+from pomp_jax.config.every_job import Config
 from pomp_jax.config.group import Group
 from pomp_jax.config.rows import at_least, one_of, row
-from pomp_jax.config.settings import Config
 from pomp_jax.rooms.data_sets.coop import COOP_SETS
 from pomp_jax.rooms.data_sets.suites import NO_SUITE, SUITES
 

@@ -14,7 +14,7 @@ from pomp_jax.data.class_lists import ClassList, load_class_list, repeats
 from pomp_jax.data.folder import classes_in, open_folder, split_folders
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import half_of_classes
-from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit
+from pomp_jax.evaluate.sets_to_evaluate import EvaluationSet, OfSplit
 from pomp_jax.files.paths import is_dir, to_path
 from pomp_jax.registry import load
 from pomp_jax.rooms.data_sets.fields import Sets

@@ -20,7 +20,7 @@ from pomp_jax.data import class_lists
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.wordnet import load_tree
-from pomp_jax.evaluate.evaluation_sets import EvaluationSet
+from pomp_jax.evaluate.sets_to_evaluate import EvaluationSet
 from pomp_jax.files.paths import join, read_text, to_path
 from pomp_jax.files.terminal import printable
 from pomp_jax.report.evaluation_report import OWN

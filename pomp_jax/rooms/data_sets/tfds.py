@@ -90,18 +90,20 @@ def open_test_set(
 
   Args:
     root: TFDS's data_dir.
-    dataset: class list, or TFDS's name of a data set; see `open_tfds`.
-    classes: class list; None for the default of `open_tfds`.
+    dataset: name of one of our class lists, or TFDS's name of a data set; see
+      `open_tfds`.
+    classes: the classes to tell apart; None for the default of `open_tfds`.
 
   Raises:
     SourceError: the data set is not prepared, or has neither split.
   """
-  has_table = dataset in CLASS_LISTS and dataset not in _PREPARED
-  if has_table and classes == load_class_list(dataset):
-    # TFDS spells the labels differently: `load_labels` maps them by a table.
+  # TFDS spells some labels differently from our list of the same data set. By default,
+  # `open_tfds` maps them by a table; given the list, it would look for our spellings.
+  has_spelling_table = dataset in CLASS_LISTS and dataset not in _PREPARED
+  if has_spelling_table and classes == load_class_list(dataset):
     classes = None
   splits = tfds_splits(dataset, os.fspath(root))
-  if set(splits) <= {"train"}:
+  if "validation" not in splits and "test" not in splits:
     present = ", ".join(splits)
     raise SourceError(f"{root}: {dataset} has no test split (found {present})")
   split = splits[-1]  # in the order of train, validation, test

@@ -32,7 +32,7 @@ _HEADER = r"""% Packages: \usepackage{booktabs} and \usepackage{graphicx} (\rota
 % Include it by \input{results}. Tables are floats; their numbers are those of results.json.
 % Names in other than Latin letters need XeLaTeX or LuaLaTeX."""
 _LINE = 72  # characters of a line of a one-column article at 10 points
-_SCALED = 100  # most characters of a row with intervals that is scaled to such a line
+_WIDEST = 100  # most characters of a row with intervals that is scaled to such a line
 _ROWS = 40  # most rows of a table on one page
 _CELL = 60  # most characters of a cell; a longer cell is a paragraph
 _SAVED = 0.8  # headings stand upright if this reduces the width to a smaller share
@@ -70,31 +70,32 @@ def _comment(*texts: str) -> str:
 
 
 def _tables(section: Section) -> list[str]:
-  """The floats of a section's table, without intervals if they make it too wide."""
+  """LaTeX's `table` environments of a section, without intervals if too wide with them."""
   section = _without_paths(section)
   comment = ""
   compact = without_intervals(section)
   assert section.table is not None
   assert compact.table is not None
   has_intervals = compact.table.rows != section.table.rows
-  if has_intervals and _width(section.table, upright=False) > _SCALED:
+  if has_intervals and _width(section.table, upright=False) > _WIDEST:
     section = compact
     comment = "% Without intervals, which results.md has.\n"
   table = section.table
   assert table is not None
   marks = table.marks or [""] * len(table.rows)
-  floats = []
-  for first in range(0, max(len(table.rows), 1), _ROWS):
-    last = min(first + _ROWS, len(table.rows))
-    bold = [(row - first, column) for row, column in table.bold if first <= row < last]
+  environments = []
+  for start in range(0, max(len(table.rows), 1), _ROWS):
+    stop = min(start + _ROWS, len(table.rows))
+    bold = [(row - start, column) for row, column in table.bold if start <= row < stop]
     page = Table(
-      table.columns, rows=table.rows[first:last], marks=marks[first:last], bold=bold
+      table.columns, rows=table.rows[start:stop], marks=marks[start:stop], bold=bold
     )
     title = section.title
-    if first:
+    if start:
       title += " (continued)"
-    floats.append(comment + _float(section._replace(title=title, table=page), page))
-  return floats
+    section_of_page = section._replace(title=title, table=page)
+    environments.append(comment + _environment(section_of_page, page))
+  return environments
 
 
 def _without_paths(section: Section) -> Section:
@@ -123,7 +124,7 @@ def _width(table: Table, *, upright: bool) -> int:
   return width
 
 
-def _float(section: Section, table: Table) -> str:
+def _environment(section: Section, table: Table) -> str:
   """A section's title, text, table and notes as a float that fits the line."""
   width = _width(table, upright=False)
   upright_width = _width(table, upright=True)

@@ -419,9 +419,11 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 def _class_tokens(archive: TorchArchive, width: tuple[int, ...]) -> np.ndarray | None:
   """Token embeddings [T,D] of the first class; None if the file has none that fit.
 
+  The T tokens are those of the tensors that `_TOKENS` names, one tensor after the other.
+
   Args:
     archive: open checkpoint.
-    width: D, in a tuple.
+    width: the shape (D,) of a token.
   """
   checkpoint = archive.value if isinstance(archive.value, dict) else {}
   state = checkpoint.get("state_dict")
@@ -436,8 +438,12 @@ def _class_tokens(archive: TorchArchive, width: tuple[int, ...]) -> np.ndarray |
     fits = n_classes > 0 and 0 < n_tokens <= _MOST_TOKENS
     if fits and tensor.shape[2:] == width:
       parts.append(archive.first(tensor, f"state_dict[{name!r}]").astype(np.float32))
-  rows = np.concatenate(parts) if parts else None
-  return rows if rows is not None and np.isfinite(rows).all() else None
+  if not parts:
+    return None
+  tokens_TxD = np.concatenate(parts)
+  if not np.isfinite(tokens_TxD).all():
+    return None
+  return tokens_TxD
 
 
 def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:

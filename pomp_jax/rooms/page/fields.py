@@ -3,10 +3,10 @@
 import dataclasses
 import re
 
+from pomp_jax.config.every_job import Config
 from pomp_jax.config.fields import Data
 from pomp_jax.config.group import Group
 from pomp_jax.config.rows import Check, above, at_least, between, row
-from pomp_jax.config.settings import Config
 
 _address = Check(bool, "an address of this machine")
 _names = Check(

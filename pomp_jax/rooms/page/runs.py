@@ -17,7 +17,7 @@ import stat
 import tempfile
 from typing import Any, NamedTuple
 
-from pomp_jax.config.settings import flatten
+from pomp_jax.config.every_job import flatten
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.files.paths import without_folders

@@ -422,8 +422,11 @@ def objects_of(
 def _image(path: str, where: str, row: Mapping[str, Any]) -> ImageEntry:
   """Checks and converts the entry of an image."""
   for field in ("id", "height", "width"):
-    if type(row.get(field)) is not int or not -(2**63) <= row[field] < 2**63:
-      refuse(path, f"{where}.{field}", repr(row.get(field)), "an integer")
+    value = row.get(field)
+    # Not `isinstance`: JSON's true is an int to Python.
+    fits_int64 = type(value) is int and -(2**63) <= value < 2**63
+    if not fits_int64:
+      refuse(path, f"{where}.{field}", repr(value), "an integer")
   height = row["height"]
   width = row["width"]
   if min(height, width) < 1 or height * width > MAX_PIXELS:

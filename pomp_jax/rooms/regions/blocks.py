@@ -61,10 +61,10 @@ class Blocks:
     n_images: int,
     size: int,
   ):
-    """Creates the folder of a run that has work to do, on the first process.
+    """Splits the images into blocks and creates the run's folder.
 
-    The results of an earlier run are removed, because this run replaces the files that
-    they describe.
+    Process 0 alone creates it, and removes the results of an earlier run, because this
+    run replaces the files that they describe.
 
     Args:
       folder: folder of the run.

@@ -10,11 +10,11 @@ import functools
 from typing import Any
 
 from pomp_jax.config.errors import ConfigError, require
+from pomp_jax.config.every_job import Config
 from pomp_jax.config.fields import Checkpoint, Data, Log, Loop, Mesh, Predict
 from pomp_jax.config.group import Group
 from pomp_jax.config.jobs import EvaluateConfig, PredictConfig, TrainingConfig
 from pomp_jax.config.rows import Check, above, at_least, below, between, one_of, row
-from pomp_jax.config.settings import Config
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.rooms.regions.label_images import VALUES
 from pomp_jax.rooms.regions.mask_views import MASK_AUGMENTS
@@ -404,18 +404,20 @@ def check_train_masks(
 
 
 def _check_world(group: str, settings: Any, unread: Sequence[str]) -> None:
-  """Checks the fields of a job on the world's scenes.
+  """Checks the fields of a job whose images are the world's scenes.
 
   Args:
     group: name of the job's group of fields.
     settings: the group.
-    unread: fields of the group that scenes do not read, such as names of files.
+    unread: fields of the group that must stay unset, since scenes do not read them, such
+      as names of files.
 
   Raises:
     ConfigError: the number of scenes is 0, or one of the unread fields is set.
   """
   where = f"where {group}.source='world'"
-  require(settings.n_images > 0, f"{group}.n_images", 0, f"1 or more {where}")
+  n_images = settings.n_images
+  require(n_images > 0, f"{group}.n_images", n_images, f"1 or more {where}")
   for field in unread:
     value = getattr(settings, field)
     require(not value, f"{group}.{field}", value, f"nothing {where}")

@@ -275,17 +275,17 @@ def _read_header(path: Path) -> RegionHeader:
     return RegionHeader(made_by)
   member = functools.partial(_member, path, fields)
   width = member("width", _is_size, "1 or more")
-  null = member(
-    "null",
-    lambda v: v is None or (_is_list_of(_is_number, v) and len(v) == width),
-    f"null, or {width} numbers",
-  )
-  if null is not None:
-    null = tuple(float(number) for number in null)
-  # `and v`: an empty name is refused.
-  clip_model = member("clip_model", lambda v: _is_text(v) and v, "a CLIP's name")
+  # The class vector of "no object".
+  is_vector = lambda v: _is_list_of(_is_number, v) and len(v) == width
+  is_vector_or_null = lambda v: v is None or is_vector(v)
+  null_E = member("null", is_vector_or_null, f"null, or {width} numbers")
+  if null_E is not None:
+    null_E = tuple(float(number) for number in null_E)
+  is_name = lambda v: _is_text(v) and len(v) > 0
+  clip_model = member("clip_model", is_name, "a CLIP's name")
   stages = member("stages", _is_size, "1 or more")
-  activation = member("activation", ACTIVATIONS.__contains__, ", ".join(ACTIVATIONS))
+  is_activation = lambda v: v in ACTIVATIONS
+  activation = member("activation", is_activation, ", ".join(ACTIVATIONS))
   scale = member("scale", lambda v: _is_number(v) and v > 0, "a number above 0")
   trained_classes = member(
     "trained_classes", lambda v: _is_list_of(_is_text, v), "a list of names"
@@ -297,7 +297,7 @@ def _read_header(path: Path) -> RegionHeader:
     width=width,
     activation=activation,
     scale=float(scale),
-    null=null,
+    null=null_E,
     trained_classes=tuple(trained_classes),
   )
 

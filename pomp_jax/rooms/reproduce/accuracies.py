@@ -208,7 +208,9 @@ class Reproduction:
     expected = self._expected_control(name, label)
     if expected is None:
       return None
-    return controls_stage.set_row(CONTROLS, name, label, measured, expected, self.quick)
+    return controls_stage.row_of_set(
+      CONTROLS, name, label, measured, expected, self.quick
+    )
 
   def _expected_control(self, name: str, label: str) -> Expected | None:
     """Target of a control: a printed figure, or the record's count."""
@@ -361,7 +363,7 @@ class Reproduction:
     expected = self._expected_of_released(name, len(prompt.context))
     if expected is None:
       return None
-    return controls_stage.set_row(
+    return controls_stage.row_of_set(
       PUBLISHED, name, label, measured, expected, self.quick
     )
 

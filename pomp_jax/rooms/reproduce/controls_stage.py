@@ -66,7 +66,7 @@ def recorded(right: int, record: Mapping[str, Any]) -> Expected:
   return Expected(right / n_images, RECORD, n_images, exact=True)
 
 
-def set_row(
+def row_of_set(
   stage: str,
   subject: str,
   label: str,
@@ -87,9 +87,12 @@ def set_row(
   if expected.loose:
     tolerance = _loose_tolerance(measured.n, expected.value, quick)
   else:
-    n_all = expected.n_images or measured.n
     tolerance = control_tolerance(
-      measured.n, expected.exact, n_all, expected.value, quick
+      n=measured.n,
+      exact=expected.exact,
+      n_all=expected.n_images or measured.n,
+      expected=expected.value,
+      quick=quick,
     )
   return compared(
     stage,

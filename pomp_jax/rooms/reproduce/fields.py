@@ -3,9 +3,9 @@
 import dataclasses
 
 from pomp_jax.config.errors import require
+from pomp_jax.config.every_job import Config
 from pomp_jax.config.group import Group
 from pomp_jax.config.rows import at_least, one_of, row
-from pomp_jax.config.settings import Config
 from pomp_jax.files.paths import is_dir
 
 WORLD_TABLE = "world"  # the rehearsal

@@ -14,11 +14,11 @@ from typing import Any
 
 from pomp_jax.clip.load import Clip
 from pomp_jax.config import validate
-from pomp_jax.config.checks import unpack
 from pomp_jax.config.command_line import load_config
 from pomp_jax.config.errors import ConfigError
+from pomp_jax.config.every_job import Config
 from pomp_jax.config.fields import Clip as ClipFields
-from pomp_jax.config.settings import Config
+from pomp_jax.config.from_file import unpack
 from pomp_jax.files.paths import exists, is_dir
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.registry import load_job

@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.clip.load import Clip
-from pomp_jax.config.checks import unpack
 from pomp_jax.config.command_line import load_config
 from pomp_jax.config.errors import ConfigError, require
 from pomp_jax.config.fields import Clip as ClipFields
+from pomp_jax.config.from_file import unpack
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.evaluate import opening
-from pomp_jax.evaluate.evaluation_sets import EvaluationSet, evaluation_sets
 from pomp_jax.evaluate.named_prompts import (
   AnyPrompt,
   NamedPrompt,
   check_lengths,
   check_prompt,
 )
+from pomp_jax.evaluate.sets_to_evaluate import EvaluationSet, sets_to_evaluate
 from pomp_jax.files.paths import Path, exists, is_dir, join
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import Prompt, load_prompt
@@ -457,7 +457,7 @@ def _items(
   for field, suite in {"root": table.suite, **table.other_suites}.items():
     fields = _fields_of_sets(suite, getattr(settings, field))
     evaluation = replace(fields)
-    found += evaluation_sets(evaluation.evaluate, evaluation.data, evaluation.eval)
+    found += sets_to_evaluate(evaluation.evaluate, evaluation.data, evaluation.eval)
   return found
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 import numpy as np
 
-from pomp_jax.config.settings import flatten
+from pomp_jax.config.every_job import flatten
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.evaluate.named_prompts import AnyPrompt, describe, read_prompt
 from pomp_jax.files.paths import exists

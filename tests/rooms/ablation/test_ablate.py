@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.config.settings import flatten
+from pomp_jax.config.every_job import flatten
 from pomp_jax.evaluate import opening
 from pomp_jax.files.prompt_file import Prompt, load_prompt
 from pomp_jax.files.run_folder import RunFolder

@@ -8,7 +8,7 @@ _CHANGES = "test_each_field_changes_what_it_names"
 _DEPTHS = f"{_FOLDER}/test_predict_task.py::test_answers_as_deep_as_they_are_sure"
 _SUBSET = f"{_FOLDER}/test_predict_task.py::test_a_subset_is_renormalised_and_said"
 _ROWS = f"{_FOLDER}/test_predict_task.py::test_int8_rows_say_so"
-_FILE = f"{_FOLDER}/test_classifier_file.py"
+_FILE = f"{_FOLDER}/test_classifier_export.py"
 
 CASES = {
   "the CLIP of calibrate": clip_case("calibrate", {"calibrate.prompt": "{}."}),

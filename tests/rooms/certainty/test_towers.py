@@ -16,7 +16,7 @@ import safetensors.torch
 from pomp_jax.clip.load import load_clip
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import Classifier
-from pomp_jax.rooms.certainty.classifier_file import tower_bytes
+from pomp_jax.rooms.certainty.classifier_export import tower_bytes
 from pomp_jax.world import source
 from tests.clip.test_image_towers import ORIGINALS, small_model, write_checkpoint
 from tests.support.clips import write_random_clip

@@ -16,9 +16,9 @@ from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import ClassList, VocabularyError
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.classifier import Classifier, open_prompt
-from pomp_jax.evaluate.evaluation_sets import evaluation_sets
 from pomp_jax.evaluate.named_prompts import describe, of_one_list, read_prompts
 from pomp_jax.evaluate.prompt_features import features_under
+from pomp_jax.evaluate.sets_to_evaluate import sets_to_evaluate
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.prompt_file import PromptFileError, save_prompt
 from pomp_jax.rooms.mixtures import weights
@@ -232,7 +232,7 @@ def test_the_weight_is_chosen_on_validation_images(tmp_path, caplog, monkeypatch
   ends = f"(its parts alone {100 * found[1.0]:.1f}%, {100 * found[0.0]:.1f}%)"
   assert ends in chosen["note"] and f"top-1 {100 * best:.1f}%" in chosen["note"]
   assert ends in caplog.text and ends in (tmp_path / "run" / "results.md").read_text()
-  for item in evaluation_sets(config.evaluate, config.data, config.eval):
+  for item in sets_to_evaluate(config.evaluate, config.data, config.eval):
     figures = results["sets"][item.name]["prompts"][prompts[0]]
     assert figures["top1"] == pytest.approx(
       accuracy_score(*answers(item.open().source, weight))

@@ -77,23 +77,27 @@ class MaskFormerFile(NamedTuple):
 
 def _source(path: weights.Parameter) -> weights.Source:
   """Name and place of a parameter in ZSSeg's checkpoint."""
-  *module, kind = path
+  *modules, kind = path
   # `NormConv` wraps its convolution in a module `conv`, which ZSSeg lacks.
-  if module and module[-1] == "conv":
-    del module[-1]
-  kind = _KINDS.get(kind, kind)
-  name = ".".join([*module, kind])
-  prefix = next(p for p in _PREFIXES if name == p or name.startswith(f"{p}."))
-  if name == prefix:
-    return weights.Source(_PREFIXES[prefix], as_is=True)
-  n_replaced = prefix.count(".") + 1
-  module = [_PREFIXES[prefix], *module[n_replaced:]]
-  if module[-1] in _STACKED:
-    # torch stacks the projections of queries, keys and values.
-    attention = ".".join(module[:-1])
-    part = _STACKED.index(module[-1])
-    return weights.Source(f"{attention}.in_proj_{kind}", part=part)
-  return weights.Source(".".join([*module, kind]))
+  if modules and modules[-1] == "conv":
+    del modules[-1]
+  name = ".".join([*modules, _KINDS.get(kind, kind)])
+  for prefix, published in _PREFIXES.items():
+    if name == prefix:
+      return weights.Source(published, as_is=True)
+    if name.startswith(f"{prefix}."):
+      return _stacked_or_whole(published + name.removeprefix(prefix))
+  raise KeyError(f"{name}: no module of the network")
+
+
+def _stacked_or_whole(name: str) -> weights.Source:
+  """Source of a parameter whose name is ZSSeg's, but for stacked projections."""
+  module, kind = name.rsplit(".", 1)
+  attention, _, projection = module.rpartition(".")
+  if projection not in _STACKED:
+    return weights.Source(name)
+  part = _STACKED.index(projection)
+  return weights.Source(f"{attention}.in_proj_{kind}", part=part)
 
 
 ZSSEG = weights.Layout(_source, (), "MaskFormer of ZSSeg")

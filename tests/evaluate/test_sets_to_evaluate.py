@@ -7,8 +7,12 @@ import pytest
 from pomp_jax import hosts, world
 from pomp_jax.data.class_lists import ClassList, VocabularyError
 from pomp_jax.data.source import LabelledSet, SourceError
-from pomp_jax.evaluate import evaluation_sets as module
-from pomp_jax.evaluate.evaluation_sets import EvaluationSet, evaluation_sets, open_each
+from pomp_jax.evaluate import sets_to_evaluate as module
+from pomp_jax.evaluate.sets_to_evaluate import (
+  EvaluationSet,
+  open_each,
+  sets_to_evaluate,
+)
 from tests.support.data_files import write_world
 from tests.support.small_run import small_config
 
@@ -71,7 +75,7 @@ def sets_of(root, **changes):
     "data.n_classes": 0,
   } | changes
   config = small_config(job="evaluate", **fields)
-  return evaluation_sets(config.evaluate, config.data, config.eval)
+  return sets_to_evaluate(config.evaluate, config.data, config.eval)
 
 
 def test_lists_of_classes_are_parts_of_one_set(tmp_path):
@@ -110,7 +114,7 @@ def test_images_of_own_sets_are_turned_and_sampled_as_the_config_says(tmp_path):
     # Also of sets that no field of the data names.
     own = {"evaluate.own_sets": ({"name": "b", "root": str(tmp_path / "a/test")},)}
     config = small_config(job="evaluate", **{"data.upright": upright}).replace(own)
-    (other,) = evaluation_sets(config.evaluate, config.data, config.eval)
+    (other,) = sets_to_evaluate(config.evaluate, config.data, config.eval)
     assert other.open().source.upright == upright
     assert np.bincount(source.labels).tolist() == [1] * len(NAMES)
   # What a training evaluates on does not limit the images of files.
@@ -122,7 +126,7 @@ def test_generated_images_are_as_many_as_the_evaluation_asks():
   """Of 300 classes; else as many as a training evaluates on."""
   for changes, count in (({"evaluate.images": 600}, 600), ({}, 900)):
     config = small_config(job="evaluate", **{"eval.images": 900} | changes)
-    base, *_ = evaluation_sets(config.evaluate, config.data, config.eval)
+    base, *_ = sets_to_evaluate(config.evaluate, config.data, config.eval)
     assert len(base.open().source) == count
 
 
@@ -137,7 +141,7 @@ def test_two_sets_never_have_one_file(tmp_path):
   )
   config = small_config(job="evaluate").replace({"evaluate.own_sets": own})
   with pytest.raises(SourceError, match="two sets are named 'a-base'"):
-    evaluation_sets(config.evaluate, config.data, config.eval)
+    sets_to_evaluate(config.evaluate, config.data, config.eval)
 
 
 def test_a_set_is_named_after_its_data_set_and_its_version(tmp_path, monkeypatch):

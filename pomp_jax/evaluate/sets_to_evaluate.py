@@ -43,7 +43,7 @@ class EvaluationSet(NamedTuple):
   n_listed: int = 0
 
 
-def evaluation_sets(
+def sets_to_evaluate(
   settings: Evaluate, data: Data, evaluation: Eval
 ) -> list[EvaluationSet]:
   """Returns the data sets of `config.evaluate`, unopened.
@@ -61,7 +61,7 @@ def evaluation_sets(
   of_split = functools.partial(_open_split, data, evaluation.template, n_images)
   sets = []
   if NAMED_SETS:
-    sets = NAMED_SETS.open().evaluation_sets(settings, data.source, of_split)
+    sets = NAMED_SETS.open().sets_to_evaluate(settings, data.source, of_split)
   if not sets:
     sets = _of_data(data, of_split)
   for index in repeats(file_name(item.name) for item in sets):

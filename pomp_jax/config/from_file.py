@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from pomp_jax import registry
 from pomp_jax.config.errors import ConfigError, check_name, require
-from pomp_jax.config.rows import check_value
-from pomp_jax.config.settings import (
+from pomp_jax.config.every_job import (
   Config,
   check_read,
   defaults,
@@ -21,6 +20,7 @@ from pomp_jax.config.settings import (
   flatten,
   value_of_text,
 )
+from pomp_jax.config.rows import check_value
 
 
 def base(job: str = "pretrain", *others: str) -> ConfigDict:

@@ -15,7 +15,7 @@ from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import Classifier
 from pomp_jax.files.prompt_file import load_prompt
-from pomp_jax.rooms.certainty.classifier_file import (
+from pomp_jax.rooms.certainty.classifier_export import (
   ClassifierFileError,
   read_classifier,
 )
