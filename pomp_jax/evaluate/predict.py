@@ -7,7 +7,9 @@ reason. `segment` also writes a label image and a picture of each file, `detect`
 picture of each file and `detections.json`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import abc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
 import functools
 import logging
 from typing import Any
@@ -43,9 +45,101 @@ Rows = list[dict[str, Any]]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-class Task:
-  """One value of `predict.task`: what it finds in pictures, and the files that it
-  writes."""
+class Pictures:
+  """The pictures of a run by number, each read when it is asked for."""
+
+  def __init__(
+    self, files: Mapping[str, Path], read: Callable[[Path], Any], block: int
+  ):
+    """Reads no picture.
+
+    Args:
+      files: pictures by their names in the results.
+      read: reads a picture; raises ImageError if it can't.
+      block: number of pictures that stay in memory, since each is read more than once.
+    """
+    self.keys = list(files)
+    self.unreadable: dict[str, str] = {}  # name -> why the picture can't be read
+    self._files = files
+    self._picture = functools.lru_cache(block)(lambda row: read(files[self.keys[row]]))
+
+  def __len__(self) -> int:
+    return len(self.keys)
+
+  def __getitem__(self, row: int) -> Any:
+    """Returns what `read` returns for picture number `row`."""
+    return self._picture(row)
+
+  def readable(self, block: Iterable[int]) -> list[int]:
+    """Returns the numbers of the pictures that can be read; notes why others can't."""
+    rows = []
+    for row in block:
+      try:
+        self._picture(row)
+        rows.append(row)
+      except ImageError as error:
+        key = self.keys[row]
+        reason = str(error).removeprefix(f"{self._files[key]}: ")
+        self.unreadable[key] = reason
+    return rows
+
+  def check_readable(self, where: str) -> None:
+    """Warns of pictures that can't be read.
+
+    Args:
+      where: the folder or file, for the message.
+
+    Raises:
+      CorruptDataError: no picture can be read.
+    """
+    if not self.unreadable:
+      return
+    name, reason = next(iter(self.unreadable.items()))
+    problem = (
+      f"{len(self.unreadable)} of {len(self)} images can't be read;"
+      f" the first: {name}: {reason}"
+    )
+    if len(self.unreadable) == len(self):
+      raise CorruptDataError(f"{where}: {problem}")
+    log.warning("%s", problem)
+
+
+def square_pictures(
+  files: Mapping[str, Path], encoder: Encoder, upright: bool, block: int
+) -> Pictures:
+  """Opens pictures as the image tower takes them, uint8 [S,S,3].
+
+  Args:
+    files: pictures by their names in the results.
+    encoder: CLIP in use, with its side S and its way to resize.
+    upright: whether pictures are turned by EXIF.
+    block: number of pictures that stay in memory.
+  """
+
+  def read(path: Path) -> UInt8[np.ndarray, "S S 3"]:
+    return read_image(path, encoder.clip.image_size, upright, resize=encoder.resize)
+
+  return Pictures(files, read, block)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenTask:
+  """A task that is ready to answer pictures."""
+
+  pictures: Pictures
+  # Fields of `results.json` beside those of the pictures.
+  facts: Mapping[str, Any]
+  # Numbers of readable pictures -> the number of each, and the task's answer to it.
+  answers: Callable[[Sequence[int]], Iterable[tuple[int, Any]]]
+  # Number of a picture and the answer to it -> rows of the results, the likeliest or
+  # largest first. Writes the picture's files.
+  rows: Callable[[int, Any], Rows]
+  # Writes the files of all pictures together.
+  finish: Callable[[], None] = lambda: None
+
+
+class Task(abc.ABC):
+  """One value of `predict.task`: what is found in pictures, and the files of it."""
 
   batch = 8  # pictures that are read and computed together
   columns: tuple[str, ...] = ()  # fields of a row, those of `results.csv`
@@ -61,10 +155,6 @@ class Task:
     check_names(names, self.names)
     # names of each class
     self._synonyms: Sequence[Sequence[str]] = [(name,) for name in names]
-    # fields of `results.json` beside those of the pictures
-    self.facts: dict[str, Any] = {}
-    self.rows: dict[str, Rows] = {}  # picture -> answers
-    self.unreadable: dict[str, str] = {}  # picture -> why it can't be read
 
   def check(self, files: Mapping[str, Path]) -> None:
     """Raises InputError if the prompt or a setting can't be used; opens no picture."""
@@ -74,9 +164,10 @@ class Task:
     check_prompt(named, self._synonyms, clip_config, self._clip.model)
     warn_of_turns([named], self._upright, f"data.upright={self._upright}")
 
+  @abc.abstractmethod
   def open(
     self, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
-  ) -> None:
+  ) -> OpenTask:
     """Prepares the computation; reads no picture.
 
     Args:
@@ -87,52 +178,10 @@ class Task:
     Raises:
       InputError: the prompt or its parts can't be used.
     """
-    self._files = files
-    self._keys = list(files)
-    self._folder = folder
 
-    def read(row: int) -> Any:
-      return self._read(files[self._keys[row]])
-
-    # Cache a block of pictures, because `find` and `take` both read them.
-    self._picture = functools.lru_cache(self.batch)(read)
-    self._find = self._open(encoder)
-
-  def find(self, block: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """Yields the number of each readable picture of a block, and the answer to it."""
-    readable = []
-    for row in block:
-      key = self._keys[row]
-      try:
-        self._picture(row)
-        readable.append(row)
-      except ImageError as error:
-        self.unreadable[key] = str(error).removeprefix(f"{self._files[key]}: ")
-    if not readable:
-      return iter(())
-    return self._find(readable)
-
-  def take(self, row: int, found: Any) -> None:
-    """Writes the files of a picture, and prints a line with its answers."""
-    if not self.rows:
-      self._folder.create()
-    key = self._keys[row]
-    rows = self._take(key, self._picture(row), found)
-    self.rows[key] = rows
-    texts = [self._text(answer) for answer in rows[: self._settings.top]]
-    line = f"{key}: " + ", ".join(texts)
-    print(printable(line, len(line)))
-
-  def finish(self) -> None:
-    """Writes files of all pictures together."""
-
-  # Each task defines four methods: `_read` reads a picture; `_open` prepares and
-  # returns the function that `find` calls; `_take` returns the rows of a picture and
-  # writes its files; `_text` formats a row.
-  _read: Callable[[Path], Any]
-  _open: Callable[[Encoder], Callable[[Sequence[int]], Iterator[tuple[int, Any]]]]
-  _take: Callable[[str, Any, Any], Rows]
-  _text: Callable[[Mapping[str, Any]], str]
+  @abc.abstractmethod
+  def text(self, row: Mapping[str, Any]) -> str:
+    """Returns a row of the results as the terminal shows it."""
 
 
 class Classify(Task):
@@ -141,40 +190,30 @@ class Classify(Task):
   batch = 256
   columns = ("name", "probability")
 
-  def _open(
-    self, encoder: Encoder
-  ) -> Callable[[Sequence[int]], Iterator[tuple[int, Any]]]:
-    top = self._settings.top
-    self._size = encoder.clip.image_size
-    self._resize = encoder.resize
+  def open(
+    self, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
+  ) -> OpenTask:
+    """See `Task.open`."""
+    settings = self._settings
     classifier = Classifier(
-      encoder,
-      self._settings.prompt,
-      self.names,
-      calibration=self._settings.calibration,
+      encoder, settings.prompt, self.names, calibration=settings.calibration
     )
     note = classifier.scale.note
-    self.facts = {"n_classes": len(self._synonyms), "probabilities": note}
     log.info("probabilities: %s", note)
+    pictures = square_pictures(files, encoder, self._upright, self.batch)
 
-    def find(block: Sequence[int]) -> Iterator[tuple[int, Any]]:
-      pictures = [self._picture(row) for row in block]
-      return zip(block, classifier.predict(pictures, top), strict=True)
+    def answers(block: Sequence[int]) -> Iterable[tuple[int, Any]]:
+      pixels = [pictures[row] for row in block]
+      return zip(block, classifier.predict(pixels, settings.top), strict=True)
 
-    return find
+    def rows(row: int, likeliest: Sequence[tuple[str, float]]) -> Rows:
+      return [{"name": name, "probability": p} for name, p in likeliest]
 
-  def _read(self, path: Path) -> UInt8[np.ndarray, "S S 3"]:
-    return read_image(path, self._size, self._upright, resize=self._resize)
+    facts = {"n_classes": len(self._synonyms), "probabilities": note}
+    return OpenTask(pictures, facts, answers, rows)
 
-  def _take(
-    self,
-    key: str,
-    picture: UInt8[np.ndarray, "S S 3"],
-    found: Sequence[tuple[str, float]],
-  ) -> Rows:
-    return [{"name": name, "probability": p} for name, p in found]
-
-  def _text(self, row: Mapping[str, Any]) -> str:
+  def text(self, row: Mapping[str, Any]) -> str:
+    """See `Task.text`."""
     return f"{row['name']} {100 * row['probability']:.1f}%"
 
 
@@ -202,26 +241,12 @@ def run(config: PredictConfig, workdir: str) -> dict:
   files = find_images(settings.images, unread=True)
   if not settings.names:
     log.info("names: those of the training, %s", task.names)
-  task.open(encoder, files, folder)
-  numbers = range(len(files))
-  blocks = [
-    numbers[start : start + task.batch] for start in range(0, len(files), task.batch)
-  ]
-  for block in steps_of(blocks, "predicting", f"blocks of {task.batch} images"):
-    for row, answer in task.find(block):
-      if hosts.is_first():
-        task.take(row, answer)
-  if task.unreadable:
-    name, reason = next(iter(task.unreadable.items()))
-    problem = (
-      f"{len(task.unreadable)} of {len(files)} images can't be read;"
-      f" the first: {name}: {reason}"
-    )
-    if len(task.unreadable) == len(files):
-      raise CorruptDataError(f"{settings.images}: {problem}")
-    log.warning("%s", problem)
+  opened = task.open(encoder, files, folder)
+  rows_of = _answered(task, opened, folder, settings.top)
+  opened.pictures.check_readable(settings.images)
   if not hosts.is_first():
     return {}
+
   results = {
     "job": config.job,
     "task": settings.task,
@@ -229,27 +254,66 @@ def run(config: PredictConfig, workdir: str) -> dict:
     "prompt": settings.prompt,
     "names": task.names,
     "upright": config.data.upright,
-    **task.facts,
-    "images": task.rows,
-    "unreadable": task.unreadable,
+    **opened.facts,
+    "images": rows_of,
+    "unreadable": opened.pictures.unreadable,
   }
-  task.finish()
+  opened.finish()
   path = folder.path / "results.csv"
   with writing(path):
-    write_csv(path, ("file", "rank", *task.columns), _table(task))
+    write_csv(path, ("file", "rank", *task.columns), _table(rows_of, task.columns))
   finish_run(folder, config.to_dict(), results)
   return results
 
 
-def _table(task: Task) -> list[tuple[Any, ...]]:
+def _answered(
+  task: Task, opened: OpenTask, folder: RunFolder, top: int
+) -> dict[str, Rows]:
+  """Answers all pictures block by block, and prints a line for each.
+
+  Args:
+    task: how a row is printed.
+    opened: the same task, opened.
+    folder: folder of the run, created once there is an answer.
+    top: most names on a line.
+
+  Returns:
+    Rows by the name of the picture, on the first process; empty on others.
+  """
+  pictures = opened.pictures
+  numbers = range(len(pictures))
+  blocks = [
+    numbers[start : start + task.batch] for start in range(0, len(numbers), task.batch)
+  ]
+  rows_of: dict[str, Rows] = {}
+  for block in steps_of(blocks, "predicting", f"blocks of {task.batch} images"):
+    readable = pictures.readable(block)
+    if not readable:
+      continue
+    for row, answer in opened.answers(readable):
+      if not hosts.is_first():
+        continue
+      if not rows_of:
+        folder.create()
+      key = pictures.keys[row]
+      rows_of[key] = opened.rows(row, answer)
+      texts = [task.text(answer_row) for answer_row in rows_of[key][:top]]
+      line = f"{key}: " + ", ".join(texts)
+      print(printable(line, len(line)))
+  return rows_of
+
+
+def _table(
+  rows_of: Mapping[str, Rows], columns: Sequence[str]
+) -> list[tuple[Any, ...]]:
   """Lines of `results.csv`: file, rank, and the task's columns."""
   lines: list[tuple[Any, ...]] = []
-  for key, answers in task.rows.items():
+  for key, answers in rows_of.items():
     file = key
     if key.startswith(_FORMULA):
       # `=a.png` becomes `./=a.png`, which is no formula.
       file = f"./{key}"
     for rank, answer in enumerate(answers, 1):
-      values = [answer.get(column) for column in task.columns]
+      values = [answer.get(column) for column in columns]
       lines.append((file, rank, *values))
   return lines

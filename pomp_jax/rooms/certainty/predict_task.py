@@ -3,31 +3,30 @@ none of the names.
 
 The task needs a prompt that the job `calibrate` wrote for the names and CLIP in use.
 
-Shapes: B images, N classes, S classes of a subset (in `_read` the side of a picture),
-k likeliest names, n nodes.
+Shapes: B images, N classes, S classes of a subset, k likeliest names, n nodes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import logging
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.config import fields
 from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Data, Predict
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.images import read_image
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.calibrated import REQUIRED, CalibrationError, Scale
 from pomp_jax.evaluate.classifier import Classifier, open_prompt
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.evaluate.predict import Rows, Task
+from pomp_jax.evaluate.predict import OpenTask, Rows, Task, square_pictures
 from pomp_jax.files.calibration import Calibration
 from pomp_jax.files.paths import Path
 from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.certainty import depth, heads, promises
 from pomp_jax.rooms.certainty.fields import UNDER, Certain
 from pomp_jax.rooms.certainty.trees import ClassTree, load_class_tree
@@ -75,49 +74,52 @@ class CertainPictures(Task):
     expected = "auto or required where predict.task=certain"
     require(use != "never", "predict.calibration", use, expected)
 
-  def _open(
-    self, encoder: Encoder
-  ) -> Callable[[Sequence[int]], Iterator[tuple[int, Answer]]]:
-    certain, settings = self._certain, self._settings
-    self._size, self._resize = encoder.clip.image_size, encoder.resize
+  def open(
+    self, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
+  ) -> OpenTask:
+    """See `Task.open`."""
+    settings = self._settings
     classifier = Classifier(encoder, settings.prompt, self.names, calibration=REQUIRED)
     assert classifier.class_features is not None
     head = Answers(
       classifier.class_features,
       self._all_names,
       scale=classifier.scale,
-      settings=certain,
+      settings=self._certain,
       tree=self._tree,
       kept=self._kept,
     )
     model_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(encoder.clip.params))
-    self.facts = {"n_classes": len(self._all_names), "probabilities": head.note}
-    self.facts["size"] = heads.size_line(head.rows, model_bytes)
-    self.facts["answers"] = head.rule
+    facts = {
+      "n_classes": len(self._all_names),
+      "probabilities": head.note,
+      "size": heads.size_line(head.rows, model_bytes),
+      "answers": head.rule,
+    }
     log.info("probabilities: %s", head.note)
-    log.info("%s", self.facts["size"])
+    log.info("%s", facts["size"])
+    pictures = square_pictures(files, encoder, self._upright, self.batch)
 
-    def find(block: Sequence[int]) -> Iterator[tuple[int, Answer]]:
-      pixels = np.stack([self._picture(row) for row in block])
+    def answers(block: Sequence[int]) -> Iterable[tuple[int, Answer]]:
+      pixels = np.stack([pictures[row] for row in block])
       features_BxE = encoder.image_features(pixels)
       check_finite(features_BxE, "images")
       return zip(block, head.of(features_BxE, settings.top), strict=True)
 
-    return find
+    return OpenTask(pictures, facts, answers, self._rows)
 
-  def _read(self, path: Path) -> UInt8[np.ndarray, "S S 3"]:
-    return read_image(path, self._size, self._upright, resize=self._resize)
-
-  def _take(self, key: str, picture: Any, answer: Answer) -> Rows:
+  def _rows(self, row: int, answer: Answer) -> Rows:
+    """A row for each of the likeliest names; the first alone has the answer."""
     rows = []
     for rank, (name, probability) in enumerate(answer.names):
       in_set = None if answer.in_set is None else answer.in_set[rank]
-      text = answer.text if rank == 0 else ""  # the first row alone has the answer
+      text = answer.text if rank == 0 else ""
       values = (name, probability, in_set, text)
       rows.append(dict(zip(self.columns, values, strict=True)))
     return rows
 
-  def _text(self, row: Mapping[str, Any]) -> str:
+  def text(self, row: Mapping[str, Any]) -> str:
+    """See `Task.text`."""
     name = f"{row['name']} {100 * row['probability']:.1f}%"
     return f"{row['answer']} | {name}" if row["answer"] else name
 

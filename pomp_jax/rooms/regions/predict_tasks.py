@@ -4,12 +4,13 @@ With `propose.network` or a file of regions, regions are scored. Otherwise `segm
 classifies patches by a training-free recipe.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import os
 import posixpath
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import UInt8
 from matplotlib.colors import to_rgb
@@ -23,9 +24,9 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.classifier import open_prompt
 from pomp_jax.evaluate.named_prompts import NamedPrompt
-from pomp_jax.evaluate.predict import Rows, Task
+from pomp_jax.evaluate.predict import OpenTask, Pictures, Rows, Task
 from pomp_jax.files.paths import Path
-from pomp_jax.files.run_folder import write_json, writing
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix
 from pomp_jax.rooms.regions.class_splits import undivided
@@ -46,7 +47,41 @@ _MAX_PIXELS = 2**21
 _MAX_NAMES = 2**16 - 1  # names that a label image can number
 
 
-class _Pictures(Task):
+class _OutputPaths:
+  """Paths of the pictures' outputs in the folder of a run."""
+
+  def __init__(self, folder: RunFolder, keys: Sequence[str]):
+    """Names outputs after the pictures without suffixes, or with suffixes if two names
+    would be equal without."""
+    stems = [os.path.splitext(key)[0] for key in keys]
+    are_distinct = len(set(stems)) == len(keys)
+    outputs = stems if are_distinct else keys
+    self.folder = folder
+    self._output = dict(zip(keys, outputs, strict=True))
+
+  def path(self, kind: str, key: str) -> Path:
+    """Returns the path of an output of the picture `key`; creates its folder.
+
+    Args:
+      kind: folder of such outputs, below that of the run.
+      key: the picture's name in the results.
+    """
+    path = self.folder.path / kind / f"{self._output[key]}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+class _Parts(NamedTuple):
+  """What both tasks need of an opened run."""
+
+  facts: dict[str, Any]  # fields of `results.json`
+  pictures: Pictures  # pixels, and height and width of the file
+  images: Images  # the same, as a source of regions takes them
+  matrix: ClassMatrix  # class vectors under the prompt
+  outputs: _OutputPaths
+
+
+class _RegionTask(Task):
   """Base of the tasks on whole pictures, by their regions or patches."""
 
   def __init__(self, settings: Predict, data: Data, clip: Clip):
@@ -83,59 +118,46 @@ class _Pictures(Task):
       self._regions, self._propose, self._clip.model, images, self._settings.task
     )
 
-  def _open(
-    self, encoder: Encoder
-  ) -> Callable[[Sequence[int]], Iterator[tuple[int, Any]]]:
-    keys = self._keys
-    # Batches are padded, so never ask for more than there are pictures.
-    batch_size = min(self._propose.batch_size, len(keys))
-    self._propose = dataclasses.replace(self._propose, batch_size=batch_size)
-    # Name output files after the pictures without suffixes, or with suffixes if two
-    # names would be equal without.
-    stems = [os.path.splitext(key)[0] for key in keys]
-    are_distinct = len(set(stems)) == len(keys)
-    outputs = stems if are_distinct else keys
-    self._output = dict(zip(keys, outputs, strict=True))
-    self.facts = {"n_classes": len(self._classes), "regions": self._regions.source}
+  def _parts(
+    self, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
+  ) -> _Parts:
+    """Prepares what both tasks need; reads no picture."""
+    facts = {"n_classes": len(self._classes), "regions": self._regions.source}
     match self._regions.source:
       case "network":
-        self.facts["network"] = self._propose.network
+        facts["network"] = self._propose.network
       case "none":
-        self.facts["recipe"] = self._segment.recipe
+        facts["recipe"] = self._segment.recipe
+    pictures = Pictures(files, self._read, self.batch)
 
     def pixels(row: int) -> UInt8[np.ndarray, "H W 3"]:
-      image, _ = self._picture(row)
+      image, _ = pictures[row]
       return image
 
     images = Images(
-      [_stem(key) for key in keys],
+      [_stem(key) for key in files],
       shape=lambda row: pixels(row).shape[:2],
       pixels=pixels,
     )
     prompt = NamedPrompt(self._settings.prompt, open_prompt(self._settings.prompt))
     matrix = class_matrix(encoder, self._classes.synonyms, prompt)
-    return self._finder(encoder, images, [matrix])
-
-  # Each task defines it: (encoder, images, matrices) -> what `_open` returns.
-  _finder: Callable[..., Any]
+    return _Parts(facts, pictures, images, matrix, _OutputPaths(folder, list(files)))
 
   def _scorer(
-    self,
-    encoder: Encoder,
-    images: Images,
-    matrices: Sequence[ClassMatrix],
-    scale: float,
-    tight: bool = False,
+    self, encoder: Encoder, parts: _Parts, scale: float, tight: bool = False
   ) -> RegionScorer:
+    # Batches are padded, so never ask for more than there are pictures.
+    batch_size = min(self._propose.batch_size, len(parts.pictures))
+    propose = dataclasses.replace(self._propose, batch_size=batch_size)
     source = open_region_source(
-      self._regions, self._propose, self._clip, encoder, images
+      self._regions, propose, self._clip, encoder, parts.images
     )
     return RegionScorer(
       self._regions,
       source,
       encoder,
       self._classes,
-      matrices,
+      [parts.matrix],
       logit_scale=scale,
       tight=tight,
     )
@@ -151,14 +173,8 @@ class _Pictures(Task):
       image = np.asarray(reduced)
     return image, (height, width)
 
-  def _path(self, kind: str, key: str) -> Path:
-    """Path of a picture's output in a folder of the run; creates the folder."""
-    path = self._folder.path / kind / f"{self._output[key]}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
-
-class SegmentPictures(_Pictures):
+class SegmentPictures(_RegionTask):
   """Names every pixel; writes `labels/` and `pictures/`."""
 
   columns = ("name", "value", "share", "probability")
@@ -178,101 +194,115 @@ class SegmentPictures(_Pictures):
     )
     super().check(files)
 
-  def _finder(
-    self, encoder: Encoder, images: Images, matrices: Sequence[ClassMatrix]
-  ) -> Callable[[Sequence[int]], Iterator[tuple[int, list[PixelMap]]]]:
+  def open(
+    self, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
+  ) -> OpenTask:
+    """See `Task.open`."""
+    parts = self._parts(encoder, files, folder)
     segment = self._segment
-    if self._regions.source != "none":
-      return self._scorer(
-        encoder, images, matrices, segment.logit_scale, tight=True
-      ).label_maps
-    segmenter = DenseSegmenter(encoder, segment, dtype=self._clip.dtype)
-    return segmenter.finder(images.pixels, matrices)
+    answers: Callable[[Sequence[int]], Iterable[tuple[int, list[PixelMap]]]]
+    if self._regions.source == "none":
+      segmenter = DenseSegmenter(encoder, segment, dtype=self._clip.dtype)
+      answers = segmenter.finder(parts.images.pixels, [parts.matrix])
+    else:
+      scorer = self._scorer(encoder, parts, segment.logit_scale, tight=True)
+      answers = scorer.label_maps
+    rows = functools.partial(self._rows, parts)
+    return OpenTask(parts.pictures, parts.facts, answers, rows)
 
-  def _take(
-    self,
-    key: str,
-    picture: tuple[UInt8[np.ndarray, "H W 3"], tuple[int, int]],
-    found: Sequence[PixelMap],
-  ) -> Rows:
-    image, sides = picture
-    [pixel_map] = found
+  def _rows(self, parts: _Parts, row: int, maps: Sequence[PixelMap]) -> Rows:
+    """A row for each name in a picture, the largest first; writes both files."""
+    key = parts.pictures.keys[row]
+    image, sides = parts.pictures[row]
+    [pixel_map] = maps
     names = self._classes.names
     labels = _at_size(pixel_map.labels_HxW, sides)
-    with writing(self._folder.path):
+    with writing(parts.outputs.folder.path):
       colours = _palette(pixel_map.labels_HxW)
-      write_labels(self._path("labels", key), labels, len(names), colours)
-      picture_path = self._path("pictures", key)
+      write_labels(parts.outputs.path("labels", key), labels, len(names), colours)
+      picture_path = parts.outputs.path("pictures", key)
       overlay(picture_path, image, pixel_map.labels_HxW, names, key)
     values, counts = np.unique(labels[labels >= 0], return_counts=True)
     rows = []
     for place in np.argsort(-counts, kind="stable"):
       value = int(values[place])
-      row = {
+      answer = {
         "name": names[value],
         "value": value,
         "share": float(counts[place] / labels.size),
       }
       if pixel_map.probability_HxW is not None:
         probability = pixel_map.probability_HxW[labels == value].mean()
-        row["probability"] = float(probability)
-      rows.append(row)
+        answer["probability"] = float(probability)
+      rows.append(answer)
     return rows
 
-  def _text(self, row: Mapping[str, Any]) -> str:
+  def text(self, row: Mapping[str, Any]) -> str:
+    """See `Task.text`."""
     return f"{row['name']} {100 * row['share']:.1f}% of pixels"
 
 
-class DetectPictures(_Pictures):
+class DetectPictures(_RegionTask):
   """Finds and names boxes; writes `pictures/` and `detections.json`."""
 
   columns = ("name", "score", "x", "y", "width", "height")
 
-  def _finder(
-    self, encoder: Encoder, images: Images, matrices: Sequence[ClassMatrix]
-  ) -> Callable[[Sequence[int]], Iterator[tuple[int, Scored]]]:
-    self._ids = dict(zip(self._keys, _image_ids(self._keys), strict=True))
-    self._results: list[dict[str, Any]] = []
-    return self._scorer(encoder, images, matrices, self._detect.logit_scale).scored
+  def open(
+    self, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
+  ) -> OpenTask:
+    """See `Task.open`."""
+    parts = self._parts(encoder, files, folder)
+    scorer = self._scorer(encoder, parts, self._detect.logit_scale)
+    image_ids = _image_ids(parts.pictures.keys)
+    detections: list[dict[str, Any]] = []  # of all pictures, in COCO's format
 
-  def _take(
-    self,
-    key: str,
-    picture: tuple[UInt8[np.ndarray, "H W 3"], tuple[int, int]],
-    found: Scored,
-  ) -> Rows:
-    image, sides = picture
-    [scores_RxC] = found.scores
+    def rows(row: int, scored: Scored) -> Rows:
+      results = self._results(parts, row, scored, image_ids[row])
+      detections.extend(results)
+      answers = []
+      for result in results:
+        cells = (result["name"], result["score"], *result["bbox"])
+        answers.append(dict(zip(self.columns, cells, strict=True)))
+      return answers
+
+    def finish() -> None:
+      write_json(folder.path / "detections.json", detections)
+
+    return OpenTask(parts.pictures, parts.facts, scorer.scored, rows, finish)
+
+  def _results(
+    self, parts: _Parts, row: int, scored: Scored, image_id: int
+  ) -> list[dict[str, Any]]:
+    """COCO's results of a picture, with `file` and `name`; writes the picture's file."""
+    key = parts.pictures.keys[row]
+    image, sides = parts.pictures[row]
+    [scores_RxC] = scored.scores
     names = self._classes.names
     detections = detections_of(
-      found.regions,
+      scored.regions,
       scores_RxC,
       sides,
       self._detect,
       mask_threshold=self._regions.mask_threshold,
       most=MAX_DETECTIONS["coco"],
     )
-    with writing(self._folder.path):
-      boxes_picture(self._path("pictures", key), image, detections, names, key)
+    with writing(parts.outputs.folder.path):
+      boxes_picture(parts.outputs.path("pictures", key), image, detections, names, key)
     # COCO's rows are in pixels of the file, which may be larger than the picture.
     y_factor = sides[0] / image.shape[0]
     x_factor = sides[1] / image.shape[1]
     factors = np.array([x_factor, y_factor] * 2, np.float32)
     detections = detections._replace(boxes=detections.boxes * factors)
     category_ids = np.arange(1, len(names) + 1)
-    rows = []
-    for result in result_rows(self._ids[key], category_ids, detections):
+    results = []
+    for result in result_rows(image_id, category_ids, detections):
       name = names[result["category_id"] - 1]
-      self._results.append(result | {"file": key, "name": name})
-      cells = (name, result["score"], *result["bbox"])
-      rows.append(dict(zip(self.columns, cells, strict=True)))
-    return rows
+      results.append(result | {"file": key, "name": name})
+    return results
 
-  def _text(self, row: Mapping[str, Any]) -> str:
+  def text(self, row: Mapping[str, Any]) -> str:
+    """See `Task.text`."""
     return f"{row['name']} {row['score']:.2f}"
-
-  def finish(self) -> None:
-    write_json(self._folder.path / "detections.json", self._results)
 
 
 def _image_ids(keys: Sequence[str]) -> Sequence[int]:
