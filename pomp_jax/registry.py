@@ -82,7 +82,7 @@ class Source(NamedTuple):
   """One value of `config.data.source`.
 
   The module of a source with stored images has the functions `splits` and `open_split`
-  for `evaluate.stored_splits`. Other modules have `open_source`, `n_training_classes`
+  for `evaluate.image_splits`. Other modules have `open_source`, `n_training_classes`
   and `evaluation_splits`.
   """
 

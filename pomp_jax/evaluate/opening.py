@@ -18,7 +18,7 @@ from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.source import FeatureSource, Source
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import stored_splits
+from pomp_jax.evaluate import image_splits
 from pomp_jax.files.paths import join
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.terminal import waiting
@@ -90,7 +90,7 @@ def _module(data: Data) -> ModuleType:
   """Module with `open_source`, `n_training_classes` and `evaluation_splits` of
   `data.source`."""
   if SOURCES[data.source].stored:
-    return stored_splits
+    return image_splits
   return load(SOURCES[data.source].module)
 
 
@@ -162,11 +162,11 @@ def evaluation_splits(data: Data) -> tuple[str, ...]:
 
 
 def left_out(data: Data) -> dict[str, Any]:
-  """Classes and files that may be in no figure; see `stored_splits.left_out`.
+  """Classes and files that may be in no figure; see `image_splits.left_out`.
 
   Empty for generated images.
   """
-  return stored_splits.left_out(data) if SOURCES[data.source].stored else {}
+  return image_splits.left_out(data) if SOURCES[data.source].stored else {}
 
 
 def check_readable(data: Data, n_images: int) -> None:
@@ -185,10 +185,10 @@ def check_readable(data: Data, n_images: int) -> None:
   without_views = dataclasses.replace(
     data, features="online", feature_store="", augment="none", views=1
   )
-  stored_splits.check_readable(without_views, n_images)
+  image_splits.check_readable(without_views, n_images)
 
 
 def has_validation(data: Data) -> bool:
   """Whether there are validation images beside the training images; always True for
   generated images."""
-  return not SOURCES[data.source].stored or stored_splits.has_validation(data)
+  return not SOURCES[data.source].stored or image_splits.has_validation(data)

@@ -2,8 +2,7 @@
 
 Mesh axes: `data` (images; each index draws its own negatives) and `class` (splits the
 text tower's rows, whose small features are gathered). The same program runs on one
-device and on a pod. Read from `make_train_step` down: each function calls the one below
-it.
+device and on a pod. Read from `make_train_step` down.
 
 Shapes: B images of a draw, S sampled negatives, C = B + S classes of a draw, R of them
 on a device, Z devices of the class axis, X classes whose features go to the bank, L own

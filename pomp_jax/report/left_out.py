@@ -11,7 +11,7 @@ _MOST = 200  # rows
 def left_out_section(left_out: Mapping[str, Any]) -> Section:
   """Lists classes without pictures, duplicates and pictures of unread formats.
 
-  `left_out` is the field of `results.json` that `stored_splits.left_out` returns.
+  `left_out` is the field of `results.json` that `image_splits.left_out` returns.
   """
   rows = []
   for name in left_out.get("classes_without_pictures", ()):

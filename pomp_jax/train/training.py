@@ -234,8 +234,8 @@ class PromptRun(Run):
       consistency = CONSISTENCY.open()(self.contrast)
       if consistency:
         terms["consistency"] = consistency
-    # Run the frozen tower only if its features are not stored (the default, `online`) and
-    # something reads them.
+    # By default, `data.features` is `online`: the step computes the frozen tower's features,
+    # unless no term reads them and the method sees images through a tower that it learns.
     tower = None
     reads_frozen = any(term.reads_frozen for term in terms.values())
     if self.data.features == "online" and (reads_frozen or not learner.learns_images):

@@ -7,7 +7,7 @@ import pytest
 from pomp_jax import world
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.source import SourceError
-from pomp_jax.evaluate import opening, stored_splits
+from pomp_jax.evaluate import image_splits, opening
 from tests.support.data_files import write_folder, write_world
 from tests.support.small_run import small_config
 
@@ -113,7 +113,7 @@ def test_splits_that_there_are_stay_whole(tmp_path):
   assert counts(data(root), "train", "validation") == [[4] * 9, [1] * 9]
   assert len(opening.open_source(data(root, shots=1), "validation")) == 36
   write_world(root / "val", "validation", 1, NAMES)
-  stored_splits.forget_sources()
+  image_splits.forget_sources()
   sizes = [
     len(opening.open_source(data(root), split)) for split in ("train", "validation")
   ]

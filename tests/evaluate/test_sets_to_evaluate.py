@@ -98,7 +98,7 @@ def test_lists_of_classes_are_parts_of_one_set(tmp_path):
     assert labelled.split == "test" and labelled.classes.names == lists[part]
   # A split that replaces the test images keeps its name.
   write_world(tmp_path / "a/val", "validation", 1, NAMES)
-  module.opening.stored_splits.forget_sources()
+  module.opening.image_splits.forget_sources()
   base, novel = sets_of(tmp_path / "a", **changes)
   assert (base.part, novel.part) == ("base", "novel")
   assert (base.name, base.open().split) == ("a/validation/base", "validation")

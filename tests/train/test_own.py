@@ -17,7 +17,7 @@ from pomp_jax.configs import evaluate, own, predict
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.source import SourceError
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate import opening, stored_splits
+from pomp_jax.evaluate import image_splits, opening
 from pomp_jax.evaluate import predict as job
 from pomp_jax.evaluate.classifier import Classifier
 from pomp_jax.files.features import FeatureStoreError
@@ -146,7 +146,7 @@ def test_a_run_on_pictures_of_the_world(tmp_path, caplog):
   (pictures / names[0] / "more.jpg").write_bytes(
     (pictures / names[0] / "0.jpg").read_bytes()
   )
-  stored_splits.forget_sources()
+  image_splits.forget_sources()
   with pytest.raises(
     FeatureStoreError, match="images were added, removed or renamed; .*--workdir"
   ):

@@ -78,7 +78,7 @@ def test_loss_and_sampler_have_the_clips_own_scale(encoder, tmp_path):
   params = encoder.clip.params | {"logit_scale": np.float32(np.log(7.0))}
   other = Encoder(dataclasses.replace(encoder.clip, params=params), mesh=encoder.mesh)
   config = small_config(**{"sampling.name": "posterior", "sampling.mix": 0.3})
-  contrast = setup.prepare(config, RunFolder(tmp_path), encoder=other).loss
+  contrast = setup.prepare(config, RunFolder(tmp_path), encoder=other).contrast_settings
   assert contrast.logit_scale == contrast.sampling.logit_scale == pytest.approx(7.0)
   assert (contrast.sampling.name, contrast.sampling.mix) == ("posterior", 0.3)
 

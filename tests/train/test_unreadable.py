@@ -11,7 +11,7 @@ import pytest
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.unreadable import CorruptDataError
-from pomp_jax.evaluate import opening, predict, stored_splits
+from pomp_jax.evaluate import image_splits, opening, predict
 from pomp_jax.evaluate.ranking import evaluate
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
@@ -67,7 +67,7 @@ def test_each_unreadable_picture_is_named_before_the_run(config_of, images, capl
 def test_a_large_folder_is_not_decoded_before_the_run(
   config_of, images, caplog, monkeypatch
 ):
-  monkeypatch.setattr(stored_splits, "_MOST_DECODED", 99)  # there are 100
+  monkeypatch.setattr(image_splits, "_MOST_DECODED", 99)  # there are 100
   opening.check_readable(config_of(images, **{"data.max_corrupt": 0.0}).data, 0)
   assert caplog.messages == []
 

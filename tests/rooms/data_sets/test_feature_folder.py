@@ -18,7 +18,7 @@ from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.folder import classes_in, open_folder
 from pomp_jax.data.source import SourceError
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import opening, stored_splits
+from pomp_jax.evaluate import image_splits, opening
 from pomp_jax.files.features import DamagedFeaturesError, FeatureStoreError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
@@ -189,7 +189,7 @@ def test_runs_know_their_own_features(config_of, dumped, copy_of, tmp_path):
       root, split, *given, rows.shape[1], "float32"
     )
   script.write_header(root, header)
-  stored_splits.forget_sources()
+  image_splits.forget_sources()
   with pytest.raises(
     FeatureStoreError, match="training_images.json: images is .*features"
   ):

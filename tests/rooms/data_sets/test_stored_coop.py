@@ -8,7 +8,7 @@ import pytest
 from pomp_jax.data.source import SourceError
 from pomp_jax.evaluate import opening
 from pomp_jax.rooms.data_sets import coop
-from tests.evaluate.test_stored_splits import data, keys, listed, names_of
+from tests.evaluate.test_image_splits import data, keys, listed, names_of
 
 
 def test_coop_and_its_names(tmp_path):

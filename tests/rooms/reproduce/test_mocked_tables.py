@@ -313,7 +313,7 @@ def test_a_method_is_compared_with_its_row(
   two_sets, trained_methods, only_two, tmp_path, monkeypatch
 ):
   """With controls that pass, random contexts are worse than CoOp on DTD."""
-  all_pass = lambda *_: Tolerance(1.0, "a test")
+  all_pass = lambda *_, **__: Tolerance(1.0, "a test")
   monkeypatch.setattr(controls_stage, "control_tolerance", all_pass)
   # Fields of the little training stand for VPT's.
   monkeypatch.setattr(reproduce, "_fields_of", lambda method: {})
@@ -422,7 +422,7 @@ def test_an_ablation_stops_at_the_controls_of_random_weights(
 def test_an_ablation_tests_the_order_of_its_arms(
   two_sets, ablated, only_two, smaller_means, tmp_path, monkeypatch
 ):
-  all_pass = lambda *_: Tolerance(1.0, "a test")
+  all_pass = lambda *_, **__: Tolerance(1.0, "a test")
   monkeypatch.setattr(controls_stage, "control_tolerance", all_pass)
   ablation(two_sets, sorted(ablated.iterdir()), tmp_path / "run")
   content, _ = read(tmp_path / "run")
