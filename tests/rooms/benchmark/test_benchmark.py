@@ -131,7 +131,7 @@ def test_whole_steps_at_several_numbers_of_classes_and_with_a_bank(tmp_path, cap
   n_rows = towers._GROUP + 15
   assert {row["rows_at_a_time"] for row in rows} == {n_rows}
   assert {row["tokens"] for row in rows} == {17 + round(n_rows * 94_447 / 21_841)}
-  assert rows[2]["bank_mib"] == pytest.approx(21_841 * 32 * 2 / 2**20)
+  assert rows[2]["bank_mib"] == pytest.approx(21_841 * 32 * 4 / 2**20)
   ratio = f"{rows[2]['seconds'] / rows[0]['seconds']:.2f}"
   lines = capsys.readouterr().out.splitlines()
   assert any({ratio, "train_step", "24"} <= set(line.split()) for line in lines)
