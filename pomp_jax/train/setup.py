@@ -103,7 +103,7 @@ def prepare(
   # Another run's arrays were built for `config.prompt.m`, but the best candidate may
   # have another M.
   if frozen is None or candidates:
-    # For POMP: the tokens of all names, and the text tower's parameters.
+    # For POMP: the tokens of all names, and the parameters of both towers.
     frozen = method.frozen_arrays(prompt, config.eval.template, encoder, source.names)
   sampling = sampling._replace(bank=frozen.sampling.bank)
   frozen = frozen._replace(sampling=replicate(sampling, encoder.mesh), anchors=anchors)
