@@ -276,7 +276,13 @@ class Files:
       return None
 
   def json(self, name: str) -> Any:
-    """Returns the content of a JSON file, {} for null; None if the file is missing.
+    """Reads a JSON file beside the weights.
+
+    Args:
+      name: name of the file, which is looked up by `find`.
+
+    Returns:
+      Its content, or {} for a file that holds `null`; None if there is no such file.
 
     Raises:
       ClipError: the file is not JSON.
@@ -288,7 +294,7 @@ class Files:
       return None
     try:
       content = json.loads(read_bytes(file).decode())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
       raise ClipError(f"{file}: not JSON ({one_line(error)})") from error
     return {} if content is None else content
 

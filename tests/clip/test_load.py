@@ -115,6 +115,7 @@ def test_settings_hold_what_the_towers_read_and_no_version(
     (_only(), "no CLIP's weights there"),
     (_config(model_type="bert"), "'bert'"),
     *((_text("config.json", text), "config.json") for text in ("", "{", "[]", "null")),
+    (_text("config.json", "[" * 100_000), "config.json"),
     *((_file(lambda content, n=n: content[:n]), WEIGHTS) for n in (0, 100, 20_000, -1)),
     (_file(lambda _: b"\xc1 not msgpack" * 50), WEIGHTS),
     (lambda folder: (folder / WEIGHTS).unlink(), "no CLIP's weights there"),

@@ -30,7 +30,7 @@ import numpy as np
 from pomp_jax.data.class_lists import VocabularyError, load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
 from pomp_jax.files.paths import read_text, read_user_json
-from pomp_jax.files.terminal import quoted
+from pomp_jax.files.terminal import printable, quoted
 from pomp_jax.rooms.certainty.fields import SUFFIXES, WORDNET
 
 _ROOT = "anything"  # root that is added above COCO's supercategories
@@ -243,7 +243,12 @@ def _read(path: str) -> tuple[dict[str, list[str]], dict[str, str]]:
 
 
 def _read_ranks(path: str) -> tuple[dict[str, list[str]], dict[str, str]]:
-  rows = list(csv.reader(io.StringIO(read_text(path, TreeError))))
+  text = read_text(path, TreeError)
+  try:
+    # Any of the three line ends ends a row, since some programs write CR alone.
+    rows = list(csv.reader(io.StringIO(text, newline=None)))
+  except csv.Error as error:
+    raise TreeError(f"{path}: not CSV ({error})") from error
   if len(rows) < 2:
     raise TreeError(f"{path}: no rows; expected a header and a row a class")
   header = rows[0]
@@ -278,10 +283,11 @@ def _read_ranks(path: str) -> tuple[dict[str, list[str]], dict[str, str]]:
 
 
 def _read_groups(path: str) -> tuple[dict[str, list[str]], dict[str, str]]:
+  text = read_text(path, TreeError)
   try:
-    groups = tomllib.loads(read_text(path, TreeError))
-  except tomllib.TOMLDecodeError as error:
-    raise TreeError(f"{path}: not TOML ({error})") from error
+    groups = tomllib.loads(text)
+  except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
+    raise TreeError(f"{path}: not TOML ({printable(str(error))})") from error
   parents: dict[str, list[str]] = {group: [] for group in groups}
   for group, members in groups.items():
     is_list = isinstance(members, list) and members

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 import os
 import pathlib
 from typing import Any
+import zipfile
 
 import numpy as np
 
 from pomp_jax.errors import InputError
+from pomp_jax.files.paths import read_file, read_text
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import (
   ERROR,
@@ -41,6 +43,20 @@ _KEYS = {
   "provenance",
   "files",
 }
+# What reading and computing raise for a folder whose digests fit and whose contents
+# have another form.
+_FORGED = (
+  ArithmeticError,
+  AttributeError,
+  EOFError,
+  InputError,
+  LookupError,
+  OSError,
+  RecursionError,
+  TypeError,
+  ValueError,
+  zipfile.BadZipFile,
+)
 
 
 def problems_of(folder: str | os.PathLike) -> list[str]:
@@ -66,13 +82,13 @@ def problems_of(folder: str | os.PathLike) -> list[str]:
     return [f"{NAME}: its checksum is missing"]
   if set(content) != _KEYS or content["format_version"] != VERSION:
     return [f"{NAME}: has other keys than version {VERSION} of its format"]
-  problems = _canonical(raw, content)
-  problems += _files(root, content["files"])
-  if problems:
-    return problems
+  if not isinstance(content["files"], dict):
+    return [f"{NAME}: files is no object of digests by name"]
   try:
-    return _arithmetic(root, content)
-  except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+    problems = _canonical(raw, content)
+    problems += _files(root, content["files"])
+    return problems or _arithmetic(root, content)
+  except _FORGED as error:
     return [f"{NAME}: {type(error).__name__}: {error}"]
 
 
@@ -110,18 +126,39 @@ def _arithmetic(root: pathlib.Path, content: Mapping[str, Any]) -> list[str]:
   verdict = verdict_of(rows, content["findings"])
   if verdict != content["verdict"]:
     problems.append(f"verdict: says {content['verdict']!r}, the rows give {verdict!r}")
-  problems += _answers(root, content["answers"], rows)
+  problems += _answers(root, content, rows)
   problems += _means(content["means"], rows)
   problems += _orders(content, rows)
-  problems += _figures(root, content["figures"], rows)
-  stored = parse_json((root / "results.json").read_bytes(), root / "results.json")
+  problems += _figures(root, content, rows)
+  stored = _listed_json(root, content, "results.json")
   for key in ("rows", "verdict", "findings", "answers", "figures"):
     if stored[key] != content[key]:
       problems.append(f"results.json: {key} differ from those of {NAME}")
   error = root / ERROR
-  if error.exists() and error.read_text().strip() != verdict.strip():
-    problems.append(f"{ERROR}: is not the verdict")
+  # `exists` is false for a link to nothing, and `read_text` refuses pipes and devices.
+  if os.path.lexists(error):
+    said = read_text(error, RunFolderError)
+    if said.strip() != verdict.strip():
+      problems.append(f"{ERROR}: is not the verdict")
   return problems
+
+
+def _listed(root: pathlib.Path, content: Mapping[str, Any], name: str) -> pathlib.Path:
+  """Path of a file of the folder, whose digest has been compared.
+
+  Raises:
+    RunFolderError: the file is not among those that reproduction.json lists, such as a
+      pipe, or a file outside the folder.
+  """
+  if name not in content["files"]:
+    raise RunFolderError(f"{name}: is not listed in {NAME}")
+  return root / name
+
+
+def _listed_json(root: pathlib.Path, content: Mapping[str, Any], name: str) -> Any:
+  """Value of a JSON file of the folder; raises as `_listed`."""
+  path = _listed(root, content, name)
+  return parse_json(read_file(path, RunFolderError), path)
 
 
 def _target(row: Row) -> list[str]:
@@ -138,14 +175,15 @@ def _target(row: Row) -> list[str]:
 
 
 def _answers(
-  root: pathlib.Path, answers: list[dict[str, Any]], rows: list[Row]
+  root: pathlib.Path, content: Mapping[str, Any], rows: list[Row]
 ) -> list[str]:
   """Problems of accuracies, computed again from the stored answers of each image."""
   problems = []
   by_key = {(row.stage, row.subject, row.quantity): row for row in rows}
-  for one in answers:
+  for one in content["answers"]:
     where = f"{one['stage']}, {one['set']}, {one['prompt']}"
-    with np.load(root / "pieces" / f"{one['piece']}.npz") as archive:
+    path = _listed(root, content, f"pieces/{one['piece']}.npz")
+    with np.load(path, allow_pickle=False) as archive:
       labels = archive["labels"]
       given = archive[f"answers_{one['number']}"]
     if fingerprint([labels, given]) != one["digest"]:
@@ -215,14 +253,14 @@ def _of_seeds(answers: list[dict[str, Any]], arm: str, sets: list[str]) -> list[
 
 
 def _figures(
-  root: pathlib.Path, figures: list[dict[str, Any]], rows: list[Row]
+  root: pathlib.Path, content: Mapping[str, Any], rows: list[Row]
 ) -> list[str]:
   """Problems of rows of tables of regions, compared with the results of the runs."""
   problems = []
   by_key = {(row.stage, row.subject, row.quantity): row for row in rows}
-  for one in figures:
-    path = root / RUNS / one["run"] / "results.json"
-    value = parse_json(path.read_bytes(), path)["figures"]
+  for one in content["figures"]:
+    results = _listed_json(root, content, f"{RUNS}/{one['run']}/results.json")
+    value = results["figures"]
     for key in one["place"]:
       value = value[key]
     row = by_key[one["stage"], one["subject"], one["quantity"]]

@@ -18,7 +18,7 @@ from pomp_jax import world
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.source import Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.files.atomic import write_file
-from pomp_jax.files.paths import exists, join, read_text, to_path
+from pomp_jax.files.paths import exists, join, read_user_json, to_path
 from pomp_jax.files.run_folder import writing
 
 # set -> split of the world, and seed of the set's pictures
@@ -101,7 +101,7 @@ def open_set(root: str | os.PathLike, name: str, part: str = "test") -> Labelled
   folder = join(os.fspath(root), name)
   path = join(folder, _SPLIT)
   try:
-    content = json.loads(read_text(path, SourceError))
+    content = read_user_json(path, SourceError)
     rows = [(str(file), int(label), str(text)) for file, label, text in content[part]]
     templates = tuple(map(str, content["templates"]))
     names = _names_of(rows)

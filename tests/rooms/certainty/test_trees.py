@@ -1,6 +1,7 @@
 """Trees above classes, their files and their sums, against NumPy in float64."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -129,6 +130,15 @@ def test_curves_are_those_of_all_nodes_compared_one_by_one(written, monkeypatch)
       assert point.bits == pytest.approx(np.mean(bits), abs=1e-6)
 
 
+def test_lines_may_end_as_each_system_ends_them(written):
+  unix = load_class_tree(written(".csv", CSV), NAMES, "")
+  for end in ("\r", "\r\n"):
+    path = pathlib.Path(written(".csv", ""))
+    path.write_bytes(CSV.replace("\n", end).encode())
+    tree = load_class_tree(str(path), NAMES, "")
+    assert tree.tree.names == unix.tree.names
+
+
 def test_the_classes_below_a_node(written):
   tree = load_class_tree(written(".csv", CSV), NAMES, "")
   assert tree.below("living", "here").tolist() == [0, 1, 2, 3, 4]
@@ -162,6 +172,9 @@ def test_supercategories(written):
     (".csv", "kind,name\n", "no rows"),
     (".toml", 'a = "cat"', "'a' is no list of names"),
     (".toml", "a = [", "not TOML"),
+    (".toml", f"a = {'1' * 5000}", "not TOML"),
+    (".toml", f"a = {'[' * 5000}", "not TOML"),
+    (".csv", f"kind,name\nanimal,{'a' * 200_000}\n", "not CSV"),
     (".json", "{}", "no categories"),
     (".toml", 'all = ["cat"]', "1 of 2 names are not in the tree, such as 'dog'"),
     (".txt", "", "not a tree"),

@@ -205,14 +205,13 @@ def test_an_edited_figure_is_found(pixel_root, few_images, as_printed, tmp_path)
   assert command(pixel_root, "segmentation", tmp_path / "run") == 0
   content, _ = read(tmp_path / "run")
   rows = [from_dict(one) for one in content["rows"]]
-  figures = content["figures"]
-  assert verify._figures(tmp_path / "run", figures, rows) == []
+  assert verify._figures(tmp_path / "run", content, rows) == []
   moved = [
     row if row.got is None or row.stage == "Inputs" else row._replace(got=0.123)
     for row in rows
   ]
-  problems = verify._figures(tmp_path / "run", figures, moved)
-  assert len(problems) == len(figures) > 20
+  problems = verify._figures(tmp_path / "run", content, moved)
+  assert len(problems) == len(content["figures"]) > 20
 
 
 def test_the_published_number_of_images(pixel_root, as_printed, tmp_path):

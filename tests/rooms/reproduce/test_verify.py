@@ -1,12 +1,14 @@
 """`verify` finds what was changed in a finished folder."""
 
 import json
+import os
+import re
 
 import numpy as np
 import pytest
 
 from pomp_jax.config import defaults
-from pomp_jax.files.run_folder import RunFolderError, read_json, write_json
+from pomp_jax.files.run_folder import ERROR, RunFolderError, read_json, write_json
 from pomp_jax.registry import load_job
 from pomp_jax.rooms.reproduce.finished_folder import NAME, digests_of_files
 from pomp_jax.rooms.reproduce.reproduce import NotReproducedError
@@ -98,6 +100,76 @@ def test_files_that_are_added_or_removed(finished, copy_of):
   (folder / "more.txt").unlink()
   (folder / "report.html").unlink()
   assert problems_of(folder) == ["report.html: missing"]
+
+
+def test_pipes_devices_and_links_to_nothing_are_problems(finished, copy_of):
+  folder = copy_of(finished)
+  pipe, device = folder / "a_pipe", "/dev/zero"
+  os.mkfifo(pipe)
+  error = folder / ERROR
+  error.unlink(missing_ok=True)
+  for target in (pipe, device, folder / "nothing"):
+    error.symlink_to(target)
+    (problem,) = problems_of(folder)
+    assert ERROR in problem and "can't be read" in problem
+    error.unlink()
+  # A pipe in the place of a file that the forger left out of the list.
+  (folder / "results.json").unlink()
+  os.mkfifo(folder / "results.json")
+  content = read_json(folder / NAME)
+  del content["files"]["results.json"]
+  write_json(folder / NAME, content)
+  (problem,) = problems_of(folder)
+  assert "results.json: is not listed" in problem
+
+
+def not_a_list_of_files(folder, content):
+  content["files"] = 5
+
+
+def a_piece_that_is_no_archive(folder, content):
+  name = f"pieces/{content['answers'][0]['piece']}.npz"
+  (folder / name).write_bytes(b"no archive")
+  content["files"] = digests_of_files(folder)
+
+
+def an_empty_piece(folder, content):
+  name = f"pieces/{content['answers'][0]['piece']}.npz"
+  (folder / name).write_bytes(b"")
+  content["files"] = digests_of_files(folder)
+
+
+def a_piece_outside_the_folder(folder, content):
+  piece = content["answers"][0]["piece"]
+  content["answers"][0]["piece"] = f"../../{folder.name}/pieces/{piece}"
+
+
+def answers_without_an_image(folder, content):
+  one = content["answers"][0]
+  none = np.zeros(0, np.int32)
+  arrays = {"labels": none, f"answers_{one['number']}": none}
+  np.savez(folder / "pieces" / f"{one['piece']}.npz", **arrays)
+  one |= {"right": 0, "images": 0}
+  content["files"] = digests_of_files(folder)
+
+
+@pytest.mark.parametrize(
+  ("change", "part"),
+  [
+    (not_a_list_of_files, "files is no object"),
+    (a_piece_that_is_no_archive, "UnpicklingError|ValueError|BadZipFile"),
+    (an_empty_piece, "EOFError"),
+    (a_piece_outside_the_folder, "is not listed"),
+    (answers_without_an_image, "ZeroDivisionError"),
+  ],
+)
+def test_contents_of_another_form_are_a_problem(change, part, finished, copy_of):
+  folder = copy_of(finished)
+  content = read_json(folder / NAME)
+  change(folder, content)
+  write_json(folder / NAME, content)
+  problems = problems_of(folder)
+  assert re.search(part, problems[0]), problems
 
 
 def _flip(path, rng):
