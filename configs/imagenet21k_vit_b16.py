@@ -61,6 +61,7 @@ def get_config(argument: str = ""):
 def recipe():
   """The numbers of the recipe that are not the base's; `with_argument` may still
   change them."""
+  # The base has POMP's method, its softmax loss and its uniform draw.
   config = base("pretrain", "prepare")
   config.clip.model = "openai/clip-vit-base-patch16"
   config.clip.dtype = "bfloat16"  # float16 in the paper

@@ -26,7 +26,9 @@ from pomp_jax.config.rows import check_value
 def base(job: str = "pretrain", *others: str) -> ConfigDict:
   """Returns the fields that a job reads, for a config file to change.
 
-  The config is locked: setting a misspelt field raises instead of adding a field.
+  They are the dataclass that the job's row of `registry.JOBS` names, with the fields
+  that rooms add and with all defaults. The config is locked: setting a misspelt field
+  raises instead of adding a field.
 
   Args:
     job: name of the job.

@@ -124,6 +124,9 @@ class Run(abc.ABC):
   ) -> Loader:
     """Opens this process's shard of the batches; see `data.loader.Loader`.
 
+    Each epoch is shuffled by the seed. A batch holds the next images of the epoch, the
+    views of an image side by side.
+
     Args:
       start: number of the first batch; a resumed run skips those of earlier steps.
       unreadable: indices of images that earlier starts could not read.
