@@ -224,6 +224,50 @@ def paired_difference_over_classes(
   }
 
 
+class Reliability:
+  """Accuracy beside confidence in N_BINS bins of equal width, added batch by batch.
+
+  The expected calibration error is sum_s n_s / n |accuracy_s - confidence_s|, with n_s
+  of the n images in bin s (Guo et al., "On Calibration of Modern Neural Networks",
+  2017).
+  """
+
+  def __init__(self) -> None:
+    self._images_S = np.zeros(N_BINS, np.int64)
+    self._right_S = np.zeros(N_BINS, np.int64)
+    self._confidence_S = np.zeros(N_BINS)
+
+  def add(
+    self, confidence_B: Float[np.ndarray, " B"], right_B: Bool[np.ndarray, " B"]
+  ) -> None:
+    """Counts the answers to B images.
+
+    Args:
+      confidence_B: probability of each answer, 0 to 1.
+      right_B: whether each answer is right.
+    """
+    bin_B = confidence_bins(confidence_B)
+    self._images_S += np.bincount(bin_B, minlength=N_BINS)
+    self._right_S += np.bincount(bin_B[right_B], minlength=N_BINS)
+    self._confidence_S += np.bincount(bin_B, confidence_B.astype(np.float64), N_BINS)
+
+  def figures(self) -> dict[str, Any]:
+    """Returns the calibration error, the mean confidence and the bins."""
+    n_images = self._images_S.sum()
+    gaps_S = np.abs(self._right_S - self._confidence_S)
+    # Divide an empty bin by 1, so that its accuracy and confidence are 0.
+    divisor_S = np.maximum(self._images_S, 1)
+    return {
+      "ece": float(gaps_S.sum() / n_images),
+      "mean_confidence": float(self._confidence_S.sum() / n_images),
+      "reliability": {
+        "images": self._images_S.tolist(),
+        "accuracy": (self._right_S / divisor_S).tolist(),
+        "confidence": (self._confidence_S / divisor_S).tolist(),
+      },
+    }
+
+
 class Tally:
   """Counts of a classifier's answers over a data set, added batch by batch.
 
@@ -235,7 +279,7 @@ class Tally:
     self._images_N = np.zeros(n_classes, np.int64)
     self._top1_N = np.zeros(n_classes, np.int64)
     self._top5 = 0
-    self._bins = np.zeros((3, N_BINS))  # images, right answers, sum of the confidence
+    self._reliability = Reliability()
     self._wrong: list[np.ndarray] = []  # class * N + answer of each error
     # images that only this classifier, and that only the reference, has right
     self._pairs: tuple[int, int] | None = None
@@ -280,21 +324,15 @@ class Tally:
       gained += int(np.sum(right_B & ~reference_B))
       lost += int(np.sum(wrong_B & reference_B))
       self._pairs = (gained, lost)
-    bin_B = confidence_bins(confidence_B)
-    # Rows of `self._bins`: `+=` changes them in place.
-    images_S, right_S, confidence_S = self._bins
-    images_S += np.bincount(bin_B, minlength=N_BINS)
-    right_S += np.bincount(bin_B, right_B, N_BINS)
-    confidence_S += np.bincount(bin_B, confidence_B.astype(np.float64), N_BINS)
+    self._reliability.add(confidence_B, right_B)
     if self._more is not None:
       self._more.add(labels_B, answer_B, right_B)
 
   def figures(self) -> dict[str, Any]:
     """Returns all figures as JSON values; shares are fractions of 1.
 
-    `macro_top1` is the mean accuracy of the classes that have images. `ece` is the
-    expected calibration error, sum_s n_s / n |accuracy_s - confidence_s| over N_BINS bins
-    of equal width (Guo et al., "On Calibration of Modern Neural Networks", 2017).
+    `macro_top1` is the mean accuracy of the classes that have images. `Reliability`
+    defines `ece`, the mean confidence and the reliability diagram.
     """
     n_images = int(self._images_N.sum())
     has_images_N = self._images_N > 0
@@ -308,7 +346,7 @@ class Tally:
       "top1_interval": wilson_interval(n_right / n_images, n_images),
       "top5": self._top5 / n_images,
       "macro_top1": float(np.mean(accuracy_of_classes)),
-      **self._calibration(n_images),
+      **self._reliability.figures(),
     }
     if self._pairs is not None:
       gained, lost = self._pairs
@@ -316,21 +354,6 @@ class Tally:
     if self._more is not None:
       figures |= self._more.figures()
     return figures
-
-  def _calibration(self, n_images: int) -> dict[str, Any]:
-    """Expected calibration error, and the reliability diagram's bins."""
-    images_S, right_S, confidence_S = self._bins
-    # Divide an empty bin by 1, so that its accuracy and confidence are 0.
-    divisor_S = np.maximum(images_S, 1)
-    return {
-      "ece": float(np.abs(right_S - confidence_S).sum() / n_images),
-      "mean_confidence": float(confidence_S.sum() / n_images),
-      "reliability": {
-        "images": images_S.astype(np.int64).tolist(),
-        "accuracy": (right_S / divisor_S).tolist(),
-        "confidence": (confidence_S / divisor_S).tolist(),
-      },
-    }
 
   def by_class(self, most: int = 2500) -> dict[str, Any]:
     """Returns images and accuracy of each class, and the `most` most frequent errors.

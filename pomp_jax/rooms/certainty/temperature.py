@@ -4,7 +4,7 @@ Guo et al., "On Calibration of Modern Neural Networks" (2017). T is the temperat
 b = scale / T the factor on the cosines. The mean log-likelihood of the right classes is
 concave in b, so Newton's method within a bracket finds the only maximum.
 
-Shapes: B images, N classes, E embedding, S confidence bins.
+Shapes: B images, N classes, E embedding.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 import numpy as np
 
 from pomp_jax.errors import RunError
-from pomp_jax.evaluate.metrics import N_BINS, confidence_bins, wilson_interval
+from pomp_jax.evaluate.metrics import Reliability, wilson_interval
 from pomp_jax.rooms.certainty.outputs import Moments, moments
 
 # Lowest and highest temperature that is searched.
@@ -91,32 +91,19 @@ def maximum(
 def calibration_figures(
   confidence_B: Float[np.ndarray, " B"], right_B: Bool[np.ndarray, " B"]
 ) -> dict[str, Any]:
-  """Accuracy, ECE and the bins of a reliability diagram, in `Tally.figures`'s form.
-
-  ece = sum_s n_s / n |accuracy_s - confidence_s| over bins s of equal width. Bin s has
-  n_s of the n images.
+  """Returns accuracy and calibration of some answers, in `Tally.figures`'s form.
 
   Args:
     confidence_B: probability of each answer.
     right_B: whether each answer is right.
   """
-  bin_B = confidence_bins(confidence_B)
-  sums = [
-    np.bincount(bin_B, weights, N_BINS)
-    for weights in (None, right_B, confidence_B.astype(np.float64))
-  ]
-  images_S, right_S, confidence_S = sums
+  reliability = Reliability()
+  reliability.add(confidence_B, right_B)
   n_images = len(right_B)
   top1 = float(np.mean(right_B))
   return {
     "images": n_images,
     "top1": top1,
     "top1_interval": wilson_interval(top1, n_images),
-    "ece": float(np.abs(right_S - confidence_S).sum() / n_images),
-    "mean_confidence": float(np.mean(confidence_B, dtype=np.float64)),
-    "reliability": {
-      "images": images_S.astype(np.int64).tolist(),
-      "accuracy": (right_S / np.maximum(images_S, 1)).tolist(),
-      "confidence": (confidence_S / np.maximum(images_S, 1)).tolist(),
-    },
+    **reliability.figures(),
   }
