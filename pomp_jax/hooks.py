@@ -11,7 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import (
+  TYPE_CHECKING,
+  Any,
+  Generic,
+  Protocol,
+  TypeVar,
+  cast,
+  runtime_checkable,
+)
 
 from pomp_jax.registry import load
 
@@ -296,6 +304,7 @@ class HubUpload(Protocol):
     """
 
 
+@runtime_checkable
 class MixtureWeights(Protocol):
   """Chooses weights for those prompts that are mixtures, on validation images."""
 
@@ -369,7 +378,7 @@ RELATIONS: Hook[Callable[[fields.Data, Sequence[str]], SamplingArrays | None]] =
   "rooms.hierarchy.relations:relations"
 )
 CLASS_FEATURES: Hook[Callable[[str | os.PathLike], ClassFeatures]] = Hook(
-  "rooms.interchange.class_features:read_class_features"
+  "rooms.interchange.class_feature_files:read_class_features"
 )
 # Writes the results of `evaluate` in CLIP_benchmark's form.
 CLIP_BENCHMARK: Hook[Callable[[Path, Mapping[str, Any]], None]] = Hook(
@@ -423,7 +432,7 @@ if TYPE_CHECKING:
   from pomp_jax.rooms.data_sets import chosen_sets, suites
   from pomp_jax.rooms.hierarchy import relations
   from pomp_jax.rooms.interchange import (
-    class_features,
+    class_feature_files,
     clip_benchmark,
     latex,
     prompt_hub,
@@ -448,7 +457,7 @@ if TYPE_CHECKING:
   SUITES.takes(suites)
   PUBLISHED.takes(suites.published)
   RELATIONS.takes(relations.relations)
-  CLASS_FEATURES.takes(class_features.read_class_features)
+  CLASS_FEATURES.takes(class_feature_files.read_class_features)
   CLIP_BENCHMARK.takes(clip_benchmark.write)
   DASSL_PROMPT.takes(torch_archive.prompt_of_trainer)
   HUB_PROMPT.takes(prompt_hub.load_from_hub)

@@ -369,12 +369,12 @@ FORMATS = {
     encode="rooms.interchange.torch_archive:encode",
   ),
   "detic": Format(
-    "class_features.npy", (".npy",), features="rooms.interchange.class_features"
+    "class_features.npy", (".npy",), features="rooms.interchange.class_feature_files"
   ),
   "open_clip": Format(
     "zero_shot_weights.npy",
     (".npy", ".safetensors"),
-    features="rooms.interchange.class_features",
+    features="rooms.interchange.class_feature_files",
   ),
   "classifier": Format(
     "classifier.safetensors",

@@ -42,9 +42,9 @@ from docs.studies import better_than_words, glyphs, siglip_context
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.metrics import paired_difference, ranks
 from pomp_jax.evaluate.named_prompts import read_prompts
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.sets_to_evaluate import sets_to_evaluate
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.paths import to_path

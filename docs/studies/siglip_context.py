@@ -33,7 +33,7 @@ from pomp_jax.clip.tokens import _canonical
 from pomp_jax.config import validate
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
-from pomp_jax.evaluate.prompt_features import features_under
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.atomic import replacing

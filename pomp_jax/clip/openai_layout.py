@@ -40,7 +40,7 @@ PREPROCESSING = PreprocessingSettings(
 )
 
 # Tensors that are no weights, and that only OpenAI's own state dicts have.
-_FACTS = ("input_resolution", "context_length", "vocab_size")
+_ONLY_IN_OPENAIS_FILES = ("input_resolution", "context_length", "vocab_size")
 
 # Heads are 64 wide, except in open_clip's H/14, g/14, bigG/14 and e/14.
 _HEAD_WIDTH = 64
@@ -100,7 +100,7 @@ def _source(path: Parameter) -> Source:
   return Source(name, as_is=name.endswith(_NOT_TRANSPOSED))
 
 
-LAYOUT = Layout(_source, ("attn_mask", "num_batches_tracked", *_FACTS))
+LAYOUT = Layout(_source, ("attn_mask", "num_batches_tracked", *_ONLY_IN_OPENAIS_FILES))
 
 
 def layout(weights: Weights, config: ClipConfig) -> Layout:
@@ -397,7 +397,8 @@ def _activation(
   if model:
     name = "quick_gelu" if model.get("quick_gelu") else "gelu"
     return _Activation(name, f"{name} by open_clip_config.json")
-  if any(fact in shapes for fact in _FACTS):
+  is_openais_file = any(name in shapes for name in _ONLY_IN_OPENAIS_FILES)
+  if is_openais_file:
     return _Activation(
       "quick_gelu", "quick_gelu, as in all of OpenAI's own checkpoints"
     )

@@ -51,9 +51,9 @@ class ModifiedResNet(nn.Module):
     # The stem: three convolutions and a pooling. The first convolution and the pooling
     # halve the resolution.
     x = pixels_BxHxWx3
-    x = nn.relu(_normed(x, width // 2, 3, 2, self.dtype, "conv1", "bn1"))
-    x = nn.relu(_normed(x, width // 2, 3, 1, self.dtype, "conv2", "bn2"))
-    x = nn.relu(_normed(x, width, 3, 1, self.dtype, "conv3", "bn3"))
+    x = nn.relu(_normed(x, width // 2, self.dtype, "conv1", "bn1", size=3, stride=2))
+    x = nn.relu(_normed(x, width // 2, self.dtype, "conv2", "bn2", size=3))
+    x = nn.relu(_normed(x, width, self.dtype, "conv3", "bn3", size=3))
     x = _average(x, 2)
 
     # Each stage but the first halves the resolution, and has twice the channels.
@@ -110,13 +110,13 @@ class _Bottleneck(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     n_out = self.channels * _EXPANSION
-    out = nn.relu(_normed(x, self.channels, 1, 1, self.dtype, "conv1", "bn1"))
-    out = nn.relu(_normed(out, self.channels, 3, 1, self.dtype, "conv2", "bn2"))
+    out = nn.relu(_normed(x, self.channels, self.dtype, "conv1", "bn1", size=1))
+    out = nn.relu(_normed(out, self.channels, self.dtype, "conv2", "bn2", size=3))
     out = _average(out, self.stride)
-    out = _normed(out, n_out, 1, 1, self.dtype, "conv3", "bn3")
+    out = _normed(out, n_out, self.dtype, "conv3", "bn3", size=1)
     if not self.shortcut:
       x = _average(x, self.stride)
-      x = _normed(x, n_out, 1, 1, self.dtype, "downsample_0", "downsample_1")
+      x = _normed(x, n_out, self.dtype, "downsample_0", "downsample_1", size=1)
     return nn.relu(out + x)
 
 
@@ -163,22 +163,23 @@ class _AttentionPool(nn.Module):
 def _normed(
   x: Array,
   channels: int,
-  size: int,
-  stride: int,
   dtype: DTypeLike,
   name: str,
   norm: str,
+  *,
+  size: int,
+  stride: int = 1,
 ) -> Array:
   """A convolution and its batch norm.
 
   Args:
     x: input [B,H,W,D].
     channels: channels of the result.
-    size: side of the kernel; the input is padded by half of it.
-    stride: steps between results, in both directions.
     dtype: compute type.
     name: name of the convolution in the calling module.
     norm: name of the batch norm in the calling module.
+    size: side of the kernel; the input is padded by half of it.
+    stride: steps between results, in both directions.
   """
   padding = (size // 2, size // 2)
   convolution = nn.Conv(

@@ -23,8 +23,8 @@ import grain
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.data.skipped_images import CorruptDataError, SkippedImages, name_of
 from pomp_jax.data.source import Labelled
-from pomp_jax.data.unreadable import CorruptDataError, SkippedImages, name_of
 
 log = logging.getLogger(__name__)
 

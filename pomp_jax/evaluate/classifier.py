@@ -26,9 +26,9 @@ from pomp_jax.data.images import ImageError, prepare, read_image
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.calibrated import AUTO, Scale, scale_of
+from pomp_jax.evaluate.class_features import class_features
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import AnyPrompt, OtherPrompt, read_prompt
-from pomp_jax.evaluate.prompt_features import class_features
 from pomp_jax.evaluate.ranking import Scorer
 from pomp_jax.files.prompt_file import (
   NO_NAMES,

@@ -23,8 +23,8 @@ from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import FeatureSource, LabelledSet, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import named_prompts, opening
+from pomp_jax.evaluate.class_features import classifier_under
 from pomp_jax.evaluate.named_prompts import NamedPrompt
-from pomp_jax.evaluate.prompt_features import classifier_under
 from pomp_jax.evaluate.ranking import tally
 from pomp_jax.evaluate.sets_to_evaluate import (
   EvaluationSet,
@@ -63,9 +63,10 @@ def check(config: EvaluateConfig, workdir: str) -> None:
     evaluation=config.eval,
     chosen=True,
   )
-  if hooks.MIXTURE_WEIGHTS:
-    prompts = named_prompts.read_prompts(names, field, chosen=True)
-    hooks.MIXTURE_WEIGHTS.open()(prompts, config.clip, config.data, config.eval).check()
+  prompts = named_prompts.read_prompts(names, field, chosen=True)
+  weights = _open_weights(prompts, config.clip, config.data, config.eval)
+  if weights:
+    weights.check()
 
 
 def check_prompts(
@@ -139,52 +140,36 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
   prompts = named_prompts.read_prompts(
     settings.prompts, "evaluate.prompts", chosen=True
   )
-  weights = None
-  weights_key: Sequence[str] = ()
-  if hooks.MIXTURE_WEIGHTS:
-    weights = hooks.MIXTURE_WEIGHTS.open()(
-      prompts, config.clip, config.data, config.eval
-    )
-  if weights:
-    weights_key = weights.key(encoder)
-  sets = sets_to_evaluate(settings, config.data, config.eval)
-  opened, missing = open_everywhere(sets, settings.skip_missing)
-  sets = [item for item in sets if item.name in opened]
-  keys = _keys(config.clip, encoder, opened, prompts, weights_key)
-  facts: dict[str, Any] = {"job": config.job}
-  if hooks.NAMED_SETS:
-    facts |= hooks.NAMED_SETS.open().facts(settings)
-  facts |= {
-    "clip_model": encoder.clip.name,
-    "logit_scale": encoder.clip.logit_scale,
-    "prompts": [{"label": named.label, "step": named.step} for named in prompts],
-    "missing": missing,
-  }
-  tables = [
-    (item.name, item.group, item.column, item.part, item.reader) for item in sets
-  ]
-  key = fingerprint(
-    [*keys.values(), json.dumps(facts), repr((tables, settings.images))]
-  )
+  weights = _open_weights(prompts, config.clip, config.data, config.eval)
+  weights_key = weights.key(encoder) if weights else ()
+  all_sets = sets_to_evaluate(settings, config.data, config.eval)
+  opened, missing = open_everywhere(all_sets, settings.skip_missing)
+  sets = [item for item in all_sets if item.name in opened]
   sampled = settings.images > 0
   counts = {
     item.name: _count_classes(item, opened[item.name], sampled) for item in sets
   }
-  pieces = Pieces(folder.sets, keys)
+
+  facts = _facts(config.job, settings, encoder, prompts, missing)
+  key_of_file = _keys(config.clip, encoder, opened, prompts, weights_key)
+  key_of_run = _key_of_run(key_of_file, facts, sets, settings.images)
+  pieces = Pieces(folder.sets, key_of_file)
   # A set whose file is damaged is evaluated again, even if the run had finished.
-  todo = pieces.missing(keys)
-  if not todo:
-    finished = folder.finished(key=key)
+  files_to_do = pieces.missing(key_of_file)
+  if not files_to_do:
+    finished = folder.finished(key=key_of_run)
     if finished is not None:
       return finished
   if hosts.is_first():
     folder.create(config.to_dict())
     _warn_of_missing_classes(counts, opened)
-  if len(todo) < len(keys):
-    log.info("%d of %d sets were evaluated before", len(keys) - len(todo), len(keys))
+  n_done = len(key_of_file) - len(files_to_do)
+  if n_done:
+    log.info("%d of %d sets were evaluated before", n_done, len(key_of_file))
+
   if weights:
     prompts, facts["prompts"] = weights.choose(encoder)
-  names_to_do = [name for name in opened if file_name(name) in todo]
+  names_to_do = [name for name in opened if file_name(name) in files_to_do]
   for name in steps_of(names_to_do, "evaluation", "sets"):
     figures = _evaluate(
       encoder, opened[name], prompts, settings.batch_size, config.data
@@ -194,22 +179,80 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
       _log_set(name, piece.facts)
   if not hosts.is_first():
     return {}
+
   done = {name: pieces.read(file_name(name)).facts | counts[name] for name in opened}
-  results = {"key": key, **facts, **_sums(sets, done, sampled)}
+  results = {"key": key_of_run, **facts, **_sums(sets, done, sampled)}
   if any(isinstance(labelled.source, StoredImages) for labelled in opened.values()):
     upright = config.data.upright
     labels = named_prompts.turned_otherwise(prompts, upright)
     if labels:
       results["turned_otherwise"] = {"upright": upright, "prompts": labels}
+  _write_tables_and_plots(folder, done, results)
+  finish_run(folder, config.to_dict(), results)
+  log.info("tables, plots and every figure are in %s", folder.path)
+  return results
+
+
+def _open_weights(
+  prompts: Sequence[NamedPrompt], clip: Clip, data: Data, evaluation: Eval
+) -> hooks.MixtureWeights | None:
+  """Opens what chooses the weights of mixtures; None without the room mixtures."""
+  if not hooks.MIXTURE_WEIGHTS:
+    return None
+  open_weights = hooks.MIXTURE_WEIGHTS.open()
+  return open_weights(prompts, clip, data, evaluation)
+
+
+def _facts(
+  job: str,
+  settings: Evaluate,
+  encoder: Encoder,
+  prompts: Sequence[NamedPrompt],
+  missing: Mapping[str, str],
+) -> dict[str, Any]:
+  """Members of `results.json` that are known before any image is read."""
+  facts: dict[str, Any] = {"job": job}
+  if hooks.NAMED_SETS:
+    facts |= hooks.NAMED_SETS.open().facts(settings)
+  return facts | {
+    "clip_model": encoder.clip.name,
+    "logit_scale": encoder.clip.logit_scale,
+    "prompts": [{"label": named.label, "step": named.step} for named in prompts],
+    "missing": missing,
+  }
+
+
+def _key_of_run(
+  key_of_file: Mapping[str, str],
+  facts: Mapping[str, Any],
+  sets: Sequence[EvaluationSet],
+  n_images: int,
+) -> str:
+  """Key by which `results.json` is known to be of this evaluation.
+
+  Args:
+    key_of_file: key of each set's file.
+    facts: result of `_facts`, before weights are chosen.
+    sets: sets that have images.
+    n_images: `evaluate.images`.
+  """
+  tables = [
+    (item.name, item.group, item.column, item.part, item.reader) for item in sets
+  ]
+  parts = [*key_of_file.values(), json.dumps(facts), repr((tables, n_images))]
+  return fingerprint(parts)
+
+
+def _write_tables_and_plots(
+  folder: RunFolder, done: Mapping[str, Any], results: Mapping[str, Any]
+) -> None:
+  """Writes the tables by class, the plots and the rows for CLIP_benchmark."""
   with writing(folder.path):
     if hooks.BY_CLASS:
       hooks.BY_CLASS.open().write(folder, done)
     _draw(folder.plots, results)
     if hooks.CLIP_BENCHMARK:
       hooks.CLIP_BENCHMARK.open()(folder.path, results)
-  finish_run(folder, config.to_dict(), results)
-  log.info("tables, plots and every figure are in %s", folder.path)
-  return results
 
 
 def _warn_of_missing_classes(

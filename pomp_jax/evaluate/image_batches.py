@@ -15,8 +15,8 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from pomp_jax.data.loader import choose_readers, map_ahead
+from pomp_jax.data.skipped_images import SkippedImages
 from pomp_jax.data.source import Source, readable_images
-from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.mesh import CLASS, DATA

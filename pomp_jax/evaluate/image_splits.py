@@ -29,6 +29,7 @@ from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.duplicates import find_duplicates
 from pomp_jax.data.folder_classes import classes_of, match_classes
+from pomp_jax.data.skipped_images import CorruptDataError, SkippedImages
 from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import (
   even_sample,
@@ -37,7 +38,6 @@ from pomp_jax.data.subsets import (
   held_out,
   spread_evenly,
 )
-from pomp_jax.data.unreadable import CorruptDataError, SkippedImages
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.registry import load
@@ -99,10 +99,12 @@ def _with_duplicates(data: Data, split: str) -> StoredImages:
   source = _open_part(data, part)
   classes = _classes_of_group(data, source.names, group)
   # A class that a list names is kept even if it has no picture.
-  is_listed = data.base and (group == "base" or (group == "novel" and data.novel))
-  if not is_listed:
+  list_of_group = {"base": data.base, "novel": data.base and data.novel}
+  if not list_of_group.get(group):
     classes = classes[~np.isin(classes, _empty_classes(data, part))]
-  require(len(classes), "data.classes", group, "all, for a data set of one class")
+  if not len(classes):
+    expected = "all, for a data set of one class"
+    raise ConfigError("data.classes", group, expected)
   classes = classes[spread_evenly(data.n_classes, len(classes))]
   if not np.array_equal(classes, np.arange(len(source.names))):
     source = source.of_classes(classes)

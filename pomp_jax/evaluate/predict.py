@@ -24,7 +24,7 @@ from pomp_jax.config.jobs import PredictConfig
 from pomp_jax.data.class_lists import check_names, load_class_list
 from pomp_jax.data.folder import find_images
 from pomp_jax.data.images import ImageError, read_image
-from pomp_jax.data.unreadable import CorruptDataError
+from pomp_jax.data.skipped_images import CorruptDataError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.classifier import Classifier, open_prompt

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.data.skipped_images import SkippedImages
 from pomp_jax.data.source import FeatureSource, Source
-from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.encoder import Encoder, chunks, fetched, map_rows
 from pomp_jax.evaluate.image_batches import NO_LABEL, Batch, image_batches
 from pomp_jax.evaluate.metrics import Accuracy, Tally, accuracy_of_ranks, ranks
@@ -130,10 +130,10 @@ def ranks_of_images(
   *,
   mesh: Mesh | None = None,
 ) -> Int[np.ndarray, " B"]:
-  """Computes the rank of each image's class by cosine, on the devices; 0 is right, see
-  `ranks`.
+  """Computes the rank of each image's class by cosine, on the devices.
 
-  Ties count as wrong: a constant classifier is never right.
+  Rank 0 is right, see `ranks`. Ties count as wrong: a constant classifier is never
+  right.
 
   Args:
     image_features_BxE: unit rows, equal on all hosts.
@@ -145,11 +145,14 @@ def ranks_of_images(
   classes = replicate(np.asarray(class_features_NxE, np.float32), mesh)
   compute = rank_rows(mesh)
   batches = _row_batches(image_features_BxE, labels_B, len(class_features_NxE), mesh)
-  ranked = fetched(
-    (compute(classes, (features, labels)), n_images)
-    for features, labels, n_images in batches
-  )
-  return np.concatenate([rank_B[:n_images] for rank_B, n_images in ranked])
+
+  def padded_ranks() -> Iterator[tuple[jax.Array, int]]:
+    for features, labels, n_images in batches:
+      yield compute(classes, (features, labels)), n_images
+
+  # `fetched` computes the next chunk while one is copied to the host.
+  ranks_of_chunks = [rank_B[:n_images] for rank_B, n_images in fetched(padded_ranks())]
+  return np.concatenate(ranks_of_chunks)
 
 
 @functools.cache
@@ -322,8 +325,8 @@ def _score(
   ) -> tuple[Int[jax.Array, " B"], Int[jax.Array, " B"], Float[jax.Array, " B"]]:
     is_right_BxN = labels_B[:, None] == jnp.arange(cosine_BxN.shape[1])
     rank_B = ranks(cosine_BxN, labels_B)
-    wrong_BxN = jnp.where(is_right_BxN, -jnp.inf, cosine_BxN)
-    best_of_rest_B = jnp.argmax(wrong_BxN, axis=1)
+    cosine_of_rest_BxN = jnp.where(is_right_BxN, -jnp.inf, cosine_BxN)
+    best_of_rest_B = jnp.argmax(cosine_of_rest_BxN, axis=1)
     answer_B = jnp.where(rank_B == 0, labels_B, best_of_rest_B)
     # Softmax of the best class, whose own term is exp(0) = 1.
     best_Bx1 = jnp.max(cosine_BxN, axis=1, keepdims=True)

@@ -21,8 +21,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.data.skipped_images import SkippedImages
 from pomp_jax.data.source import FeatureSource, Source
-from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.encoder import Encoder, fetched
 from pomp_jax.evaluate.image_batches import NO_LABEL, image_batches
 from pomp_jax.evaluate.images_key import images_key

@@ -20,7 +20,12 @@ from pomp_jax.array_types import Array, Bool, Float, Int32
 from pomp_jax.clip.packed import kept_rows
 from pomp_jax.clip.text import TextTower, token_embeddings
 from pomp_jax.prompt.context import ClassTokens, PromptContext, Sequences
-from pomp_jax.prompt.loss import Contrast, ContrastSettings, local_contrast, normalize
+from pomp_jax.prompt.loss import (
+  ContrastResult,
+  ContrastSettings,
+  local_contrast,
+  normalize,
+)
 from pomp_jax.prompt.mesh import ImageTower
 from pomp_jax.prompt.sampling.samplers import Negatives, SamplingArrays, draw_negatives
 
@@ -208,7 +213,7 @@ class Learner(abc.ABC):
     seen: Seen,
     classes: ClassFeatures,
     negatives: Negatives,
-  ) -> Contrast:
+  ) -> ContrastResult:
     """Computes loss and accuracy of a draw's images, without the loss's `terms`.
 
     By default this is POMP's `local_contrast`. A learner with a teacher overrides this

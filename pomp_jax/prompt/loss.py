@@ -55,7 +55,7 @@ class ContrastSettings:
   margin: float = 0.0  # m, added to the logits of all negatives beside the correction
 
 
-class Contrast(NamedTuple):
+class ContrastResult(NamedTuple):
   """Loss, and accuracy on the sampled set."""
 
   loss: Float[Array, ""]  # mean over the images, nats
@@ -70,7 +70,7 @@ def normalize(features: Float[Array, "... E"]) -> Float[Array, "... E"]:
   return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
-def margin(
+def correction_margin(
   n_kept_B: Int32[Array, " B"], n_classes: int, correction: str | Float[Array, ""]
 ) -> Float[Array, " B"]:
   """Computes the margin m_i that every negative logit gets after a plain uniform draw.
@@ -111,7 +111,7 @@ def local_contrast(
   negative_features_SxE: Float[Array, "S E"] | Float[Array, "S B E"],
   labels_B: Int32[Array, " B"],
   negatives: Negatives,
-) -> Contrast:
+) -> ContrastResult:
   """Loss of each image's class against the negatives that are not its class.
 
   With s_ic = scale * cos(f(x_i), g(t_c)), s_i+ that of the image's class y_i, m_i the
@@ -164,7 +164,7 @@ def local_contrast(
       loss = jnp.mean(_DISTANCES[settings.loss](image_BxE - positive_BxE))
     case _:
       loss = jnp.mean(_softmax_losses(settings, gap_BxS, margin_BxS, negatives))
-  return Contrast(loss, _accuracy(positive_B, negative_BxS, kept_BxS))
+  return ContrastResult(loss, _accuracy(positive_B, negative_BxS, kept_BxS))
 
 
 def _softmax_losses(
@@ -214,7 +214,7 @@ def kept_with_margin(
   log_weights = negatives.log_weights
   if log_weights is None:
     n_kept_B = jnp.sum(kept_BxS, axis=-1, dtype=jnp.int32)
-    margin_B = margin(n_kept_B, settings.n_classes, settings.correction)
+    margin_B = correction_margin(n_kept_B, settings.n_classes, settings.correction)
     return kept_BxS, margin_B[:, None] + settings.margin
   factor = _factor(settings.correction)
   if log_weights.ndim == 1:

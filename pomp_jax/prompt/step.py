@@ -28,7 +28,7 @@ from pomp_jax.clip.packed import taken_of, token_budget
 from pomp_jax.prompt import bank as banks
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ClassFeatures, Frozen, Learner, Seen, TextFeatures
-from pomp_jax.prompt.loss import Contrast, ContrastSettings
+from pomp_jax.prompt.loss import ContrastResult, ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, over_all_devices
 from pomp_jax.prompt.sampling import samplers, without_replacement
 
@@ -234,7 +234,7 @@ def train_step(
 class _MeanGradient(NamedTuple):
   """Result of the forward and backward passes of a step."""
 
-  contrast: Contrast  # mean over all groups
+  contrast: ContrastResult  # mean over all groups
   gradient: Any  # mean over all groups, a tree like the parameters
   # Features for the bank, with a first axis of micro-steps; None without a bank.
   computed: _Computed
@@ -263,7 +263,7 @@ def _mean_gradient(
   groups = (images, labels, frozen_features, jnp.arange(parts.accumulate))
 
   no_terms = {name: jnp.zeros(()) for name in parts.learner.terms}
-  no_contrast = Contrast(jnp.zeros(()), jnp.zeros(()), no_terms)
+  no_contrast = ContrastResult(jnp.zeros(()), jnp.zeros(()), no_terms)
   no_gradient = jax.tree.map(jnp.zeros_like, state.params)
   add = functools.partial(_add_gradient, parts, state, frozen)
   total, computed = jax.lax.scan(add, (no_contrast, no_gradient), groups)
@@ -314,7 +314,7 @@ def _add_gradient(
 
 def _mean_loss(
   parts: StepParts, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
-) -> tuple[jax.Array, tuple[Contrast, _Computed]]:
+) -> tuple[jax.Array, tuple[ContrastResult, _Computed]]:
   """Mean loss over the data axis; each data index has its own draw."""
   # `group.frozen`, features of the images, is split over `data`; the argument `frozen`
   # is equal on all devices.
@@ -338,7 +338,7 @@ def _mean_loss(
 
 def _device_contrast(
   parts: StepParts, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
-) -> tuple[Contrast, _Computed]:
+) -> tuple[ContrastResult, _Computed]:
   """Mean contrast over all devices, and the class features that this device computed.
 
   Runs inside the `shard_map`.
@@ -352,7 +352,8 @@ def _device_contrast(
     own_bank = banks.Bank(bank, settings.n_classes, sharded=True)
     frozen = frozen._replace(sampling=frozen.sampling._replace(bank=own_bank))
   seen = learner.see(params, frozen, group.images, group.labels, group.frozen)
-  # Number of the group in the batch; the key of the draw is derived from it.
+  # Number of the group in the batch. The key of the draw is derived from it, the seed
+  # and the step alone, so a resumed run draws the same classes.
   number = jax.lax.axis_index(DATA) * parts.accumulate + group.micro
   key = without_replacement.draw_key(
     jax.random.wrap_key_data(group.seed_key), group.step, number
@@ -419,7 +420,7 @@ def _contrast(
   seen: Seen,
   drawn: samplers.Negatives,
   text: TextFeatures,
-) -> Contrast:
+) -> ContrastResult:
   """The contrast of a group's images with its draw, gathered over the class axis.
 
   `text` holds the features of the classes that this device was dealt.
@@ -450,7 +451,7 @@ def _contrast(
     for name, term in learner.terms.items()
   }
   loss = sum(terms.values(), contrast.loss)
-  return Contrast(loss, contrast.accuracy, terms)
+  return ContrastResult(loss, contrast.accuracy, terms)
 
 
 def _available_rows(

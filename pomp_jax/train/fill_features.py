@@ -19,8 +19,8 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.config.fields import Clip, Data
+from pomp_jax.data.skipped_images import SkippedImages, name_of
 from pomp_jax.data.source import Source, StoredImages
-from pomp_jax.data.unreadable import SkippedImages, name_of
 from pomp_jax.data.views import DecodedPart, Part, views
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening

@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 import jax
 
 from pomp_jax import hosts
-from pomp_jax.data.unreadable import SkippedImages
+from pomp_jax.data.skipped_images import SkippedImages
 from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.metrics_log import Tracker

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pomp_jax.config.fields import Data, Log
+from pomp_jax.data.skipped_images import name_of
 from pomp_jax.data.source import Source
-from pomp_jax.data.unreadable import name_of
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.ranking import evaluate

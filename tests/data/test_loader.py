@@ -19,8 +19,8 @@ import pytest
 from pomp_jax import hosts
 from pomp_jax.data import loader as module
 from pomp_jax.data.loader import Loader, Readers, Shard, _close_together, choose_readers
+from pomp_jax.data.skipped_images import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
-from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.data.views import Augmentation, views
 from tests.support.pictures import encode, natural_image
 

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from pomp_jax import hosts
-from pomp_jax.data.unreadable import SkippedImages
+from pomp_jax.data.skipped_images import SkippedImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import ranking
 from pomp_jax.evaluate.image_batches import image_batches

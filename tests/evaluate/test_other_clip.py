@@ -10,7 +10,7 @@ from pomp_jax.clip.text import token_table
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import Classifier, other_clip
-from pomp_jax.evaluate.prompt_features import features_under
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.files.prompt_file import UNKNOWN_CLIP, Prompt, load_prompt, save_prompt
 from pomp_jax.world import source
 from tests.support.clips import words_as_prompt

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from pomp_jax.data.skipped_images import CorruptDataError, SkippedImages
 from pomp_jax.data.source import FeatureSource, Files, StoredImages
-from pomp_jax.data.unreadable import CorruptDataError, SkippedImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.image_batches import image_batches
 from pomp_jax.evaluate.metrics import EvaluationError, Tally

@@ -11,8 +11,8 @@ from PIL import Image
 import pytest
 
 from pomp_jax.data.images import PREPROCESSING_VERSION
+from pomp_jax.data.skipped_images import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
-from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import images_key as images_key_module
 from pomp_jax.evaluate import split_features as module

@@ -12,9 +12,9 @@ import torch
 from pomp_jax.prompt.loss import (
   CORRECTIONS,
   ContrastSettings,
+  correction_margin,
   kept_with_margin,
   local_contrast,
-  margin,
 )
 from pomp_jax.prompt.sampling.samplers import Negatives
 from tests.support.checks import assert_close
@@ -138,7 +138,7 @@ def test_the_margin_is_the_log_of_all_negatives_for_each_that_is_kept(
 ):
   expected = [0.0, factor * math.log(11 / 1), factor * math.log(11 / 5)]
   n_kept = jax.numpy.array([0, 1, 5])
-  assert_close(margin(n_kept, N_CLASSES, correction), np.array(expected))
+  assert_close(correction_margin(n_kept, N_CLASSES, correction), np.array(expected))
 
 
 @pytest.mark.parametrize("correction", ["log", "none"])

@@ -9,7 +9,7 @@ from pomp_jax.rooms.data_sets.archives import open_input
 from pomp_jax.rooms.data_sets.coop import open_coop
 from pomp_jax.rooms.data_sets.feature_folder import read_header
 from pomp_jax.rooms.data_sets.own_sets import read_sets_file
-from pomp_jax.rooms.interchange.class_features import (
+from pomp_jax.rooms.interchange.class_feature_files import (
   load_categories,
   read_class_features,
 )

@@ -22,7 +22,7 @@ from pomp_jax import main
 from pomp_jax.clip.load import Clip
 from pomp_jax.config import SOURCES, Config
 from pomp_jax.data.loader import Loader
-from pomp_jax.data.unreadable import SkippedImages
+from pomp_jax.data.skipped_images import SkippedImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import evaluate, export, opening, predict, sets_to_evaluate
 from pomp_jax.evaluate.classifier import Classifier

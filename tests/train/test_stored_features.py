@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.data.unreadable import CorruptDataError
+from pomp_jax.data.skipped_images import CorruptDataError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
 from pomp_jax.files import features as store

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.skipped_images import CorruptDataError
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.evaluate import image_splits, opening, predict
 from pomp_jax.evaluate.ranking import evaluate
 from pomp_jax.files.prompt_file import load_prompt

@@ -68,8 +68,10 @@ class SamplingSettings:
 
   @property
   def is_plain(self) -> bool:
-    """Whether the draw is the published uniform one, which `margin` in `loss.py`
-    corrects."""
+    """Whether the draw is the published uniform one.
+
+    `correction_margin` in `loss.py` corrects it.
+    """
     row = SAMPLERS[self.name]
     is_uniform = row.propose is None and row.draw is None
     return is_uniform and self.exclude == "none" and not self.batch_positives
@@ -184,7 +186,8 @@ class Negatives(NamedTuple):
   available: Bool[Array, " S"] | None = None
   # Log importance weights -log pi_c, with pi_c the probability that the draw holds c;
   # [B,S] if each image has its own draw, with -inf for the classes of other images'
-  # draws. None after the plain uniform draw, which `margin` in `loss.py` corrects.
+  # draws. None after the plain uniform draw, which `correction_margin` in `loss.py`
+  # corrects.
   log_weights: Float[Array, " S"] | Float[Array, "B S"] | None = None
   # Log importance weight of each image's own class, drawn or not. None if there are no
   # `log_weights`, and also if the sampler chose the classes instead of drawing them: the
@@ -250,6 +253,8 @@ def draw_negatives(
   arrays: SamplingArrays,
 ) -> Negatives:
   """Draws the negatives of one group: K-1 classes, or all N when K = N.
+
+  The classes are distinct. Under the sampler `uniform` every subset is equally likely.
 
   Args:
     key: key of the draw, see `without_replacement.draw_key`.

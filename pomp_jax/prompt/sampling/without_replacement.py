@@ -95,10 +95,11 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
     order = jnp.argsort(ids, stable=True)
     ordered = ids[order]
     equals_previous = ordered[1:] == ordered[:-1]
-    repeats = jnp.concatenate([jnp.zeros(1, bool), equals_previous])
+    is_repeat_ordered = jnp.concatenate([jnp.zeros(1, bool), equals_previous])
     # Two more sorts restore the order of drawing and move new ids to the front. A
     # scatter would do both in one operation, but TPUs run scatters as a loop.
-    is_repeat = repeats[jnp.argsort(order)]
+    place_in_order = jnp.argsort(order)  # the inverse permutation
+    is_repeat = is_repeat_ordered[place_in_order]
     first_new = jnp.argsort(is_repeat, stable=True)[:size]
     return _Draws(key, ids[first_new], (~is_repeat).sum())
 
@@ -197,11 +198,18 @@ def _whole_turns(length_N: Array) -> Array:
   """Distributes the rounding error, so that the lengths add up to 0 modulo 1.
 
   A class with a length near 0 or 1 keeps its length, so no length leaves [0, 1].
+
+  Args:
+    length_N: lengths in units of 2^-32, uint32.
   """
   is_free_N = (length_N > _NEAR * _ONE) & (length_N < (1.0 - _NEAR) * _ONE)
-  error = (jnp.uint32(0) - jnp.sum(length_N, dtype=jnp.uint32)).astype(jnp.int32)
+  # Units by which the sum is short of a whole number, modulo 2^32; as a signed integer
+  # they are the shorter way there, below 0 if the sum is just above the number.
+  sum_of_lengths = jnp.sum(length_N, dtype=jnp.uint32)
+  missing = (jnp.uint32(0) - sum_of_lengths).astype(jnp.int32)
   n_free = jnp.maximum(is_free_N.sum(), 1).astype(jnp.int32)
-  share, rest = jnp.divmod(error, n_free)
+  share, rest = jnp.divmod(missing, n_free)
   # The first `rest` of the free classes take one unit more.
-  share_N = share + (jnp.cumsum(is_free_N) <= rest)
-  return length_N + jnp.where(is_free_N, share_N, 0).astype(jnp.uint32)
+  one_more_N = (jnp.cumsum(is_free_N) <= rest).astype(jnp.int32)
+  change_N = jnp.where(is_free_N, share + one_more_N, 0)
+  return length_N + change_N.astype(jnp.uint32)

@@ -16,10 +16,10 @@ from pomp_jax import hosts
 from pomp_jax.clip.text import token_table
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.evaluate import check_prompts
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import NamedPrompt, read_prompts
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.sets_to_evaluate import open_everywhere, sets_to_evaluate
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features

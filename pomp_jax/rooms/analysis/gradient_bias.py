@@ -19,8 +19,8 @@ import numpy as np
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.config.errors import require
 from pomp_jax.config.fields import Clip, Data
+from pomp_jax.data.skipped_images import SkippedImages
 from pomp_jax.data.source import FeatureSource, readable_images
-from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import prompt_of_checkpoint

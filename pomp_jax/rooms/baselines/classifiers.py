@@ -16,9 +16,9 @@ from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.evaluate.named_prompts import ENSEMBLE, HAND_WRITTEN
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.atomic import replacing

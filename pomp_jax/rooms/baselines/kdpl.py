@@ -27,11 +27,16 @@ from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.named_prompts import read_prompt
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.learner import ClassFeatures, ContextLearner, Frozen, Seen
-from pomp_jax.prompt.loss import Contrast, ContrastSettings, kept_with_margin, normalize
+from pomp_jax.prompt.loss import (
+  ContrastResult,
+  ContrastSettings,
+  kept_with_margin,
+  normalize,
+)
 from pomp_jax.prompt.mesh import CLASS
 from pomp_jax.prompt.sampling.samplers import (
   Negatives,
@@ -108,7 +113,7 @@ class KDPLLearner(ContextLearner):
     seen: Seen,
     classes: ClassFeatures,
     negatives: Negatives,
-  ) -> Contrast:
+  ) -> ContrastResult:
     """Compares the student's probabilities with the teacher's, see `distillation`.
 
     Args:
@@ -164,7 +169,7 @@ def distillation(
   others_SxE: Float[Array, "S E"],
   labels_B: Int32[Array, " B"],
   negatives: Negatives,
-) -> Contrast:
+) -> ContrastResult:
   """Computes the symmetric divergence (KL(p || q) + KL(q || p)) / 2, in nats.
 
   p are the teacher's probabilities and q the student's, both with the student's logit
@@ -214,7 +219,7 @@ def distillation(
   candidates_BxC = jnp.where(has_class_BxC, student_BxC, -jnp.inf)
   best_B = jnp.argmax(candidates_BxC, axis=1)
   is_right_B = best_B == jnp.arange(len(labels_B))
-  return Contrast(jnp.mean(divergence_B), jnp.mean(is_right_B))
+  return ContrastResult(jnp.mean(divergence_B), jnp.mean(is_right_B))
 
 
 def _cosines(images_BxF: jax.Array, classes_CxF: jax.Array) -> Float[Array, "B C"]:

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.config.fields import Data
+from pomp_jax.data.skipped_images import SkippedImages
 from pomp_jax.data.source import Source
-from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.encoder import Encoder, fetched, map_rows
 from pomp_jax.evaluate.image_batches import image_batches
 from pomp_jax.evaluate.metrics import Accuracy, accuracy_of_ranks, ranks

@@ -29,13 +29,13 @@ from pomp_jax.config import SOURCES
 from pomp_jax.config.fields import Data
 from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data.loader import Fetch
+from pomp_jax.data.skipped_images import SkippedImages
 from pomp_jax.data.source import Source, StoredImages
-from pomp_jax.data.unreadable import SkippedImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.metrics import ranks
 from pomp_jax.evaluate.named_prompts import HAND_WRITTEN
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.rooms.baselines import classifiers

@@ -25,6 +25,7 @@ from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.source import FeatureSource
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.metrics import check_finite, wilson_interval
 from pomp_jax.evaluate.named_prompts import (
   NamedPrompt,
@@ -32,7 +33,6 @@ from pomp_jax.evaluate.named_prompts import (
   read_prompt,
   texts_of,
 )
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.calibration import SETS, Calibration, Sets, classes_digest
 from pomp_jax.files.prompt_file import Prompt, Sentences, save_prompt

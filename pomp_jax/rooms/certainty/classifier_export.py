@@ -32,6 +32,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.calibrated import scale_of
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.classifier import open_prompt, pictures_upright
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import (
@@ -40,7 +41,6 @@ from pomp_jax.evaluate.named_prompts import (
   check_prompt,
   describe,
 )
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.files.atomic import replacing, write_file
 from pomp_jax.files.paths import Path, local_copy
 from pomp_jax.files.pieces import fingerprint

@@ -20,10 +20,10 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.data.class_lists import check_names, load_class_list
 from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.classifier import open_prompt
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.files.prompt_file import recorded_classes
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.report.report import write_csv

@@ -4,7 +4,7 @@ from pomp_jax.config.fields import Evaluate
 from pomp_jax.evaluate.sets_to_evaluate import EvaluationSet, OfSplit
 from pomp_jax.rooms.data_sets import own_sets
 from pomp_jax.rooms.data_sets.fields import Sets
-from pomp_jax.rooms.data_sets.named_sets import named_sets
+from pomp_jax.rooms.data_sets.published_sets import published_sets
 
 
 def sets_to_evaluate(
@@ -24,8 +24,8 @@ def sets_to_evaluate(
     SourceError: the file of sets is unusable.
   """
   fields = evaluate.of(Sets)
-  published = named_sets(evaluate, source, of_split)
-  users = own_sets.evaluation_sets(fields.sets_file, fields.own_sets)
+  published = published_sets(evaluate, source, of_split)
+  users = own_sets.sets_of_user(fields.sets_file, fields.own_sets)
   return [*published, *users]
 
 

@@ -24,7 +24,7 @@ from pomp_jax.evaluate.sets_to_evaluate import EvaluationSet
 from pomp_jax.files.paths import join, read_text, to_path
 from pomp_jax.files.terminal import printable
 from pomp_jax.report.evaluation_report import OWN
-from pomp_jax.rooms.data_sets.named_sets import of_classes, open_test_set
+from pomp_jax.rooms.data_sets.published_sets import of_classes, open_test_set
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ _LISTS = ("names", "base", "novel", "synsets", "templates")
 _KEYS = (*_TEXTS, "templates")
 
 
-def evaluation_sets(sets_file: str, own_sets: Sequence[Any]) -> list[EvaluationSet]:
+def sets_of_user(sets_file: str, own_sets: Sequence[Any]) -> list[EvaluationSet]:
   """Returns the sets of `sets_file`, unless it is empty, and those of `own_sets`.
 
   Raises:

@@ -181,7 +181,7 @@ def push(export: Export, prompt: Prompt, folder: Path) -> str:
 
   Args:
     export: settings of the export, with the repository and the licence.
-    prompt: prompt of `export.prompt`.
+    prompt: content of the file or run that `export.prompt` names.
     folder: folder that gets a copy of prompt and card before the upload.
 
   Raises:

@@ -18,6 +18,7 @@ from pomp_jax.config.errors import require
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import named_prompts
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.named_prompts import (
   ENSEMBLE,
   HAND_WRITTEN,
@@ -25,7 +26,6 @@ from pomp_jax.evaluate.named_prompts import (
   NamedPrompt,
   OtherPrompt,
 )
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.prompt_file import ClassFeatures, is_hub, is_prompt_file
 from pomp_jax.rooms.mixtures.descriptions import Waffle, is_waffle, read_descriptions

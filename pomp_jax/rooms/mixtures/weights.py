@@ -15,9 +15,9 @@ from pomp_jax.config.errors import ConfigError
 from pomp_jax.config.fields import Clip, Data, Eval
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.images_key import images_key
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_lengths, check_prompt
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.report.labels import counted

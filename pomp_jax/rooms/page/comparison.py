@@ -19,9 +19,9 @@ from pomp_jax.data.images import prepare
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import named_prompts
 from pomp_jax.evaluate.calibrated import Scale, scale_of
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import NamedPrompt, describe
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.files.paths import without_folders
 from pomp_jax.files.pieces import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError

@@ -11,8 +11,8 @@ import numpy as np
 
 from pomp_jax.data.class_lists import ClassList, load_templates
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.named_prompts import NamedPrompt, describe
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.files.prompt_file import ClassFeatures
 
 

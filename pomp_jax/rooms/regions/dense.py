@@ -558,15 +558,16 @@ def _neighbours(
   rows: Int[Array, " H_and_margins"],
   columns: Int[Array, " W_and_margins"],
 ) -> Iterator[Float[Array, "*X H W"]]:
-  """Yields Q maps; each holds, at every pixel, the value of one of its neighbours.
+  """Yields a map for each neighbour: at every pixel, the value of this neighbour.
 
-  The maps are slices of one enlarged array, whose margin repeats the border.
+  There are eight neighbours at each of the distances `_DILATIONS`. The maps are slices
+  of one enlarged array, whose margin repeats the border.
 
   Args:
     maps: values of each pixel.
-    rows: row of `maps` for each row of the enlarged array; the margin is as wide as the
-      longest dilation.
-    columns: column of `maps` for each column of the enlarged array.
+    rows: index of a row of `maps` for each row of the enlarged array; the margin is as
+      wide as the longest dilation.
+    columns: index of a column of `maps` for each column of the enlarged array.
   """
   margin = max(_DILATIONS)
   *_, height, width = maps.shape

@@ -123,11 +123,11 @@ def detections_of(
   masks_D = None
   if regions.masks is not None:
     # Encode each region once, though it may be detected as several classes.
-    distinct, number_D = np.unique(selected.regions, return_inverse=True)
+    distinct, index_in_distinct_D = np.unique(selected.regions, return_inverse=True)
     height, width = sides
     masks = hard_masks(regions.masks[distinct], height, width, mask_threshold)
     rles = [run_lengths_of(mask_HxW) for mask_HxW in masks]
-    masks_D = [rles[number] for number in number_D]
+    masks_D = [rles[index] for index in index_in_distinct_D]
   return Detections(
     boxes=regions.boxes[selected.regions],
     scores=selected.scores.astype(np.float32),
@@ -143,8 +143,8 @@ def result_rows(
 
   Args:
     image_id: id of the image.
-    category_ids: id of each class's category; detections of a class with -1 are
-      dropped.
+    category_ids: id of each class's category, or -1 for a class that is no category,
+      whose detections are dropped.
     detections: detections of the image.
 
   Returns:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.config.fields import Contrast
 from pomp_jax.prompt.learner import ClassFeatures, Frozen, Seen, Term
-from pomp_jax.prompt.loss import ContrastSettings, margin, normalize
+from pomp_jax.prompt.loss import ContrastSettings, correction_margin, normalize
 from pomp_jax.prompt.sampling.samplers import Negatives
 from pomp_jax.rooms.regularisation.fields import Consistency
 
@@ -185,7 +185,7 @@ def _log_weights(
     # After the plain uniform draw, each of the n_i classes in the sum has the weight
     # (N - 1) / n_i.
     n_in_sum_B = jnp.sum(is_in_sum_BxS, axis=-1, dtype=jnp.int32)
-    log_weights_BxS = margin(n_in_sum_B, n_classes, "log")[:, None]
+    log_weights_BxS = correction_margin(n_in_sum_B, n_classes, "log")[:, None]
   elif log_weights.ndim == 1:
     log_weights_BxS = log_weights[None, :]
   else:

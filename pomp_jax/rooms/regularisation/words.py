@@ -23,6 +23,7 @@ from pomp_jax.config.fields import BEST
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder, unit_rows
 from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.named_prompts import (
   ENSEMBLE,
   HAND_WRITTEN,
@@ -31,7 +32,6 @@ from pomp_jax.evaluate.named_prompts import (
   describe,
   read_prompts,
 )
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.ranking import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.paths import exists

@@ -14,9 +14,9 @@ from pomp_jax import hosts
 from pomp_jax.data.source import LabelledSet, StoredImages
 from pomp_jax.data.subsets import even_sample
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.class_features import classifier_under
 from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.named_prompts import AnyPrompt, describe
-from pomp_jax.evaluate.prompt_features import classifier_under
 from pomp_jax.evaluate.ranking import tally
 from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint

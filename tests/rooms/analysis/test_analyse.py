@@ -13,7 +13,7 @@ from pomp_jax.evaluate import evaluate, opening
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.analysis import analyse
-from pomp_jax.rooms.interchange.class_features import write_detic
+from pomp_jax.rooms.interchange.class_feature_files import write_detic
 from tests.support.data_files import write_folder
 from tests.support.report_page import Page
 from tests.support.small_run import changed, run_job, settings, small_config

@@ -11,8 +11,8 @@ from PIL import Image
 import pytest
 
 from pomp_jax.config import ConfigError, unpack, validate
+from pomp_jax.data.skipped_images import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
-from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.data.views import Augmentation, draw_view, make_view
 from pomp_jax.evaluate import named_prompts, opening
 from pomp_jax.evaluate.metrics import wilson_interval

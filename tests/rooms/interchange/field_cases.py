@@ -6,7 +6,7 @@ import json
 import pathlib
 
 from pomp_jax.config import Config
-from pomp_jax.rooms.interchange import class_features, prompt_hub
+from pomp_jax.rooms.interchange import class_feature_files, prompt_hub
 from tests.support.field_cases import EXPORTED, NAMES
 from tests.support.recorded_calls import Calls, Case, Recorded, clip_case
 from tests.support.recorded_runs import export_prompt
@@ -25,9 +25,9 @@ UPLOADED = EXPORTED | {
 
 def export_elsewhere(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The job export, with class features or up to its upload."""
-  calls.note(class_features, "category_features")
-  calls.note(class_features, "check_prompt")
-  calls.note(class_features, "pictures_upright")
+  calls.note(class_feature_files, "category_features")
+  calls.note(class_feature_files, "check_prompt")
+  calls.note(class_feature_files, "pictures_upright")
   calls.note(prompt_hub, "results_of")
   calls.note(prompt_hub, "check_upload", lambda *args: None)
   calls.note(prompt_hub, "push_prompt", Recorded)

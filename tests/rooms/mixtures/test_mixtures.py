@@ -15,9 +15,9 @@ import torch
 from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import ClassList, VocabularyError
 from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.classifier import Classifier, open_prompt
 from pomp_jax.evaluate.named_prompts import describe, of_one_list, read_prompts
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.sets_to_evaluate import sets_to_evaluate
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.prompt_file import PromptFileError, save_prompt

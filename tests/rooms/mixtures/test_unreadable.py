@@ -2,7 +2,7 @@
 
 import pytest
 
-from pomp_jax.data.unreadable import CorruptDataError
+from pomp_jax.data.skipped_images import CorruptDataError
 from pomp_jax.evaluate import opening
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.rooms.mixtures.weights import Weights

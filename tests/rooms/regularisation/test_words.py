@@ -15,9 +15,9 @@ from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Prompt as PromptFields
 from pomp_jax.data.class_lists import ClassList, load_templates
 from pomp_jax.evaluate import Classifier, opening
+from pomp_jax.evaluate.class_features import features_under
 from pomp_jax.evaluate.metrics import paired_difference_over_classes
 from pomp_jax.evaluate.named_prompts import read_prompts
-from pomp_jax.evaluate.prompt_features import features_under
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder

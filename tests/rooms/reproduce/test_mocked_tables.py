@@ -10,7 +10,7 @@ import scipy.stats
 from pomp_jax.config import unpack
 from pomp_jax.config.command_line import load_config
 from pomp_jax.data.class_lists import FOUR, TEN, load_class_list
-from pomp_jax.evaluate import named_prompts, prompt_features
+from pomp_jax.evaluate import class_features, named_prompts
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.main import main
@@ -197,7 +197,7 @@ def test_a_clip_of_true_size_fails_at_the_controls(two_sets, tmp_path, capsys):
 
 def patch_texts(monkeypatch, texts_of):
   """Replaces the texts of hand-written prompts, for features and for their lengths."""
-  for module in (named_prompts, prompt_features):
+  for module in (class_features, named_prompts):
     monkeypatch.setattr(module, "texts_of", texts_of)
 
 

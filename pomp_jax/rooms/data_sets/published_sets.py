@@ -21,7 +21,7 @@ from pomp_jax.rooms.data_sets.fields import Sets
 from pomp_jax.rooms.data_sets.suites import GROUP_OF, NO_SUITE, SUITES
 
 
-def named_sets(
+def published_sets(
   evaluate: Evaluate, source: str, of_split: OfSplit
 ) -> list[EvaluationSet]:
   """Returns the sets that `evaluate.sets` or the suite names.

@@ -22,9 +22,9 @@ from pomp_jax.data import class_lists
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import RunError
 from pomp_jax.evaluate import opening
+from pomp_jax.evaluate.class_features import class_features
 from pomp_jax.evaluate.classifier import open_prompt, pictures_upright
 from pomp_jax.evaluate.named_prompts import AnyPrompt, NamedPrompt, check_prompt
-from pomp_jax.evaluate.prompt_features import class_features
 from pomp_jax.files.atomic import replacing, write_file
 from pomp_jax.files.paths import Path, is_file, local_copy, read_user_json, to_path
 from pomp_jax.files.prompt_file import (

@@ -11,7 +11,7 @@ import torch
 from pomp_jax.data.class_lists import Category, VocabularyError
 from pomp_jax.evaluate import opening
 from pomp_jax.files.prompt_file import PromptFileError
-from pomp_jax.rooms.interchange import class_features
+from pomp_jax.rooms.interchange import class_feature_files
 from tests.files.test_pieces import check_flipped_bits
 from tests.support.prompt_files import refusal
 from tests.support.small_run import small_config
@@ -27,7 +27,7 @@ NAN, ZERO = (
 def test_open_clip_gets_columns(tmp_path, suffix):
   """open_clip: 100 * image_features @ classifier, with torch."""
   path = tmp_path / f"a{suffix}"
-  class_features.write_open_clip(
+  class_feature_files.write_open_clip(
     path, FEATURES, ["a", "b", "ç", "d", "e"], "org/clip\udcff"
   )
   if suffix == ".npy":
@@ -46,13 +46,13 @@ def test_open_clip_gets_columns(tmp_path, suffix):
 @pytest.mark.parametrize(
   ("write", "features", "part"),
   [
-    (class_features.write_open_clip, NAN, "not finite"),
-    (class_features.write_detic, ZERO, "class 2 are all zero"),
-    (class_features.write_detic, 1e6 * FEATURES, "not finite"),  # in float16
+    (class_feature_files.write_open_clip, NAN, "not finite"),
+    (class_feature_files.write_detic, ZERO, "class 2 are all zero"),
+    (class_feature_files.write_detic, 1e6 * FEATURES, "not finite"),  # in float16
   ],
 )
 def test_bad_features_are_not_written(tmp_path, write, features, part):
-  with pytest.raises(class_features.ClassFeatureError, match=part):
+  with pytest.raises(class_feature_files.ClassFeatureError, match=part):
     write(tmp_path / "a.npy", features)
   assert not list(tmp_path.iterdir())
 
@@ -70,7 +70,7 @@ def test_the_check_reads_no_image_tower_that_is_off(monkeypatch, image_tower):
   fields = {"job": "export", "export.format": "open_clip", "export.names": "eurosat"}
   fields |= {"export.prompt": "a {}.", "clip.image_tower": image_tower}
   config = small_config(**fields)
-  class_features.check(config.export, config.clip)
+  class_feature_files.check(config.export, config.clip)
   assert asked == [image_tower]
 
 
@@ -79,7 +79,7 @@ def test_rows_of_any_length_are_read_as_unit_rows(tmp_path, dtype):
   """As the published files are: float16, of the length that the tower gives."""
   lengths = np.array([[7.0], [0.3], [1.0], [11.0], [90.0]])
   np.save(tmp_path / "a.npy", (lengths * FEATURES).astype(dtype))
-  found = class_features.read_class_features(tmp_path / "a.npy").features
+  found = class_feature_files.read_class_features(tmp_path / "a.npy").features
   assert found.dtype == np.float32
   np.testing.assert_allclose(
     np.linalg.norm(found.astype(np.float64), axis=1), 1, atol=1e-6
@@ -112,7 +112,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, content, part):
   elif content is not None:
     np.save(tmp_path / "a.npy", content, allow_pickle=True)
   assert part in refusal(
-    tmp_path / "a.npy", class_features.read_class_features, PromptFileError
+    tmp_path / "a.npy", class_feature_files.read_class_features, PromptFileError
   )
 
 
@@ -135,7 +135,7 @@ def test_categories_of_lvis(tmp_path):
     {"id": 3, "name": "bull", "synonyms": ["horned_cow", "horned cow"]},
     {"id": 4, "name": " traffic  light "},  # of COCO, which has no synonyms
   ]
-  assert class_features.load_categories(write_rows(tmp_path / "a.json", rows)) == (
+  assert class_feature_files.load_categories(write_rows(tmp_path / "a.json", rows)) == (
     Category("bow (decorative ribbons)", ("knot",)),
     Category("bow (weapon)"),
     Category("bull", ("horned cow",)),
@@ -170,20 +170,20 @@ def test_bad_categories_are_refused_by_field(tmp_path, content, part):
     write_rows(path, content)
   elif content is not None:
     path.write_bytes(content)
-  assert part in refusal(path, class_features.load_categories, VocabularyError)
+  assert part in refusal(path, class_feature_files.load_categories, VocabularyError)
 
 
 def test_which_files_are_annotations(tmp_path):
-  assert not class_features.is_annotation_file(tmp_path / "none")
-  assert class_features.is_annotation_file(tmp_path / "none.JSON")
+  assert not class_feature_files.is_annotation_file(tmp_path / "none")
+  assert class_feature_files.is_annotation_file(tmp_path / "none.JSON")
   for content, expected in (("dog\n{}\n", False), (' \n{"categories": []}', True)):
     (tmp_path / "names.txt").write_text(content)
-    assert class_features.is_annotation_file(tmp_path / "names.txt") == expected
+    assert class_feature_files.is_annotation_file(tmp_path / "names.txt") == expected
 
 
 def test_no_flipped_bit_becomes_another_figure(tmp_path):
   path = tmp_path / "a.npy"
-  class_features.write_detic(path, np.random.default_rng(0).normal(size=(3, 4)))
+  class_feature_files.write_detic(path, np.random.default_rng(0).normal(size=(3, 4)))
   check_flipped_bits(
-    path, lambda: class_features.read_class_features(path).features.tolist()
+    path, lambda: class_feature_files.read_class_features(path).features.tolist()
   )
