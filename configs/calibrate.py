@@ -6,10 +6,13 @@ apart:
   python -m pomp_jax.main --config=configs/calibrate.py:prompt=runs/demo,test=base,unknown=novel \
     --workdir=runs/demo_calibrated
 
-On own pictures, with the data that the run was trained on:
+On own pictures, with the CLIP and the data that the run was trained on:
 
   python -m pomp_jax.main --config=configs/calibrate.py:prompt=runs/own,test=test \
-    --workdir=runs/own_calibrated --config.data.source=folder --config.data.root=PICTURES
+    --workdir=runs/own_calibrated --config.data.source=folder --config.data.root=PICTURES \
+    --config.clip.model=openai/clip-vit-base-patch16 --config.data.upright
+
+There have to be 40 validation images or more.
 
 Variants are strings behind the colon, separated by commas: the fields of `calibrate`.
 """

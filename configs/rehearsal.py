@@ -26,7 +26,7 @@ recolours images, and a class of the world is named by its colours. Of 400 class
 `--config.data.augment=none`:
 
   python -m pomp_jax.main --config=configs/rehearsal.py:train,classes=400 --workdir=runs/none \
-    --config.data.features=online --config.data.view_epochs=0 --config.data.augment=recipe \
+    --config.data.features=online --config.data.view_epochs=0 --config.data.augment=none \
     --config.optim.lr=0.05 --config.optim.warmup=0
 
 The phases by hand; with two processes, each command goes through launch/local.sh:

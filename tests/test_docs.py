@@ -49,7 +49,7 @@ def anchors(path):
   }
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "docs/start/pomp.ipynb"])
 def test_links_lead_somewhere(page):
   for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
     if not link.startswith(("http:", "https:")):

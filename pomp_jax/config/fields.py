@@ -134,7 +134,7 @@ class Data(Group):
     "of a folder's test and validation pictures, those that equal one of an earlier split",
     one_of("drop", "keep"),
   )
-  cache: str = row("", "cache folder for the labels of TFDS sets; empty: none")
+  cache: str = row("", "cache folder for the labels of tfds and regions; empty: none")
   images_per_class: int = row(
     16, "training images per class, of generated data", at_least(1)
   )
